@@ -1,0 +1,40 @@
+# Two commands: `make run` starts the service on this machine, `make test` checks everything.
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: run test format lock bench
+
+run: $(VENV)/installed
+	@$(VENV)/bin/python app.py
+
+test: $(VENV)/installed-dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest
+
+format: $(VENV)/installed-dev
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+lock: $(VENV)/installed-dev
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header \
+		pyproject.toml --output-file requirements.txt
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header \
+		pyproject.toml --group dev --constraint requirements.txt --output-file requirements-dev.txt
+
+bench: $(VENV)/installed-dev
+	$(VENV)/bin/python -m bench.sessions
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, and none is on the PATH." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.txt | $(VENV)/bin/python
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt | $(VENV)/bin/python
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	@touch $@

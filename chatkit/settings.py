@@ -1,0 +1,292 @@
+"""The environment, read once, as one frozen object. Nothing else looks at the environment.
+
+A value comes from the process's environment, else from the file ``.env`` beside ``app.py``. A variable that is set but
+blank counts as not set, so that a copied ``.env.example`` is valid as it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, validates_schema
+
+PROJECT = Path(__file__).resolve().parent.parent
+INSTANCE = PROJECT / "instance"
+MAX_SESSION_TTL = 600  # seconds; OpenAI's upper bound and its default
+
+
+class SettingsError(Exception):
+    """One or more settings are wrong. The message names each variable and says what to do, and holds no value."""
+
+
+class Backend(StrEnum):
+    """Who mints the sessions."""
+
+    HOSTED = "hosted"
+    SELFHOSTED = "selfhosted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings. ``None`` means: not set, so leave it to whoever has a default."""
+
+    environment: Literal["development", "production"]
+    backend: Backend
+    openai_api_key: str | None = field(repr=False)
+    workflow_id: str | None = field(repr=False)
+    workflow_version: str | None
+    api_base: str
+    session_ttl: int | None
+    max_requests_per_minute: int | None
+    file_upload: bool | None
+    file_upload_max_files: int | None
+    file_upload_max_mb: int | None
+    history: bool | None
+    history_recent_threads: int | None
+    allowed_origins: tuple[re.Pattern[str], ...]
+    database_url: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    proxy_hops: int
+    log_level: str
+    port: int
+    workers: int
+    threads: int
+    notices: tuple[str, ...]
+    """Sentences for whoever reads the log at start-up: what is legal and most likely not meant."""
+
+    @property
+    def development(self) -> bool:
+        """Whether this process serves one developer on their own machine."""
+        return self.environment == "development"
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str], dotenv: Mapping[str, str | None] | None = None) -> Settings:
+        """Read the settings from ``environ``, and what it does not have from ``dotenv``.
+
+        Raises:
+            SettingsError: naming every variable that is wrong, not only the first.
+        """
+        merged = {**(dotenv or {}), **environ}
+        given = {name: value.strip() for name, value in merged.items() if value and value.strip()}
+        try:
+            loaded = _SettingsSchema().load(given)
+        except ValidationError as error:
+            raise SettingsError(_in_words(error)) from None
+        return _complete(loaded, notices=_notices(given, environ, dotenv or {}))
+
+
+@functools.cache
+def load() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        SettingsError: as ``Settings.load``.
+    """
+    return Settings.load(os.environ, dotenv_values(PROJECT / ".env"))
+
+
+def _origin_pattern(text: str) -> re.Pattern[str]:
+    """One entry of ``CHATKIT_ALLOWED_ORIGINS``: an exact origin, or one with ``*`` for a part of a host's label.
+
+    An asterisk stands for letters, digits and hyphens, never for a dot, and not in the last two labels: what is left is
+    a name that its owner controls.
+    """
+    text = text.strip().rstrip("/").lower()
+    if text == "*":
+        raise ValidationError("'*' would let every website mint sessions at your expense; list the origins of your frontend.")
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        raise ValidationError(f"{text!r} is not an origin.") from None
+    host = url.hostname or ""
+    if url.scheme not in ("http", "https") or not host or url.netloc.startswith("*:") or text != f"{url.scheme}://{url.netloc}":
+        raise ValidationError(f"{text!r} is not an origin: write scheme, host and port only, as in https://app.example.com.")
+    if "@" in url.netloc or not re.fullmatch(r"[a-z0-9.*-]+|[0-9a-f:.]+", host):
+        raise ValidationError(f"{text!r} is not an origin a browser sends: plain ASCII host names only (xn--… for others).")
+    if "*" in ".".join(host.split(".")[-2:]):
+        raise ValidationError(f"{text!r} is too wide: '*' may not stand in the last two parts of the host name.")
+    bracketed = f"[{host}]" if ":" in host else host
+    default_port = {"http": 80, "https": 443}[url.scheme]
+    origin = f"{url.scheme}://{bracketed}" + (f":{port}" if port not in (None, default_port) else "")
+    return re.compile(re.escape(origin).replace(r"\*", "[a-z0-9-]+") + r"\Z")
+
+
+class _Origins(fields.Field[tuple[re.Pattern[str], ...]]):
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[re.Pattern[str], ...]:
+        return tuple(_origin_pattern(part) for part in value.split(",") if part.strip())
+
+
+class _ApiBase(fields.String):
+    """An ``https://`` address; ``http://`` only to this machine, because the API key travels over it."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        base = str(value).rstrip("/")
+        try:
+            url = urlsplit(base)
+            host, _port = url.hostname, url.port
+        except ValueError:
+            host = None
+        if not host or url.scheme not in ("http", "https") or url.query or url.fragment or "@" in url.netloc:
+            raise ValidationError("must be an address such as https://api.openai.com.")
+        if url.scheme == "http" and host not in ("localhost", "127.0.0.1", "::1"):
+            raise ValidationError("must begin with https://, because the API key is sent there.")
+        if base.endswith("/v1"):
+            raise ValidationError("must not end in /v1: the service adds /v1/chatkit/sessions itself.")
+        return base
+
+
+class _DatabaseUrl(fields.String):
+    """An SQLAlchemy address; ``postgres://``, as platforms hand it out, becomes the driver that is installed."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        url, replaced = re.subn(r"^postgres(ql)?(\+psycopg)?://", "postgresql+psycopg://", value)
+        if not replaced and not url.startswith("sqlite:///"):
+            raise ValidationError("must begin with postgresql:// or sqlite:///.")
+        return url
+
+
+_opaque = validate.Regexp(r"[!-~]+\Z", error="must be printable ASCII without spaces; was it pasted with a line break?")
+
+
+def _whole(low: int, high: int | None, unit: str) -> validate.Range:
+    limits = f"from {low} to {high}" if high is not None else f"of at least {low}"
+    return validate.Range(min=low, max=high, error=f"must be a whole number {limits} ({unit}).")
+
+
+class _SettingsSchema(Schema):
+    """The variables by name; each error says what to write instead."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    environment = fields.String(
+        data_key="CHATKIT_ENV",
+        load_default="production",
+        validate=validate.OneOf(["development", "production"], error="must be development or production."),
+    )
+    backend = fields.Enum(
+        Backend, by_value=True, data_key="CHATKIT_BACKEND", error_messages={"unknown": "must be hosted or selfhosted."}
+    )
+    openai_api_key = fields.String(data_key="OPENAI_API_KEY", validate=_opaque)
+    workflow_id = fields.String(data_key="CHATKIT_WORKFLOW_ID", validate=_opaque)
+    workflow_version = fields.String(
+        data_key="CHATKIT_WORKFLOW_VERSION",
+        validate=[
+            _opaque,
+            validate.NoneOf(
+                ["latest"],
+                error="must not be 'latest': OpenAI accepts the word, and then every message fails. "
+                "Leave the variable out to run the latest version.",
+            ),
+        ],
+    )
+    api_base = _ApiBase(data_key="CHATKIT_API_BASE", load_default="https://api.openai.com")
+    session_ttl = fields.Integer(data_key="CHATKIT_SESSION_TTL", validate=_whole(1, MAX_SESSION_TTL, "seconds"))
+    max_requests_per_minute = fields.Integer(
+        data_key="CHATKIT_MAX_REQUESTS_PER_MINUTE", validate=_whole(1, None, "messages a minute in one session")
+    )
+    file_upload = fields.Boolean(data_key="CHATKIT_FILE_UPLOAD")
+    file_upload_max_files = fields.Integer(data_key="CHATKIT_FILE_UPLOAD_MAX_FILES", validate=_whole(1, None, "files"))
+    file_upload_max_mb = fields.Integer(data_key="CHATKIT_FILE_UPLOAD_MAX_MB", validate=_whole(1, 512, "megabytes"))
+    history = fields.Boolean(data_key="CHATKIT_HISTORY")
+    history_recent_threads = fields.Integer(data_key="CHATKIT_HISTORY_RECENT_THREADS", validate=_whole(1, None, "threads"))
+    allowed_origins = _Origins(data_key="CHATKIT_ALLOWED_ORIGINS")
+    database_url = _DatabaseUrl(data_key="DATABASE_URL")
+    secret_key = fields.String(
+        data_key="SECRET_KEY",
+        validate=validate.Length(min=16, error="is too short to sign anything with: at least 16 random characters."),
+    )
+    proxy_hops = fields.Integer(data_key="PROXY_HOPS", validate=_whole(0, 10, "proxies"))
+    log_level = fields.String(
+        data_key="LOG_LEVEL",
+        load_default="INFO",
+        validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"], error="must be DEBUG, INFO, WARNING or ERROR."),
+    )
+    port = fields.Integer(data_key="PORT", load_default=8000, validate=_whole(1, 65535, "a TCP port"))
+    workers = fields.Integer(data_key="WEB_CONCURRENCY", load_default=2, validate=_whole(1, 64, "processes"))
+    threads = fields.Integer(data_key="GUNICORN_THREADS", load_default=128, validate=_whole(1, 1024, "threads a process"))
+
+    @validates_schema(skip_on_field_errors=False, pass_original=True)
+    def _secret_key_in_production(self, data: dict[str, Any], given: Mapping[str, str], **kwargs: Any) -> None:
+        if data.get("environment") == "production" and "SECRET_KEY" not in given:
+            raise ValidationError(
+                "is missing, and visitors' cookies are signed with it. Set it to the output of "
+                "`python3 -c 'import secrets; print(secrets.token_hex(32))'`, the same for all processes, and keep it.",
+                "SECRET_KEY",
+            )
+
+
+VARIABLES = frozenset(str(declared.data_key) for declared in _SettingsSchema().fields.values())
+"""The names of all variables that this service reads."""
+
+
+def _complete(loaded: dict[str, Any], notices: tuple[str, ...]) -> Settings:
+    """Fill in the defaults that depend on another setting."""
+    development = loaded["environment"] == "development"
+    unset = dict.fromkeys(declared.name for declared in dataclass_fields(Settings))
+    defaults: dict[str, Any] = {
+        "backend": Backend.SELFHOSTED if development else Backend.HOSTED,
+        "allowed_origins": (_origin_pattern("http://localhost:3000"),),
+        "database_url": f"sqlite:///{INSTANCE / 'chatkit.db'}",
+        "proxy_hops": 0 if development else 1,
+    }
+    settings = {**unset, **defaults, **loaded}
+    if settings["secret_key"] is None:
+        settings["secret_key"] = _development_secret_key()
+    if not development:
+        if "allowed_origins" not in loaded:
+            notices += (
+                "CHATKIT_ALLOWED_ORIGINS is not set: only http://localhost:3000 and this service's own pages may call it.",
+            )
+        if settings["backend"] is Backend.SELFHOSTED and "database_url" not in loaded:
+            notices += (
+                "DATABASE_URL is not set: conversations are in a SQLite file, which most platforms delete at each restart.",
+            )
+    return Settings(**{**settings, "notices": notices})
+
+
+def _development_secret_key() -> str:
+    """A random key, kept beside the SQLite file so that a developer's restart does not make them a new visitor."""
+    path = INSTANCE / "secret_key"
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        path.parent.mkdir(exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_hex(32))
+        return path.read_text()
+
+
+def _notices(given: Mapping[str, str], environ: Mapping[str, str], dotenv: Mapping[str, str | None]) -> tuple[str, ...]:
+    unknown = sorted(name for name in given if name.startswith("CHATKIT_") and name not in VARIABLES)
+    near = {name: difflib.get_close_matches(name, VARIABLES, n=1) for name in unknown}
+    notices = [
+        f"{name} is not a setting of this service" + (f"; did you mean {near[name][0]}?" if near[name] else ".")
+        for name in unknown
+    ]
+    if dotenv.get("OPENAI_API_KEY") and environ.get("OPENAI_API_KEY") not in (None, dotenv["OPENAI_API_KEY"]):
+        notices.append(
+            "OPENAI_API_KEY is set in the environment and, differently, in .env: the environment's is used. If OpenAI does "
+            "not find the workflow, the two belong to different projects."
+        )
+    return tuple(notices)
+
+
+def _in_words(error: ValidationError) -> str:
+    messages = error.messages_dict
+    return " ".join(f"{name} {'; '.join(texts)}" for name, texts in sorted(messages.items())).replace(
+        "Not a valid", "is not a valid"
+    )

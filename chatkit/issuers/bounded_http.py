@@ -1,0 +1,124 @@
+"""HTTP calls with ``requests`` that end in time and stay small, whatever the other side does.
+
+The timeouts of ``requests`` hold for one wait on the socket, so an upstream that sends a byte a second keeps a call open for
+ever, be it in the headers or in the body. Here every wait gets what is left of the whole call's budget, and every byte counts.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError
+
+
+@dataclass
+class _Budget:
+    deadline: float
+    bytes_left: int
+
+    def seconds_left(self) -> float:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the call's time is up")
+        return left
+
+
+_budget: ContextVar[_Budget] = ContextVar("call_budget")
+
+
+@contextmanager
+def call_budget(seconds: float, answer_bytes: int) -> Iterator[None]:
+    """Let all calls made inside, through a ``BoundedAdapter``, take ``seconds`` and receive ``answer_bytes`` in all."""
+    # Status line, headers and a chunk's framing come on top of the body's bytes.
+    token = _budget.set(_Budget(time.monotonic() + seconds, answer_bytes + 64 * 1024))
+    try:
+        yield
+    finally:
+        _budget.reset(token)
+
+
+class BoundedAdapter(HTTPAdapter):
+    """A transport of ``requests`` whose calls keep to the ``call_budget`` they are made in."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+
+
+class _BoundedStream(io.RawIOBase):
+    """What the socket sends, as long as the budget lasts."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)
+        self._budget = _budget.get()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(self._budget.seconds_left())
+        count = self._raw.readinto(buffer)
+        self._budget.bytes_left -= count or 0
+        if self._budget.bytes_left < 0:
+            raise urllib3.exceptions.DecodeError("the answer is too long")
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp.close()
+        self.fp = io.BufferedReader(_BoundedStream(sock))
+
+
+class _BoundedConnection(HTTPConnection):
+    response_class = _Response
+
+    def connect(self) -> None:
+        """Connect in a thread that is left behind when time is up: looking a name up can't be given a timeout."""
+        outcome: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                super(_BoundedConnection, self).connect()
+            except Exception as error:  # noqa: BLE001  raised again in the thread that waits
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(None)
+
+        threading.Thread(target=run, name="connect", daemon=True).start()
+        try:
+            outcome.result(timeout=_budget.get().seconds_left())
+        except TimeoutError as error:
+            outcome.add_done_callback(lambda _: self.close())
+            raise ConnectTimeoutError(self, "no connection in time") from error
+
+
+class _BoundedTLSConnection(_BoundedConnection, HTTPSConnection):
+    pass
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _BoundedConnection
+
+
+class _TLSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _BoundedTLSConnection

@@ -1,0 +1,118 @@
+"""Sessions minted here, for the chat that this service serves itself. They live in SQL, so that any process knows them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import BigInteger, Connection, Engine, LargeBinary, String, delete, insert, select, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from chatkit import problems
+from chatkit.database import UNAVAILABLE, Base, open_database
+from chatkit.issuers import Session
+from chatkit.settings import MAX_SESSION_TTL, Settings
+
+KEEP_EXPIRED_SECONDS = 3600  # so that a page that was asleep is told "expired", which means: refresh
+PURGE_EVERY_SECONDS = 60
+
+
+class SessionRow(Base):
+    """A session that was minted here. Its secret is not in it, only what tells that a secret is the one."""
+
+    __tablename__ = "chat_sessions"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    secret_hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    user_id: Mapped[str] = mapped_column(String(512))
+    expires_at: Mapped[int] = mapped_column(BigInteger, index=True)  # Unix seconds
+
+
+@dataclass(frozen=True)
+class LiveSession:
+    """What a secret that is still good stands for."""
+
+    session_id: str
+    user: str
+    expires_at: datetime
+
+
+class SelfhostedIssuer:
+    """Mints sessions and knows, given a secret, whose live session it opens."""
+
+    def __init__(self, engine: Engine, ttl: int) -> None:
+        self._engine = engine
+        self._ttl = ttl
+        self._next_purge = 0.0
+
+    @classmethod
+    def open(cls, settings: Settings) -> SelfhostedIssuer:
+        """An issuer on the configured database, its schema up to date.
+
+        Raises:
+            SettingsError: when that can't be had.
+        """
+        return cls(open_database(settings.database_url), settings.session_ttl or MAX_SESSION_TTL)
+
+    def missing(self) -> list[str]:
+        """See ``Issuer.missing``."""
+        try:
+            with self._engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+        except UNAVAILABLE:
+            return ["DATABASE_URL (the database does not answer)"]
+        return []
+
+    def issue(self, user: str) -> Session:
+        """See ``Issuer.issue``.
+
+        ``client_secret`` is ``cs_`` and 43 characters that carry 256 random bits, ``session_id`` is ``ses_`` and 32 with 192.
+        """
+        secret = f"cs_{secrets.token_urlsafe(32)}"
+        session_id = f"ses_{secrets.token_urlsafe(24)}"
+        expires_at = int(time.time()) + self._ttl
+        row = insert(SessionRow).values(id=session_id, secret_hash=_hash(secret), user_id=user, expires_at=expires_at)
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(row)
+                self._purge(connection)
+        except UNAVAILABLE as error:
+            raise problems.DatabaseUnavailable("a session could not be stored") from error
+        return Session(session_id=session_id, client_secret=secret, expires_at=datetime.fromtimestamp(expires_at, UTC))
+
+    def find(self, client_secret: str) -> LiveSession:
+        """The live session that ``client_secret`` opens.
+
+        Raises:
+            ClientSecretUnknown: never issued here, or expired long ago.
+            ClientSecretExpired: issued here, and over.
+            DatabaseUnavailable: when nobody can tell.
+        """
+        query = select(SessionRow.id, SessionRow.user_id, SessionRow.expires_at).where(
+            SessionRow.secret_hash == _hash(client_secret)
+        )
+        try:
+            with self._engine.connect() as connection:
+                row = connection.execute(query).one_or_none()
+        except UNAVAILABLE as error:
+            raise problems.DatabaseUnavailable("a session could not be looked up") from error
+        if row is None:
+            raise problems.ClientSecretUnknown("no session has this secret")
+        if row.expires_at <= time.time():
+            raise problems.ClientSecretExpired(f"session {row.id} is over")
+        return LiveSession(row.id, row.user_id, datetime.fromtimestamp(row.expires_at, UTC))
+
+    def _purge(self, connection: Connection) -> None:
+        """Delete what expired a while ago; at most once a minute, in passing, so that no timer is needed."""
+        if time.monotonic() < self._next_purge:
+            return
+        self._next_purge = time.monotonic() + PURGE_EVERY_SECONDS
+        connection.execute(delete(SessionRow).where(SessionRow.expires_at < time.time() - KEEP_EXPIRED_SECONDS))
+
+
+def _hash(secret: str) -> bytes:
+    # A plain hash will do: a secret of 256 random bits can't be guessed, so nothing has to slow a guess down.
+    return hashlib.sha256(secret.encode()).digest()

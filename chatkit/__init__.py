@@ -1,0 +1,49 @@
+"""A Flask service that gives a web frontend its ChatKit sessions."""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Flask, Response
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from chatkit import health, identity, logs, origins, problems, sessions
+from chatkit.issuers import make_issuer
+from chatkit.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> Flask:
+    """The application.
+
+    Raises:
+        SettingsError: when the configured backend can't work with these settings at all.
+    """
+    for notice in settings.notices:
+        log.warning("%s", notice)
+    issuer = make_issuer(settings)
+    app = Flask(__name__, static_folder=None, template_folder="../templates")
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.url_map.merge_slashes = False  # a wrong path is a 404 in the envelope, not a redirect
+    if settings.development:
+        # A page of a stranger's site could otherwise reach this machine under that site's name (DNS rebinding).
+        app.config["TRUSTED_HOSTS"] = ["localhost", "127.0.0.1"]
+
+    problems.register(app)
+    identity.register(app, settings.secret_key)
+    origins.register(app, settings.allowed_origins)
+    app.register_blueprint(sessions.blueprint(issuer))
+    app.register_blueprint(health.blueprint(issuer))
+    app.after_request(_keep_private)
+
+    hops = settings.proxy_hops
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
+    app.wsgi_app = logs.RequestLog(app.wsgi_app)  # type: ignore[method-assign]
+    return app
+
+
+def _keep_private(response: Response) -> Response:
+    response.headers.setdefault("Cache-Control", "no-store")
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    return response

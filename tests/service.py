@@ -1,0 +1,88 @@
+"""The service as a team deploys it: gunicorn, started by the Procfile's own line, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Self
+
+import requests
+
+from chatkit.settings import VARIABLES
+
+PROJECT = Path(__file__).resolve().parent.parent
+SECRET_KEY = "a-key-of-the-tests-and-nobody-else"
+output: list[str] = []
+"""All that every service of this test run has written."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's environment with these settings and no others: a blank one hides what a developer's .env has."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # gunicorn reads WEB_CONCURRENCY itself, before the service can, and stumbles over a blank one.
+    inherited = {name: value for name, value in os.environ.items() if name != "WEB_CONCURRENCY"}
+    blank = dict.fromkeys(VARIABLES - {"WEB_CONCURRENCY"}, "")
+    return {**inherited, **blank, "PATH": path, "SECRET_KEY": SECRET_KEY, **variables}
+
+
+class Service:
+    """A running service. Leaving the ``with`` block stops it and keeps what it logged."""
+
+    def __init__(self, **variables: str) -> None:
+        self.port = free_port()
+        line = (PROJECT / "Procfile").read_text().partition("web:")[2]
+        self._written = tempfile.TemporaryFile("w+")  # noqa: SIM115  no pipe: a full one would stop the service
+        self.process = subprocess.Popen(
+            shlex.split(line),
+            cwd=PROJECT,
+            env=environment(**{"PORT": str(self.port), **variables}),
+            stdout=self._written,
+            stderr=subprocess.STDOUT,
+        )
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = ""
+
+    def __enter__(self) -> Self:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                requests.get(f"{self.url}/healthz", timeout=1)
+            except requests.RequestException:
+                time.sleep(0.05)
+            else:
+                return self
+        self.stop()
+        raise AssertionError(f"the service did not start:\n{self.log}")
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self, sign: signal.Signals = signal.SIGTERM) -> str:
+        """Stop it, wait for its end, and return all that it wrote."""
+        if self.process.poll() is None:
+            self.process.send_signal(sign)
+        self.process.wait(timeout=40)
+        if not self._written.closed:
+            self._written.seek(0)
+            self.log = self._written.read()
+            self._written.close()
+            output.append(self.log)
+        return self.log
+
+    def mint(self, **options: object) -> requests.Response:
+        """``POST /api/chatkit/sessions``."""
+        return requests.post(f"{self.url}/api/chatkit/sessions", timeout=30, **options)  # type: ignore[arg-type]

@@ -1,0 +1,86 @@
+"""The schema: made and moved on by itself, the same as the code's, and by one process at a time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, text
+
+from chatkit.database import Base, open_database
+from chatkit.issuers import selfhosted  # noqa: F401  declares its tables
+from chatkit.settings import SettingsError
+from tests.service import PROJECT, environment, free_port
+
+
+def test_migrations_make_what_the_code_expects(database: str) -> None:
+    with open_database(database).connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_opening_again_changes_nothing(database: str) -> None:
+    with open_database(database).begin() as connection:
+        connection.execute(text("INSERT INTO chat_sessions VALUES ('ses_1', '\\x00', 'u', 1)"))
+    with open_database(database).connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM chat_sessions")).scalar_one() == 1
+
+
+def test_several_processes_start_at_once_on_an_empty_database(database: str) -> None:
+    code = "import sys; from chatkit.database import open_database; open_database(sys.argv[1])"
+    starting = [
+        subprocess.Popen([sys.executable, "-c", code, database], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+        for _ in range(6)
+    ]
+    errors = [process.communicate(timeout=60)[1] for process in starting]
+    assert errors == [""] * 6
+    with create_engine(database).connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar_one() == 1
+
+
+def test_a_schema_of_a_newer_version_is_left_alone(database: str) -> None:
+    with open_database(database).begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SettingsError, match="not one that this version knows"):
+        open_database(database)
+
+
+def test_a_migration_that_fails_changes_nothing(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alembic.operations import Operations
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("in the middle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Operations, "create_index", fail)
+        with pytest.raises(RuntimeError):
+            open_database(database)
+    open_database(database)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql+psycopg://user:hunter2@127.0.0.1:{port}/db",
+        "postgresql+psycopg://user:hunter2@127.0.0.1:notaport/db",
+        "sqlite:////proc/nowhere/chatkit.db",
+        "sqlite:////dev/null",
+    ],
+)
+def test_a_database_that_is_not_there(address: str) -> None:
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL: ") as caught:
+        open_database(address.format(port=free_port()))
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_developers_alembic_works(tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path}/chatkit.db"
+    open_database(address)
+    variables = environment(DATABASE_URL=address)
+    command = [sys.executable, "-m", "alembic", "check"]
+    done = subprocess.run(command, cwd=PROJECT, env=variables, capture_output=True, text=True, check=False, timeout=60)
+    assert "No new upgrade operations detected" in done.stdout, done.stderr

@@ -1,0 +1,232 @@
+"""Settings: defaults, and every mistake named at once, in words, without its value."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatkit import settings as module
+from chatkit.settings import VARIABLES, Backend, Settings, SettingsError
+
+KEY = "k" * 32
+PRODUCTION = {"SECRET_KEY": KEY}
+
+
+def load(**variables: str) -> Settings:
+    return Settings.load({**PRODUCTION, **variables})
+
+
+def mistakes(**variables: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(**variables)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_production_defaults() -> None:
+    settings = load()
+    assert (settings.environment, settings.backend, settings.api_base) == (
+        "production",
+        Backend.HOSTED,
+        "https://api.openai.com",
+    )
+    assert (settings.port, settings.workers, settings.threads, settings.proxy_hops) == (8000, 2, 128, 1)
+    assert settings.session_ttl is None
+    assert settings.allowed_origins[0].fullmatch("http://localhost:3000")
+    assert settings.database_url.endswith("/instance/chatkit.db")
+
+
+def test_development_needs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "INSTANCE", tmp_path / "instance")
+    settings = Settings.load({"CHATKIT_ENV": "development"})
+    assert (settings.backend, settings.proxy_hops) == (Backend.SELFHOSTED, 0)
+    assert len(settings.secret_key) == 64
+    assert Settings.load({"CHATKIT_ENV": "development"}).secret_key == settings.secret_key
+    assert (tmp_path / "instance" / "secret_key").stat().st_mode & 0o077 == 0
+    assert settings.notices == ()
+
+
+def test_production_does_not_start_without_a_secret_key() -> None:
+    with pytest.raises(SettingsError, match="SECRET_KEY is missing") as caught:
+        Settings.load({})
+    assert "secrets.token_hex" in str(caught.value)
+
+
+def test_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        load().port = 1  # type: ignore[misc]
+
+
+def test_blank_counts_as_not_set_and_hides_the_file() -> None:
+    settings = Settings.load({**PRODUCTION, "PORT": " ", "OPENAI_API_KEY": ""}, {"OPENAI_API_KEY": "sk-file", "PORT": "1"})
+    assert settings.port == 8000
+    assert settings.openai_api_key is None
+
+
+def test_the_environment_comes_before_the_file() -> None:
+    settings = Settings.load({**PRODUCTION, "PORT": "81"}, {"PORT": "80", "WEB_CONCURRENCY": "4"})
+    assert (settings.port, settings.workers) == (81, 4)
+
+
+def test_surrounding_space_is_not_part_of_a_key() -> None:
+    assert load(OPENAI_API_KEY=" sk-abc\n").openai_api_key == "sk-abc"
+
+
+WRONG = {
+    "CHATKIT_ENV": "staging-XYZZY",
+    "CHATKIT_BACKEND": "XYZZY",
+    "OPENAI_API_KEY": "sk XYZZY",
+    "CHATKIT_WORKFLOW_ID": "wf\tXYZZY",
+    "CHATKIT_WORKFLOW_VERSION": "latest",
+    "CHATKIT_API_BASE": "ftp://XYZZY",
+    "CHATKIT_SESSION_TTL": "601",
+    "CHATKIT_MAX_REQUESTS_PER_MINUTE": "0",
+    "CHATKIT_FILE_UPLOAD": "XYZZY",
+    "CHATKIT_FILE_UPLOAD_MAX_FILES": "-1",
+    "CHATKIT_FILE_UPLOAD_MAX_MB": "513",
+    "CHATKIT_HISTORY": "XYZZY",
+    "CHATKIT_HISTORY_RECENT_THREADS": "1.5",
+    "CHATKIT_ALLOWED_ORIGINS": "*",
+    "DATABASE_URL": "mysql://u:XYZZY@h/d",
+    "SECRET_KEY": "XYZZY",
+    "PROXY_HOPS": "XYZZY",
+    "LOG_LEVEL": "XYZZY",
+    "PORT": "70000",
+    "WEB_CONCURRENCY": "0",
+    "GUNICORN_THREADS": "XYZZY",
+}
+
+
+def test_every_mistake_at_once_by_name_and_never_by_value() -> None:
+    assert WRONG.keys() == VARIABLES, "a new setting needs a wrong value here"
+    message = mistakes(**WRONG)
+    for name in WRONG:
+        assert re.search(rf"\b{name} (must|is|'\*' would)", message), name
+    assert "XYZZY" not in message
+    assert "601" not in message
+
+
+def test_why_latest_is_refused() -> None:
+    assert "every message fails" in mistakes(CHATKIT_WORKFLOW_VERSION="latest")
+
+
+@pytest.mark.parametrize("ttl", ["0", "601", "-5", "ten", "1e2", "60.5"])
+def test_time_to_live_out_of_range(ttl: str) -> None:
+    assert "CHATKIT_SESSION_TTL" in mistakes(CHATKIT_SESSION_TTL=ttl)
+
+
+@pytest.mark.parametrize(
+    ("given", "base"),
+    [
+        ("https://api.openai.com/", "https://api.openai.com"),
+        ("https://gateway.example.com/openai", "https://gateway.example.com/openai"),
+        ("http://localhost:9000", "http://localhost:9000"),
+        ("http://127.0.0.1:9000", "http://127.0.0.1:9000"),
+    ],
+)
+def test_api_base(given: str, base: str) -> None:
+    assert load(CHATKIT_API_BASE=given).api_base == base
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "api.openai.com",
+        "http://api.openai.com",
+        "https://api.openai.com/v1",
+        "https://u:p@api.openai.com",
+        "https://",
+        "https://x?y=1",
+        "https://[::1",
+    ],
+)
+def test_api_base_that_would_leak_or_miss(base: str) -> None:
+    assert "CHATKIT_API_BASE" in mistakes(CHATKIT_API_BASE=base)
+
+
+@pytest.mark.parametrize("prefix", ["postgres://", "postgresql://", "postgresql+psycopg://"])
+def test_database_addresses_of_platforms(prefix: str) -> None:
+    assert load(DATABASE_URL=f"{prefix}u:p@host/db").database_url == "postgresql+psycopg://u:p@host/db"
+
+
+@pytest.mark.parametrize(
+    ("entry", "matches", "does_not"),
+    [
+        ("https://app.example.com", ["https://app.example.com"], ["http://app.example.com", "https://app.example.com:8443"]),
+        ("https://app.example.com/", ["https://app.example.com"], ["https://app.example.com/"]),
+        ("https://app.example.com:443", ["https://app.example.com"], ["https://app.example.com:443"]),
+        ("HTTPS://App.Example.com", ["https://app.example.com"], []),
+        ("http://localhost:3000", ["http://localhost:3000"], ["http://localhost:3000.evil.test", "http://localhost:30001"]),
+        ("http://[::1]:3000", ["http://[::1]:3000"], ["http://::1:3000"]),
+        ("https://a.test,https://b.test", ["https://a.test", "https://b.test"], ["https://a.test,https://b.test"]),
+        (
+            "https://shop-*-team.vercel.app",
+            ["https://shop-git-x1-team.vercel.app"],
+            ["https://shop-a.b-team.vercel.app", "https://shop--team.vercel.app.evil.test", "https://shopx-team.vercel.app"],
+        ),
+        ("https://*.preview.example.com", ["https://pr-7.preview.example.com"], ["https://a.b.preview.example.com"]),
+        ("https://app.example.com", [], ["https://appXexample.com", "null", "", "https://app.example.com\n"]),
+    ],
+)
+def test_origins(entry: str, matches: list[str], does_not: list[str]) -> None:
+    allowed = load(CHATKIT_ALLOWED_ORIGINS=entry).allowed_origins
+    for origin in matches:
+        assert any(pattern.match(origin) for pattern in allowed), origin
+    for origin in does_not:
+        assert not any(pattern.match(origin) for pattern in allowed), origin
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "*",
+        "https://a.test, *",
+        "https://*",
+        "https://*.com",
+        "https://*.vercel.app:*",
+        "https://x.*",
+        "*://x.test",
+        "app.example.com",
+        "https://app.example.com/path",
+        "https://user@app.example.com",
+        "https://app.example.com?x",
+        "null",
+        "https://exämple.com",
+        "https://a.test:99999",
+        "ftp://a.test",
+    ],
+)
+def test_origins_that_are_refused(entry: str) -> None:
+    assert "CHATKIT_ALLOWED_ORIGINS" in mistakes(CHATKIT_ALLOWED_ORIGINS=entry)
+
+
+@pytest.mark.parametrize(
+    ("variables", "notice"),
+    [
+        ({"CHATKIT_WORKFLOW": "wf_1"}, "did you mean CHATKIT_WORKFLOW_ID?"),
+        ({"CHATKIT_XYZZY": "1"}, "CHATKIT_XYZZY is not a setting"),
+        ({}, "CHATKIT_ALLOWED_ORIGINS is not set"),
+        ({"CHATKIT_BACKEND": "selfhosted"}, "DATABASE_URL is not set"),
+    ],
+)
+def test_what_is_legal_and_most_likely_not_meant(variables: dict[str, str], notice: str) -> None:
+    assert any(notice in text for text in load(**variables).notices)
+
+
+def test_a_key_of_the_machine_that_hides_the_one_in_the_file() -> None:
+    def notices(environ: dict[str, str], dotenv: dict[str, str | None]) -> Any:
+        return [text for text in Settings.load({**PRODUCTION, **environ}, dotenv).notices if "OPENAI_API_KEY" in text]
+
+    assert notices({"OPENAI_API_KEY": "sk-machine"}, {"OPENAI_API_KEY": "sk-file"})
+    assert not notices({"OPENAI_API_KEY": "sk-same"}, {"OPENAI_API_KEY": "sk-same"})
+    assert not notices({}, {"OPENAI_API_KEY": "sk-file"})
+
+
+def test_the_example_file_names_every_setting_and_sets_none() -> None:
+    text = (module.PROJECT / ".env.example").read_text()
+    assert set(re.findall(r"^#? ?([A-Z_]+)=", text, re.MULTILINE)) == VARIABLES
+    assert not re.search(r"^[A-Z_]+=.+", text, re.MULTILINE)

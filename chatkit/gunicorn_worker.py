@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import selectors
 import socket
 import time
@@ -36,6 +37,18 @@ class Worker(ThreadWorker):
         conn.timeout = time.monotonic() + self.cfg.keepalive
         self.pending_conns.append(conn)
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+
+    def set_accept_enabled(self, enabled: bool | None) -> None:
+        """At a stop, take in whoever is connected already, and have others refused at once.
+
+        gunicorn leaves the port open without accepting: who connects during the stop waits for its end and is then cut off.
+        """
+        super().set_accept_enabled(enabled)
+        if not self.alive:
+            for listener in self.sockets:
+                while select.select([listener], [], [], 0)[0]:
+                    self.accept(listener)
+                listener.close()
 
     def _cap_keepalive(self, deadline: float) -> None:
         """At a stop, give connections that have said nothing yet as long as kept-alive ones, and not the whole grace period.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import pytest
 import requests
 from sqlalchemy import create_engine, text
 
+from bench.load import Outcome, callers
 from tests.conftest import new_postgres_database
 from tests.service import PROJECT, Service, environment
 from tests.upstream import API_KEY, WORKFLOW_ID, Upstream, delayed, dripping
@@ -147,14 +149,22 @@ def test_slow_upstream_costs_its_caller_ten_seconds_and_the_others_nothing() -> 
 
 
 def test_a_stop_during_load_loses_no_call() -> None:
+    """Callers keep calling, on kept connections and on new ones, until they are refused."""
     with Upstream() as upstream, hosted(upstream) as service:
-        upstream.behaviour = delayed(1)
-        with ThreadPoolExecutor(60) as pool:
-            calls = [pool.submit(service.mint) for _ in range(60)]
-            while len(upstream.received) < 60:
-                time.sleep(0.01)
+        upstream.behaviour = delayed(0.5)
+
+        async def load_and_stop() -> Outcome:
+            load = asyncio.create_task(callers(service.port, 60, seconds=20))
+            while len(upstream.received) < 90:
+                await asyncio.sleep(0.01)
             service.process.send_signal(signal.SIGTERM)
-            assert [call.result().status_code for call in calls] == [200] * 60
+            return await load
+
+        outcome = asyncio.run(load_and_stop())
+        assert outcome.lost == 0
+        assert outcome.statuses.keys() == {200}
+        assert outcome.statuses[200] >= 90
+        assert outcome.seconds < 10
         service.stop()
         assert service.process.returncode == 0
 

@@ -1,0 +1,207 @@
+"""``make bench``: the sessions endpoint under load, beside what others do for the same job, all in one run.
+
+Everything is on this machine: an upstream over TLS, the service as the Procfile starts it, and the callers. Quote ratios: the
+callers and the upstream share the processor with what is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import requests
+import trustme
+
+from bench.load import Outcome, callers
+from tests.service import PROJECT, environment, free_port
+
+PROCFILE = shlex.split((PROJECT / "Procfile").read_text().partition("web:")[2])
+OURS = [*PROCFILE[:-1], "bench.trusting:app"]
+UVICORN = ["uvicorn", "--workers", "2", "--log-level", "warning", "--no-access-log"]
+DESIGNS = {
+    "this service": OURS,
+    "FastAPI, a client per call": [*UVICORN, "bench.peers:per_call"],
+    "FastAPI, OpenAI's SDK pooled": [*UVICORN, "bench.peers:pooled"],
+}
+
+
+class Server:
+    """A server process with its workers."""
+
+    def __init__(self, command: list[str], variables: dict[str, str]) -> None:
+        self.port = free_port()
+        self.started = time.monotonic()
+        if command[0] == "uvicorn":
+            command = [*command, "--port", str(self.port)]
+        self.process = psutil.Popen(
+            command, cwd=PROJECT, env={**variables, "PORT": str(self.port)}, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+        )
+
+    def wait(self, path: str = "/healthz") -> float:
+        """Seconds from the start to the first answer."""
+        while True:
+            try:
+                requests.request("GET" if path == "/healthz" else "POST", f"http://127.0.0.1:{self.port}{path}", timeout=20)
+            except requests.ConnectionError:
+                assert self.process.poll() is None, "the server did not start"
+                time.sleep(0.01)
+            else:
+                return time.monotonic() - self.started
+
+    def tree(self) -> list[psutil.Process]:
+        return [self.process, *self.process.children(recursive=True)]
+
+    def cpu(self) -> float:
+        """Seconds of CPU that it has used so far, workers included."""
+        return sum(times.user + times.system for times in (process.cpu_times() for process in self.tree()))
+
+    def memory(self) -> float:
+        """Megabytes, what is shared counted once."""
+        return sum(process.memory_full_info().pss for process in self.tree()) / 1e6
+
+
+@contextmanager
+def running(command: list[str], variables: dict[str, str]) -> Iterator[Server]:
+    server = Server(command, variables)
+    try:
+        yield server
+    finally:
+        if server.process.is_running():
+            server.process.terminate()
+        server.process.wait(40)
+
+
+@contextmanager
+def upstream(folder: Path, seconds: float) -> Iterator[dict[str, str]]:
+    """A TLS upstream that takes ``seconds`` a call, as the environment of whoever calls it."""
+    port = free_port()
+    command = [sys.executable, "-m", "bench.upstream", str(port), str(seconds), f"{folder}/cert.pem", f"{folder}/key.pem"]
+    process = subprocess.Popen(command, cwd=PROJECT)
+    try:
+        yield environment(
+            OPENAI_API_KEY="sk-bench",
+            CHATKIT_WORKFLOW_ID="wf_bench",
+            CHATKIT_API_BASE=f"https://localhost:{port}",
+            SSL_CERT_FILE=f"{folder}/ca.pem",
+            WEB_CONCURRENCY="2",
+        )
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def certificates(folder: Path) -> None:
+    authority = trustme.CA()
+    server = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(f"{folder}/ca.pem")
+    server.private_key_pem.write_to_path(f"{folder}/key.pem")
+    for pem in server.cert_chain_pems:
+        pem.write_to_path(f"{folder}/cert.pem", append=True)
+
+
+def boot(folder: Path) -> None:
+    print("\nBoot to the first session, hosted (5 starts, median)")
+    walls, cpus, sizes = [], [], []
+    with upstream(folder, 0) as variables:
+        for _ in range(5):
+            with running(OURS, variables) as server:
+                walls.append(server.wait("/api/chatkit/sessions"))
+                cpus.append(server.cpu())
+                sizes.append(server.memory())
+    median = statistics.median
+    print(f"  {median(walls):.2f} s, {median(cpus):.2f} s of CPU, {median(sizes):.0f} MB with two workers")
+
+
+def compare(folder: Path, title: str, upstream_seconds: float, number: int, seconds: float) -> None:
+    print(f"\n{title}")
+    ours = None
+    with upstream(folder, upstream_seconds) as variables:
+        for name, command in DESIGNS.items():
+            with running(command, variables) as server:
+                server.wait()
+                asyncio.run(callers(server.port, number, seconds=2))  # warm up
+                before = server.cpu()
+                outcome = asyncio.run(callers(server.port, number, seconds=seconds))
+                cpu, memory = server.cpu() - before, server.memory()
+            good = outcome.statuses.get(200, 0)
+            rate = good / outcome.seconds
+            ours = ours or rate
+            print(
+                f"  {name:29} {rate:6.0f}/s ({rate / ours:4.2f}x)  {cpu / max(good, 1) * 1000:5.2f} ms CPU each  "
+                f"p50 {outcome.percentile(0.5) * 1000:4.0f} ms  p99 {outcome.percentile(0.99) * 1000:4.0f} ms  "
+                f"{memory:3.0f} MB  {others(outcome)}"
+            )
+
+
+def others(outcome: Outcome) -> str:
+    failed = {status: count for status, count in outcome.statuses.items() if status != 200}
+    return f"not 200: {failed or 'none'}, lost: {outcome.lost}"
+
+
+def at_once(folder: Path) -> None:
+    print("\n200 callers at once, one call each, on a service that was just started; upstream 300 ms")
+    with upstream(folder, 0.3) as variables, running(OURS, variables) as server:
+        server.wait()
+        outcome = asyncio.run(callers(server.port, 200, calls=1))
+    print(f"  {outcome.statuses.get(200, 0)} sessions, the last after {max(outcome.latencies):.2f} s; {others(outcome)}")
+
+
+def slow_drip(folder: Path) -> None:
+    print("\nAn upstream that sends a byte a second: 100 callers, and health checks meanwhile")
+    with upstream(folder, 0) as variables:
+        dripping = {**variables, "CHATKIT_API_BASE": f"{variables['CHATKIT_API_BASE']}/drip"}
+        with running(OURS, dripping) as server:
+            server.wait()
+
+            async def both() -> tuple[Outcome, Outcome]:
+                slow = callers(server.port, 100, calls=1)
+                health = callers(server.port, 1, seconds=9, method="GET", path="/healthz")
+                return await asyncio.gather(slow, health)
+
+            slow, health = asyncio.run(both())
+    print(f"  slow calls: {slow.statuses}, the longest {max(slow.latencies):.2f} s; lost: {slow.lost}")
+    print(f"  health checks: {len(health.latencies)}, the longest {max(health.latencies) * 1000:.0f} ms; {others(health)}")
+
+
+def stop_under_load(folder: Path) -> None:
+    print("\nSIGTERM in the middle of 200 callers' load; upstream 300 ms")
+    with upstream(folder, 0.3) as variables, running(OURS, variables) as server:
+        server.wait()
+
+        async def load_and_stop() -> Outcome:
+            load = asyncio.create_task(callers(server.port, 200, seconds=6))
+            await asyncio.sleep(3)
+            server.process.send_signal(signal.SIGTERM)
+            return await load
+
+        outcome = asyncio.run(load_and_stop())
+        server.process.wait(30)
+    print(f"  answered: {outcome.statuses}, accepted and lost: {outcome.lost}, exit code {server.process.returncode}")
+
+
+def main() -> None:
+    print(f"{os.cpu_count()} processors, Python {sys.version.split()[0]}; two workers each, TLS to the upstream")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        certificates(folder)
+        boot(folder)
+        compare(folder, "A fast upstream, 32 callers for 8 s", 0, 32, 8)
+        compare(folder, "An upstream of 300 ms, 200 callers for 8 s (667/s are possible)", 0.3, 200, 8)
+        at_once(folder)
+        slow_drip(folder)
+        stop_under_load(folder)
+
+
+if __name__ == "__main__":
+    main()

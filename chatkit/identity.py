@@ -6,7 +6,7 @@ import hashlib
 import uuid
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from flask import Flask, has_request_context, request, session
@@ -43,6 +43,10 @@ def register(app: Flask, secret_key: str) -> None:
     app.session_interface = _VisitorCookie()
 
 
+def _sha256(data: bytes = b"") -> Any:
+    return hashlib.sha256(data)
+
+
 class _VisitorCookie(SecureCookieSessionInterface):
     """Flask's signed cookie, with the attributes that let a browser keep it and send it back in the situation at hand.
 
@@ -52,7 +56,7 @@ class _VisitorCookie(SecureCookieSessionInterface):
     """
 
     salt = "chatkit.visitor"
-    digest_method = staticmethod(hashlib.sha256)
+    digest_method = staticmethod(_sha256)
 
     def get_cookie_name(self, app: Flask) -> str:
         return "__Host-chatkit_visitor" if has_request_context() and request.is_secure else "chatkit_visitor"

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from pkgutil import extend_path
+from typing import cast
 
 from flask import Flask, Response
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from chatkit import health, identity, logs, origins, problems, sessions
 from chatkit.issuers import make_issuer
-from chatkit.settings import Settings
+from chatkit.settings import Backend, Settings
+
+# OpenAI's server package is called chatkit as well. This joins the two: what is not found here is found there.
+__path__ = extend_path(__path__, __name__)
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +28,7 @@ def create_app(settings: Settings) -> Flask:
     for notice in settings.notices:
         log.warning("%s", notice)
     issuer = make_issuer(settings)
-    app = Flask(__name__, static_folder=None, template_folder="../templates")
+    app = Flask(__name__, static_folder=None)
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.merge_slashes = False  # a wrong path is a 404 in the envelope, not a redirect
     if settings.development:
@@ -35,6 +40,11 @@ def create_app(settings: Settings) -> Flask:
     origins.register(app, settings.allowed_origins)
     app.register_blueprint(sessions.blueprint(issuer))
     app.register_blueprint(health.blueprint(issuer))
+    if settings.backend is Backend.SELFHOSTED:
+        from chatkit import conversation
+        from chatkit.issuers.selfhosted import SelfhostedIssuer
+
+        app.register_blueprint(conversation.make_blueprint(settings, cast(SelfhostedIssuer, issuer)))
     app.after_request(_keep_private)
 
     hops = settings.proxy_hops

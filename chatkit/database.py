@@ -11,7 +11,6 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url, text
-from sqlalchemy.orm import DeclarativeBase
 
 from chatkit.settings import SettingsError
 
@@ -20,10 +19,6 @@ WAIT_SECONDS = 5  # for a connection, for a free place in the pool, for another 
 
 # What a database raises when it is away, as opposed to when we use it wrongly.
 UNAVAILABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
-
-
-class Base(DeclarativeBase):
-    """All tables; what Alembic compares the database with."""
 
 
 def open_database(address: str) -> Engine:

@@ -43,8 +43,8 @@ def register(app: Flask, secret_key: str) -> None:
     app.session_interface = _VisitorCookie()
 
 
-def _sha256(data: bytes = b"") -> Any:
-    return hashlib.sha256(data)
+def _sha256(string: bytes = b"") -> Any:
+    return hashlib.sha256(string)
 
 
 class _VisitorCookie(SecureCookieSessionInterface):

@@ -50,6 +50,7 @@ def configuration(level: str, *, readable: bool) -> dict[str, Any]:
         "root": {"level": level, "handlers": ["stdout"]},
         "loggers": {
             "alembic": {"level": "WARNING"},
+            "httpx2": {"level": "WARNING"},  # a line for each call of a model
             "gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True},
             # The application writes its own line a request, which also exists without gunicorn.
             "gunicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},

@@ -30,6 +30,7 @@ class Problem(Exception):
     message: str
     retry_after: int | None = None
     log_level = logging.INFO
+    authenticate: str | None = None  # for WWW-Authenticate
 
     def __init__(self, detail: str = "", *, retry_after: int | None = None) -> None:
         super().__init__(detail)
@@ -41,12 +42,25 @@ class InvalidRequestBody(Problem):
     status, code, message = HTTPStatus.BAD_REQUEST, "invalid_request_body", "Invalid request body"
 
 
+class ClientSecretMissing(Problem):
+    """No secret came with a call to the chat."""
+
+    status, code, message = HTTPStatus.UNAUTHORIZED, "client_secret_missing", "Chat session required"
+    authenticate = "Bearer"
+
+
 class ClientSecretUnknown(Problem):
+    """A secret that nobody has issued, or so long ago that it is forgotten."""
+
     status, code, message = HTTPStatus.UNAUTHORIZED, "client_secret_unknown", "Unknown chat session"
+    authenticate = 'Bearer error="invalid_token"'
 
 
 class ClientSecretExpired(Problem):
+    """The frontend is to ask the sessions endpoint for the next secret."""
+
     status, code, message = HTTPStatus.UNAUTHORIZED, "client_secret_expired", "Chat session expired"
+    authenticate = 'Bearer error="invalid_token"'
 
 
 class OriginNotAllowed(Problem):
@@ -56,6 +70,16 @@ class OriginNotAllowed(Problem):
 
 class UserMismatch(Problem):
     status, code, message = HTTPStatus.FORBIDDEN, "user_mismatch", "user_id is not the user who is asking"
+
+
+class NotFound(Problem):
+    """Not there, or another user's: the answer is the same."""
+
+    status, code, message = HTTPStatus.NOT_FOUND, "not_found", "Not found"
+
+
+class AttachmentsOff(Problem):
+    status, code, message = HTTPStatus.FORBIDDEN, "attachments_off", "This chat takes no attachments"
 
 
 class NotJson(Problem):
@@ -102,6 +126,13 @@ class DatabaseUnavailable(Problem):
     log_level = logging.ERROR
 
 
+class Fault(Problem):
+    """A fault of our own in the chat, already logged."""
+
+    status, code, message = HTTPStatus.INTERNAL_SERVER_ERROR, "internal_server_error", "Internal server error"
+    log_level = logging.ERROR
+
+
 class NotReady(Problem):
     """Args: missing: the names of what has to be set or to come back. They are part of the answer."""
 
@@ -132,6 +163,8 @@ def _answer_problem(problem: Problem) -> Response:
     response = _envelope(problem.status, problem.code, problem.message)
     if problem.retry_after is not None:
         response.headers["Retry-After"] = str(problem.retry_after)
+    if problem.authenticate is not None:
+        response.headers["WWW-Authenticate"] = problem.authenticate
     return response
 
 

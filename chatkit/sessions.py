@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from flask import Blueprint
 
 from chatkit import identity, logs
 from chatkit.envelopes import read_session_request, success_envelope
 from chatkit.issuers import Issuer
-from chatkit.problems import InvalidRequestBody, NotJson, UserMismatch
+from chatkit.problems import InvalidRequestBody, UserMismatch
+from chatkit.request_body import read_json_body
 
 MAX_BODY_BYTES = 16 * 1024
 
@@ -22,7 +22,7 @@ def blueprint(issuer: Issuer) -> Blueprint:
     @bp.post("/api/chatkit/sessions")
     def create() -> dict[str, Any]:
         """Mint a session for whoever is asking."""
-        claimed = _read_body().get("user_id")
+        claimed = _read_request().get("user_id")
         user = identity.current_user()
         if claimed is not None and claimed.lower() != user.subject:
             raise UserMismatch("the body names somebody else")
@@ -33,27 +33,8 @@ def blueprint(issuer: Issuer) -> Blueprint:
     return bp
 
 
-def _read_body() -> dict[str, Any]:
-    # Werkzeug cuts a body of unknown length silently at the limit, so one byte more tells that there was more.
-    request.max_content_length = MAX_BODY_BYTES + 1
+def _read_request() -> dict[str, Any]:
     try:
-        body = request.get_data()
-    except HTTPException:
-        raise  # too large
-    except Exception as error:  # the server's own, one for each way in which a body can be broken
-        raise InvalidRequestBody("the body could not be read") from error
-    if len(body) > MAX_BODY_BYTES:
-        raise RequestEntityTooLarge
-    if request.content_length not in (None, len(body)):
-        raise InvalidRequestBody("the body ended early")
-    if body and not _says_json():
-        raise NotJson("a body that is not declared as JSON")
-    try:
-        return read_session_request(body)
+        return read_session_request(read_json_body(MAX_BODY_BYTES))
     except ValueError as error:
         raise InvalidRequestBody("the body is not the contract's") from error
-
-
-def _says_json() -> bool:
-    charset = request.mimetype_params.get("charset", "utf-8").lower()
-    return request.mimetype == "application/json" and charset in ("utf-8", "utf8")

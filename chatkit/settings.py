@@ -55,6 +55,12 @@ class Settings:
     file_upload_max_mb: int | None
     history: bool | None
     history_recent_threads: int | None
+    tracing: bool | None
+    agent: str | None
+    model: str | None
+    instructions: str
+    turn_seconds: int
+    retention_days: int | None
     allowed_origins: tuple[re.Pattern[str], ...]
     database_url: str = field(repr=False)
     secret_key: str = field(repr=False)
@@ -203,6 +209,17 @@ class _SettingsSchema(Schema):
     file_upload_max_mb = fields.Integer(data_key="CHATKIT_FILE_UPLOAD_MAX_MB", validate=_whole(1, 512, "megabytes"))
     history = fields.Boolean(data_key="CHATKIT_HISTORY")
     history_recent_threads = fields.Integer(data_key="CHATKIT_HISTORY_RECENT_THREADS", validate=_whole(1, None, "threads"))
+    tracing = fields.Boolean(data_key="CHATKIT_TRACING")
+    agent = fields.String(
+        data_key="CHATKIT_AGENT",
+        validate=validate.Regexp(
+            r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", error="must be package.module:name, as in my_agents.support:agent."
+        ),
+    )
+    model = fields.String(data_key="CHATKIT_MODEL", validate=_opaque)
+    instructions = fields.String(data_key="CHATKIT_INSTRUCTIONS", load_default="You are a helpful assistant.")
+    turn_seconds = fields.Integer(data_key="CHATKIT_TURN_SECONDS", load_default=120, validate=_whole(1, 3600, "seconds"))
+    retention_days = fields.Integer(data_key="CHATKIT_RETENTION_DAYS", validate=_whole(1, 36500, "days"))
     allowed_origins = _Origins(data_key="CHATKIT_ALLOWED_ORIGINS")
     database_url = _DatabaseUrl(data_key="DATABASE_URL")
     secret_key = fields.String(

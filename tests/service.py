@@ -43,13 +43,13 @@ class Service:
     """A running service. Leaving the ``with`` block stops it and keeps what it logged."""
 
     def __init__(self, **variables: str) -> None:
-        self.port = free_port()
+        self.port = int(variables.get("PORT") or free_port())
         line = (PROJECT / "Procfile").read_text().partition("web:")[2]
         self._written = tempfile.TemporaryFile("w+")  # noqa: SIM115  no pipe: a full one would stop the service
         self.process = subprocess.Popen(
             shlex.split(line),
             cwd=PROJECT,
-            env=environment(**{"PORT": str(self.port), **variables}),
+            env=environment(**{**variables, "PORT": str(self.port)}),
             stdout=self._written,
             stderr=subprocess.STDOUT,
         )

@@ -11,9 +11,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
-from chatkit.database import Base, open_database
-from chatkit.issuers import selfhosted  # noqa: F401  declares its tables
+from chatkit.database import open_database
 from chatkit.settings import SettingsError
+from chatkit.tables import Base
 from tests.service import PROJECT, environment, free_port
 
 

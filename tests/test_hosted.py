@@ -34,6 +34,7 @@ ARGUMENTS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "time to live": ({"CHATKIT_SESSION_TTL": "600"}, {"expires_after": {"anchor": "created_at", "seconds": 600}}),
     "limit": ({"CHATKIT_MAX_REQUESTS_PER_MINUTE": "5"}, {"rate_limits": {"max_requests_per_1_minute": 5}}),
     "uploads off": ({"CHATKIT_FILE_UPLOAD": "false"}, {"chatkit_configuration": {"file_upload": {"enabled": False}}}),
+    "traces off": ({"CHATKIT_TRACING": "no"}, {"workflow": {"id": WORKFLOW_ID, "tracing": {"enabled": False}}}),
     "everything": (
         {
             "CHATKIT_WORKFLOW_VERSION": "12",

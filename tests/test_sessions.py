@@ -29,8 +29,9 @@ def error_of(response: TestResponse) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("backend", ["hosted", "selfhosted"])
 def test_success_is_the_same_envelope_from_both(make_app: MakeApp, backend: str) -> None:
+    client = make_app(CHATKIT_BACKEND=backend).test_client()
     before = datetime.now(UTC)
-    response = make_app(CHATKIT_BACKEND=backend).test_client().post(ENDPOINT)
+    response = client.post(ENDPOINT)
     body = response.get_json()
     assert response.status_code == 200
     assert list(body) == ["status", "data"]

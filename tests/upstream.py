@@ -39,7 +39,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.upstream.received.append(Received("POST", self.path, headers, json.loads(raw or b"null")))
+        is_json = headers.get("content-type") == "application/json"
+        self.server.upstream.received.append(Received("POST", self.path, headers, json.loads(raw) if is_json else raw))
         self.server.upstream.behaviour(self)
 
     do_GET = do_POST  # noqa: N815  a redirect that is followed comes as one

@@ -95,7 +95,11 @@ class HostedIssuer:
         return _without_unset(
             {
                 "user": user,
-                "workflow": {"id": settings.workflow_id, "version": settings.workflow_version},
+                "workflow": {
+                    "id": settings.workflow_id,
+                    "version": settings.workflow_version,
+                    "tracing": {"enabled": settings.tracing},
+                },
                 "expires_after": {"anchor": "created_at", "seconds": settings.session_ttl} if settings.session_ttl else None,
                 "rate_limits": {"max_requests_per_1_minute": settings.max_requests_per_minute},
                 "chatkit_configuration": {

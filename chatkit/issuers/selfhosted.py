@@ -8,27 +8,16 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import BigInteger, Connection, Engine, LargeBinary, String, delete, insert, select, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import Connection, Engine, delete, insert, select, text
 
 from chatkit import problems
-from chatkit.database import UNAVAILABLE, Base, open_database
+from chatkit.database import UNAVAILABLE, open_database
 from chatkit.issuers import Session
 from chatkit.settings import MAX_SESSION_TTL, Settings
+from chatkit.tables import SessionRow
 
 KEEP_EXPIRED_SECONDS = 3600  # so that a page that was asleep is told "expired", which means: refresh
 PURGE_EVERY_SECONDS = 60
-
-
-class SessionRow(Base):
-    """A session that was minted here. Its secret is not in it, only what tells that a secret is the one."""
-
-    __tablename__ = "chat_sessions"
-
-    id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    secret_hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
-    user_id: Mapped[str] = mapped_column(String(512))
-    expires_at: Mapped[int] = mapped_column(BigInteger, index=True)  # Unix seconds
 
 
 @dataclass(frozen=True)
@@ -44,7 +33,7 @@ class SelfhostedIssuer:
     """Mints sessions and knows, given a secret, whose live session it opens."""
 
     def __init__(self, engine: Engine, ttl: int) -> None:
-        self._engine = engine
+        self.engine = engine
         self._ttl = ttl
         self._next_purge = 0.0
 
@@ -60,7 +49,7 @@ class SelfhostedIssuer:
     def missing(self) -> list[str]:
         """See ``Issuer.missing``."""
         try:
-            with self._engine.connect() as connection:
+            with self.engine.connect() as connection:
                 connection.execute(text("SELECT 1"))
         except UNAVAILABLE:
             return ["DATABASE_URL (the database does not answer)"]
@@ -76,7 +65,7 @@ class SelfhostedIssuer:
         expires_at = int(time.time()) + self._ttl
         row = insert(SessionRow).values(id=session_id, secret_hash=_hash(secret), user_id=user, expires_at=expires_at)
         try:
-            with self._engine.begin() as connection:
+            with self.engine.begin() as connection:
                 connection.execute(row)
                 self._purge(connection)
         except UNAVAILABLE as error:
@@ -95,7 +84,7 @@ class SelfhostedIssuer:
             SessionRow.secret_hash == _hash(client_secret)
         )
         try:
-            with self._engine.connect() as connection:
+            with self.engine.connect() as connection:
                 row = connection.execute(query).one_or_none()
         except UNAVAILABLE as error:
             raise problems.DatabaseUnavailable("a session could not be looked up") from error

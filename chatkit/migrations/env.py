@@ -2,9 +2,9 @@
 
 from alembic import context
 
-import chatkit.issuers.selfhosted  # noqa: F401  declares its tables
-from chatkit.database import Base, make_engine
+from chatkit.database import make_engine
 from chatkit.settings import load
+from chatkit.tables import Base
 
 connection = context.config.attributes.get("connection") or make_engine(load().database_url).connect()
 context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)

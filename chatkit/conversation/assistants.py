@@ -1,0 +1,198 @@
+"""Who answers: the agent that ``CHATKIT_AGENT`` names, a plain one where there is only a key, or the demo."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol, get_type_hints
+
+import agents
+import openai
+from pydantic import BaseModel
+
+from chatkit.agents import AgentContext
+from chatkit.conversation import exported_workflow
+from chatkit.conversation.demo import DemoAssistant
+from chatkit.conversation.events import agent_events, assistant_message
+from chatkit.conversation.history import load_history, to_model_input
+from chatkit.conversation.storage import ChatContext, SqlStore
+from chatkit.settings import PROJECT, Settings, SettingsError
+from chatkit.types import ThreadItem, ThreadMetadata, ThreadStreamEvent, UserMessageItem, UserMessageTextContent
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Turn:
+    """What an assistant is to answer: a thread, and the message in it that is new, if the turn began with one."""
+
+    thread: ThreadMetadata
+    message: UserMessageItem | None
+    store: SqlStore
+    context: ChatContext
+
+    async def history(self) -> list[ThreadItem]:
+        """The thread's items as far as a model gets to see them, the new message included."""
+        return await load_history(self.store, self.thread.id, self.context)
+
+
+class Assistant(Protocol):
+    """Answers turns."""
+
+    def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+        """The events of the answer, as they are made."""
+
+
+@dataclass
+class AgentAssistant:
+    """An Agents SDK agent, or whatever agent ``choose`` has for a user."""
+
+    choose: Callable[[str], agents.Agent[Any] | Awaitable[agents.Agent[Any]]]
+
+    async def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+        agent = self.choose(turn.context.user)
+        if inspect.isawaitable(agent):
+            agent = await agent
+        if not isinstance(agent, agents.Agent):
+            raise TypeError(f"CHATKIT_AGENT: the function returned {type(agent).__name__}, not an Agents SDK agent")
+        context: AgentContext[ChatContext] = AgentContext(thread=turn.thread, store=turn.store, request_context=turn.context)
+        result = agents.Runner.run_streamed(agent, await to_model_input(await turn.history()), context=context)
+        try:
+            async with aclosing(agent_events(context, result)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            if not result.is_complete:
+                result.cancel()
+
+
+@dataclass
+class WorkflowAssistant:
+    """The ``run_workflow`` of a module that Agent Builder exported, as it is."""
+
+    run_workflow: Callable[[Any], Awaitable[Any]]
+    input_type: type[BaseModel]
+
+    async def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+        history = await turn.history()
+        earlier, text = history, ""
+        if turn.message is not None:
+            earlier = [item for item in history if item.id != turn.message.id]
+            text = "".join(part.text for part in turn.message.content if isinstance(part, UserMessageTextContent))
+        running = exported_workflow.Run(
+            AgentContext(thread=turn.thread, store=turn.store, request_context=turn.context), await to_model_input(earlier)
+        )
+        async with aclosing(running.events(self.run_workflow(self.input_type(input_as_text=text)))) as events:
+            async for event in events:
+                yield event
+        finished = _finished_text(running.result, shown=running.shown)
+        if finished:
+            yield assistant_message(turn.thread, turn.store, turn.context, finished)
+
+
+def _finished_text(result: Any, shown: list[str]) -> str:
+    """What is left to say of a workflow's result when ``shown`` has been streamed."""
+    if isinstance(result, dict) and isinstance(result.get("output_text"), str):
+        text: str = result["output_text"]
+        return "" if text in shown else text
+    if shown or result is None:
+        return ""
+    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, indent=2, default=str)
+
+
+def make_openai_client(settings: Settings) -> openai.AsyncOpenAI | None:
+    """The way to OpenAI for everything in the chat; none without a key."""
+    if not settings.openai_api_key:
+        return None
+    base = f"{settings.api_base}/v1"
+    return openai.AsyncOpenAI(api_key=settings.openai_api_key, base_url=base, timeout=settings.turn_seconds)
+
+
+def make_assistant(settings: Settings, client: openai.AsyncOpenAI | None) -> Assistant:
+    """The assistant that these settings ask for, on ``client``.
+
+    Raises:
+        SettingsError: when ``CHATKIT_AGENT`` can't be had, in words.
+    """
+    _prepare_agents_sdk(settings, client)
+    assistant: Assistant
+    if settings.agent:
+        assistant, found = _load(settings.agent)
+    elif settings.openai_api_key:
+        plain = agents.Agent(name="Assistant", instructions=settings.instructions, model=settings.model)
+        assistant, found = (
+            AgentAssistant(lambda _user: plain),
+            f"a plain assistant on {settings.model or 'the SDK default model'}",
+        )
+    else:
+        assistant, found = DemoAssistant(), "the demo, because neither CHATKIT_AGENT nor OPENAI_API_KEY is set"
+    log.info("The chat is answered by %s", found)
+    return assistant
+
+
+def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -> None:
+    """Hand the settings to the Agents SDK, which keeps its own for the process."""
+    agents.set_tracing_disabled(not settings.tracing)
+    if client is not None:
+        agents.set_default_openai_client(client, use_for_tracing=bool(settings.tracing))
+        # An exported workflow makes clients of its own, for guardrails and files, and they look only here.
+        os.environ.setdefault("OPENAI_API_KEY", client.api_key)
+    exported_workflow.install()
+
+
+def _load(name: str) -> tuple[Assistant, str]:
+    """The assistant that ``package.module:name`` is, and what was found there."""
+    module_name, _, attribute = name.partition(":")
+    if str(PROJECT) not in sys.path:
+        sys.path.insert(0, str(PROJECT))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise SettingsError(f"CHATKIT_AGENT: the module {module_name} can't be imported ({reason}).") from error
+    if not hasattr(module, attribute):
+        raise SettingsError(f"CHATKIT_AGENT: the module {module_name} has no {attribute}.")
+    value = getattr(module, attribute)
+    if isinstance(value, agents.Agent):
+        return AgentAssistant(lambda _user: value), f"the Agents SDK agent {value.name!r} ({name})"
+    if not inspect.isroutine(value):
+        raise SettingsError(
+            f"CHATKIT_AGENT: {name} is of type {type(value).__name__}; it has to be an Agents SDK Agent, a function from the "
+            "user to one, or the run_workflow that Agent Builder exported."
+        )
+    required = [
+        parameter
+        for parameter in inspect.signature(value).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if len(required) != 1:
+        raise SettingsError(
+            f"CHATKIT_AGENT: the function {name} takes {len(required)} arguments; it has to take one, the user or Agent "
+            "Builder's workflow_input."
+        )
+    input_type = _workflow_input(value, required[0].name, module)
+    if input_type is None:
+        return AgentAssistant(value), f"the agents that the function {name} has for each user"
+    if not inspect.iscoroutinefunction(value):
+        raise SettingsError(f"CHATKIT_AGENT: {name} takes a workflow's input and is no async function; export it anew.")
+    return WorkflowAssistant(value, input_type), f"the exported workflow {name}"
+
+
+def _workflow_input(function: Any, parameter: str, module: Any) -> type[BaseModel] | None:
+    """The model of a workflow's input, if that is what ``function`` takes."""
+    try:
+        declared = get_type_hints(function).get(parameter)
+    except NameError:
+        declared = None
+    if declared is None and parameter == "workflow_input":
+        declared = getattr(module, "WorkflowInput", None)
+    if inspect.isclass(declared) and issubclass(declared, BaseModel) and "input_as_text" in declared.model_fields:
+        return declared
+    return None

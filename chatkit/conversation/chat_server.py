@@ -1,0 +1,227 @@
+"""OpenAI's ChatKit server, with this service's storage and assistants behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import datetime
+from typing import Any
+
+import agents
+import openai
+from pydantic import TypeAdapter, ValidationError
+
+from chatkit import problems
+from chatkit.actions import Action
+from chatkit.conversation.assistants import Assistant, Turn
+from chatkit.conversation.demo import DemoAssistant, demo_widget
+from chatkit.conversation.event_loop import Answer
+from chatkit.conversation.events import assistant_message, with_own_ids
+from chatkit.conversation.storage import ChatContext, SqlStore, new_id
+from chatkit.database import UNAVAILABLE
+from chatkit.errors import BaseStreamError, CustomStreamError, ErrorCode, StreamError
+from chatkit.server import ChatKitServer
+from chatkit.store import NotFoundError
+from chatkit.types import (
+    AudioInput,
+    ChatKitReq,
+    ErrorEvent,
+    FeedbackKind,
+    HiddenContextItem,
+    SyncCustomActionResponse,
+    ThreadItemDoneEvent,
+    ThreadMetadata,
+    ThreadStreamEvent,
+    TranscriptionResult,
+    UserMessageItem,
+    UserMessageTextContent,
+    WidgetItem,
+    is_streaming_req,
+)
+
+log = logging.getLogger(__name__)
+
+REQUEST_SECONDS = 60  # for what is answered with JSON
+MAX_TITLE = 60
+TRANSCRIPTION_MODEL = "gpt-4o-mini-transcribe"
+
+# The SDK makes this anew for each request, which takes longer than all the rest of handling one.
+_request: TypeAdapter[Any] = TypeAdapter(ChatKitReq)
+
+
+def read_request(body: bytes) -> Any:
+    """The ``ChatKitReq`` in ``body``.
+
+    Raises:
+        InvalidRequestBody: it is none.
+    """
+    try:
+        return _request.validate_json(body)
+    except ValidationError as error:
+        raise problems.InvalidRequestBody("not a request of the ChatKit protocol") from error
+
+
+class ChatServer(ChatKitServer[ChatContext]):
+    """Handles the requests of the ChatKit protocol.
+
+    Args:
+        store: where threads are kept.
+        assistant: who answers.
+        turn_seconds: how long one answer may take.
+        openai_client: for dictation, where there is a key.
+    """
+
+    store: SqlStore
+
+    def __init__(
+        self, store: SqlStore, assistant: Assistant, *, turn_seconds: int, openai_client: openai.AsyncOpenAI | None
+    ) -> None:
+        super().__init__(store)
+        self._assistant = assistant
+        self._turn_seconds = turn_seconds
+        self._openai = openai_client
+
+    async def answer(self, request: Any, context: ChatContext, answer: Answer) -> None:
+        """Handle ``request`` and put what it is answered with into ``answer``: JSON, or the events of a stream.
+
+        Raises:
+            Problem: the request can't be served; nothing has been put.
+        """
+        put = False
+        try:
+            if is_streaming_req(request):
+                async with aclosing(self._process_streaming_impl(request, context)) as events:
+                    async for event in events:
+                        answer.put(b"data: " + self._serialize(event) + b"\n\n")
+                        put = True
+            else:
+                async with asyncio.timeout(REQUEST_SECONDS):
+                    answer.put(await self._process_non_streaming(request, context))
+        except Exception as error:
+            if put:
+                log.exception("a stream broke off")
+                answer.put(b"data: " + self._serialize(ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=True)) + b"\n\n")
+            elif isinstance(error, problems.Problem):
+                raise
+            else:
+                raise _problem(error) from error
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncGenerator[ThreadStreamEvent]:
+        """Let the assistant answer, within its time, and turn what goes wrong into ChatKit's error event."""
+        if thread.title is None and input_user_message is not None:
+            thread.title = _title(input_user_message)
+        turn = Turn(thread, input_user_message, self.store, context)
+        deadline = asyncio.get_running_loop().time() + self._turn_seconds
+        try:
+            async with aclosing(with_own_ids(self._assistant.answer(turn))) as events:
+                while True:
+                    async with asyncio.timeout_at(deadline):
+                        event = await anext(events, None)
+                    if event is None:
+                        return
+                    yield event
+                    await context.answer.room()
+        except Exception as error:
+            raise _stream_error(error, self._turn_seconds) from error
+
+    async def action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> AsyncGenerator[ThreadStreamEvent]:
+        """Tell the assistant what the user did with a widget, and let it answer."""
+        if isinstance(self._assistant, DemoAssistant):
+            text = f"Your page sent the action {action.type} with {action.payload}."
+            yield assistant_message(thread, self.store, context, text)
+            return
+        said = f"The user acted on widget {sender.id if sender else 'of the page'}: {action.type} with {action.payload}"
+        yield ThreadItemDoneEvent(
+            item=HiddenContextItem(
+                id=new_id("message"),
+                thread_id=thread.id,
+                created_at=datetime.now(),  # noqa: DTZ005  as the SDK's own items have it
+                content=said,
+            )
+        )
+        async for event in self.respond(thread, None, context):
+            yield event
+
+    async def sync_action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> SyncCustomActionResponse:
+        """Change the demo's widget. An agent's widget stays as it is: its action is kept for the next answer."""
+        if isinstance(self._assistant, DemoAssistant) and sender is not None and isinstance(action.payload, dict):
+            item = sender.model_copy(update={"widget": demo_widget(int(action.payload.get("pressed", 0)))})
+            await self.store.save_item(thread.id, item, context)
+            return SyncCustomActionResponse(updated_item=item)
+        said = f"The user acted on widget {sender.id if sender else 'of the page'}: {action.type} with {action.payload}"
+        hidden = HiddenContextItem(
+            id=new_id("message"),
+            thread_id=thread.id,
+            created_at=datetime.now(),  # noqa: DTZ005
+            content=said,
+        )
+        await self.store.add_thread_item(thread.id, hidden, context)
+        return SyncCustomActionResponse()
+
+    async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
+        await self.store.save_feedback(thread_id, item_ids, feedback, context)
+
+    def _get_attachment_store(self) -> Any:
+        raise problems.AttachmentsOff("a request about an attachment")
+
+    async def transcribe(self, audio_input: AudioInput, context: ChatContext) -> TranscriptionResult:
+        """What was said, by OpenAI's transcription, where there is a key for it."""
+        if self._openai is None:
+            raise problems.ApiKeyMissing("dictation needs OPENAI_API_KEY")
+        file = ("audio." + audio_input.media_type.rpartition("/")[2], io.BytesIO(audio_input.data), audio_input.media_type)
+        result = await self._openai.audio.transcriptions.create(model=TRANSCRIPTION_MODEL, file=file)
+        return TranscriptionResult(text=result.text)
+
+
+def _title(message: UserMessageItem) -> str | None:
+    """The beginning of the first message, as the thread's name in the history."""
+    text = " ".join("".join(part.text for part in message.content if isinstance(part, UserMessageTextContent)).split())
+    if len(text) > MAX_TITLE:
+        text = text[:MAX_TITLE].rsplit(" ", 1)[0] + "…"
+    return text or None
+
+
+def _problem(error: Exception) -> problems.Problem:
+    """The row of the contract for what went wrong before anything was answered."""
+    if isinstance(error, NotFoundError):
+        return problems.NotFound("no such thread, item or attachment of this user")
+    if isinstance(error, UNAVAILABLE):
+        return problems.DatabaseUnavailable("the conversation could not be reached")
+    if isinstance(error, openai.APIError | TimeoutError):
+        return problems.OpenAIUnavailable("transcription failed")
+    if isinstance(error, ValueError):  # how the SDK says that a request does not fit the state of its thread
+        return problems.InvalidRequestBody("the request does not fit its thread")
+    log.error("fault of our own", exc_info=error)
+    return problems.Fault(type(error).__name__)
+
+
+def _stream_error(error: Exception, turn_seconds: int) -> BaseStreamError:
+    """What the user is told when an answer fails: nothing internal, and whether trying again makes sense."""
+    if isinstance(error, BaseStreamError):
+        return error
+    if isinstance(error, TimeoutError):
+        log.warning("the answer took more than CHATKIT_TURN_SECONDS=%d", turn_seconds)
+        return CustomStreamError("The answer took too long. Please try again.", allow_retry=True)
+    if isinstance(error, agents.InputGuardrailTripwireTriggered | agents.OutputGuardrailTripwireTriggered):
+        log.info("a guardrail stopped the answer")
+        return CustomStreamError("This can't be answered here.", allow_retry=False)
+    if isinstance(error, openai.APIStatusError):
+        # Its text quotes the key and what was sent, so only its kind is logged.
+        log.error("the model's service answered %d (request %s)", error.status_code, error.request_id)
+        if error.status_code == 429:
+            return CustomStreamError("The assistant is busy. Please try again in a moment.", allow_retry=True)
+        return StreamError(ErrorCode.STREAM_ERROR, allow_retry=error.status_code >= 500)
+    if isinstance(error, openai.APIError):
+        log.error("no answer from the model's service (%s)", type(error).__name__)
+        return StreamError(ErrorCode.STREAM_ERROR, allow_retry=True)
+    log.error("the assistant failed", exc_info=error)
+    return StreamError(ErrorCode.STREAM_ERROR, allow_retry=True)

@@ -1,0 +1,84 @@
+"""All tables of the self-hosted backend. A change here needs a migration.
+
+They stand apart from what uses them, so that the schema can be moved on without importing OpenAI's packages, which takes seconds.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, ForeignKeyConstraint, Index, Integer, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+_Position = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only with this type
+
+
+class Base(DeclarativeBase):
+    """What Alembic compares the database with."""
+
+
+class SessionRow(Base):
+    """A session that was minted here. Its secret is not in it, only what tells that a secret is the one."""
+
+    __tablename__ = "chat_sessions"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    secret_hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    user_id: Mapped[str] = mapped_column(String(512))
+    expires_at: Mapped[int] = mapped_column(BigInteger, index=True)  # Unix seconds
+
+
+class ThreadRow(Base):
+    __tablename__ = "chat_threads"
+
+    position: Mapped[int] = mapped_column(_Position, primary_key=True)
+    id: Mapped[str] = mapped_column(String(64))
+    user_id: Mapped[str] = mapped_column(String(512))
+    used_at: Mapped[int] = mapped_column(BigInteger)  # Unix seconds of the last write
+    data: Mapped[str] = mapped_column(Text)  # ThreadMetadata as JSON
+
+    __table_args__ = (
+        UniqueConstraint("id", name="uq_chat_threads_id"),
+        UniqueConstraint("id", "user_id", name="uq_chat_threads_id_user_id"),
+        Index("ix_chat_threads_user_id_position", "user_id", "position"),
+        Index("ix_chat_threads_used_at", "used_at"),
+    )
+
+
+class ItemRow(Base):
+    __tablename__ = "chat_items"
+
+    position: Mapped[int] = mapped_column(_Position, primary_key=True)
+    thread_id: Mapped[str] = mapped_column(String(64))
+    user_id: Mapped[str] = mapped_column(String(512))
+    id: Mapped[str] = mapped_column(String(128))
+    data: Mapped[str] = mapped_column(Text)  # a ThreadItem as JSON
+    feedback: Mapped[str | None] = mapped_column(String(16))
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["thread_id", "user_id"],
+            ["chat_threads.id", "chat_threads.user_id"],
+            name="fk_chat_items_thread",
+            ondelete="CASCADE",
+        ),
+        UniqueConstraint("thread_id", "id", name="uq_chat_items_thread_id_id"),
+        Index("ix_chat_items_thread_id_position", "thread_id", "position"),
+    )
+
+
+class AttachmentRow(Base):
+    __tablename__ = "chat_attachments"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user_id: Mapped[str] = mapped_column(String(512))
+    thread_id: Mapped[str | None] = mapped_column(String(64))
+    data: Mapped[str] = mapped_column(Text)  # an Attachment as JSON
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["thread_id", "user_id"],
+            ["chat_threads.id", "chat_threads.user_id"],
+            name="fk_chat_attachments_thread",
+            ondelete="CASCADE",
+        ),
+        Index("ix_chat_attachments_thread_id", "thread_id"),
+    )

@@ -1,0 +1,82 @@
+"""Agents of every shape that ``CHATKIT_AGENT`` takes, and of some that it does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agents import Agent, RunContextWrapper, Runner, StopAtTools, function_tool
+from chatkit.agents import AgentContext, ClientToolCall
+from pydantic import BaseModel
+
+
+@function_tool
+def weather(city: str) -> str:
+    """The weather in a city."""
+    return f"Sun in {city}"
+
+
+@function_tool
+async def ask_page(context: RunContextWrapper[AgentContext[Any]], question: str) -> None:
+    """Ask the page that the user looks at."""
+    context.context.client_tool_call = ClientToolCall(name="ask_page", arguments={"question": question})
+
+
+simple = Agent(name="Simple", instructions="Be brief.", model="gpt-test")
+with_tool = Agent(name="With a tool", model="gpt-test", tools=[weather])
+with_page = Agent(
+    name="With a page", model="gpt-test", tools=[ask_page], tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"])
+)
+
+
+def for_user(user: str) -> Agent[Any]:
+    return Agent(name="Personal", instructions=f"You serve {user}.", model="gpt-test")
+
+
+async def for_user_later(user: str) -> Agent[Any]:
+    return for_user(user)
+
+
+def for_nobody(user: str) -> Any:
+    return {"user": user}
+
+
+class WorkflowInput(BaseModel):
+    input_as_text: str
+
+
+async def run_workflow(workflow_input: WorkflowInput) -> Any:
+    result = await Runner.run(simple, workflow_input.input_as_text)
+    return {"output_text": result.final_output_as(str)}
+
+
+async def returns_nothing(workflow_input: WorkflowInput) -> None:
+    await Runner.run(simple, workflow_input.input_as_text)
+
+
+async def returns_parsed(workflow_input: WorkflowInput) -> Any:
+    return {"category": "booking", "sure": True}
+
+
+async def says_without_an_agent(workflow_input: WorkflowInput) -> Any:
+    return {"output_text": f"You said {workflow_input.input_as_text}"}
+
+
+async def runs_another_agent_as_tool(workflow_input: WorkflowInput) -> Any:
+    tool = with_tool.as_tool("expert", "Ask the expert.")
+    boss = Agent(name="Boss", model="gpt-test", tools=[tool])
+    result = await Runner.run(boss, workflow_input.input_as_text)
+    return {"output_text": result.final_output_as(str)}
+
+
+async def breaks(workflow_input: WorkflowInput) -> Any:
+    raise KeyError("an internal detail")
+
+
+def takes_nothing() -> None: ...
+
+
+def not_async(workflow_input: WorkflowInput) -> Any:
+    return {}
+
+
+a_number = 42

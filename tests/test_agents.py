@@ -1,0 +1,254 @@
+"""All shapes of ``CHATKIT_AGENT``, over HTTP on both sides: a page's, and a stand-in's for OpenAI's Responses API."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from agents.run import AgentRunner, get_default_agent_runner
+from werkzeug.serving import make_server
+
+from chatkit.conversation import exported_workflow
+from chatkit.conversation.assistants import _load
+from chatkit.settings import SettingsError
+from tests import upstream as u
+from tests.chat import Caller, deltas, errors, texts, user_input
+from tests.conftest import MakeApp, Recorder
+from tests.responses_api import asked, calls, says, streaming
+from tests.upstream import API_KEY, Upstream, failing
+
+Start = Callable[..., Caller]
+
+
+@pytest.fixture
+def start(make_app: MakeApp) -> Iterator[Start]:
+    """Serves an agent, and gives a caller of it. In this process, because starting gunicorn for each agent takes seconds."""
+    with ExitStack() as running:
+
+        def start(agent: str = "", **variables: str) -> Caller:
+            named = f"tests.agents_under_test:{agent}" if agent and ":" not in agent else agent
+            app = make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_AGENT=named, **variables)
+            server = make_server("127.0.0.1", 0, app, threaded=True)
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+            running.callback(server.shutdown)
+            return Caller(f"http://127.0.0.1:{server.server_port}")
+
+        yield start
+
+
+def test_a_plain_assistant_with_only_a_key(start: Start, upstream: Upstream) -> None:
+    caller = start(CHATKIT_MODEL="gpt-mine", CHATKIT_INSTRUCTIONS="Speak like a pirate.")
+    upstream.behaviour = streaming(says("Ahoy, my friend"))
+    _, events = caller.create("Hello")
+    assert texts(events) == ["Ahoy, my friend"]
+    assert deltas(events) == ["Ahoy,", " my", " friend"]
+    assert (upstream.received[0].body["model"], upstream.received[0].body["instructions"]) == (
+        "gpt-mine",
+        "Speak like a pirate.",
+    )
+    assert upstream.received[0].headers["authorization"] == f"Bearer {API_KEY}"
+
+
+@pytest.mark.parametrize("agent", ["simple", "for_user", "for_user_later", "run_workflow"])
+def test_words_reach_the_page_as_the_model_says_them(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(says("one two three four", pause=0.3))
+    stream = caller.stream("threads.create", input=user_input("Count"))
+    arrivals = [(time.monotonic(), delta) for event in stream for delta in deltas([event])]
+    assert [delta for _, delta in arrivals] == ["one", " two", " three", " four"]
+    gaps = [later[0] - earlier[0] for earlier, later in itertools.pairwise(arrivals)]
+    assert all(0.15 < gap < 0.8 for gap in gaps)
+
+
+@pytest.mark.parametrize("agent", ["simple", "run_workflow"])
+def test_earlier_messages_stand_in_front(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(says("Hello Ada"), says("You are Ada"))
+    thread_id, _ = caller.create("I am Ada")
+    events = caller.say(thread_id, "Who am I?")
+    assert texts(events) == ["You are Ada"]
+    assert asked(upstream.received[1].body) == [("user", "I am Ada"), ("assistant", "Hello Ada"), ("user", "Who am I?")]
+
+
+def test_an_agent_for_each_user(start: Start, upstream: Upstream) -> None:
+    caller = start("for_user")
+    upstream.behaviour = streaming(says("Yes"))
+    caller.create("Hello")
+    Caller(caller.url).create("Hello")
+    served = [received.body["instructions"] for received in upstream.received]
+    assert all(text.startswith("You serve anonymous:") for text in served)
+    assert served[0] != served[1]
+
+
+@pytest.mark.parametrize("agent", ["with_tool"])
+def test_a_tool_call(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(calls("weather", city="Paris"), says("Sunny in Paris"))
+    _, events = caller.create("Weather?")
+    assert texts(events) == ["Sunny in Paris"]
+    outputs = [item["output"] for item in upstream.received[1].body["input"] if item.get("type") == "function_call_output"]
+    assert outputs == ["Sun in Paris"]
+
+
+def test_a_client_tool_call_and_its_result(start: Start, upstream: Upstream) -> None:
+    caller = start("with_page")
+    upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("It is blue"))
+    thread_id, events = caller.create("What colour is my page?")
+    (call,) = [event.item for event in events if event.type == "thread.item.done" and event.item.type == "client_tool_call"]
+    assert (call.name, call.arguments, call.call_id, call.status) == ("ask_page", {"question": "Colour?"}, "call_1", "pending")
+    answered = list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
+    assert texts(answered) == ["It is blue"]
+    given = upstream.received[1].body["input"]
+    assert [item.get("type") for item in given[1:]] == ["function_call", "function_call_output"]
+    assert given[2]["output"] == '{"colour": "blue"}'
+
+
+@pytest.mark.parametrize(
+    ("category", "tool", "agent_instructions"),
+    [("booking", True, "Help the traveller to book"), ("complaint", False, "Apologise")],
+)
+def test_an_export_with_a_branch_runs_unchanged(
+    start: Start, upstream: Upstream, category: str, tool: bool, agent_instructions: str
+) -> None:
+    caller = start("examples.travel_desk:run_workflow")
+    turns = [calls("seats_left", flight="LH1")] if tool else []
+    upstream.behaviour = streaming(says(f'{{"category":"{category}"}}'), *turns, says("Here is what I can do"))
+    thread_id, events = caller.create("I need help")
+    assert texts(events) == ["Here is what I can do"], "what the triage said is for the workflow, and nothing is said twice"
+    assert deltas(events) == ["Here", " is", " what", " I", " can", " do"]
+    assert upstream.received[1].body["instructions"].startswith(agent_instructions)
+    assert [item.type for item in caller.items(thread_id, order="asc").data] == ["user_message", "assistant_message"]
+
+
+@pytest.mark.parametrize(
+    ("agent", "said"),
+    [
+        ("returns_nothing", ["Well"]),
+        ("returns_parsed", ['{\n  "category": "booking",\n  "sure": true\n}']),
+        ("says_without_an_agent", ["You said Hello"]),
+    ],
+)
+def test_whatever_a_workflow_returns(start: Start, upstream: Upstream, agent: str, said: list[str]) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(says("Well"))
+    _, events = caller.create("Hello")
+    assert texts(events) == said
+
+
+def test_an_agent_that_is_a_tool_speaks_to_its_caller_only(start: Start, upstream: Upstream) -> None:
+    caller = start("runs_another_agent_as_tool")
+    upstream.behaviour = streaming(calls("expert", input="Weather?"), says("secret of the expert"), says("All is well"))
+    _, events = caller.create("Hello")
+    assert texts(events) == ["All is well"]
+
+
+def test_messages_of_a_model_that_names_them_all_alike(start: Start, upstream: Upstream) -> None:
+    caller = start("simple")
+    upstream.behaviour = streaming(says("first"), says("second"))
+    thread_id, _ = caller.create("one")
+    caller.say(thread_id, "two")
+    kept = caller.items(thread_id, order="asc").data
+    assert ["".join(part.text for part in item.content) for item in kept] == ["one", "first", "two", "second"]
+    assert len({item.id for item in kept}) == 4
+
+
+STREAM_ERROR = ("stream.error", None)
+
+
+@pytest.mark.parametrize("agent", ["simple", "run_workflow"])
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [
+        (failing(429, "rate_limit_exceeded"), ("custom", "The assistant is busy. Please try again in a moment.", True)),
+        (failing(500, "server_error"), (*STREAM_ERROR, True)),
+        (failing(401, "invalid_api_key"), (*STREAM_ERROR, False)),
+        (failing(400, "invalid_request_error"), (*STREAM_ERROR, False)),
+        (u.Handler.hang_up, (*STREAM_ERROR, True)),
+    ],
+    ids=["429", "500", "401", "400", "hangs up"],
+)
+def test_a_model_that_fails(start: Start, upstream: Upstream, agent: str, behaviour: Any, expected: Any) -> None:
+    caller = start(agent)
+    upstream.behaviour = behaviour
+    thread_id, events = caller.create("Hello")
+    assert errors(events) == [expected]
+    message = caller.items(thread_id, order="asc").data[0]
+    upstream.behaviour = streaming(says("Better now"))
+    again = list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
+    assert texts(again) == ["Better now"]
+
+
+@pytest.mark.parametrize("agent", ["simple", "run_workflow"])
+def test_a_model_that_stalls(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent, CHATKIT_TURN_SECONDS="2")
+    upstream.behaviour = streaming([*says("half a")[:4], 20.0])
+    started = time.monotonic()
+    _, events = caller.create("Hello")
+    assert time.monotonic() - started < 4
+    assert errors(events) == [("custom", "The answer took too long. Please try again.", True)]
+
+
+@pytest.mark.parametrize("agent", ["breaks", "for_nobody"])
+def test_an_agent_that_breaks(start: Start, recorder: Recorder, agent: str) -> None:
+    caller = start(agent)
+    _, events = caller.create("Hello")
+    assert errors(events) == [(*STREAM_ERROR, True)]
+    assert "internal detail" not in repr(events)
+    line = next(line for line in reversed(recorder.lines) if "the assistant failed" in line)
+    assert ("an internal detail" if agent == "breaks" else "not an Agents SDK agent") in line
+    assert '"request_id": "' in line
+    assert '"session_id": "ses_' in line
+
+
+def test_dictation(start: Start, upstream: Upstream) -> None:
+    caller = start("simple")
+    upstream.behaviour = u.answering(200, {"text": "Hello there"})
+    answer = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm;codecs=opus")
+    assert (answer.status_code, answer.json()) == (200, {"text": "Hello there"})
+    assert upstream.received[0].path == "/v1/audio/transcriptions"
+    upstream.behaviour = failing(500, "server_error")
+    assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm").status_code == 503
+
+
+FOUND = {
+    "simple": "the Agents SDK agent 'Simple'",
+    "for_user": "the agents that the function",
+    "run_workflow": "the exported workflow",
+    "returns_nothing": "the exported workflow",
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_is_said(name: str) -> None:
+    assert FOUND[name] in _load(f"tests.agents_under_test:{name}")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tests.nowhere:agent", "tests.nowhere can't be imported (ModuleNotFoundError"),
+        ("tests.agents_under_test:nothing", "has no nothing"),
+        ("tests.agents_under_test:a_number", "is of type int"),
+        ("tests.agents_under_test:WorkflowInput", "it has to be an Agents SDK Agent"),
+        ("tests.agents_under_test:takes_nothing", "takes 0 arguments"),
+        ("tests.agents_under_test:not_async", "no async function"),
+    ],
+)
+def test_what_is_wrong_is_said(name: str, words: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        _load(name)
+    assert str(caught.value).startswith("CHATKIT_AGENT: ")
+    assert words in str(caught.value)
+
+
+def test_outside_a_turn_the_runner_is_the_sdks() -> None:
+    """What else in the process uses the Agents SDK keeps its own behaviour."""
+    exported_workflow.install()
+    runner = get_default_agent_runner()
+    assert isinstance(runner, AgentRunner)
+    assert type(runner).run_streamed is AgentRunner.run_streamed

@@ -1,0 +1,263 @@
+"""ChatKit's store in SQL, on SQLite and on PostgreSQL: pages, users, deletes, retention."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import pytest
+from chatkit.store import NotFoundError
+from chatkit.types import (
+    AssistantMessageContent,
+    AssistantMessageItem,
+    FileAttachment,
+    InferenceOptions,
+    ThreadMetadata,
+    UserMessageItem,
+    UserMessageTextContent,
+)
+from sqlalchemy import create_engine, insert, text
+
+from chatkit.conversation.history import MAX_CHARACTERS, MAX_ITEMS, load_history
+from chatkit.conversation.storage import ChatContext, SqlStore
+from chatkit.database import open_database
+from chatkit.tables import ItemRow
+
+T = TypeVar("T")
+MOMENT = datetime(2026, 11, 23, tzinfo=UTC)  # the same for all: order must not depend on clocks
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(coroutine)
+
+
+def of(user: str) -> ChatContext:
+    return ChatContext(user, None)  # type: ignore[arg-type]  # storage never looks at the answer
+
+
+ADA, EVE = of("anonymous:ada"), of("anonymous:eve")
+
+
+@pytest.fixture
+def store(database: str) -> SqlStore:
+    return SqlStore(open_database(database), retention_days=None)
+
+
+def new_thread(store: SqlStore, context: ChatContext = ADA) -> str:
+    thread = ThreadMetadata(id=store.generate_thread_id(context), created_at=MOMENT)
+    run(store.save_thread(thread, context))
+    return thread.id
+
+
+def message(thread_id: str, name: str, words: str = "hello") -> AssistantMessageItem:
+    return AssistantMessageItem(id=name, thread_id=thread_id, created_at=MOMENT, content=[AssistantMessageContent(text=words)])
+
+
+def question(thread_id: str, name: str) -> UserMessageItem:
+    return UserMessageItem(
+        id=name,
+        thread_id=thread_id,
+        created_at=MOMENT,
+        content=[UserMessageTextContent(text="?")],
+        inference_options=InferenceOptions(),
+    )
+
+
+def counts(database: str) -> dict[str, int]:
+    with create_engine(database).connect() as connection:
+        tables = ("chat_threads", "chat_items", "chat_attachments")
+        return {table: connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one() for table in tables}
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_pages_of_items_have_each_item_once_in_order(store: SqlStore, order: str) -> None:
+    thread_id = new_thread(store)
+    names = [f"msg_{number}" for number in range(25)]
+    for name in names:
+        run(store.add_thread_item(thread_id, message(thread_id, name), ADA))
+    seen, after = [], None
+    for _ in range(10):
+        page = run(store.load_thread_items(thread_id, after, 7, order, ADA))
+        seen += [item.id for item in page.data]
+        if not page.has_more:
+            break
+        after = page.after
+    assert seen == (names if order == "asc" else names[::-1])
+
+
+def test_pages_stay_right_while_items_are_added(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    for number in range(6):
+        run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}"), ADA))
+    first = run(store.load_thread_items(thread_id, None, 3, "desc", ADA))
+    run(store.add_thread_item(thread_id, message(thread_id, "msg_new"), ADA))
+    second = run(store.load_thread_items(thread_id, first.after, 3, "desc", ADA))
+    assert [item.id for item in first.data + second.data] == [f"msg_{number}" for number in range(5, -1, -1)]
+
+
+def test_pages_of_threads(store: SqlStore) -> None:
+    ids = [new_thread(store) for _ in range(5)]
+    new_thread(store, EVE)
+    first = run(store.load_threads(2, None, "desc", ADA))
+    second = run(store.load_threads(10, first.after, "desc", ADA))
+    assert [thread.id for thread in first.data + second.data] == ids[::-1]
+    assert (first.has_more, second.has_more, second.after) == (True, False, None)
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 10**9])
+def test_a_page_has_a_sensible_size_whatever_is_asked_for(store: SqlStore, limit: int) -> None:
+    thread_id = new_thread(store)
+    for number in range(3):
+        run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}"), ADA))
+    assert 1 <= len(run(store.load_thread_items(thread_id, None, limit, "asc", ADA)).data) <= 100
+
+
+def test_an_item_saved_again_stays_in_its_place(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    for name in ("a", "b"):
+        run(store.add_thread_item(thread_id, message(thread_id, name), ADA))
+    run(store.add_thread_item(thread_id, message(thread_id, "a", "changed"), ADA))
+    page = run(store.load_thread_items(thread_id, None, 10, "asc", ADA))
+    assert page.data == [message(thread_id, "a", "changed"), message(thread_id, "b")]
+
+
+def test_nobody_reaches_what_is_another_users(store: SqlStore, database: str) -> None:
+    thread_id = new_thread(store)
+    run(store.add_thread_item(thread_id, message(thread_id, "msg_1"), ADA))
+    run(store.save_attachment(FileAttachment(id="atc_1", name="a", mime_type="b", thread_id=thread_id), ADA))
+    before = counts(database)
+    metadata = run(store.load_thread(thread_id, ADA))
+    attempts: list[Coroutine[Any, Any, Any]] = [
+        store.load_thread(thread_id, EVE),
+        store.save_thread(metadata, EVE),
+        store.load_thread_items(thread_id, None, 10, "asc", EVE),
+        store.load_thread_items(thread_id, "msg_1", 10, "asc", EVE),
+        store.load_item(thread_id, "msg_1", EVE),
+        store.add_thread_item(thread_id, message(thread_id, "msg_2"), EVE),
+        store.save_item(thread_id, message(thread_id, "msg_1", "changed"), EVE),
+        store.delete_thread_item(thread_id, "msg_1", EVE),
+        store.save_feedback(thread_id, ["msg_1"], "negative", EVE),
+        store.load_threads(10, thread_id, "asc", EVE),
+        store.delete_thread(thread_id, EVE),
+        store.load_attachment("atc_1", EVE),
+        store.delete_attachment("atc_1", EVE),
+    ]
+    for attempt in attempts:
+        with pytest.raises(NotFoundError):
+            run(attempt)
+    assert run(store.load_threads(10, None, "asc", EVE)).data == []
+    assert counts(database) == before
+    assert run(store.load_item(thread_id, "msg_1", ADA)) == message(thread_id, "msg_1")
+
+
+def test_a_delete_leaves_nothing_behind(store: SqlStore, database: str) -> None:
+    kept = new_thread(store)
+    thread_id = new_thread(store)
+    for number in range(3):
+        run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}"), ADA))
+    run(store.save_attachment(FileAttachment(id="atc_1", name="a", mime_type="b", thread_id=thread_id), ADA))
+    run(store.delete_thread(thread_id, ADA))
+    assert counts(database) == {"chat_threads": 1, "chat_items": 0, "chat_attachments": 0}
+    assert run(store.load_thread(kept, ADA)).id == kept
+
+
+def test_a_thread_deleted_while_it_is_answered_does_not_come_back(store: SqlStore, database: str) -> None:
+    thread_id = new_thread(store)
+    metadata = run(store.load_thread(thread_id, ADA))
+    run(store.delete_thread(thread_id, ADA))
+    for write in (store.save_thread(metadata, ADA), store.add_thread_item(thread_id, message(thread_id, "msg_1"), ADA)):
+        with pytest.raises(NotFoundError):
+            run(write)
+    assert counts(database)["chat_threads"] == 0
+
+
+def test_retention(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SqlStore(open_database(database), retention_days=30)
+    old, used = new_thread(store), new_thread(store)
+    run(store.add_thread_item(old, message(old, "msg_1"), ADA))
+    now, monotonic = time.time(), time.monotonic()
+    monkeypatch.setattr("chatkit.conversation.storage.time.time", lambda: now + 20 * 86400)
+    run(store.add_thread_item(used, message(used, "msg_1"), ADA))
+    monkeypatch.setattr("chatkit.conversation.storage.time.time", lambda: now + 31 * 86400)
+    monkeypatch.setattr("chatkit.conversation.storage.time.monotonic", lambda: monotonic + 7200)
+    new = new_thread(store)
+    assert {thread.id for thread in run(store.load_threads(10, None, "asc", ADA)).data} == {used, new}
+    assert counts(database)["chat_items"] == 1
+
+
+def test_identifiers_can_not_be_guessed(store: SqlStore) -> None:
+    thread = ThreadMetadata(id="t", created_at=MOMENT)
+    kinds = ("message", "tool_call", "task", "workflow", "attachment", "sdk_hidden_context")
+    made = [store.generate_thread_id(ADA), *(store.generate_item_id(kind, thread, ADA) for kind in kinds)]
+    for identifier in made:
+        assert len(identifier.rpartition("_")[2]) * 4 >= 96
+    assert len(set(made)) == len(made)
+
+
+def test_a_long_thread_pages_as_fast_at_its_end_as_at_its_start(store: SqlStore) -> None:
+    """By the plan, which can't be noisy: no page reads more rows than it has, wherever it is. The figures are in bench/."""
+    thread_id = new_thread(store)
+    other = new_thread(store)
+    with store._engine.begin() as connection:
+        for target in (thread_id, other):
+            rows = [
+                {
+                    "thread_id": target,
+                    "user_id": ADA.user,
+                    "id": f"msg_{number}",
+                    "data": message(target, f"msg_{number}").model_dump_json(),
+                }
+                for number in range(5000)
+            ]
+            connection.execute(insert(ItemRow), rows)
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("ANALYZE"))
+            explain = "EXPLAIN "
+        else:
+            explain = "EXPLAIN QUERY PLAN "
+        where = "thread_id = :thread AND user_id = :user AND position < 9000 ORDER BY position DESC LIMIT 21"
+        query = text(f"{explain}SELECT id, data FROM chat_items WHERE {where}")
+        plan = " ".join(str(row) for row in connection.execute(query, {"thread": thread_id, "user": ADA.user}))
+    assert "ix_chat_items_thread_id_position" in plan or "pk_chat_items" in plan
+    assert "SCAN" not in plan.upper().replace("INDEX SCAN", "").replace("SCAN BACKWARD", "")
+    assert "SORT" not in plan.upper().replace("COVERING", "")
+
+
+def test_a_long_history_is_cut_at_a_message_of_the_user(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    with store._engine.begin() as connection:
+        for number in range(300):
+            make = question if number % 2 == 0 else message
+            item = make(thread_id, f"msg_{number}")
+            connection.execute(
+                insert(ItemRow).values(thread_id=thread_id, user_id=ADA.user, id=item.id, data=item.model_dump_json())
+            )
+    history = run(load_history(store, thread_id, ADA))
+    assert history[-1].id == "msg_299"
+    assert history[0].type == "user_message"
+    assert MAX_ITEMS - 1 <= len(history) <= MAX_ITEMS
+
+
+def test_a_history_of_long_messages_is_cut_by_its_length(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    for number in range(6):
+        run(store.add_thread_item(thread_id, question(thread_id, f"q_{number}"), ADA))
+        run(store.add_thread_item(thread_id, message(thread_id, f"a_{number}", "x" * (MAX_CHARACTERS // 3)), ADA))
+    history = run(load_history(store, thread_id, ADA))
+    assert [item.id for item in history] == ["q_4", "a_4", "q_5", "a_5"]
+
+
+def test_a_last_message_longer_than_all_is_kept(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    run(store.add_thread_item(thread_id, message(thread_id, "old"), ADA))
+    run(store.add_thread_item(thread_id, message(thread_id, "long", "x" * (2 * MAX_CHARACTERS)), ADA))
+    assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["long"]
+
+
+def test_a_short_history_is_whole(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    run(store.add_thread_item(thread_id, message(thread_id, "greeting"), ADA))
+    assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["greeting"]

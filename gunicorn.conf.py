@@ -1,5 +1,7 @@
 """How gunicorn serves the application: ``gunicorn app:app`` reads this file by itself."""
 
+import gc
+
 from chatkit import logs
 from chatkit.settings import SettingsError, load
 
@@ -20,7 +22,11 @@ logconfig_dict = logs.configuration(settings.log_level, readable=settings.develo
 
 
 def when_ready(_server: object) -> None:
-    """Tell a developer what to try."""
+    """Before the workers are forked: share what is loaded with them, and tell a developer what to try."""
+    # What is there now stays for ever. Left in the collector's hands, each worker would look through it again and again, and
+    # by that alone get a copy of its own.
+    gc.collect()
+    gc.freeze()
     if settings.development:
         address = f"http://localhost:{settings.port}"
         print(f"\n  Serving on {address}, backend: {settings.backend}. Stop with Ctrl-C. Try:\n", flush=True)

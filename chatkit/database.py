@@ -46,7 +46,7 @@ def make_engine(address: str) -> Engine:
     """An engine for ``address``, whatever its schema."""
     url = make_url(address)
     # hide_parameters: a failing statement is logged without the values in it.
-    options: dict[str, Any] = {"hide_parameters": True, "pool_timeout": WAIT_SECONDS, "pool_pre_ping": True}
+    options: dict[str, Any] = {"hide_parameters": True, "pool_timeout": WAIT_SECONDS}
     if url.get_backend_name() == "sqlite":
         if url.database:
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
@@ -54,9 +54,8 @@ def make_engine(address: str) -> Engine:
         event.listen(engine, "connect", _configure_sqlite)
         return engine
     # A server that went away without a word is given up after tcp_user_timeout (milliseconds).
-    return create_engine(
-        url, connect_args={"connect_timeout": WAIT_SECONDS, "tcp_user_timeout": WAIT_SECONDS * 1000}, **options
-    )
+    arguments = {"connect_timeout": WAIT_SECONDS, "tcp_user_timeout": WAIT_SECONDS * 1000}
+    return create_engine(url, connect_args=arguments, pool_pre_ping=True, **options)
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

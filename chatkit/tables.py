@@ -1,6 +1,7 @@
 """All tables of the self-hosted backend. A change here needs a migration.
 
-They stand apart from what uses them, so that the schema can be moved on without importing OpenAI's packages, which takes seconds.
+They stand apart from what uses them, so that the schema can be moved on without importing OpenAI's packages, which takes
+seconds.
 """
 
 from __future__ import annotations

@@ -12,19 +12,11 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Select,
-    and_,
-    delete,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Engine, Table, and_, bindparam, delete, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from chatkit.conversation.event_loop import Answer
 from chatkit.store import NotFoundError, Store
@@ -62,6 +54,83 @@ class ChatContext:
     """Threads that this request has begun and that are not stored yet."""
 
 
+# Each statement is built once; building one takes longer than running it. Each names the user.
+
+_threads, _items, _attachments = (cast(Table, row.__table__) for row in (ThreadRow, ItemRow, AttachmentRow))
+_user: Any = bindparam("user")
+_own_thread = and_(_threads.c.id == bindparam("thread"), _threads.c.user_id == _user)
+_own_items = and_(_items.c.thread_id == bindparam("thread"), _items.c.user_id == _user)
+_own_item = and_(_own_items, _items.c.id == bindparam("item"))
+_own_attachment = and_(_attachments.c.id == bindparam("attachment"), _attachments.c.user_id == _user)
+
+_SELECT_THREAD = select(_threads.c.data).where(_own_thread)
+_INSERT_THREAD = insert(_threads)
+_UPDATE_THREAD = update(_threads).where(_own_thread).values(data=bindparam("new_data"), used_at=bindparam("now"))
+_TOUCH_THREAD = update(_threads).where(_own_thread).values(used_at=bindparam("now"))
+_DELETE_THREAD = delete(_threads).where(_own_thread)
+_DELETE_UNUSED = delete(_threads).where(_threads.c.used_at < bindparam("oldest"))
+_SELECT_ITEM = select(_items.c.data).where(_own_item)
+_SAVE_ITEM = {  # adds, or replaces where it stands; both databases say it alike, but SQLAlchemy has it for each apart
+    "sqlite": sqlite.insert(_items).on_conflict_do_update(
+        index_elements=["thread_id", "id"], set_={"data": sqlite.insert(_items).excluded.data}
+    ),
+    "postgresql": postgresql.insert(_items).on_conflict_do_update(
+        index_elements=["thread_id", "id"], set_={"data": postgresql.insert(_items).excluded.data}
+    ),
+}
+_UPDATE_FEEDBACK = update(_items).where(_own_item).values(feedback=bindparam("kind"))
+_DELETE_ITEM = delete(_items).where(_own_item)
+_SELECT_ATTACHMENT = select(_attachments.c.data).where(_own_attachment)
+_INSERT_ATTACHMENT = insert(_attachments)
+_UPDATE_ATTACHMENT = (
+    update(_attachments).where(_own_attachment).values(data=bindparam("new_data"), thread_id=bindparam("new_thread"))
+)
+_DELETE_ATTACHMENT = delete(_attachments).where(_own_attachment)
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """The statements that page through a table, by order and by whether there is a cursor."""
+
+    cursor: Any
+    statements: dict[tuple[str, bool], Any]
+
+    @classmethod
+    def through(cls, table: Any, own: Any, cursor: Any) -> _Pages:
+        query = select(table.c.id, table.c.data).where(own).limit(bindparam("limit"))
+        ordered = {"asc": query.order_by(table.c.position), "desc": query.order_by(table.c.position.desc())}
+        start: Any = bindparam("start")
+        behind = {"asc": table.c.position > start, "desc": table.c.position < start}
+        statements = {(order, False): ordered[order] for order in ordered}
+        statements |= {(order, True): ordered[order].where(behind[order]) for order in ordered}
+        return cls(select(table.c.position).where(cursor), statements)
+
+    def load(
+        self,
+        connection: Connection,
+        read: Callable[[str], Any],
+        limit: int,
+        after: str | None,
+        order: str,
+        named: dict[str, Any],
+    ) -> Page[Any]:
+        """At most ``limit`` rows behind ``after``, in ``order``; an ``after`` that is nobody's is not found."""
+        limit = max(1, min(limit, MAX_PAGE))
+        values = {**named, "limit": limit + 1}
+        if after:
+            values["start"] = _only(connection.execute(self.cursor, {**named, "after": after}))
+        statement = self.statements["desc" if order == "desc" else "asc", bool(after)]
+        rows = connection.execute(statement, values).all()
+        shown, more = rows[:limit], len(rows) > limit
+        return Page(data=[read(row.data) for row in shown], has_more=more, after=shown[-1].id if more else None)
+
+
+_THREADS = _Pages.through(
+    _threads, _threads.c.user_id == _user, and_(_threads.c.id == bindparam("after"), _threads.c.user_id == _user)
+)
+_ITEMS = _Pages.through(_items, _own_items, and_(_own_items, _items.c.id == bindparam("after")))
+
+
 class SqlStore(Store[ChatContext]):
     """Threads and items of all users, each user reaching only their own.
 
@@ -73,8 +142,10 @@ class SqlStore(Store[ChatContext]):
         self._engine = engine
         self._retention_days = retention_days
         self._next_purge = 0.0
-        # A database call must not hold up the loop that all other streams run on.
-        self._threads = ThreadPoolExecutor(8, thread_name_prefix="storage")
+        # A database call must not hold up the loop that all streams run on. SQLite has one writer at a time, and those that
+        # find it taken sleep; waiting in line here is faster.
+        workers = 1 if engine.dialect.name == "sqlite" else 4
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="storage")
 
     async def _run(self, work: Callable[[Connection], Result]) -> Result:
         """Do ``work`` in a transaction, on another thread."""
@@ -98,67 +169,52 @@ class SqlStore(Store[ChatContext]):
     # Threads
 
     async def load_thread(self, thread_id: str, context: ChatContext) -> ThreadMetadata:
-        query = select(ThreadRow.data).where(*_own_thread(thread_id, context))
-        return ThreadMetadata.model_validate_json(await self._run(lambda connection: _only(connection, query)))
+        own = {"user": context.user, "thread": thread_id}
+        data = await self._run(lambda connection: _only(connection.execute(_SELECT_THREAD, own)))
+        return ThreadMetadata.model_validate_json(data)
 
     async def save_thread(self, thread: ThreadMetadata, context: ChatContext) -> None:
-        values = {"data": thread.model_dump_json(exclude={"items"}), "used_at": int(time.time())}
+        data, now = thread.model_dump_json(exclude={"items"}), int(time.time())
+        own = {"user": context.user, "thread": thread.id}
 
         def work(connection: Connection) -> None:
             if thread.id in context.new_threads:
                 self._purge(connection)
-                connection.execute(insert(ThreadRow).values(id=thread.id, user_id=context.user, **values))
+                connection.execute(_INSERT_THREAD, {"id": thread.id, "user_id": context.user, "data": data, "used_at": now})
             else:  # only if it is still there: a thread deleted while it is answered does not come back
-                _changed(connection.execute(update(ThreadRow).where(*_own_thread(thread.id, context)).values(values)))
+                _changed(connection.execute(_UPDATE_THREAD, {**own, "new_data": data, "now": now}))
 
         await self._run(work)
         context.new_threads.discard(thread.id)
 
     async def load_threads(self, limit: int, after: str | None, order: str, context: ChatContext) -> Page[ThreadMetadata]:
-        query = select(ThreadRow.position, ThreadRow.id, ThreadRow.data).where(ThreadRow.user_id == context.user)
-        cursor = select(ThreadRow.position).where(*_own_thread(after or "", context))
-
-        def work(connection: Connection) -> Page[ThreadMetadata]:
-            return _page(
-                connection,
-                query,
-                ThreadRow.position,
-                cursor if after else None,
-                limit,
-                order,
-                ThreadMetadata.model_validate_json,
-            )
-
-        return await self._run(work)
+        read, own = ThreadMetadata.model_validate_json, {"user": context.user}
+        return await self._run(lambda connection: _THREADS.load(connection, read, limit, after, order, own))
 
     async def delete_thread(self, thread_id: str, context: ChatContext) -> None:
-        def work(connection: Connection) -> None:
-            # Its items, their feedback and its attachments go with it, by their foreign keys.
-            _changed(connection.execute(delete(ThreadRow).where(*_own_thread(thread_id, context))))
-
-        await self._run(work)
+        # Its items, their feedback and its attachments go with it, by their foreign keys.
+        own = {"user": context.user, "thread": thread_id}
+        await self._run(lambda connection: _changed(connection.execute(_DELETE_THREAD, own)))
 
     # Items
 
     async def load_thread_items(
         self, thread_id: str, after: str | None, limit: int, order: str, context: ChatContext
     ) -> Page[ThreadItem]:
-        query = select(ItemRow.position, ItemRow.id, ItemRow.data).where(*_own_items(thread_id, context))
-        cursor = select(ItemRow.position).where(*_own_items(thread_id, context), ItemRow.id == after)
+        own = {"user": context.user, "thread": thread_id}
 
         def work(connection: Connection) -> Page[ThreadItem]:
-            page = _page(
-                connection, query, ItemRow.position, cursor if after else None, limit, order, _thread_item.validate_json
-            )
+            page = _ITEMS.load(connection, _thread_item.validate_json, limit, after, order, own)
             if not page.data:
-                _only(connection, select(ThreadRow.id).where(*_own_thread(thread_id, context)))
+                _only(connection.execute(_SELECT_THREAD, own))
             return page
 
         return await self._run(work)
 
     async def load_item(self, thread_id: str, item_id: str, context: ChatContext) -> ThreadItem:
-        query = select(ItemRow.data).where(*_own_items(thread_id, context), ItemRow.id == item_id)
-        item: ThreadItem = _thread_item.validate_json(await self._run(lambda connection: _only(connection, query)))
+        own = {"user": context.user, "thread": thread_id, "item": item_id}
+        data = await self._run(lambda connection: _only(connection.execute(_SELECT_ITEM, own)))
+        item: ThreadItem = _thread_item.validate_json(data)
         return item
 
     async def add_thread_item(self, thread_id: str, item: ThreadItem, context: ChatContext) -> None:
@@ -167,20 +223,19 @@ class SqlStore(Store[ChatContext]):
     async def save_item(self, thread_id: str, item: ThreadItem, context: ChatContext) -> None:
         """Add an item, or replace the one with its id where that stands: the SDK adds a workflow again when it goes on."""
         data = item.model_dump_json()
+        own = {"user": context.user, "thread": thread_id}
 
         def work(connection: Connection) -> None:
             # Touching the thread first also makes writers to one thread take turns, so that positions grow as they commit.
-            used = update(ThreadRow).where(*_own_thread(thread_id, context)).values(used_at=int(time.time()))
-            _changed(connection.execute(used))
-            own = and_(*_own_items(thread_id, context), ItemRow.id == item.id)
-            if not connection.execute(update(ItemRow).where(own).values(data=data)).rowcount:
-                connection.execute(insert(ItemRow).values(thread_id=thread_id, user_id=context.user, id=item.id, data=data))
+            _changed(connection.execute(_TOUCH_THREAD, {**own, "now": int(time.time())}))
+            new = {"thread_id": thread_id, "user_id": context.user, "id": item.id, "data": data}
+            connection.execute(_SAVE_ITEM[connection.dialect.name], new)
 
         await self._run(work)
 
     async def delete_thread_item(self, thread_id: str, item_id: str, context: ChatContext) -> None:
-        statement = delete(ItemRow).where(*_own_items(thread_id, context), ItemRow.id == item_id)
-        await self._run(lambda connection: _changed(connection.execute(statement)))
+        own = {"user": context.user, "thread": thread_id, "item": item_id}
+        await self._run(lambda connection: _changed(connection.execute(_DELETE_ITEM, own)))
 
     async def save_feedback(
         self, thread_id: str, item_ids: list[str], kind: Literal["positive", "negative"], context: ChatContext
@@ -189,40 +244,40 @@ class SqlStore(Store[ChatContext]):
 
         def work(connection: Connection) -> None:
             for item_id in item_ids:
-                own = and_(*_own_items(thread_id, context), ItemRow.id == item_id)
-                _changed(connection.execute(update(ItemRow).where(own).values(feedback=kind)))
+                own = {"user": context.user, "thread": thread_id, "item": item_id}
+                _changed(connection.execute(_UPDATE_FEEDBACK, {**own, "kind": kind}))
 
         await self._run(work)
 
     # Attachments' metadata
 
     async def save_attachment(self, attachment: Attachment, context: ChatContext) -> None:
-        values = {"data": attachment.model_dump_json(), "thread_id": attachment.thread_id}
+        data, thread_id = attachment.model_dump_json(), attachment.thread_id
+        own = {"user": context.user, "attachment": attachment.id}
 
         def work(connection: Connection) -> None:
-            own = and_(AttachmentRow.id == attachment.id, AttachmentRow.user_id == context.user)
-            if not connection.execute(update(AttachmentRow).where(own).values(values)).rowcount:
-                connection.execute(insert(AttachmentRow).values(id=attachment.id, user_id=context.user, **values))
+            if not connection.execute(_UPDATE_ATTACHMENT, {**own, "new_data": data, "new_thread": thread_id}).rowcount:
+                new = {"id": attachment.id, "user_id": context.user, "thread_id": thread_id, "data": data}
+                connection.execute(_INSERT_ATTACHMENT, new)
 
         await self._run(work)
 
     async def load_attachment(self, attachment_id: str, context: ChatContext) -> Attachment:
-        own = and_(AttachmentRow.id == attachment_id, AttachmentRow.user_id == context.user)
-        query = select(AttachmentRow.data).where(own)
-        attachment: Attachment = _attachment.validate_json(await self._run(lambda connection: _only(connection, query)))
+        own = {"user": context.user, "attachment": attachment_id}
+        data = await self._run(lambda connection: _only(connection.execute(_SELECT_ATTACHMENT, own)))
+        attachment: Attachment = _attachment.validate_json(data)
         return attachment
 
     async def delete_attachment(self, attachment_id: str, context: ChatContext) -> None:
-        own = and_(AttachmentRow.id == attachment_id, AttachmentRow.user_id == context.user)
-        await self._run(lambda connection: _changed(connection.execute(delete(AttachmentRow).where(own))))
+        own = {"user": context.user, "attachment": attachment_id}
+        await self._run(lambda connection: _changed(connection.execute(_DELETE_ATTACHMENT, own)))
 
     def _purge(self, connection: Connection) -> None:
         """Delete threads that nobody has used for the retention time; at most once an hour, in passing."""
         if self._retention_days is None or time.monotonic() < self._next_purge:
             return
         self._next_purge = time.monotonic() + PURGE_EVERY_SECONDS
-        oldest = time.time() - self._retention_days * SECONDS_A_DAY
-        connection.execute(delete(ThreadRow).where(ThreadRow.used_at < oldest))
+        connection.execute(_DELETE_UNUSED, {"oldest": time.time() - self._retention_days * SECONDS_A_DAY})
 
 
 def new_id(item_type: str) -> str:
@@ -230,16 +285,8 @@ def new_id(item_type: str) -> str:
     return f"{_PREFIXES[item_type]}_{uuid.uuid4().hex}"
 
 
-def _own_thread(thread_id: str, context: ChatContext) -> tuple[Any, ...]:
-    return ThreadRow.id == thread_id, ThreadRow.user_id == context.user
-
-
-def _own_items(thread_id: str, context: ChatContext) -> tuple[Any, ...]:
-    return ItemRow.thread_id == thread_id, ItemRow.user_id == context.user
-
-
-def _only(connection: Connection, query: Select[Any]) -> Any:
-    value = connection.execute(query).scalar_one_or_none()
+def _only(result: Any) -> Any:
+    value = result.scalar_one_or_none()
     if value is None:
         raise NotFoundError
     return value
@@ -248,24 +295,3 @@ def _only(connection: Connection, query: Select[Any]) -> Any:
 def _changed(result: Any) -> None:
     if not result.rowcount:
         raise NotFoundError
-
-
-def _page(
-    connection: Connection,
-    query: Any,
-    position: Any,
-    cursor: Select[Any] | None,
-    limit: int,
-    order: str,
-    read: Callable[[str], Any],
-) -> Page[Any]:
-    """The ``limit`` rows of ``query`` behind the one that ``cursor`` finds, in ``order``; a cursor of nobody is not found."""
-    limit = max(1, min(limit, MAX_PAGE))
-    descending = order == "desc"
-    if cursor is not None:
-        start = _only(connection, cursor)
-        query = query.where(position < start if descending else position > start)
-    rows = connection.execute(query.order_by(position.desc() if descending else position).limit(limit + 1)).all()
-    shown = rows[:limit]
-    more = len(rows) > limit
-    return Page(data=[read(row.data) for row in shown], has_more=more, after=shown[-1].id if more else None)

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, Engine, delete, insert, select, text
+from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, text
 
 from chatkit import problems
 from chatkit.database import UNAVAILABLE, open_database
@@ -18,6 +18,12 @@ from chatkit.tables import SessionRow
 
 KEEP_EXPIRED_SECONDS = 3600  # so that a page that was asleep is told "expired", which means: refresh
 PURGE_EVERY_SECONDS = 60
+
+
+# Built once, because it is run for each message.
+_SELECT_SESSION = select(SessionRow.id, SessionRow.user_id, SessionRow.expires_at).where(
+    SessionRow.secret_hash == bindparam("hash")
+)
 
 
 @dataclass(frozen=True)
@@ -80,12 +86,9 @@ class SelfhostedIssuer:
             ClientSecretExpired: issued here, and over.
             DatabaseUnavailable: when nobody can tell.
         """
-        query = select(SessionRow.id, SessionRow.user_id, SessionRow.expires_at).where(
-            SessionRow.secret_hash == _hash(client_secret)
-        )
         try:
             with self.engine.connect() as connection:
-                row = connection.execute(query).one_or_none()
+                row = connection.execute(_SELECT_SESSION, {"hash": _hash(client_secret)}).one_or_none()
         except UNAVAILABLE as error:
             raise problems.DatabaseUnavailable("a session could not be looked up") from error
         if row is None:

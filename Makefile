@@ -27,6 +27,7 @@ lock: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(VENV)/bin/python -m bench.sessions
 	$(VENV)/bin/python -m bench.streams
+	$(VENV)/bin/python -m bench.history
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, and none is on the PATH." >&2; exit 1; }

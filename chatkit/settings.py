@@ -263,6 +263,13 @@ def _complete(loaded: dict[str, Any], notices: tuple[str, ...]) -> Settings:
     settings = {**unset, **defaults, **loaded}
     if settings["secret_key"] is None:
         settings["secret_key"] = _development_secret_key()
+    if settings["backend"] is Backend.HOSTED:
+        notices += (
+            "CHATKIT_BACKEND=hosted: OpenAI ends hosted workflows on 30 November 2026. From then on only "
+            "CHATKIT_BACKEND=selfhosted works; docs/moving-from-agent-builder.md has the steps.",
+        )
+        if settings["agent"]:
+            notices += ("CHATKIT_AGENT is set and not used, because CHATKIT_BACKEND is hosted.",)
     if not development:
         if "allowed_origins" not in loaded:
             notices += (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from agents import Agent, RunContextWrapper, Runner, StopAtTools, function_tool
@@ -66,6 +67,11 @@ async def runs_another_agent_as_tool(workflow_input: WorkflowInput) -> Any:
     boss = Agent(name="Boss", model="gpt-test", tools=[tool])
     result = await Runner.run(boss, workflow_input.input_as_text)
     return {"output_text": result.final_output_as(str)}
+
+
+async def runs_two_at_once(workflow_input: WorkflowInput) -> Any:
+    one, two = await asyncio.gather(*(Runner.run(simple, workflow_input.input_as_text) for _ in range(2)))
+    return {"output_text": one.final_output_as(str) or two.final_output_as(str)}
 
 
 async def breaks(workflow_input: WorkflowInput) -> Any:

@@ -13,7 +13,7 @@ import pytest
 from agents.run import AgentRunner, get_default_agent_runner
 from werkzeug.serving import make_server
 
-from chatkit.conversation import exported_workflow
+from chatkit.conversation import endpoint, exported_workflow
 from chatkit.conversation.assistants import _load
 from chatkit.settings import SettingsError
 from tests import upstream as u
@@ -145,6 +145,36 @@ def test_an_agent_that_is_a_tool_speaks_to_its_caller_only(start: Start, upstrea
     upstream.behaviour = streaming(calls("expert", input="Weather?"), says("secret of the expert"), says("All is well"))
     _, events = caller.create("Hello")
     assert texts(events) == ["All is well"]
+
+
+def test_agents_that_run_side_by_side(start: Start, upstream: Upstream) -> None:
+    caller = start("runs_two_at_once")
+    upstream.behaviour = streaming(says("one of two", pause=0.05))
+    thread_id, events = caller.create("Hello")
+    assert texts(events) == ["one of two", "one of two"]
+    assert len(caller.items(thread_id).data) == 3
+
+
+def test_a_silent_stream_has_heartbeats(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "HEARTBEAT_SECONDS", 0.2)
+    caller = start("simple")
+    upstream.behaviour = streaming([*says("after a while")[:2], 1.0, *says("after a while")[2:]])
+    answer = caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}})
+    assert 2 <= answer.text.count(": still here\n\n") <= 5
+    assert "after" in answer.text
+
+
+def test_a_widget_action_is_told_to_the_model(start: Start, upstream: Upstream) -> None:
+    caller = start("simple")
+    upstream.behaviour = streaming(says("Hello"), says("You pressed it"))
+    thread_id, _ = caller.create("Hello")
+    action = {"type": "press", "payload": {"button": "red"}}
+    assert caller.post("threads.sync_custom_action", thread_id=thread_id, action=action).json() == {}
+    events = list(caller.stream("threads.custom_action", thread_id=thread_id, action=action))
+    assert texts(events) == ["You pressed it"]
+    told = [text for _, text in asked(upstream.received[1].body) if "acted on the page: press with {'button': 'red'}" in text]
+    assert len(told) == 2
+    assert [item.type for item in caller.items(thread_id, order="asc").data] == ["user_message", *["assistant_message"] * 2]
 
 
 def test_messages_of_a_model_that_names_them_all_alike(start: Start, upstream: Upstream) -> None:

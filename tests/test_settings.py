@@ -216,6 +216,8 @@ def test_origins_that_are_refused(entry: str) -> None:
         ({"CHATKIT_WORKFLOW": "wf_1"}, "did you mean CHATKIT_WORKFLOW_ID?"),
         ({"CHATKIT_XYZZY": "1"}, "CHATKIT_XYZZY is not a setting"),
         ({}, "CHATKIT_ALLOWED_ORIGINS is not set"),
+        ({}, "ends hosted workflows on 30 November 2026"),
+        ({"CHATKIT_AGENT": "my.agents:one"}, "CHATKIT_AGENT is set and not used"),
         ({"CHATKIT_BACKEND": "selfhosted"}, "DATABASE_URL is not set"),
     ],
 )

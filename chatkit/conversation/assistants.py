@@ -42,6 +42,10 @@ class Turn:
         """The thread's items as far as a model gets to see them, the new message included."""
         return await load_history(self.store, self.thread.id, self.context)
 
+    def agent_context(self) -> AgentContext[ChatContext]:
+        """What OpenAI's server package hands to the tools of an agent, for one run of it."""
+        return AgentContext(thread=self.thread, store=self.store, request_context=self.context)
+
 
 class Assistant(Protocol):
     """Answers turns."""
@@ -62,7 +66,7 @@ class AgentAssistant:
             agent = await agent
         if not isinstance(agent, agents.Agent):
             raise TypeError(f"CHATKIT_AGENT: the function returned {type(agent).__name__}, not an Agents SDK agent")
-        context: AgentContext[ChatContext] = AgentContext(thread=turn.thread, store=turn.store, request_context=turn.context)
+        context = turn.agent_context()
         result = agents.Runner.run_streamed(agent, await to_model_input(await turn.history()), context=context)
         try:
             async with aclosing(agent_events(context, result)) as events:
@@ -86,9 +90,7 @@ class WorkflowAssistant:
         if turn.message is not None:
             earlier = [item for item in history if item.id != turn.message.id]
             text = "".join(part.text for part in turn.message.content if isinstance(part, UserMessageTextContent))
-        running = exported_workflow.Run(
-            AgentContext(thread=turn.thread, store=turn.store, request_context=turn.context), await to_model_input(earlier)
-        )
+        running = exported_workflow.Run(turn.agent_context, await to_model_input(earlier))
         async with aclosing(running.events(self.run_workflow(self.input_type(input_as_text=text)))) as events:
             async for event in events:
                 yield event
@@ -127,10 +129,8 @@ def make_assistant(settings: Settings, client: openai.AsyncOpenAI | None) -> Ass
         assistant, found = _load(settings.agent)
     elif settings.openai_api_key:
         plain = agents.Agent(name="Assistant", instructions=settings.instructions, model=settings.model)
-        assistant, found = (
-            AgentAssistant(lambda _user: plain),
-            f"a plain assistant on {settings.model or 'the SDK default model'}",
-        )
+        assistant = AgentAssistant(lambda _user: plain)
+        found = f"a plain assistant on {settings.model or 'the default model of the Agents SDK'}"
     else:
         assistant, found = DemoAssistant(), "the demo, because neither CHATKIT_AGENT nor OPENAI_API_KEY is set"
     log.info("The chat is answered by %s", found)

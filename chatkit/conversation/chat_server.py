@@ -19,7 +19,7 @@ from chatkit.actions import Action
 from chatkit.conversation.assistants import Assistant, Turn
 from chatkit.conversation.demo import DemoAssistant, demo_widget
 from chatkit.conversation.event_loop import Answer
-from chatkit.conversation.events import assistant_message, with_own_ids
+from chatkit.conversation.events import assistant_message
 from chatkit.conversation.storage import ChatContext, SqlStore, new_id
 from chatkit.database import UNAVAILABLE
 from chatkit.errors import BaseStreamError, CustomStreamError, ErrorCode, StreamError
@@ -90,6 +90,8 @@ class ChatServer(ChatKitServer[ChatContext]):
         Raises:
             Problem: the request can't be served; nothing has been put.
         """
+        if getattr(getattr(request.params, "input", None), "attachments", None):
+            raise problems.AttachmentsOff("a message with an attachment")
         put = False
         try:
             if is_streaming_req(request):
@@ -118,7 +120,7 @@ class ChatServer(ChatKitServer[ChatContext]):
         turn = Turn(thread, input_user_message, self.store, context)
         deadline = asyncio.get_running_loop().time() + self._turn_seconds
         try:
-            async with aclosing(with_own_ids(self._assistant.answer(turn))) as events:
+            async with aclosing(self._assistant.answer(turn)) as events:
                 while True:
                     async with asyncio.timeout_at(deadline):
                         event = await anext(events, None)
@@ -137,15 +139,7 @@ class ChatServer(ChatKitServer[ChatContext]):
             text = f"Your page sent the action {action.type} with {action.payload}."
             yield assistant_message(thread, self.store, context, text)
             return
-        said = f"The user acted on widget {sender.id if sender else 'of the page'}: {action.type} with {action.payload}"
-        yield ThreadItemDoneEvent(
-            item=HiddenContextItem(
-                id=new_id("message"),
-                thread_id=thread.id,
-                created_at=datetime.now(),  # noqa: DTZ005  as the SDK's own items have it
-                content=said,
-            )
-        )
+        yield ThreadItemDoneEvent(item=_for_the_model(thread, action, sender))
         async for event in self.respond(thread, None, context):
             yield event
 
@@ -157,14 +151,7 @@ class ChatServer(ChatKitServer[ChatContext]):
             item = sender.model_copy(update={"widget": demo_widget(int(action.payload.get("pressed", 0)))})
             await self.store.save_item(thread.id, item, context)
             return SyncCustomActionResponse(updated_item=item)
-        said = f"The user acted on widget {sender.id if sender else 'of the page'}: {action.type} with {action.payload}"
-        hidden = HiddenContextItem(
-            id=new_id("message"),
-            thread_id=thread.id,
-            created_at=datetime.now(),  # noqa: DTZ005
-            content=said,
-        )
-        await self.store.add_thread_item(thread.id, hidden, context)
+        await self.store.add_thread_item(thread.id, _for_the_model(thread, action, sender), context)
         return SyncCustomActionResponse()
 
     async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
@@ -180,6 +167,17 @@ class ChatServer(ChatKitServer[ChatContext]):
         file = ("audio." + audio_input.media_type.rpartition("/")[2], io.BytesIO(audio_input.data), audio_input.media_type)
         result = await self._openai.audio.transcriptions.create(model=TRANSCRIPTION_MODEL, file=file)
         return TranscriptionResult(text=result.text)
+
+
+def _for_the_model(thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None) -> HiddenContextItem:
+    """What the user did with a widget, as an item that only the model sees."""
+    widget = f"widget {sender.id}" if sender else "the page"
+    return HiddenContextItem(
+        id=new_id("message"),
+        thread_id=thread.id,
+        created_at=datetime.now(),  # noqa: DTZ005  as the SDK's own items have it
+        content=f"The user acted on {widget}: {action.type} with {action.payload}",
+    )
 
 
 def _title(message: UserMessageItem) -> str | None:

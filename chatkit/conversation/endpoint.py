@@ -11,7 +11,7 @@ from chatkit.conversation.chat_server import ChatServer, read_request
 from chatkit.conversation.event_loop import Answer, event_loop
 from chatkit.conversation.storage import ChatContext
 from chatkit.issuers.selfhosted import LiveSession, SelfhostedIssuer
-from chatkit.problems import ClientSecretMissing
+from chatkit.problems import ClientSecretMissing, NotFound
 from chatkit.request_body import read_json_body
 from chatkit.types import is_streaming_req
 
@@ -36,6 +36,8 @@ def blueprint(server: ChatServer, issuer: SelfhostedIssuer) -> Blueprint:
         answer = event_loop().answer(produce)
         # Waiting for the first event lets a request that can't be served have its status instead of a stream.
         first = answer.take()
+        if first is None:
+            raise NotFound("nothing to answer: no such item in this thread")
         if not is_streaming_req(chat_request):
             return Response(first, mimetype="application/json")
         response = Response(_stream(first, answer), mimetype="text/event-stream")
@@ -56,8 +58,8 @@ def _session(issuer: SelfhostedIssuer) -> LiveSession:
     return session
 
 
-def _stream(first: bytes | None, answer: Answer) -> Iterator[bytes]:
-    chunk = first
+def _stream(first: bytes, answer: Answer) -> Iterator[bytes]:
+    chunk: bytes | None = first
     while chunk is not None:
         yield chunk or HEARTBEAT
         chunk = answer.take(HEARTBEAT_SECONDS)

@@ -35,15 +35,10 @@ def assistant_message(thread: ThreadMetadata, store: SqlStore, context: ChatCont
     )
 
 
-def agent_events(context: AgentContext[Any], result: RunResultStreaming) -> AsyncGenerator[ThreadStreamEvent]:
-    """OpenAI's own conversion of an agent's run, typed as what it is: a generator, which can be closed."""
-    return cast(AsyncGenerator[ThreadStreamEvent], stream_agent_response(context, result))
-
-
 _KINDS = {"assistant_message": "message", "client_tool_call": "tool_call"}
 
 
-async def with_own_ids(events: AsyncGenerator[ThreadStreamEvent]) -> AsyncGenerator[ThreadStreamEvent]:
+async def _with_own_ids(events: AsyncGenerator[ThreadStreamEvent]) -> AsyncGenerator[ThreadStreamEvent]:
     """``events`` with identifiers of ours for the messages and calls that came with a model's.
 
     A model's are not ours to rely on: what does not come from OpenAI's Responses API has the same one for all its messages.
@@ -61,3 +56,9 @@ async def with_own_ids(events: AsyncGenerator[ThreadStreamEvent]) -> AsyncGenera
                 yield event.model_copy(update={"item_id": own.get(event.item_id, event.item_id)})
             else:
                 yield event
+
+
+def agent_events(context: AgentContext[Any], result: RunResultStreaming) -> AsyncGenerator[ThreadStreamEvent]:
+    """The events of one run of an agent: OpenAI's own conversion, with identifiers of ours."""
+    # Declared as an iterator, it is a generator, which can be closed.
+    return _with_own_ids(cast(AsyncGenerator[ThreadStreamEvent], stream_agent_response(context, result)))

@@ -12,7 +12,7 @@ for the workflow, which branches on it or returns it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any
@@ -31,12 +31,12 @@ class Run:
     """One turn of a workflow.
 
     Args:
-        context: of the turn.
+        new_context: makes a context for one agent's run; agents that run side by side must not share one.
         earlier: the thread's earlier messages, as a model's input.
     """
 
-    def __init__(self, context: AgentContext[Any], earlier: list[Any]) -> None:
-        self.context = context
+    def __init__(self, new_context: Callable[[], AgentContext[Any]], earlier: list[Any]) -> None:
+        self.new_context = new_context
         self.earlier = earlier
         self.shown: list[str] = []
         """The texts that the user has seen."""
@@ -95,7 +95,7 @@ class _Runner(AgentRunner):
         result: Any = self.run_streamed(agent, given, **kwargs)
         try:
             if agent.output_type in (None, str):
-                async with aclosing(agent_events(run.context, result)) as events:
+                async with aclosing(agent_events(run.new_context(), result)) as events:
                     async for event in events:
                         await run.show(event)
             else:

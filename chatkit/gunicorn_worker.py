@@ -10,6 +10,7 @@ import json
 import select
 import selectors
 import socket
+import threading
 import time
 from functools import partial
 from http import HTTPStatus
@@ -18,8 +19,12 @@ from typing import Any
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
 from gunicorn.workers.gthread import ThreadWorker
 
+from chatkit import stopping
 from chatkit.envelopes import error_envelope
 from chatkit.logs import new_request_id
+
+WAIT_SECONDS = 20  # for a client to send or to take its next bytes; it has a thread to itself meanwhile
+INTERRUPT_AFTER_SECONDS = 20  # of the 25 s that gunicorn.conf.py gives a stop
 
 
 class Worker(ThreadWorker):
@@ -33,6 +38,7 @@ class Worker(ThreadWorker):
         if conn.initialized or conn.data_ready:
             super().enqueue_req(conn)
             return
+        _limit_waiting(conn)
         conn.sock.setblocking(False)
         conn.timeout = time.monotonic() + self.cfg.keepalive
         self.pending_conns.append(conn)
@@ -51,10 +57,15 @@ class Worker(ThreadWorker):
                 listener.close()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """At a stop, give connections that have said nothing yet as long as kept-alive ones, and not the whole grace period.
+        """At a stop, set an end to what may go on for long.
+
+        Connections that have said nothing yet get as long as kept-alive ones, and not the whole grace period.
 
         Browsers open connections in advance; one of them would make each stop last 25 seconds.
         """
+        timer = threading.Timer(INTERRUPT_AFTER_SECONDS, stopping.interrupt)
+        timer.daemon = True
+        timer.start()
         super()._cap_keepalive(deadline)  # type: ignore[misc]  # newer than the type stubs
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout or deadline, deadline)
@@ -83,3 +94,17 @@ class Worker(ThreadWorker):
         )
         with contextlib.suppress(OSError):  # the client may be gone
             client.sendall(head.encode() + body)
+
+
+def _limit_waiting(conn: Any) -> None:
+    """Let no wait for the client of ``conn`` last longer than ``WAIT_SECONDS``.
+
+    gunicorn calls ``init`` before each request of a connection, and waits without limit after it.
+    """
+    init = conn.init
+
+    def init_and_limit() -> None:
+        init()
+        conn.sock.settimeout(WAIT_SECONDS)
+
+    conn.init = init_and_limit

@@ -42,12 +42,12 @@ def environment(**variables: str) -> dict[str, str]:
 class Service:
     """A running service. Leaving the ``with`` block stops it and keeps what it logged."""
 
-    def __init__(self, **variables: str) -> None:
+    def __init__(self, app: str = "", **variables: str) -> None:
         self.port = int(variables.get("PORT") or free_port())
         line = (PROJECT / "Procfile").read_text().partition("web:")[2]
         self._written = tempfile.TemporaryFile("w+")  # noqa: SIM115  no pipe: a full one would stop the service
         self.process = subprocess.Popen(
-            shlex.split(line),
+            [*shlex.split(line)[:-1], app] if app else shlex.split(line),
             cwd=PROJECT,
             env=environment(**{**variables, "PORT": str(self.port)}),
             stdout=self._written,

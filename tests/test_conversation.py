@@ -367,6 +367,26 @@ def test_a_reader_that_leaves_keeps_what_was_said(caller: Caller) -> None:
     assert [item.type for item in caller.items(thread_id, order="asc").data] == ["user_message", "assistant_message"]
 
 
+def test_a_stop_keeps_what_was_said(tmp_path: Path) -> None:
+    """A stop that can't wait for the end of an answer: here after no time at all, in production after 20 s."""
+    address = f"sqlite:///{tmp_path}/chatkit.db"
+    code = "import chatkit.gunicorn_worker as worker; worker.INTERRUPT_AFTER_SECONDS = 0\nfrom app import app\n"
+    (tmp_path / "impatient.py").write_text(code)
+    variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": address, "PYTHONPATH": f"{tmp_path}:{PROJECT}"}
+    with Service("impatient:app", **variables) as service:
+        caller = Caller(service.url)
+        sock = raw_stream(caller, "hello")
+        received = b""
+        while received.count(b"text_delta") < 8:
+            received += sock.recv(4096)
+        service.stop()
+        assert service.process.returncode == 0
+    with create_engine(address).connect() as connection:
+        kept = connection.execute(text("SELECT data FROM chat_items ORDER BY position")).scalars().all()
+    assert "I am the demo assistant" in kept[1]
+    assert "CHATKIT_AGENT." not in kept[1]
+
+
 def test_a_kill_in_the_middle_of_a_stream(tmp_path: Path) -> None:
     variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db"}
     with Service(**variables) as service:

@@ -275,6 +275,20 @@ def test_idle_connections_hold_no_threads_and_no_stop(shared_upstream: Upstream)
             sock.close()
 
 
+@pytest.mark.parametrize("half", [POST, POST + b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{"])
+def test_half_a_request_holds_its_thread_for_a_while_only(shared_upstream: Upstream, half: bytes) -> None:
+    with hosted(shared_upstream, GUNICORN_THREADS="2", WEB_CONCURRENCY="1") as service:
+        stuck = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(2)]
+        for sock in stuck:
+            sock.sendall(half)
+        time.sleep(0.5)
+        started = time.monotonic()
+        assert service.mint().status_code == 200
+        assert 15 < time.monotonic() - started < 25
+        for sock in stuck:
+            sock.close()
+
+
 def test_callers_that_leave_are_no_fault(running: Service) -> None:
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", running.port)) as sock:

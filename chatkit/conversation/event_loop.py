@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from chatkit import stopping
+
 MAX_WAITING_BYTES = 256 * 1024
 
 
@@ -99,6 +101,7 @@ class EventLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        stopping.interruptions.append(self._interrupt)
         threading.Thread(target=self.loop.run_forever, name="event-loop", daemon=True).start()
 
     def answer(self, produce: Callable[[Answer], Awaitable[None]]) -> Answer:
@@ -118,6 +121,10 @@ class EventLoop:
 
         answer.task = asyncio.run_coroutine_threadsafe(run(), self.loop)
         return answer
+
+    def _interrupt(self) -> None:
+        """Cancel all answers, as if their readers had left: what was said so far is kept."""
+        self.loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(self.loop)])
 
 
 _starting = threading.Lock()

@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 from functools import partial
-from http import HTTPStatus
 from typing import Any
 
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
@@ -25,6 +24,15 @@ from chatkit.logs import new_request_id
 
 WAIT_SECONDS = 20  # for a client to send or to take its next bytes; it has a thread to itself meanwhile
 INTERRUPT_AFTER_SECONDS = 20  # of the 25 s that gunicorn.conf.py gives a stop
+
+
+# Status and phrase for what can't be parsed; the first kind that fits. Python's own phrases differ from version to version.
+_ANSWERS = {
+    LimitRequestHeaders: (431, "Request Header Fields Too Large"),
+    LimitRequestLine: (414, "Request URI Too Long"),
+    ParseException: (400, "Bad Request"),
+}
+_FAULT = (500, "Internal Server Error")
 
 
 class Worker(ThreadWorker):
@@ -73,22 +81,16 @@ class Worker(ThreadWorker):
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
         """Answer what could not be parsed: headers that are too large, a request that is not HTTP."""
         request_id = new_request_id()
-        if isinstance(exc, LimitRequestHeaders):
-            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-        elif isinstance(exc, LimitRequestLine):
-            status = HTTPStatus.REQUEST_URI_TOO_LONG
-        elif isinstance(exc, ParseException):
-            status = HTTPStatus.BAD_REQUEST
-        else:
-            status = HTTPStatus.INTERNAL_SERVER_ERROR
-        if status is HTTPStatus.INTERNAL_SERVER_ERROR:
+        status, phrase = next((answer for kind, answer in _ANSWERS.items() if isinstance(exc, kind)), _FAULT)
+        code = phrase.lower().replace(" ", "_")
+        if status == _FAULT[0]:
             self.log.error("fault in the server", exc_info=exc, extra={"request_id": request_id})
         else:
             # The exception's text quotes what was sent, and that may be anything.
-            self.log.info("%d %s: %s", status, status.name.lower(), type(exc).__name__, extra={"request_id": request_id})
-        body = json.dumps(error_envelope(status.phrase.capitalize(), status.name.lower())).encode()
+            self.log.info("%d %s: %s", status, code, type(exc).__name__, extra={"request_id": request_id})
+        body = json.dumps(error_envelope(phrase.capitalize(), code)).encode()
         head = (
-            f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+            f"HTTP/1.1 {status} {phrase}\r\n"
             "Connection: close\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
             f"Content-Length: {len(body)}\r\nX-Request-ID: {request_id}\r\n\r\n"
         )

@@ -178,8 +178,8 @@ def _cause(problem: Problem) -> str:
 
 def _answer_http_exception(error: HTTPException) -> Response:
     """What Flask and Werkzeug refuse by themselves: 404, 405 (with its ``Allow``), 413, a host that is not ours."""
-    status = HTTPStatus(error.code or 500)
-    response = _envelope(status, status.name.lower(), status.phrase.capitalize())
+    # Werkzeug's name for it: Python's own, in http.HTTPStatus, differ from version to version, and codes are to be stable.
+    response = _envelope(error.code or 500, error.name.lower().replace(" ", "_"), error.name.capitalize())
     for name, value in error.get_headers():
         if name.lower() not in ("content-type", "content-length"):
             response.headers[name] = value

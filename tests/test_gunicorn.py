@@ -82,6 +82,7 @@ def raw(service: Service, data: bytes) -> tuple[int, dict[str, str], Any]:
 
 
 POST = b"POST /api/chatkit/sessions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+CODES = {400: None, 413: "request_entity_too_large", 414: "request_uri_too_long", 431: "request_header_fields_too_large"}
 BROKEN: dict[str, tuple[bytes, int]] = {
     "a header of a megabyte": (POST + b"X-Big: " + b"x" * 1_000_000 + b"\r\n\r\n", 431),
     "a cookie of a megabyte": (POST + b"Cookie: chatkit_visitor=" + b"x" * 1_000_000 + b"\r\n\r\n", 431),
@@ -115,6 +116,7 @@ def test_what_is_no_request_gets_the_envelope(running: Service, case: str) -> No
     assert status == expected
     assert body.keys() == {"status", "message", "code"}
     assert body["status"] == "error"
+    assert body["code"] == (CODES[status] or body["code"])
     assert headers["content-type"] == "application/json"
     assert headers["cache-control"] == "no-store"
     assert re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])

@@ -8,10 +8,11 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 run: $(VENV)/installed
 	@$(VENV)/bin/python app.py
 
-test: $(VENV)/installed-dev
+test: $(VENV)/installed-dev frontend/node_modules/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	cd frontend && npm test
 	$(VENV)/bin/pytest
 
 format: $(VENV)/installed-dev
@@ -28,6 +29,10 @@ bench: $(VENV)/installed-dev
 	$(VENV)/bin/python -m bench.sessions
 	$(VENV)/bin/python -m bench.streams
 	$(VENV)/bin/python -m bench.history
+
+frontend/node_modules/installed: frontend/package-lock.json
+	cd frontend && npm ci --no-audit --no-fund
+	@touch $@
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, and none is on the PATH." >&2; exit 1; }

@@ -1,0 +1,251 @@
+import type { HostedApiConfig } from '@openai/chatkit'
+import { afterEach, beforeEach, describe, expect, expectTypeOf, it, vi } from 'vitest'
+import { type SessionError, chatKitConfig, getClientSecret, setAuthToken } from './chatkit-config'
+
+const API_URL = 'http://localhost:8000'
+
+let fetchMock: ReturnType<typeof vi.fn>
+let logged: unknown[][]
+
+function answers(...responses: (Response | Error | (() => Promise<Response>))[]) {
+  for (const response of responses) {
+    fetchMock.mockImplementationOnce(() => {
+      if (response instanceof Error) return Promise.reject(response)
+      return typeof response === 'function' ? response() : Promise.resolve(response)
+    })
+  }
+}
+
+function session(secret: string, expires_in: number | undefined = 600) {
+  return json({ status: 'success', data: { client_secret: secret, session_id: `ses_of_${secret}`, expires_in } })
+}
+
+function json(body: unknown, init: ResponseInit = {}) {
+  return new Response(JSON.stringify(body), { headers: { 'Content-Type': 'application/json' }, ...init })
+}
+
+async function failure(): Promise<SessionError> {
+  return getClientSecret().then(
+    () => Promise.reject(new Error('it did not fail')),
+    (error) => error,
+  )
+}
+
+beforeEach(() => {
+  setAuthToken(undefined)
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance', 'Date'] })
+  fetchMock = vi.fn()
+  vi.stubGlobal('fetch', fetchMock)
+  logged = []
+  for (const method of ['log', 'error'] as const) {
+    vi.spyOn(console, method).mockImplementation((...parts) => void logged.push(parts))
+  }
+})
+
+afterEach(() => {
+  vi.useRealTimers()
+  vi.unstubAllGlobals()
+})
+
+describe('getClientSecret(), as the contract tests it', () => {
+  it('should create new session when no existing secret', async () => {
+    answers(json({ status: 'success', data: { client_secret: 'cs_test_abc123', session_id: 'ses_test_xyz789' } }))
+    expect(await getClientSecret()).toBe('cs_test_abc123')
+    expect(fetchMock).toHaveBeenCalledWith(`${API_URL}/api/chatkit/sessions`, expect.objectContaining({ method: 'POST' }))
+  })
+
+  it('should reuse existing secret', async () => {
+    expect(await getClientSecret('cs_existing_123')).toBe('cs_existing_123')
+    expect(fetchMock).not.toHaveBeenCalled()
+  })
+
+  it('should handle fetch errors', async () => {
+    answers(new Error('Network error'))
+    await expect(getClientSecret()).rejects.toThrow('Network error')
+  })
+
+  it('should handle backend errors', async () => {
+    answers(json({ status: 'error', message: 'Auth failed' }, { status: 401 }))
+    await expect(getClientSecret()).rejects.toThrow('Auth failed')
+  })
+})
+
+describe('a secret and its life', () => {
+  it('is returned without a call while it is alive, and replaced once it has run out', async () => {
+    answers(session('cs_first', 600), session('cs_second', 600))
+    const first = await getClientSecret()
+    vi.advanceTimersByTime(584_000)
+    expect(await getClientSecret(first)).toBe('cs_first')
+    expect(fetchMock).toHaveBeenCalledTimes(1)
+    vi.advanceTimersByTime(2_000)
+    expect(await getClientSecret(first)).toBe('cs_second')
+    expect(await getClientSecret('cs_second')).toBe('cs_second')
+    expect(fetchMock).toHaveBeenCalledTimes(2)
+  })
+
+  it('counts from before the call that issued it', async () => {
+    answers(async () => {
+      vi.advanceTimersByTime(9_000)
+      return session('cs_slow', 60)
+    }, session('cs_next'))
+    await getClientSecret()
+    vi.advanceTimersByTime(37_000)
+    expect(await getClientSecret('cs_slow')).toBe('cs_next')
+  })
+
+  it('of a few seconds is still used for half of them', async () => {
+    answers(session('cs_short', 4), session('cs_next'))
+    await getClientSecret()
+    vi.advanceTimersByTime(1_900)
+    expect(await getClientSecret('cs_short')).toBe('cs_short')
+    vi.advanceTimersByTime(200)
+    expect(await getClientSecret('cs_short')).toBe('cs_next')
+  })
+
+  it('does not outlive a night in which the monotonic clock stood still', async () => {
+    answers(session('cs_evening'), session('cs_morning'))
+    await getClientSecret()
+    const evening = performance.now()
+    vi.setSystemTime(Date.now() + 8 * 3600_000)
+    vi.spyOn(performance, 'now').mockReturnValue(evening + 1000)
+    expect(await getClientSecret('cs_evening')).toBe('cs_morning')
+  })
+
+  it('is not thrown away by a clock that is put back', async () => {
+    answers(session('cs_first'), session('cs_second'))
+    await getClientSecret()
+    vi.setSystemTime(Date.now() - 24 * 3600_000)
+    expect(await getClientSecret('cs_first')).toBe('cs_first')
+    vi.advanceTimersByTime(590_000)
+    expect(await getClientSecret('cs_first')).toBe('cs_second')
+  })
+
+  it.each([undefined, 0, -1, 1e9, 'soon'])('is taken to be ten minutes when the service says %s', async (expiresIn) => {
+    answers(json({ data: { client_secret: 'cs_odd', session_id: 'ses_1', expires_in: expiresIn } }), session('cs_next'))
+    await getClientSecret()
+    vi.advanceTimersByTime(580_000)
+    expect(await getClientSecret('cs_odd')).toBe('cs_odd')
+    vi.advanceTimersByTime(10_000)
+    expect(await getClientSecret('cs_odd')).toBe('cs_next')
+  })
+})
+
+describe('callers at the same time', () => {
+  it('share one call, and the next ones make another', async () => {
+    answers(session('cs_shared'), session('cs_later'))
+    const secrets = await Promise.all(Array.from({ length: 5 }, () => getClientSecret()))
+    expect(new Set(secrets)).toEqual(new Set(['cs_shared']))
+    expect(fetchMock).toHaveBeenCalledTimes(1)
+    expect(await getClientSecret()).toBe('cs_later')
+  })
+
+  it('share a failure, and the next one tries again', async () => {
+    answers(new Error('Failed to fetch'), session('cs_ok'))
+    const results = await Promise.allSettled([getClientSecret(), getClientSecret()])
+    expect(results.map((result) => result.status)).toEqual(['rejected', 'rejected'])
+    expect(await getClientSecret()).toBe('cs_ok')
+  })
+})
+
+describe('errors say what a person can do', () => {
+  it.each([
+    [401, 'openai_authentication_failed', 'Unable to start chat. Please check configuration.'],
+    [403, 'origin_not_allowed', 'Unable to start chat. Please check configuration.'],
+    [429, 'openai_rate_limited', 'Too many requests. Please try again in a moment.'],
+    [500, 'chatkit_workflow_missing', 'Unable to start chat. Please check configuration.'],
+    [503, 'openai_unavailable', 'Service temporarily down. Please try again.'],
+  ])('%i %s', async (status, code, userMessage) => {
+    answers(json({ status: 'error', message: 'What it is', code }, { status, headers: { 'Retry-After': '7' } }))
+    expect(await failure()).toMatchObject({ name: 'SessionError', message: 'What it is', userMessage, status, code, retryAfter: 7 })
+  })
+
+  it('a proxy that answers HTML', async () => {
+    answers(new Response('<html>Bad gateway</html>', { status: 502, statusText: 'Bad Gateway' }))
+    expect(await failure()).toMatchObject({ message: 'Session creation failed: Bad Gateway', status: 502 })
+  })
+
+  it('no network', async () => {
+    answers(new TypeError('Failed to fetch'))
+    expect(await failure()).toMatchObject({
+      message: 'Failed to fetch',
+      userMessage: 'Network connection lost. Please check your internet.',
+    })
+  })
+
+  it.each([
+    [json({ client_secret: 'missing' }), 'No client secret in response'],
+    [json({ data: { client_secret: '' } }), 'No client secret in response'],
+    [json({ data: { client_secret: 5 } }), 'No client secret in response'],
+    [json(null), 'Invalid response from server'],
+    [new Response('It works!'), 'Invalid response from server'],
+  ])('an answer without a secret', async (response, message) => {
+    answers(response)
+    expect(await failure()).toMatchObject({ message, userMessage: 'Unable to start chat. Please try again.' })
+  })
+
+  it('a call that hangs ends', async () => {
+    fetchMock.mockImplementationOnce(
+      (_url: string, init: RequestInit) =>
+        new Promise((_resolve, reject) => init.signal?.addEventListener('abort', () => reject(new Error('aborted')))),
+    )
+    const failing = failure()
+    await vi.advanceTimersByTimeAsync(15_000)
+    expect(await failing).toMatchObject({ userMessage: 'Service temporarily down. Please try again.' })
+  })
+})
+
+describe('signed-in users', () => {
+  const sent = () => fetchMock.mock.calls.at(-1)?.[1].headers.Authorization
+
+  it.each([
+    ['a value', 'jwt-1'],
+    ['a function', () => 'jwt-1'],
+    ['an async function', async () => 'jwt-1'],
+  ])('by %s', async (_kind, source) => {
+    setAuthToken(source)
+    answers(session('cs_1'))
+    await getClientSecret()
+    expect(sent()).toBe('Bearer jwt-1')
+  })
+
+  it.each([[null], [undefined], [''], [() => null]])('nobody, by %s', async (source) => {
+    setAuthToken(source)
+    answers(session('cs_1'))
+    await getClientSecret()
+    expect(sent()).toBeUndefined()
+  })
+
+  it('another user does not get the call of the one before', async () => {
+    let release: (response: Response) => void = () => {}
+    answers(() => new Promise((resolve) => (release = resolve)), session('cs_of_bob'))
+    const ada = getClientSecret()
+    await Promise.resolve()
+    setAuthToken('bob')
+    expect(await getClientSecret()).toBe('cs_of_bob')
+    release(session('cs_of_ada'))
+    expect(await ada).toBe('cs_of_ada')
+  })
+})
+
+it('sends the visitor cookie', async () => {
+  answers(session('cs_1'))
+  await getClientSecret()
+  expect(fetchMock.mock.calls[0]?.[1].credentials).toBe('include')
+})
+
+it('logs the session id, and never a secret or a token', async () => {
+  setAuthToken('jwt-very-secret')
+  answers(session('cs_very_secret'), new TypeError('Failed to fetch'))
+  await getClientSecret()
+  await getClientSecret('cs_very_secret')
+  await failure()
+  const everything = logged.flat().map(String).join('\n')
+  expect(everything).toContain('ses_of_cs_very_secret')
+  expect(everything.replace('ses_of_cs_very_secret', '')).not.toMatch(/cs_very_secret|jwt-very-secret/)
+})
+
+it('is what ChatKit takes', () => {
+  expectTypeOf(chatKitConfig.api).toExtend<HostedApiConfig>()
+  expect(chatKitConfig.api.getClientSecret).toBe(getClientSecret)
+  expect(chatKitConfig.theme).toEqual({ primaryColor: '#0070f3', darkMode: false })
+})

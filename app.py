@@ -4,7 +4,7 @@ import os
 import sys
 
 from chatkit import create_app
-from chatkit.settings import SettingsError, load
+from chatkit.settings import SettingsError
 
 if __name__ == "__main__":
     from gunicorn.app.wsgiapp import run
@@ -14,6 +14,6 @@ if __name__ == "__main__":
     run()
 else:
     try:
-        app = create_app(load())
+        app = create_app()
     except SettingsError as error:
         raise SystemExit(f"chatkit: cannot start. {error}") from None

@@ -11,7 +11,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from chatkit import health, identity, logs, origins, problems, sessions
 from chatkit.issuers import make_issuer
-from chatkit.settings import Backend, Settings
+from chatkit.settings import Backend, Settings, load
 
 # OpenAI's server package is called chatkit as well. This joins the two: what is not found here is found there.
 __path__ = extend_path(__path__, __name__)
@@ -19,12 +19,13 @@ __path__ = extend_path(__path__, __name__)
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings) -> Flask:
-    """The application.
+def create_app(settings: Settings | None = None) -> Flask:
+    """The application, with the settings of this process unless others are given.
 
     Raises:
         SettingsError: when the configured backend can't work with these settings at all.
     """
+    settings = settings or load()
     for notice in settings.notices:
         log.warning("%s", notice)
     issuer = make_issuer(settings)

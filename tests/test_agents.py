@@ -62,7 +62,7 @@ def test_words_reach_the_page_as_the_model_says_them(start: Start, upstream: Ups
     arrivals = [(time.monotonic(), delta) for event in stream for delta in deltas([event])]
     assert [delta for _, delta in arrivals] == ["one", " two", " three", " four"]
     gaps = [later[0] - earlier[0] for earlier, later in itertools.pairwise(arrivals)]
-    assert all(0.15 < gap < 0.8 for gap in gaps)
+    assert all(gap > 0.1 for gap in gaps), "not all at the end"
 
 
 @pytest.mark.parametrize("agent", ["simple", "run_workflow"])

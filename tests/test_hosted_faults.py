@@ -85,7 +85,7 @@ def test_row(client: FlaskClient, upstream: Upstream, case: str) -> None:
     upstream.behaviour, expected = ROWS[case]
     started = time.monotonic()
     response = client.post(ENDPOINT)
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 3  # not the 5 s of the upstream
     assert error_of(response) == expected
     assert ("Retry-After" in response.headers) is (response.status_code in (429, 503))
     assert u.API_KEY not in response.text
@@ -117,7 +117,7 @@ def test_name_server_that_hangs(make_app: MakeApp, monkeypatch: pytest.MonkeyPat
     client = make_app(CHATKIT_API_BASE="https://api.openai.com").test_client()
     started = time.monotonic()
     assert error_of(client.post(ENDPOINT)) == UNAVAILABLE
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 3  # not the 5 s of the upstream
     released.set()
 
 
@@ -140,7 +140,7 @@ def test_connecting_takes_for_ever(make_app: MakeApp, full_port: int) -> None:
     client = make_app(CHATKIT_API_BASE=f"http://127.0.0.1:{full_port}").test_client()
     started = time.monotonic()
     assert error_of(client.post(ENDPOINT)) == UNAVAILABLE
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 3  # not the 5 s of the upstream
 
 
 @pytest.mark.parametrize(

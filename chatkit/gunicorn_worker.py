@@ -65,11 +65,10 @@ class Worker(ThreadWorker):
                 listener.close()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """At a stop, set an end to what may go on for long.
+        """At a stop, set an end to what may go on for long: answers, and connections that have said nothing yet.
 
-        Connections that have said nothing yet get as long as kept-alive ones, and not the whole grace period.
-
-        Browsers open connections in advance; one of them would make each stop last 25 seconds.
+        The latter get as long as kept-alive ones. Browsers open connections in advance, and one of them would make each stop
+        last the whole grace period.
         """
         timer = threading.Timer(INTERRUPT_AFTER_SECONDS, stopping.interrupt)
         timer.daemon = True

@@ -126,13 +126,6 @@ class DatabaseUnavailable(Problem):
     log_level = logging.ERROR
 
 
-class Fault(Problem):
-    """A fault of our own in the chat, already logged."""
-
-    status, code, message = HTTPStatus.INTERNAL_SERVER_ERROR, "internal_server_error", "Internal server error"
-    log_level = logging.ERROR
-
-
 class NotReady(Problem):
     """Args: missing: the names of what has to be set or to come back. They are part of the answer."""
 

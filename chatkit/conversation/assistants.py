@@ -20,11 +20,11 @@ from pydantic import BaseModel
 from chatkit.agents import AgentContext
 from chatkit.conversation import exported_workflow
 from chatkit.conversation.demo import DemoAssistant
-from chatkit.conversation.events import agent_events, assistant_message
+from chatkit.conversation.events import agent_events, assistant_message, text_of
 from chatkit.conversation.history import load_history, to_model_input
 from chatkit.conversation.storage import ChatContext, SqlStore
 from chatkit.settings import PROJECT, Settings, SettingsError
-from chatkit.types import ThreadItem, ThreadMetadata, ThreadStreamEvent, UserMessageItem, UserMessageTextContent
+from chatkit.types import ThreadItem, ThreadMetadata, ThreadStreamEvent, UserMessageItem
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class WorkflowAssistant:
         earlier, text = history, ""
         if turn.message is not None:
             earlier = [item for item in history if item.id != turn.message.id]
-            text = "".join(part.text for part in turn.message.content if isinstance(part, UserMessageTextContent))
+            text = text_of(turn.message)
         running = exported_workflow.Run(turn.agent_context, await to_model_input(earlier))
         async with aclosing(running.events(self.run_workflow(self.input_type(input_as_text=text)))) as events:
             async for event in events:

@@ -19,7 +19,7 @@ from chatkit.actions import Action
 from chatkit.conversation.assistants import Assistant, Turn
 from chatkit.conversation.demo import DemoAssistant, demo_widget
 from chatkit.conversation.event_loop import Answer
-from chatkit.conversation.events import assistant_message
+from chatkit.conversation.events import assistant_message, text_of
 from chatkit.conversation.storage import ChatContext, SqlStore, new_id
 from chatkit.database import UNAVAILABLE
 from chatkit.errors import BaseStreamError, CustomStreamError, ErrorCode, StreamError
@@ -37,7 +37,6 @@ from chatkit.types import (
     ThreadStreamEvent,
     TranscriptionResult,
     UserMessageItem,
-    UserMessageTextContent,
     WidgetItem,
     is_streaming_req,
 )
@@ -106,10 +105,10 @@ class ChatServer(ChatKitServer[ChatContext]):
             if put:
                 log.exception("a stream broke off")
                 answer.put(b"data: " + self._serialize(ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=True)) + b"\n\n")
-            elif isinstance(error, problems.Problem):
-                raise
+            elif problem := _problem(error):
+                raise problem from error
             else:
-                raise _problem(error) from error
+                raise  # a problem already, or a fault of our own, which is answered and logged where all are
 
     async def respond(
         self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
@@ -182,14 +181,14 @@ def _for_the_model(thread: ThreadMetadata, action: Action[str, Any], sender: Wid
 
 def _title(message: UserMessageItem) -> str | None:
     """The beginning of the first message, as the thread's name in the history."""
-    text = " ".join("".join(part.text for part in message.content if isinstance(part, UserMessageTextContent)).split())
+    text = " ".join(text_of(message).split())
     if len(text) > MAX_TITLE:
         text = text[:MAX_TITLE].rsplit(" ", 1)[0] + "…"
     return text or None
 
 
-def _problem(error: Exception) -> problems.Problem:
-    """The row of the contract for what went wrong before anything was answered."""
+def _problem(error: Exception) -> problems.Problem | None:
+    """The row of the contract for what went wrong before anything was answered, where it has one."""
     if isinstance(error, NotFoundError):
         return problems.NotFound("no such thread, item or attachment of this user")
     if isinstance(error, UNAVAILABLE):
@@ -198,8 +197,7 @@ def _problem(error: Exception) -> problems.Problem:
         return problems.OpenAIUnavailable("transcription failed")
     if isinstance(error, ValueError):  # how the SDK says that a request does not fit the state of its thread
         return problems.InvalidRequestBody("the request does not fit its thread")
-    log.error("fault of our own", exc_info=error)
-    return problems.Fault(type(error).__name__)
+    return None
 
 
 def _stream_error(error: Exception, turn_seconds: int) -> BaseStreamError:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from chatkit.conversation.events import assistant_message
+from chatkit.conversation.events import assistant_message, text_of
 from chatkit.conversation.storage import new_id
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
@@ -27,7 +27,6 @@ from chatkit.types import (
     ThreadItemDoneEvent,
     ThreadItemUpdatedEvent,
     ThreadStreamEvent,
-    UserMessageTextContent,
     WidgetItem,
 )
 from chatkit.widgets import DynamicWidgetRoot
@@ -52,7 +51,7 @@ class DemoAssistant:
         if turn.message is None:
             events = self._after_the_pages_answer(turn)
         else:
-            said = "".join(part.text for part in turn.message.content if isinstance(part, UserMessageTextContent))
+            said = text_of(turn.message)
             shows = next((show for word, show in _SHOWS.items() if word in said.lower()), None)
             events = shows(turn) if shows else _speak(turn, INTRODUCTION.format(said=said[:200]))
         async for event in events:

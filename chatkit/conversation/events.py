@@ -20,7 +20,14 @@ from chatkit.types import (
     ThreadItemUpdatedEvent,
     ThreadMetadata,
     ThreadStreamEvent,
+    UserMessageItem,
+    UserMessageTextContent,
 )
+
+
+def text_of(message: UserMessageItem) -> str:
+    """What the user has typed, without tags and attachments."""
+    return "".join(part.text for part in message.content if isinstance(part, UserMessageTextContent))
 
 
 def assistant_message(thread: ThreadMetadata, store: SqlStore, context: ChatContext, text: str) -> ThreadItemDoneEvent:

@@ -114,7 +114,8 @@ class HostedIssuer:
         )
 
     def _read_session(self, status: int, headers: Any, body: bytes) -> Session:
-        about = f"OpenAI answered {status}{_reference(headers, body)}"
+        answer = _json_object(body)
+        about = f"OpenAI answered {status}{_reference(headers, answer)}"
         if status == 401:
             raise problems.OpenAIAuthenticationFailed(f"{about}: OPENAI_API_KEY is not valid (any more)")
         if status == 429:
@@ -132,7 +133,6 @@ class HostedIssuer:
             raise problems.OpenAIUnavailable(f"{about} and hung up within the headers")
         if len(body) > MAX_ANSWER_BYTES:
             raise problems.SessionNotCreated(f"{about} with more than {MAX_ANSWER_BYTES} bytes")
-        answer = _json_object(body)
         session_id, secret = answer.get("id"), answer.get("client_secret")
         if not (isinstance(session_id, str) and session_id and isinstance(secret, str) and secret):
             raise problems.SessionNotCreated(f"{about} without an id and a client_secret")
@@ -164,7 +164,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) else {}
 
 
-def _reference(headers: Any, body: bytes) -> str:
+def _reference(headers: Any, answer: dict[str, Any]) -> str:
     """What helps to find the call at OpenAI and says nothing of it: their request id and their word for the error.
 
     Their error message is left out: it quotes the workflow id and parts of the key.
@@ -173,7 +173,7 @@ def _reference(headers: Any, body: bytes) -> str:
     request_id = headers.get("x-request-id", "")
     if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", request_id):
         parts.append(f"request {request_id}")
-    error = _json_object(body).get("error")
+    error = answer.get("error")
     code = error.get("code") or error.get("type") if isinstance(error, dict) else None
     if isinstance(code, str) and re.fullmatch(r"[a-z]+(_[a-z]+)*", code[:60]):
         parts.append(code[:60])

@@ -116,6 +116,11 @@ def sync_custom_action(caller: Caller) -> None:
     updated = SyncCustomActionResponse.model_validate_json(answer.content).updated_item
     assert "Pressed 7 times" in repr(updated)
     assert caller.items(thread_id).data[0] == updated
+    payloads: list[Any] = [{"pressed": []}, {"pressed": None}, {"pressed": "x"}, {"pressed": {}}, {}, [], "x", None, 1]
+    for payload in payloads:
+        nonsense = {"type": "demo.press", "payload": payload}
+        answer = caller.post("threads.sync_custom_action", thread_id=thread_id, item_id=widget.id, action=nonsense)
+        assert answer.status_code == 200, payload
 
 
 def get_by_id(caller: Caller) -> None:

@@ -147,7 +147,8 @@ class ChatServer(ChatKitServer[ChatContext]):
     ) -> SyncCustomActionResponse:
         """Change the demo's widget. An agent's widget stays as it is: its action is kept for the next answer."""
         if isinstance(self._assistant, DemoAssistant) and sender is not None and isinstance(action.payload, dict):
-            item = sender.model_copy(update={"widget": demo_widget(int(action.payload.get("pressed", 0)))})
+            pressed = action.payload.get("pressed")
+            item = sender.model_copy(update={"widget": demo_widget(pressed if isinstance(pressed, int) else 0)})
             await self.store.save_item(thread.id, item, context)
             return SyncCustomActionResponse(updated_item=item)
         await self.store.add_thread_item(thread.id, _for_the_model(thread, action, sender), context)

@@ -77,6 +77,11 @@ class Worker(ThreadWorker):
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout or deadline, deadline)
 
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """At a quick stop (Ctrl-C), end what is going on in an orderly way before the process ends."""
+        stopping.interrupt()
+        super().handle_quit(sig, frame)
+
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
         """Answer what could not be parsed: headers that are too large, a request that is not HTTP."""
         request_id = new_request_id()

@@ -372,8 +372,9 @@ def test_a_reader_that_leaves_keeps_what_was_said(caller: Caller) -> None:
     assert [item.type for item in caller.items(thread_id, order="asc").data] == ["user_message", "assistant_message"]
 
 
-def test_a_stop_keeps_what_was_said(tmp_path: Path) -> None:
-    """A stop that can't wait for the end of an answer: here after no time at all, in production after 20 s."""
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_keeps_what_was_said(tmp_path: Path, sign: signal.Signals) -> None:
+    """A stop that can't wait for the end of an answer: Ctrl-C, or SIGTERM, in production after 20 s and here at once."""
     address = f"sqlite:///{tmp_path}/chatkit.db"
     code = "import chatkit.gunicorn_worker as worker; worker.INTERRUPT_AFTER_SECONDS = 0\nfrom app import app\n"
     (tmp_path / "impatient.py").write_text(code)
@@ -384,8 +385,9 @@ def test_a_stop_keeps_what_was_said(tmp_path: Path) -> None:
         received = b""
         while received.count(b"text_delta") < 8:
             received += sock.recv(4096)
-        service.stop()
+        service.stop(sign)
         assert service.process.returncode == 0
+        assert "Traceback" not in service.log
     with create_engine(address).connect() as connection:
         kept = connection.execute(text("SELECT data FROM chat_items ORDER BY position")).scalars().all()
     assert "I am the demo assistant" in kept[1]

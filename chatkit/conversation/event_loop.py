@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import queue
 import threading
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from chatkit import stopping
 
 MAX_WAITING_BYTES = 256 * 1024
+INTERRUPT_SECONDS = 2  # to keep what was said, when the process is told to end at once
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,15 @@ class EventLoop:
 
     def _interrupt(self) -> None:
         """Cancel all answers, as if their readers had left: what was said so far is kept."""
-        self.loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(self.loop)])
+
+        async def cancel_all() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=INTERRUPT_SECONDS) if tasks else None
+
+        with contextlib.suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(cancel_all(), self.loop).result(INTERRUPT_SECONDS)
 
 
 _starting = threading.Lock()

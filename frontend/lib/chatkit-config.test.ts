@@ -1,6 +1,6 @@
 import type { HostedApiConfig } from '@openai/chatkit'
 import { afterEach, beforeEach, describe, expect, expectTypeOf, it, vi } from 'vitest'
-import { type SessionError, chatKitConfig, getClientSecret, setAuthToken } from './chatkit-config'
+import { type SessionError, chatKitConfig, describeSession, getClientSecret, letRunOut, setAuthToken, userMessage } from './chatkit-config'
 
 const API_URL = 'http://localhost:8000'
 
@@ -130,6 +130,47 @@ describe('a secret and its life', () => {
   })
 })
 
+describe('what is known of a session', () => {
+  it('is its id and the seconds it has left, and nothing of one that this page was not issued', async () => {
+    answers(session('cs_1', 600))
+    await getClientSecret()
+    vi.advanceTimersByTime(90_000)
+    expect(describeSession('cs_1')).toEqual({ sessionId: 'ses_of_cs_1', secondsLeft: 510 })
+    vi.advanceTimersByTime(600_000)
+    expect(describeSession('cs_1')?.secondsLeft).toBe(0)
+    expect(describeSession('cs_of_somebody')).toBeNull()
+  })
+
+  it('one can be made to run out', async () => {
+    answers(session('cs_1'), session('cs_2'))
+    await getClientSecret()
+    letRunOut('cs_1')
+    expect(describeSession('cs_1')?.secondsLeft).toBe(0)
+    expect(await getClientSecret('cs_1')).toBe('cs_2')
+  })
+
+  it('is not forgotten, so that a component which kept it for hours is helped as well', async () => {
+    answers(session('cs_old'), session('cs_2'), session('cs_3'))
+    await getClientSecret()
+    vi.advanceTimersByTime(3_600_000)
+    expect(await getClientSecret('cs_old')).toBe('cs_2')
+    vi.advanceTimersByTime(3_600_000)
+    expect(await getClientSecret('cs_old')).toBe('cs_3')
+  })
+})
+
+describe('callers one after the other', () => {
+  it('whose secret has run out share the new one', async () => {
+    answers(session('cs_1'), session('cs_2'))
+    await getClientSecret()
+    vi.advanceTimersByTime(590_000)
+    expect(await getClientSecret('cs_1')).toBe('cs_2')
+    vi.advanceTimersByTime(1_000)
+    expect(await getClientSecret('cs_1')).toBe('cs_2')
+    expect(fetchMock).toHaveBeenCalledTimes(2)
+  })
+})
+
 describe('callers at the same time', () => {
   it('share one call, and the next ones make another', async () => {
     answers(session('cs_shared'), session('cs_later'))
@@ -215,6 +256,14 @@ describe('signed-in users', () => {
     expect(sent()).toBeUndefined()
   })
 
+  it('another user does not go on with the session of the one before', async () => {
+    answers(session('cs_of_ada'), session('cs_of_bob'))
+    await getClientSecret()
+    setAuthToken('bob')
+    expect(await getClientSecret('cs_of_ada')).toBe('cs_of_bob')
+    expect(await getClientSecret('cs_of_bob')).toBe('cs_of_bob')
+  })
+
   it('another user does not get the call of the one before', async () => {
     let release: (response: Response) => void = () => {}
     answers(() => new Promise((resolve) => (release = resolve)), session('cs_of_bob'))
@@ -224,7 +273,15 @@ describe('signed-in users', () => {
     expect(await getClientSecret()).toBe('cs_of_bob')
     release(session('cs_of_ada'))
     expect(await ada).toBe('cs_of_ada')
+    answers(session('cs_of_bob_too'))
+    expect(await getClientSecret('cs_of_ada')).toBe('cs_of_bob_too')
   })
+})
+
+it('has a sentence for a person about every error', async () => {
+  answers(json({ status: 'error', message: 'OpenAI authentication failed' }, { status: 401 }))
+  expect(userMessage(await failure())).toBe('Unable to start chat. Please check configuration.')
+  expect(userMessage(new Error('of another kind'))).toBe('of another kind')
 })
 
 it('sends the visitor cookie', async () => {

@@ -50,39 +50,61 @@ export const USER_MESSAGES = {
   again: 'Unable to start chat. Please try again.',
 } as const
 
-const API_URL = process.env.NEXT_PUBLIC_API_URL || 'http://localhost:8000'
+/** Where the service is, as `NEXT_PUBLIC_API_URL` said when the page was built. */
+export const API_URL = process.env.NEXT_PUBLIC_API_URL || 'http://localhost:8000'
 const CALL_LIMIT_MS = 15_000 // the service gives its own upstream ten seconds
 const LONGEST_LIFE_SECONDS = 600
 const MARGIN_MS = 15_000 // a message that is sent with a secret should arrive while it is alive
 
+interface Moment {
+  monotonic: number
+  wall: number
+}
+
 /**
- * The secrets that this page was issued, and when each has run out: by the page's own monotonic clock, which a wrong time of
- * day can't mislead, and by the time of day, because the monotonic one may stand still while a laptop sleeps.
+ * A session that this page was issued. Its end is counted by the page's own monotonic clock, which a wrong time of day can't
+ * mislead, and by the time of day, because the monotonic one may stand still while a laptop sleeps.
  */
-const runsOutAt = new Map<string, { monotonic: number; wall: number }>()
+interface Issued {
+  sessionId: string
+  asked: Moment
+  lifeMs: number
+  /** How much of its life it is handed out for. */
+  usefulMs: number
+}
+
+const issued = new Map<string, Issued>() // kept as long as the page: one forgotten would pass for somebody else's
+let newest: string | null = null
 let underWay: Promise<string> | null = null
+let signIns = 0
 let tokenSource: TokenSource
 
-/** Say who is signed in. Another user gets sessions of their own. */
+/**
+ * Say who is signed in, each time that changes. From then on all secrets of this page count as run out: another user gets
+ * sessions of their own.
+ */
 export function setAuthToken(source: TokenSource): void {
   tokenSource = source
-  runsOutAt.clear()
+  signIns += 1
+  issued.forEach((session) => (session.usefulMs = 0))
   underWay = null
 }
 
 /**
  * A secret to use ChatKit with.
  *
- * `existing` is returned, with no call, as long as it is alive, or if this page was not the one to be issued it. Otherwise the
- * service is asked for a new session; callers at the same time share one call.
+ * `existing` is returned, with no call, as long as it is alive, or if this page was not the one to be issued it. For one that
+ * has run out there is a new one: the page's newest, if that is alive, else the service is asked for a session. Callers at the
+ * same time share one call.
  *
- * Throws a `SessionError`, or what `fetch` has thrown when the network fails.
+ * Throws a `SessionError`, or what the token source has thrown.
  */
 export async function getClientSecret(existing?: string | null): Promise<string> {
   if (existing && !hasRunOut(existing)) {
     console.log('Reusing existing ChatKit client secret')
     return existing
   }
+  if (existing && newest && !hasRunOut(newest)) return newest
   if (!underWay) {
     const call = createSession().finally(() => {
       if (underWay === call) underWay = null
@@ -92,20 +114,41 @@ export async function getClientSecret(existing?: string | null): Promise<string>
   return underWay
 }
 
+/** What may be shown of a session that this page was issued: its id, and how many seconds it has left. */
+export function describeSession(secret: string): { sessionId: string; secondsLeft: number } | null {
+  const session = issued.get(secret)
+  return session ? { sessionId: session.sessionId, secondsLeft: Math.max(0, (session.lifeMs - ageMs(session)) / 1000) } : null
+}
+
+/** Treat a secret as if its time were over: whoever asks with it next gets a new one. */
+export function letRunOut(secret: string): void {
+  const session = issued.get(secret)
+  if (session) session.lifeMs = session.usefulMs = 0
+}
+
 export const chatKitConfig: ChatKitConfig = {
   api: { getClientSecret },
   theme: { primaryColor: '#0070f3', darkMode: false },
 }
 
+function now(): Moment {
+  return { monotonic: performance.now(), wall: Date.now() }
+}
+
+function ageMs({ asked }: Issued): number {
+  return Math.max(performance.now() - asked.monotonic, Date.now() - asked.wall)
+}
+
 function hasRunOut(secret: string): boolean {
-  const end = runsOutAt.get(secret)
-  return end !== undefined && (performance.now() >= end.monotonic || Date.now() >= end.wall)
+  const session = issued.get(secret)
+  return session !== undefined && ageMs(session) >= session.usefulMs
 }
 
 async function createSession(): Promise<string> {
   console.log('Creating new ChatKit session')
   try {
-    const asked = { monotonic: performance.now(), wall: Date.now() }
+    const asked = now()
+    const signIn = signIns
     const response = await call()
     const body = await readJson(response)
     if (!response.ok) throw refusal(response, body)
@@ -116,7 +159,8 @@ async function createSession(): Promise<string> {
         status: response.status,
       })
     }
-    remember(secret, asked, data?.expires_in)
+    remember(secret, String(data?.session_id), asked, data?.expires_in)
+    if (signIn !== signIns) letRunOut(secret) // somebody else has signed in meanwhile
     console.log('Got ChatKit session:', data?.session_id)
     return secret
   } catch (error) {
@@ -126,15 +170,11 @@ async function createSession(): Promise<string> {
 }
 
 /** Counted from before the call, so that the time it took is not given twice; and a margin earlier, but not before half its life. */
-function remember(secret: string, asked: { monotonic: number; wall: number }, expiresIn: unknown): void {
+function remember(secret: string, sessionId: string, asked: Moment, expiresIn: unknown): void {
   const seconds = typeof expiresIn === 'number' && expiresIn > 0 ? Math.min(expiresIn, LONGEST_LIFE_SECONDS) : LONGEST_LIFE_SECONDS
-  const life = seconds * 1000
-  const useful = life - Math.min(MARGIN_MS, life / 2)
-  const forgotten = performance.now() - LONGEST_LIFE_SECONDS * 1000
-  runsOutAt.forEach((end, known) => {
-    if (end.monotonic < forgotten) runsOutAt.delete(known)
-  })
-  runsOutAt.set(secret, { monotonic: asked.monotonic + useful, wall: asked.wall + useful })
+  const lifeMs = seconds * 1000
+  issued.set(secret, { sessionId, asked, lifeMs, usefulMs: lifeMs - Math.min(MARGIN_MS, lifeMs / 2) })
+  newest = secret
 }
 
 async function call(): Promise<Response> {
@@ -182,6 +222,11 @@ function refusal(response: Response, body: Envelope | null): SessionError {
     code: typeof body?.code === 'string' ? body.code : undefined,
     retryAfter: Number.isFinite(seconds) ? seconds : undefined,
   })
+}
+
+/** The sentence about `error` for the person in front of the page. */
+export function userMessage(error: Error): string {
+  return 'userMessage' in error && typeof error.userMessage === 'string' ? error.userMessage : error.message
 }
 
 function userMessageFor(status: number): string {

@@ -1,3 +1,7 @@
+import { fileURLToPath } from 'node:url'
 import { defineConfig } from 'vitest/config'
 
-export default defineConfig({ test: { include: ['lib/**/*.test.ts'], restoreMocks: true } })
+export default defineConfig({
+  resolve: { alias: { '@': fileURLToPath(new URL('.', import.meta.url)) } },
+  test: { include: ['{components,host-page,lib}/**/*.test.{ts,tsx}'], restoreMocks: true },
+})

@@ -1,0 +1,162 @@
+// @vitest-environment jsdom
+import '@testing-library/jest-dom/vitest'
+import type { ChatKitEvents, ChatKitOptions } from '@openai/chatkit-react'
+import { act, cleanup, fireEvent, render, screen, waitFor } from '@testing-library/react'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import { setAuthToken } from '@/lib/chatkit-config'
+import { PageSession } from '@/lib/page-session'
+import { chatKitConfig } from '@/lib/chatkit-config'
+import { ChatWindow } from './ChatWindow'
+
+class Component extends HTMLElement {
+  options: ChatKitOptions | null = null
+
+  setOptions(options: ChatKitOptions) {
+    this.options = options
+  }
+}
+
+const success = { status: 'success', data: { client_secret: 'cs_1', session_id: 'ses_1', expires_in: 600 } }
+let fetchMock: ReturnType<typeof vi.fn>
+let dark: { matches: boolean; listeners: (() => void)[] }
+
+function component(): Component {
+  return document.querySelector<Component>('openai-chatkit')!
+}
+
+async function tell<K extends keyof ChatKitEvents>(name: K, detail?: unknown) {
+  await act(async () => void component().dispatchEvent(new CustomEvent(name, { detail })))
+}
+
+beforeEach(() => {
+  if (!customElements.get('openai-chatkit')) customElements.define('openai-chatkit', Component)
+  localStorage.clear()
+  setAuthToken(undefined)
+  PageSession.of(chatKitConfig.api.getClientSecret).drop()
+  fetchMock = vi.fn(async () => new Response(JSON.stringify(success)))
+  vi.stubGlobal('fetch', fetchMock)
+  dark = { matches: false, listeners: [] }
+  vi.stubGlobal('matchMedia', () => ({
+    get matches() {
+      return dark.matches
+    },
+    addEventListener: (_: string, listener: () => void) => dark.listeners.push(listener),
+    removeEventListener: () => {},
+  }))
+  for (const method of ['log', 'error'] as const) vi.spyOn(console, method).mockImplementation(() => {})
+})
+
+afterEach(() => {
+  cleanup()
+  vi.unstubAllGlobals()
+})
+
+describe('ChatKit initialization, as the contract tests it', () => {
+  it('should initialize ChatKit with valid config', async () => {
+    render(<ChatWindow />)
+    await waitFor(() => {
+      expect(component().options).toEqual(
+        expect.objectContaining({ api: expect.objectContaining({ getClientSecret: expect.any(Function) }) }),
+      )
+    })
+    expect(fetchMock).toHaveBeenCalledWith('http://localhost:8000/api/chatkit/sessions', expect.objectContaining({ method: 'POST' }))
+  })
+
+  it('should display chat interface after initialization', async () => {
+    render(<ChatWindow />)
+    expect(screen.getByText('Loading chat...')).toBeInTheDocument()
+    await act(async () => {}) // the session is there
+    await tell('chatkit.ready')
+    await waitFor(() => {
+      expect(screen.getByText('Chat interface loaded')).toBeInTheDocument()
+    })
+    expect(screen.queryByText('Loading chat...')).not.toBeInTheDocument()
+  })
+})
+
+describe('an error', () => {
+  it('is shown in a sentence for a person, with a retry that works', async () => {
+    fetchMock.mockResolvedValueOnce(new Response(JSON.stringify({ status: 'error', message: 'OpenAI authentication failed' }), { status: 401 }))
+    render(<ChatWindow />)
+    expect(await screen.findByRole('alert')).toHaveTextContent('Error: Unable to start chat. Please check configuration.')
+    expect(screen.queryByText('Loading chat...')).not.toBeInTheDocument()
+    const failed = component()
+    fireEvent.click(screen.getByRole('button', { name: 'Try again' }))
+    expect(screen.getByText('Loading chat...')).toBeInTheDocument()
+    expect(component()).not.toBe(failed)
+    await act(async () => {})
+    await tell('chatkit.ready')
+    expect(screen.getByText('Chat interface loaded')).toBeInTheDocument()
+    expect(screen.queryByRole('alert')).not.toBeInTheDocument()
+    expect(fetchMock).toHaveBeenCalledTimes(2)
+  })
+
+  it('in the middle of a chat leaves the chat where it is', async () => {
+    render(<ChatWindow />)
+    await act(async () => {})
+    await tell('chatkit.ready')
+    await tell('chatkit.error', { error: new Error('The answer broke off') })
+    expect(screen.getByRole('alert')).toHaveTextContent('Error: The answer broke off')
+    expect(screen.queryByRole('button')).not.toBeInTheDocument()
+    await tell('chatkit.response.start')
+    expect(screen.queryByRole('alert')).not.toBeInTheDocument()
+  })
+
+  it('is told to the one who configured the chat', async () => {
+    const onError = vi.fn()
+    fetchMock.mockRejectedValueOnce(new TypeError('Failed to fetch'))
+    render(<ChatWindow config={{ ...chatKitConfig, onError }} />)
+    expect(await screen.findByRole('alert')).toHaveTextContent('Network connection lost. Please check your internet.')
+    expect(onError).toHaveBeenCalledExactlyOnceWith(expect.objectContaining({ message: 'Failed to fetch' }))
+  })
+})
+
+describe('the last conversation', () => {
+  it('is where the next visit goes on', async () => {
+    const { unmount } = render(<ChatWindow />)
+    await tell('chatkit.thread.change', { threadId: 'thr_1' })
+    unmount()
+    render(<ChatWindow />)
+    expect(component().options?.initialThread).toBe('thr_1')
+    await tell('chatkit.thread.change', { threadId: null })
+    expect(localStorage.length).toBe(0)
+  })
+
+  it('that can’t be loaded is not tried for ever', async () => {
+    localStorage.setItem('chatkit.thread', 'thr_deleted')
+    const { unmount } = render(<ChatWindow />)
+    await tell('chatkit.thread.load.start', { threadId: 'thr_deleted' })
+    await tell('chatkit.error', { error: new Error('Not found') })
+    unmount()
+    render(<ChatWindow />)
+    expect(component().options?.initialThread).toBeNull()
+  })
+
+  it('that has been loaded survives an error', async () => {
+    localStorage.setItem('chatkit.thread', 'thr_1')
+    render(<ChatWindow />)
+    await tell('chatkit.thread.load.start', { threadId: 'thr_1' })
+    await tell('chatkit.thread.load.end', { threadId: 'thr_1' })
+    await tell('chatkit.error', { error: new Error('The answer broke off') })
+    expect(localStorage.getItem('chatkit.thread')).toBe('thr_1')
+  })
+
+  it('is not needed: a browser without storage has a chat all the same', async () => {
+    vi.stubGlobal('localStorage', {
+      getItem: () => {
+        throw new DOMException('denied', 'SecurityError')
+      },
+    })
+    render(<ChatWindow />)
+    await tell('chatkit.thread.change', { threadId: 'thr_1' })
+    expect(component().options?.initialThread).toBeNull()
+  })
+})
+
+it('is dark where the system is, and follows it', async () => {
+  render(<ChatWindow />)
+  expect(component().options?.theme).toMatchObject({ colorScheme: 'light' })
+  dark.matches = true
+  act(() => dark.listeners.forEach((listener) => listener()))
+  expect(component().options?.theme).toMatchObject({ colorScheme: 'dark', color: { accent: { primary: '#0070f3' } } })
+})

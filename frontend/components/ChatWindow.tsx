@@ -1,0 +1,68 @@
+'use client'
+
+import { ChatKit } from '@openai/chatkit-react'
+import { useRef, useState, useSyncExternalStore } from 'react'
+import { type ChatKitConfig, chatKitConfig, userMessage } from '@/lib/chatkit-config'
+import { lastThread, rememberThread } from '@/lib/last-thread'
+import { useChatKit } from '@/lib/use-chatkit'
+
+/** A chat that says what it is waiting for, goes on where this browser left it, and can be tried again when it fails. */
+export function ChatWindow({ config = chatKitConfig }: { config?: ChatKitConfig }) {
+  const [attempt, setAttempt] = useState(0)
+  return <Chat key={attempt} config={config} onRetry={() => setAttempt(attempt + 1)} />
+}
+
+function Chat({ config, onRetry }: { config: ChatKitConfig; onRetry: () => void }) {
+  const darkMode = usePrefersDark()
+  const [initialThread] = useState(lastThread)
+  const isLoadingThread = useRef(false)
+
+  const { chat, isReady, error } = useChatKit(
+    {
+      ...config,
+      theme: { ...config.theme, darkMode },
+      onError(reason) {
+        if (isLoadingThread.current) rememberThread(null) // deleted, or another visitor's: without this no retry would help
+        config.onError?.(reason)
+      },
+    },
+    {
+      initialThread,
+      onThreadChange: ({ threadId }) => rememberThread(threadId),
+      onThreadLoadStart: () => (isLoadingThread.current = true),
+      onThreadLoadEnd: () => (isLoadingThread.current = false),
+    },
+  )
+
+  return (
+    <section className="chat" aria-label="Chat" aria-busy={!isReady && !error}>
+      <p role="status" className={isReady ? 'visually-hidden' : 'notice'}>
+        {isReady ? 'Chat interface loaded' : !error && 'Loading chat...'}
+      </p>
+      {error && (
+        <div role="alert" className="notice error">
+          <p>Error: {userMessage(error)}</p>
+          {!isReady && (
+            <button type="button" onClick={onRetry}>
+              Try again
+            </button>
+          )}
+        </div>
+      )}
+      <ChatKit control={chat.control} className={isReady ? 'chatkit' : 'chatkit loading'} />
+    </section>
+  )
+}
+
+function usePrefersDark(): boolean {
+  const query = () => window.matchMedia('(prefers-color-scheme: dark)')
+  return useSyncExternalStore(
+    (changed) => {
+      const media = query()
+      media.addEventListener('change', changed)
+      return () => media.removeEventListener('change', changed)
+    },
+    () => query().matches,
+    () => false,
+  )
+}

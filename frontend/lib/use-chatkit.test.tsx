@@ -1,0 +1,245 @@
+// @vitest-environment jsdom
+import { ChatKit, type ChatKitEvents, type ChatKitOptions, type CustomApiConfig, type HostedApiConfig } from '@openai/chatkit-react'
+import { act, cleanup, render, renderHook, waitFor } from '@testing-library/react'
+import { StrictMode } from 'react'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import { COMPONENT_LIMIT_MS, ComponentError, loadChatKit } from './chatkit-component'
+import type { ChatKitConfig } from './chatkit-config'
+import { type Chat, useChatKit } from './use-chatkit'
+
+const domainKey = vi.hoisted(() => ({ value: null as string | null }))
+
+vi.mock('./chatkit-options', async (original) => ({
+  ...(await original<typeof import('./chatkit-options')>()),
+  get DOMAIN_KEY() {
+    return domainKey.value
+  },
+}))
+
+vi.mock('./chatkit-component', async (original) => {
+  const module = await original<typeof import('./chatkit-component')>()
+  return { ...module, loadChatKit: vi.fn(module.loadChatKit) }
+})
+
+/** As much of the component as the hook can tell from the real one; the tests of `tests/test_frontend.py` have all of it. */
+class Component extends HTMLElement {
+  options: ChatKitOptions[] = []
+  sendUserMessage = vi.fn(async () => {})
+
+  setOptions(options: ChatKitOptions) {
+    this.options.push(options)
+  }
+
+  tell<K extends keyof ChatKitEvents>(name: K, detail?: unknown) {
+    act(() => void this.dispatchEvent(new CustomEvent(name, { detail })))
+  }
+}
+
+let getClientSecret: ReturnType<typeof vi.fn<ChatKitConfig['api']['getClientSecret']>>
+let last: Chat
+
+function component(): Component {
+  return document.querySelector<Component>('openai-chatkit')!
+}
+
+function Drawn({ config, more }: { config: ChatKitConfig; more?: Parameters<typeof useChatKit>[1] }) {
+  last = useChatKit(config, more)
+  return <ChatKit control={last.chat.control} data-ready={last.isReady} />
+}
+
+async function draw(config: Partial<ChatKitConfig> = {}, more?: Parameters<typeof useChatKit>[1]) {
+  const whole = { api: { getClientSecret }, ...config }
+  const view = render(<Drawn config={whole} more={more} />)
+  await act(async () => {})
+  return view
+}
+
+beforeEach(() => {
+  domainKey.value = null
+  if (!customElements.get('openai-chatkit')) customElements.define('openai-chatkit', Component)
+  getClientSecret = vi.fn(async (existing?: string | null) => existing || 'cs_1')
+})
+
+afterEach(() => {
+  cleanup()
+  vi.useRealTimers()
+  vi.unstubAllGlobals()
+})
+
+describe('isReady', () => {
+  it('takes a session and a component that says so', async () => {
+    await draw()
+    expect(last.isReady).toBe(false)
+    component().tell('chatkit.ready')
+    expect(last).toMatchObject({ isReady: true, error: null })
+  })
+
+  it('waits for the session', async () => {
+    let give: (secret: string) => void = () => {}
+    getClientSecret.mockReturnValue(new Promise((resolve) => (give = resolve)))
+    await draw()
+    component().tell('chatkit.ready')
+    expect(last.isReady).toBe(false)
+    await act(async () => give('cs_1'))
+    expect(last.isReady).toBe(true)
+  })
+})
+
+describe('what ChatKit is given', () => {
+  it('hosted: getClientSecret alone, whose first answer is the session that is there already', async () => {
+    await draw({ theme: { primaryColor: '#0070f3', darkMode: true } })
+    const [options] = component().options
+    expect(Object.keys(options!.api)).toEqual(['getClientSecret'])
+    expect(options!.theme).toEqual({ colorScheme: 'dark', color: { accent: { primary: '#0070f3', level: 2 } } })
+    expect(await (options!.api as HostedApiConfig).getClientSecret(null)).toBe('cs_1')
+    expect(getClientSecret.mock.calls).toEqual([[null], ['cs_1']])
+  })
+
+  it('self-hosted: the address, the key and fetch, and getClientSecret nowhere', async () => {
+    domainKey.value = 'local-dev'
+    await draw()
+    const [options] = component().options
+    expect(options!.api).toEqual({ url: 'http://localhost:8000/api/chatkit', domainKey: 'local-dev', fetch: expect.any(Function) })
+  })
+
+  it('what the app adds', async () => {
+    await draw({}, { initialThread: 'thr_1', composer: { placeholder: 'Ask' } })
+    expect(component().options[0]).toMatchObject({ initialThread: 'thr_1', composer: { placeholder: 'Ask' } })
+  })
+
+  it('a new theme when it changes, and nothing when nothing does', async () => {
+    const config = { api: { getClientSecret }, theme: { darkMode: false } }
+    const { rerender } = await draw(config)
+    rerender(<Drawn config={{ ...config }} />)
+    expect(component().options).toHaveLength(1)
+    rerender(<Drawn config={{ ...config, theme: { darkMode: true } }} />)
+    expect(component().options[1]!.theme).toEqual({ colorScheme: 'dark' })
+  })
+
+  it('the app’s own handlers still hear', async () => {
+    const heard = { onReady: vi.fn(), onResponseStart: vi.fn(), onThreadChange: vi.fn() }
+    await draw({}, heard)
+    component().tell('chatkit.ready')
+    component().tell('chatkit.response.start')
+    component().tell('chatkit.thread.change', { threadId: 'thr_1' })
+    expect(Object.values(heard).map((handler) => handler.mock.calls.length)).toEqual([1, 1, 1])
+    expect(heard.onThreadChange).toHaveBeenCalledWith({ threadId: 'thr_1' })
+  })
+})
+
+it('strict mode and five chats at once: one session', async () => {
+  let give: (secret: string) => void = () => {}
+  const shared = new Promise<string>((resolve) => (give = resolve))
+  const asked = vi.fn(() => shared)
+  let underWay: Promise<string> | null = null
+  const config = { api: { getClientSecret: (existing?: string | null) => (existing ? Promise.resolve(existing) : (underWay ||= asked())) } }
+  render(
+    <StrictMode>
+      {[1, 2, 3, 4, 5].map((key) => (
+        <Drawn key={key} config={config} />
+      ))}
+    </StrictMode>,
+  )
+  await act(async () => give('cs_1'))
+  const elements = [...document.querySelectorAll<Component>('openai-chatkit')]
+  expect(elements).toHaveLength(5)
+  underWay = null // from here on a call without a secret would be another session
+  const secrets = await Promise.all(elements.map(({ options }) => (options[0]!.api as HostedApiConfig).getClientSecret(null)))
+  expect(secrets).toEqual(Array(5).fill('cs_1'))
+  expect(asked).toHaveBeenCalledTimes(1)
+})
+
+describe('error', () => {
+  const refused = new Error('OpenAI authentication failed')
+
+  it('of a session is known at once, told once, and over when there is one', async () => {
+    const onError = vi.fn()
+    getClientSecret.mockRejectedValue(refused)
+    await draw({ onError })
+    component().tell('chatkit.ready')
+    expect(last).toMatchObject({ error: refused, isReady: false })
+    const { getClientSecret: asked } = component().options[0]!.api as HostedApiConfig
+    await act(async () => void (await expect(asked(null)).rejects.toBe(refused)))
+    component().tell('chatkit.error', { error: new Error('call failed') }) // what ChatKit makes of it
+    expect(onError.mock.calls).toEqual([[refused]])
+    getClientSecret.mockResolvedValue('cs_2')
+    await act(async () => void (await asked(null)))
+    expect(last).toMatchObject({ error: null, isReady: true })
+  })
+
+  it('of something that is no Error becomes one', async () => {
+    getClientSecret.mockRejectedValue('plain text')
+    await draw()
+    expect(last.error).toEqual(new Error('plain text'))
+  })
+
+  it('of ChatKit is shown until the next answer begins, and costs a hosted chat its session', async () => {
+    const onError = vi.fn()
+    await draw({ onError })
+    component().tell('chatkit.ready')
+    const broken = new Error('broken')
+    component().tell('chatkit.error', { error: broken })
+    expect(last).toMatchObject({ error: broken, isReady: true })
+    expect(onError).toHaveBeenCalledExactlyOnceWith(broken)
+    component().tell('chatkit.response.start')
+    expect(last.error).toBeNull()
+    getClientSecret.mockClear()
+    await (component().options[0]!.api as HostedApiConfig).getClientSecret(null)
+    expect(getClientSecret).toHaveBeenCalledWith(null)
+  })
+
+  it('a component that never gets ready', async () => {
+    vi.useFakeTimers()
+    await draw()
+    await act(async () => void vi.advanceTimersByTime(COMPONENT_LIMIT_MS))
+    expect(last.error).toMatchObject({ code: 'not_ready' })
+    component().tell('chatkit.ready') // late is better than never
+    expect(last).toMatchObject({ error: null, isReady: true })
+  })
+
+  it('a component that takes itself away', async () => {
+    await draw()
+    const removed = component()
+    const { parentNode } = removed
+    removed.remove()
+    await waitFor(() => expect(last.error).toMatchObject({ code: 'removed' }))
+    parentNode!.append(removed) // React, too, wants to remove it in the end
+  })
+
+  it('a script that never loads', async () => {
+    const blocked = new ComponentError('script_not_loaded', 'blocked')
+    const onError = vi.fn()
+    vi.mocked(loadChatKit).mockRejectedValueOnce(blocked)
+    await draw({ onError })
+    expect(last).toMatchObject({ error: blocked, isReady: false })
+    expect(onError).toHaveBeenCalledExactlyOnceWith(blocked)
+  })
+
+  it('a hook whose chat nobody draws', () => {
+    const { result } = renderHook(() => useChatKit({ api: { getClientSecret } }))
+    expect(result.current.error?.message).toContain('not drawn')
+  })
+})
+
+describe('onMessage', () => {
+  it('self-hosted: what passes through fetch', async () => {
+    domainKey.value = 'local-dev'
+    vi.stubGlobal('fetch', vi.fn(async () => new Response('{}')))
+    const onMessage = vi.fn()
+    await draw({ onMessage })
+    const api = component().options[0]!.api as CustomApiConfig
+    const body = JSON.stringify({ type: 'threads.create', params: { input: { content: [{ type: 'input_text', text: 'Hello' }] } } })
+    await api.fetch!(api.url, { method: 'POST', body })
+    await last.chat.sendUserMessage({ text: 'passes through fetch as well' })
+    expect(onMessage.mock.calls).toEqual([['Hello']])
+  })
+
+  it('hosted: what the app sends', async () => {
+    const onMessage = vi.fn()
+    await draw({ onMessage })
+    await last.chat.sendUserMessage({ text: 'Hello' })
+    await last.chat.sendUserMessage({ content: [{ type: 'input_text', text: 'Hello, ' }, { type: 'input_tag', text: '@Ada', id: 'ada' }] })
+    expect(component().sendUserMessage).toHaveBeenCalledTimes(2)
+    expect(onMessage.mock.calls).toEqual([['Hello'], ['Hello, @Ada']])
+  })
+})

@@ -9,7 +9,7 @@ from typing import cast
 from flask import Flask, Response
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from chatkit import health, identity, logs, origins, problems, sessions
+from chatkit import health, host_page, identity, logs, origins, problems, sessions
 from chatkit.issuers import make_issuer
 from chatkit.settings import Backend, Settings, load
 
@@ -41,6 +41,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     origins.register(app, settings.allowed_origins)
     app.register_blueprint(sessions.blueprint(issuer))
     app.register_blueprint(health.blueprint(issuer))
+    if settings.host_page:
+        app.register_blueprint(host_page.blueprint(settings.backend, settings.domain_key))
     if settings.backend is Backend.SELFHOSTED:
         from chatkit import conversation
         from chatkit.issuers.selfhosted import SelfhostedIssuer

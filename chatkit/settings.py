@@ -62,6 +62,8 @@ class Settings:
     turn_seconds: int
     retention_days: int | None
     allowed_origins: tuple[re.Pattern[str], ...]
+    host_page: bool
+    domain_key: str
     database_url: str = field(repr=False)
     secret_key: str = field(repr=False)
     proxy_hops: int
@@ -221,6 +223,8 @@ class _SettingsSchema(Schema):
     turn_seconds = fields.Integer(data_key="CHATKIT_TURN_SECONDS", load_default=120, validate=_whole(1, 3600, "seconds"))
     retention_days = fields.Integer(data_key="CHATKIT_RETENTION_DAYS", validate=_whole(1, 36500, "days"))
     allowed_origins = _Origins(data_key="CHATKIT_ALLOWED_ORIGINS")
+    host_page = fields.Boolean(data_key="CHATKIT_HOST_PAGE", load_default=True)
+    domain_key = fields.String(data_key="CHATKIT_DOMAIN_KEY", load_default="local-dev", validate=_opaque)
     database_url = _DatabaseUrl(data_key="DATABASE_URL")
     secret_key = fields.String(
         data_key="SECRET_KEY",

@@ -97,6 +97,8 @@ WRONG = {
     "CHATKIT_TURN_SECONDS": "0",
     "CHATKIT_RETENTION_DAYS": "0",
     "CHATKIT_ALLOWED_ORIGINS": "*",
+    "CHATKIT_HOST_PAGE": "XYZZY",
+    "CHATKIT_DOMAIN_KEY": "domain pk XYZZY",
     "DATABASE_URL": "mysql://u:XYZZY@h/d",
     "SECRET_KEY": "XYZZY",
     "PROXY_HOPS": "XYZZY",

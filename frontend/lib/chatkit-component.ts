@@ -35,13 +35,13 @@ function load(): Promise<void> {
   return new Promise((resolve, reject) => {
     const own = document.querySelector<HTMLScriptElement>(`script[src="${COMPONENT_URL}"]`)
     const script = own || document.createElement('script')
-    const fail = (why: string) => {
+    const fail = (what: string) => {
       clearTimeout(timer)
       script.remove() // a script that has failed once never tries again
-      reject(new ComponentError('script_not_loaded', `${COMPONENT_URL} could not be loaded: ${why}`))
+      reject(new ComponentError('script_not_loaded', `${COMPONENT_URL} ${what}`))
     }
-    const timer = setTimeout(() => fail('it took too long'), COMPONENT_LIMIT_MS)
-    script.addEventListener('error', () => fail('the network, a blocker or a content security policy refuses it'))
+    const timer = setTimeout(() => fail('takes too long'), COMPONENT_LIMIT_MS)
+    script.addEventListener('error', () => fail('could not be loaded'))
     void customElements.whenDefined('openai-chatkit').then(() => {
       clearTimeout(timer)
       resolve()

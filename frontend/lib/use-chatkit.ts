@@ -10,7 +10,10 @@ import { DOMAIN_KEY, type Session, chatKitApi, chatKitTheme, messageText } from 
 import { PageSession } from './page-session'
 
 export interface Chat {
-  /** What the hook of `@openai/chatkit-react` returns. `<ChatKit control={chat.control} />` draws the chat: from the start. */
+  /**
+   * What the hook of `@openai/chatkit-react` returns. `<ChatKit control={chat.control} />` draws the chat: from the start, and
+   * alone in an element of its own, because ChatKit may remove itself, and React can't cope with that beside others.
+   */
   chat: UseChatKitReturn
   /** There is a session, and the component has loaded. */
   isReady: boolean

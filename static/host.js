@@ -1,0 +1,427 @@
+"use strict";
+(() => {
+  // lib/chatkit-component.ts
+  var COMPONENT_URL = "https://cdn.platform.openai.com/deployments/chatkit/chatkit.js";
+  var COMPONENT_LIMIT_MS = 2e4;
+  var ComponentError = class extends Error {
+    constructor(code, message) {
+      super(message);
+      this.code = code;
+      this.userMessage = "The chat could not be loaded. Please try again.";
+      this.name = "ComponentError";
+    }
+  };
+  var loading = null;
+  function loadChatKit() {
+    if (!loading) {
+      loading = load();
+      loading.catch(() => loading = null);
+    }
+    return loading;
+  }
+  function load() {
+    return new Promise((resolve, reject) => {
+      const own = document.querySelector(`script[src="${COMPONENT_URL}"]`);
+      const script = own || document.createElement("script");
+      const fail = (what) => {
+        clearTimeout(timer);
+        script.remove();
+        reject(new ComponentError("script_not_loaded", `${COMPONENT_URL} ${what}`));
+      };
+      const timer = setTimeout(() => fail("takes too long"), COMPONENT_LIMIT_MS);
+      script.addEventListener("error", () => fail("could not be loaded"));
+      void customElements.whenDefined("openai-chatkit").then(() => {
+        clearTimeout(timer);
+        resolve();
+      });
+      if (own) return;
+      script.src = COMPONENT_URL;
+      document.head.append(script);
+    });
+  }
+  function limitLoading(fail) {
+    const timer = setTimeout(() => fail(blank("not_ready", "has not become ready")), COMPONENT_LIMIT_MS);
+    return () => clearTimeout(timer);
+  }
+  function watchRemoval(element, fail) {
+    const observer = new MutationObserver(() => {
+      if (!element.isConnected) fail(blank("removed", "has removed itself from the page"));
+    });
+    if (element.parentNode) observer.observe(element.parentNode, { childList: true });
+    return () => observer.disconnect();
+  }
+  function blank(code, what) {
+    return new ComponentError(code, `ChatKit ${what}: ${location.host} may be missing in OpenAI's domain allowlist`);
+  }
+
+  // lib/chatkit-config.ts
+  var SessionError = class extends Error {
+    constructor(message, userMessage, more = {}) {
+      super(message);
+      this.name = "SessionError";
+      this.userMessage = userMessage;
+      this.status = more.status;
+      this.code = more.code;
+      this.retryAfter = more.retryAfter;
+    }
+  };
+  var USER_MESSAGES = {
+    configuration: "Unable to start chat. Please check configuration.",
+    network: "Network connection lost. Please check your internet.",
+    down: "Service temporarily down. Please try again.",
+    busy: "Too many requests. Please try again in a moment.",
+    again: "Unable to start chat. Please try again."
+  };
+  var API_URL = location.origin || "http://localhost:8000";
+  var CALL_LIMIT_MS = 15e3;
+  var LONGEST_LIFE_SECONDS = 600;
+  var MARGIN_MS = 15e3;
+  var issued = /* @__PURE__ */ new Map();
+  var newest = null;
+  var underWay = null;
+  var signIns = 0;
+  var tokenSource;
+  async function getClientSecret(existing) {
+    if (existing && !hasRunOut(existing)) {
+      console.log("Reusing existing ChatKit client secret");
+      return existing;
+    }
+    if (existing && newest && !hasRunOut(newest)) return newest;
+    if (!underWay) {
+      const call2 = createSession().finally(() => {
+        if (underWay === call2) underWay = null;
+      });
+      underWay = call2;
+    }
+    return underWay;
+  }
+  function describeSession(secret) {
+    const session2 = issued.get(secret);
+    return session2 ? { sessionId: session2.sessionId, secondsLeft: Math.max(0, (session2.lifeMs - ageMs(session2)) / 1e3) } : null;
+  }
+  function letRunOut(secret) {
+    const session2 = issued.get(secret);
+    if (session2) session2.lifeMs = session2.usefulMs = 0;
+  }
+  var chatKitConfig = {
+    api: { getClientSecret },
+    theme: { primaryColor: "#0070f3", darkMode: false }
+  };
+  function now() {
+    return { monotonic: performance.now(), wall: Date.now() };
+  }
+  function ageMs({ asked }) {
+    return Math.max(performance.now() - asked.monotonic, Date.now() - asked.wall);
+  }
+  function hasRunOut(secret) {
+    const session2 = issued.get(secret);
+    return session2 !== void 0 && ageMs(session2) >= session2.usefulMs;
+  }
+  async function createSession() {
+    console.log("Creating new ChatKit session");
+    try {
+      const asked = now();
+      const signIn = signIns;
+      const response = await call();
+      const body = await readJson(response);
+      if (!response.ok) throw refusal(response, body);
+      const data = body == null ? void 0 : body.data;
+      const secret = data == null ? void 0 : data.client_secret;
+      if (typeof secret !== "string" || !secret) {
+        throw new SessionError(body ? "No client secret in response" : "Invalid response from server", USER_MESSAGES.again, {
+          status: response.status
+        });
+      }
+      remember(secret, String(data == null ? void 0 : data.session_id), asked, data == null ? void 0 : data.expires_in);
+      if (signIn !== signIns) letRunOut(secret);
+      console.log("Got ChatKit session:", data == null ? void 0 : data.session_id);
+      return secret;
+    } catch (error) {
+      console.error("Error getting ChatKit session:", error);
+      throw error;
+    }
+  }
+  function remember(secret, sessionId, asked, expiresIn) {
+    const seconds = typeof expiresIn === "number" && expiresIn > 0 ? Math.min(expiresIn, LONGEST_LIFE_SECONDS) : LONGEST_LIFE_SECONDS;
+    const lifeMs = seconds * 1e3;
+    issued.set(secret, { sessionId, asked, lifeMs, usefulMs: lifeMs - Math.min(MARGIN_MS, lifeMs / 2) });
+    newest = secret;
+  }
+  async function call() {
+    const headers = { "Content-Type": "application/json" };
+    const token = typeof tokenSource === "function" ? await tokenSource() : tokenSource;
+    if (token) headers.Authorization = `Bearer ${token}`;
+    const controller = new AbortController();
+    const timer = setTimeout(() => controller.abort(), CALL_LIMIT_MS);
+    try {
+      return await fetch(`${API_URL}/api/chatkit/sessions`, {
+        method: "POST",
+        headers,
+        credentials: "include",
+        // the visitor's cookie, which keeps a visitor the same person
+        signal: controller.signal
+      });
+    } catch (error) {
+      if (controller.signal.aborted) throw new SessionError("The session request took too long", USER_MESSAGES.down);
+      throw new SessionError(error instanceof Error ? error.message : "Network error", USER_MESSAGES.network);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+  async function readJson(response) {
+    try {
+      const body = await response.json();
+      return body !== null && typeof body === "object" ? body : null;
+    } catch {
+      return null;
+    }
+  }
+  function refusal(response, body) {
+    const message = typeof (body == null ? void 0 : body.message) === "string" ? body.message : `Session creation failed: ${response.statusText || response.status}`;
+    const seconds = Number(response.headers.get("Retry-After") || NaN);
+    return new SessionError(message, userMessageFor(response.status), {
+      status: response.status,
+      code: typeof (body == null ? void 0 : body.code) === "string" ? body.code : void 0,
+      retryAfter: Number.isFinite(seconds) ? seconds : void 0
+    });
+  }
+  function userMessageFor(status) {
+    if (status === 429) return USER_MESSAGES.busy;
+    if (status > 500) return USER_MESSAGES.down;
+    return USER_MESSAGES.configuration;
+  }
+
+  // lib/chatkit-options.ts
+  function chatKitApi(session2, domainKey2, onMessage) {
+    if (!domainKey2) return { getClientSecret: (existing) => session2.secret(existing) };
+    return { url: `${API_URL}/api/chatkit`, domainKey: domainKey2, fetch: chatFetch(session2, onMessage) };
+  }
+  function chatKitTheme(theme) {
+    const primary = theme == null ? void 0 : theme.primaryColor;
+    return { colorScheme: (theme == null ? void 0 : theme.darkMode) ? "dark" : "light", ...primary && { color: { accent: { primary, level: 2 } } } };
+  }
+  function chatFetch(session2, onMessage) {
+    return async (input, init) => {
+      const send = (secret2) => {
+        const headers = new Headers((init == null ? void 0 : init.headers) || (input instanceof Request ? input.headers : void 0));
+        headers.set("Authorization", `Bearer ${secret2}`);
+        return fetch(input instanceof Request ? input.clone() : input, { ...init, headers });
+      };
+      const secret = await session2.secret();
+      let response = await send(secret);
+      if (await isGone(response)) {
+        session2.drop(secret);
+        response = await send(await session2.secret());
+      }
+      if (onMessage && response.ok) {
+        const message = messageIn(typeof (init == null ? void 0 : init.body) === "string" ? init.body : input instanceof Request ? await input.text() : "");
+        if (message) onMessage(message);
+      }
+      return response;
+    };
+  }
+  async function isGone(response) {
+    if (response.status !== 401) return false;
+    const { code } = await response.clone().json().catch(() => ({}));
+    return code === "client_secret_expired" || code === "client_secret_unknown";
+  }
+  function messageIn(body) {
+    try {
+      const { type, params } = JSON.parse(body);
+      return type === "threads.create" || type === "threads.add_user_message" ? messageText(params.input.content) : "";
+    } catch {
+      return "";
+    }
+  }
+  function messageText(content) {
+    return content.map((part) => part.text).join("");
+  }
+
+  // lib/last-thread.ts
+  var KEY = "chatkit.thread";
+  function lastThread() {
+    try {
+      return localStorage.getItem(KEY);
+    } catch {
+      return null;
+    }
+  }
+  function rememberThread(id) {
+    try {
+      if (id) localStorage.setItem(KEY, id);
+      else localStorage.removeItem(KEY);
+    } catch {
+    }
+  }
+
+  // lib/page-session.ts
+  var _PageSession = class _PageSession {
+    constructor(getClientSecret2) {
+      this.getClientSecret = getClientSecret2;
+      this.held = null;
+    }
+    /** The one session of all that get their secrets from this function, so that five chats on a page need one call. */
+    static of(getClientSecret2) {
+      const session2 = _PageSession.all.get(getClientSecret2) || new _PageSession(getClientSecret2);
+      _PageSession.all.set(getClientSecret2, session2);
+      return session2;
+    }
+    /** A secret that is alive. `existing` is what the caller has used so far. Throws what `getClientSecret` throws. */
+    async secret(existing) {
+      this.held = await this.getClientSecret(existing || this.held);
+      return this.held;
+    }
+    /** The secret in use no longer works, whatever the clock says. Another one that has taken its place meanwhile is kept. */
+    drop(secret = this.held) {
+      if (this.held === secret) this.held = null;
+    }
+  };
+  _PageSession.all = /* @__PURE__ */ new WeakMap();
+  var PageSession = _PageSession;
+
+  // host-page/advice.ts
+  var ALLOWLIST = "On a public host that is nearly always the domain allowlist: add this host at platform.openai.com/settings/organization/security/domain-allowlist, and for a self-hosted chat set CHATKIT_DOMAIN_KEY to its key.";
+  var ADVICE = {
+    openai_api_key_missing: "Set OPENAI_API_KEY and restart, or set CHATKIT_BACKEND=selfhosted, which needs no key.",
+    chatkit_workflow_missing: "Set CHATKIT_WORKFLOW_ID and restart, or set CHATKIT_BACKEND=selfhosted, which needs no workflow.",
+    openai_authentication_failed: "OpenAI refuses the key: it is wrong or revoked. Set another OPENAI_API_KEY and restart.",
+    openai_session_not_created: "Nearly always the key belongs to another project than the workflow. A machine-wide OPENAI_API_KEY comes before the one in .env. The log has what OpenAI answered. Since 30 November 2026 hosted workflows are gone: set CHATKIT_BACKEND=selfhosted.",
+    openai_rate_limited: "Wait a moment. If it stays, look at the OpenAI project's limits and budget.",
+    openai_unavailable: "OpenAI does not answer in time. Try again in a moment; status.openai.com says whether it is down.",
+    origin_not_allowed: "The service does not take this page for its own: a proxy in front gives it another scheme or host name. Set PROXY_HOPS to the number of proxies; the log has both origins.",
+    database_unavailable: "The database of DATABASE_URL does not answer. Is it up?",
+    authentication_required: "The service takes signed-in users only (AUTH_REQUIRED), and nobody is signed in on this page.",
+    script_not_loaded: "OpenAI's CDN can't be reached: no internet, an ad blocker, or a company's firewall. ChatKit comes from there and from nowhere else.",
+    not_ready: `The frame stays blank. ${ALLOWLIST}`,
+    removed: `ChatKit took itself away. ${ALLOWLIST}`
+  };
+  function adviceFor(error) {
+    if (error.code && ADVICE[error.code]) return ADVICE[error.code];
+    if (/domain verification/i.test(error.message)) return ADVICE.removed;
+    if (error.name === "SessionError" && error.status === void 0) {
+      return "The service does not answer. Is it still running, and is this machine online?";
+    }
+    return "The log of the service and the console of this browser have more about it.";
+  }
+
+  // host-page/host.ts
+  var domainKey = document.body.dataset.domainKey || null;
+  var pageSession = PageSession.of(getClientSecret);
+  var shownSecret = null;
+  var chat = null;
+  var stopWatching = () => {
+  };
+  var session = {
+    async secret(existing) {
+      try {
+        shownSecret = await pageSession.secret(existing);
+        showSession();
+        return shownSecret;
+      } catch (reason) {
+        show("session", "failed", "none");
+        report(reason);
+        throw reason;
+      }
+    },
+    drop: (secret) => pageSession.drop(secret)
+  };
+  function byId(id) {
+    return document.getElementById(id);
+  }
+  function show(step, state, text) {
+    byId(step).dataset.state = state;
+    byId(step).querySelector(".state").textContent = text;
+  }
+  function showSession() {
+    const described = shownSecret && describeSession(shownSecret);
+    if (!described) return;
+    const seconds = Math.round(described.secondsLeft);
+    show("session", "ok", `${described.sessionId}, ${seconds ? `${seconds} s left` : "run out: the next message gets a new one"}`);
+  }
+  function report(error) {
+    byId("error-message").textContent = error.message;
+    byId("error-advice").textContent = adviceFor(error);
+    byId("error").hidden = false;
+  }
+  async function checkSettings() {
+    show("settings", "waiting", "\u2026");
+    try {
+      const { message } = await (await fetch("/readyz")).json();
+      show("settings", message ? "failed" : "ok", message || "complete");
+    } catch {
+      show("settings", "failed", "the service does not answer");
+    }
+  }
+  async function begin() {
+    stopWatching();
+    chat == null ? void 0 : chat.remove();
+    byId("error").hidden = true;
+    pageSession.drop();
+    shownSecret = null;
+    show("session", "waiting", "\u2026");
+    show("script", "waiting", "\u2026");
+    show("ready", "waiting", "\u2026");
+    void checkSettings();
+    session.secret().catch(() => {
+    });
+    try {
+      await loadChatKit();
+    } catch (reason) {
+      show("script", "failed", "not loaded");
+      return report(reason);
+    }
+    show("script", "ok", "loaded from OpenAI\u2019s CDN");
+    embed();
+  }
+  function embed() {
+    const element = document.createElement("openai-chatkit");
+    const fail = (error) => {
+      show("ready", "failed", "not there");
+      report(error);
+    };
+    const stopLimit = limitLoading(fail);
+    element.addEventListener("chatkit.ready", () => {
+      stopLimit();
+      show("ready", "ok", "ready, say something");
+    });
+    element.addEventListener("chatkit.error", ({ detail }) => report(detail.error));
+    element.addEventListener("chatkit.response.start", () => byId("error").hidden = true);
+    element.addEventListener("chatkit.thread.change", ({ detail }) => rememberThread(detail.threadId));
+    byId("chat").replaceChildren(element);
+    const stopRemoval = watchRemoval(element, fail);
+    stopWatching = () => {
+      stopLimit();
+      stopRemoval();
+    };
+    chat = element;
+    configure(lastThread());
+  }
+  function configure(initialThread) {
+    chat == null ? void 0 : chat.setOptions({
+      api: chatKitApi(session, domainKey),
+      theme: chatKitTheme({ ...chatKitConfig.theme, darkMode: document.documentElement.dataset.theme === "dark" }),
+      initialThread,
+      startScreen: {
+        greeting: "What can I help with today?",
+        prompts: [
+          { label: "Say hello", prompt: "Hello!" },
+          { label: "What can you do?", prompt: "What can you do?" }
+        ]
+      }
+    });
+  }
+  function setDark(dark) {
+    document.documentElement.dataset.theme = dark ? "dark" : "light";
+    byId("dark").setAttribute("aria-pressed", String(dark));
+    configure(lastThread());
+  }
+  byId("new").addEventListener("click", () => void begin());
+  byId("run-out").addEventListener("click", () => {
+    if (shownSecret) letRunOut(shownSecret);
+    showSession();
+  });
+  byId("dark").addEventListener("click", () => setDark(document.documentElement.dataset.theme !== "dark"));
+  setInterval(showSession, 1e3);
+  setDark(matchMedia("(prefers-color-scheme: dark)").matches);
+  void begin();
+})();

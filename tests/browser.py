@@ -1,0 +1,78 @@
+"""A real browser, Chromium, in which OpenAI's CDN is answered by the stand-in of ``tests/stand_in``."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, sync_playwright
+
+from tests.service import PROJECT
+
+CDN = "https://cdn.platform.openai.com"
+STAND_IN = Path(__file__).parent / "stand_in"
+FRONTEND = PROJECT / "frontend"
+
+
+@functools.cache
+def stand_in_script() -> str:
+    """The stand-in for the CDN's script, built."""
+    esbuild = str(FRONTEND / "node_modules/.bin/esbuild")
+    command = [esbuild, str(STAND_IN / "openai-chatkit.ts"), "--target=es2020", "--format=iife"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium, or Chrome where a developer has that."""
+    executable = next(filter(None, map(shutil.which, ["chromium", "google-chrome", "chromium-browser"])), None)
+    assert executable, "the tests of the browser's half need Chromium: install the package chromium"
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=executable, args=quiet) as browser:
+        yield browser
+
+
+@dataclass
+class Visitor:
+    """Somebody in a browser of their own. What the page asked for and wrote is kept."""
+
+    context: BrowserContext
+    requests: list[Request] = field(default_factory=list)
+    console: list[str] = field(default_factory=list)
+    cdn_script: str | None = field(default_factory=stand_in_script)
+    """What the CDN answers for ChatKit's script; ``None``: it can't be reached."""
+    cdn_frame: str = field(default_factory=(STAND_IN / "frame.html").read_text)
+    """What is in ChatKit's frame; an empty one is what a host outside the domain allowlist gets."""
+
+    def open(self, url: str) -> Page:
+        page = self.context.new_page()
+        page.set_default_timeout(15_000)
+        page.route(f"{CDN}/**", self._answer_for_the_cdn)
+        page.on("request", lambda request: self.requests.append(request))  # noqa: PLW0108  Playwright can't mark a built-in
+        page.on("console", lambda message: self.console.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: self.console.append(f"uncaught: {error}"))
+        page.goto(url)
+        return page
+
+    def calls(self, path: str = "/api/chatkit/sessions") -> list[Request]:
+        """The calls of the page to ``path``; preflights are the browser's own."""
+        return [request for request in self.requests if request.url.endswith(path) and request.method != "OPTIONS"]
+
+    def _answer_for_the_cdn(self, route: Route) -> None:
+        if route.request.url.endswith("/chatkit.js"):
+            if self.cdn_script is None:
+                return route.abort()
+            return route.fulfill(body=self.cdn_script, content_type="text/javascript")
+        return route.fulfill(body=self.cdn_frame, content_type="text/html")
+
+
+def axe_violations(page: Page) -> list[str]:
+    """What axe, the usual judge of accessibility, finds wrong with the page: rule and place."""
+    page.evaluate((FRONTEND / "node_modules/axe-core/axe.min.js").read_text())
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [f"{rule['id']}: {node['target']}" for rule in found["violations"] for node in rule["nodes"]]

@@ -1,0 +1,267 @@
+/**
+ * Stands in for the script of OpenAI's CDN, which the tests can't reach: an `<openai-chatkit>` with the documented interface
+ * that speaks the real protocol. Like the real one it is a classic script, puts a style into the document, is ready once a frame
+ * of the CDN has loaded and agreed to the page's domain, and asks for secrets and calls `fetch` as its documentation says.
+ *
+ * Unlike the real one it draws the chat in the page, in an open shadow root, and plainly.
+ */
+
+import type { ChatKitEvents, ChatKitOptions, OpenAIChatKit } from '@openai/chatkit'
+
+type Interface = Omit<OpenAIChatKit, keyof HTMLElement>
+type Message = Parameters<OpenAIChatKit['sendUserMessage']>[0]
+type Detail<K extends keyof ChatKitEvents> = ChatKitEvents[K] extends CustomEvent<infer D> ? D : never
+
+const CDN = new URL((document.currentScript as HTMLScriptElement).src).origin
+const HOSTED_URL = 'https://api.openai.com/v1/chatkit/conversation'
+
+const STYLE = `
+  :host { color-scheme: light; --paper: #ffffff; --ink: #0d0d0d; --bubble: #f0f0f0; --accent: #0d0d0d; }
+  :host([color-scheme="dark"]) { color-scheme: dark; --paper: #181818; --ink: #f5f5f5; --bubble: #303030; --accent: #f5f5f5; }
+  .chat { display: flex; flex-direction: column; height: 100%; box-sizing: border-box; padding: 1rem; gap: .75rem;
+    background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+  .log { flex: 1; min-height: 0; overflow: auto; display: flex; flex-direction: column; gap: .75rem; }
+  p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+  p.user { align-self: flex-end; max-width: 80%; padding: .5rem 1rem; border-radius: 1.25rem; background: var(--bubble); }
+  form { display: flex; gap: .5rem; }
+  input { flex: 1; min-width: 0; font: inherit; padding: .6rem 1rem; border: 1px solid #80808080; border-radius: 1.5rem;
+    background: var(--paper); color: var(--ink); }
+  button { font: inherit; padding: .6rem 1rem; border: 1px solid #80808080; border-radius: 1.5rem; background: var(--paper); color: var(--ink);
+    cursor: pointer; }
+  form button { background: var(--accent); color: #ffffff; }
+  .prompts { display: flex; flex-wrap: wrap; gap: .5rem; }
+  h2 { margin: auto 0 0; font-size: 1.25rem; }
+  iframe { display: none; }`
+
+class StandIn extends HTMLElement implements Interface {
+  private options: ChatKitOptions | null = null
+  private hostedSecret: string | null = null
+  private threadId: string | null = null
+  private readonly root = this.attachShadow({ mode: 'open' })
+  private readonly log = element('div', { class: 'log', role: 'log', 'aria-label': 'Conversation', tabindex: '0' })
+  private readonly input = element('input', { name: 'message', autocomplete: 'off' })
+  private readonly start = element('div', { class: 'start' })
+  private frame: HTMLIFrameElement | null = null
+  private isReady = false
+
+  constructor() {
+    super()
+    const form = element('form', {}, this.input, element('button', {}, 'Send'))
+    form.addEventListener('submit', (event) => {
+      event.preventDefault()
+      if (this.input.value.trim()) void this.submit(this.input.value)
+    })
+    this.root.append(element('style', {}, STYLE), element('div', { class: 'chat' }, this.start, this.log, form))
+  }
+
+  setOptions(options: ChatKitOptions): void {
+    const { api } = options
+    if ('getClientSecret' in api ? 'domainKey' in api || 'url' in api : !api.url || !api.domainKey) {
+      throw new Error('Invalid frame params: ChatKit.create(): Invalid input at api')
+    }
+    const isFirst = !this.options
+    this.options = options
+    this.draw()
+    if (isFirst) this.open()
+  }
+
+  disconnectedCallback(): void {
+    removeEventListener('message', this.heard)
+  }
+
+  async focusComposer(): Promise<void> {
+    this.input.focus()
+  }
+
+  async setThreadId(threadId: string | null): Promise<void> {
+    this.log.replaceChildren()
+    this.changeThread(threadId)
+    if (threadId) await this.load(threadId)
+    this.draw()
+  }
+
+  async sendUserMessage(message: Message): Promise<void> {
+    if (message.newThread) await this.setThreadId(null)
+    await this.submit(message.text ?? (message.content ?? []).map((part) => part.text).join(''))
+  }
+
+  async setComposerValue({ text }: { text?: string }): Promise<void> {
+    this.input.value = text ?? ''
+  }
+
+  async sendCustomAction(action: { type: string; payload?: Record<string, unknown> }, itemId?: string): Promise<void> {
+    await this.stream('threads.custom_action', { thread_id: this.threadId, item_id: itemId, action })
+  }
+
+  async fetchUpdates(): Promise<void> {
+    if (this.threadId) await this.setThreadId(this.threadId)
+  }
+
+  async showHistory(): Promise<void> {
+    const page = await (await this.call('threads.list', { limit: 20, order: 'desc' })).json()
+    this.log.replaceChildren(...page.data.map((thread: { title?: string; id: string }) => element('p', {}, thread.title ?? thread.id)))
+    this.tell('chatkit.history.open', undefined)
+  }
+
+  async hideHistory(): Promise<void> {
+    await this.fetchUpdates()
+    this.tell('chatkit.history.close', undefined)
+  }
+
+  private draw(): void {
+    const { theme, composer, startScreen } = this.options!
+    const { colorScheme = 'light', color } = typeof theme === 'string' ? { colorScheme: theme } : (theme ?? {})
+    this.setAttribute('color-scheme', colorScheme)
+    this.style.setProperty('--accent', color?.accent?.primary ?? '')
+    this.input.placeholder = composer?.placeholder ?? 'Message the AI'
+    this.input.setAttribute('aria-label', this.input.placeholder)
+    const prompts = (startScreen?.prompts ?? []).map(({ label, prompt }) => {
+      const button = element('button', { type: 'button' }, label)
+      button.addEventListener('click', () => void this.submit(String(prompt)))
+      return button
+    })
+    this.start.replaceChildren(
+      element('h2', {}, startScreen?.greeting ?? 'What can I help with today?'),
+      element('div', { class: 'prompts' }, ...prompts),
+    )
+    this.start.hidden = this.log.childElementCount > 0
+  }
+
+  private open(): void {
+    addEventListener('message', this.heard)
+    this.frame = element('iframe', { src: `${CDN}/deployments/chatkit/index-stand-in.html`, title: this.options?.frameTitle ?? 'Chat' })
+    this.root.append(this.frame)
+    const { api } = this.options!
+    if ('getClientSecret' in api) {
+      api.getClientSecret(null).then(
+        (secret) => (this.hostedSecret = secret),
+        (reason) => this.fail(reason),
+      )
+    }
+  }
+
+  /** The frame says whether OpenAI lets this page's domain use ChatKit. If not, the element goes, as the real one does. */
+  private readonly heard = ({ source, data }: MessageEvent): void => {
+    if (source !== this.frame?.contentWindow) return
+    if (data === 'unmount') {
+      this.fail(new Error(`Domain verification failed for ${location.origin}`))
+      this.remove()
+    }
+    if (data === 'ready' && !this.isReady) {
+      this.isReady = true
+      this.tell('chatkit.ready', undefined)
+      const thread = this.options?.initialThread
+      if (thread) void this.setThreadId(thread)
+    }
+  }
+
+  private async submit(text: string): Promise<void> {
+    const input = { content: [{ type: 'input_text', text }], attachments: [], inference_options: {} }
+    this.input.value = ''
+    this.tell('chatkit.response.start', undefined)
+    try {
+      if (this.threadId) await this.stream('threads.add_user_message', { thread_id: this.threadId, input })
+      else await this.stream('threads.create', { input })
+    } catch (reason) {
+      this.input.value = text // not lost: the user can send it again
+      this.fail(reason)
+    }
+    this.tell('chatkit.response.end', undefined)
+  }
+
+  private async load(threadId: string): Promise<void> {
+    this.tell('chatkit.thread.load.start', { threadId })
+    try {
+      const thread = await (await this.call('threads.get_by_id', { thread_id: threadId })).json()
+      for (const item of thread.items.data) this.show(item)
+      this.tell('chatkit.thread.load.end', { threadId })
+    } catch (reason) {
+      this.threadId = null
+      this.fail(reason)
+    }
+  }
+
+  private async stream(type: string, params: object): Promise<void> {
+    const response = await this.call(type, params)
+    const reader = response.body!.getReader()
+    const decoder = new TextDecoder()
+    let rest = ''
+    for (;;) {
+      const { done, value } = await reader.read()
+      if (done) return
+      const parts = (rest + decoder.decode(value, { stream: true })).split('\n\n')
+      rest = parts.pop()!
+      for (const part of parts) if (part.startsWith('data: ')) this.take(JSON.parse(part.slice(6)))
+    }
+  }
+
+  /** One request of ChatKit's protocol, the way that the options say. */
+  private async call(type: string, params: object): Promise<Response> {
+    const { api } = this.options!
+    const body = JSON.stringify({ type, params })
+    let response: Response
+    if ('getClientSecret' in api) {
+      const send = () => fetch(HOSTED_URL, { method: 'POST', body, headers: { Authorization: `Bearer ${this.hostedSecret}` } })
+      response = await send()
+      if (response.status === 401) {
+        this.hostedSecret = await api.getClientSecret(this.hostedSecret)
+        response = await send()
+      }
+    } else {
+      const headers = { 'Content-Type': 'application/json', 'chatkit-frontend-version': 'stand-in' }
+      response = await (api.fetch ?? fetch)(api.url, { method: 'POST', body, headers })
+    }
+    if (!response.ok) throw new Error(`${type} was answered ${response.status}`)
+    return response
+  }
+
+  private take(event: any): void {
+    if (event.type === 'thread.created') this.changeThread(event.thread.id)
+    if (event.type === 'thread.item.added' || event.type === 'thread.item.done' || event.type === 'thread.item.replaced') this.show(event.item)
+    if (event.type === 'thread.item.updated' && event.update.type === 'assistant_message.content_part.text_delta') {
+      this.line(event.item_id, 'assistant_message').textContent += event.update.delta
+    }
+    if (event.type === 'error') this.fail(new Error(event.message ?? event.code))
+  }
+
+  private show(item: any): void {
+    const text = item.content ? item.content.map((part: { text: string }) => part.text).join('') : item.type === 'widget' ? '[widget]' : ''
+    if (text || item.type === 'assistant_message') this.line(item.id, item.type).textContent = text
+  }
+
+  private line(id: string, type: string): HTMLElement {
+    const known = this.log.querySelector<HTMLElement>(`[id="${id}"]`)
+    if (known) return known
+    const line = element('p', { id, class: type === 'user_message' ? 'user' : 'assistant' })
+    this.log.append(line)
+    this.start.hidden = true
+    return line
+  }
+
+  private changeThread(threadId: string | null): void {
+    this.threadId = threadId
+    this.tell('chatkit.thread.change', { threadId })
+  }
+
+  private fail(reason: unknown): void {
+    this.tell('chatkit.error', { error: reason instanceof Error ? reason : new Error(String(reason)) })
+  }
+
+  private tell<K extends keyof ChatKitEvents>(name: K, detail: Detail<K>): void {
+    this.dispatchEvent(new CustomEvent(name, { detail }))
+  }
+}
+
+function element<K extends keyof HTMLElementTagNameMap>(
+  name: K,
+  attributes: Record<string, string>,
+  ...children: (Node | string)[]
+): HTMLElementTagNameMap[K] {
+  const made = document.createElement(name)
+  for (const [attribute, value] of Object.entries(attributes)) made.setAttribute(attribute, value)
+  made.append(...children)
+  return made
+}
+
+document.head.append(element('style', {}, 'openai-chatkit { display: block; height: 100%; }'))
+customElements.define('openai-chatkit', StandIn)

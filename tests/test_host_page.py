@@ -1,0 +1,252 @@
+"""The page for a quick try: what it is made of, and what it says in Chromium about a service in each state."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from playwright.sync_api import Browser, Page, Route, expect
+
+from chatkit import problems
+from chatkit.conversation.demo import INTRODUCTION
+from tests.browser import FRONTEND, Visitor, axe_violations, chromium
+from tests.conftest import MakeApp
+from tests.service import PROJECT, Service
+from tests.upstream import API_KEY, WORKFLOW_ID, Upstream, failing, mint
+
+LAST_WORDS = INTRODUCTION.format(said="Hello!")[-30:]
+
+
+def test_the_built_script_is_that_of_its_source(tmp_path: Path) -> None:
+    built = tmp_path / "host.js"
+    subprocess.run(["npm", "run", "build:host-page", "--", f"--outfile={built}"], cwd=FRONTEND, check=True, capture_output=True)
+    message = "static/host.js is stale: run `npm run build:host-page` in frontend/, and commit it"
+    assert built.read_text() == (PROJECT / "static/host.js").read_text(), message
+
+
+class TestThePage:
+    def test_allows_what_chatkit_needs_and_no_more(self, make_app: MakeApp) -> None:
+        answer = make_app().test_client().get("/")
+        policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
+        assert policy == {
+            "default-src": "'none'",
+            "script-src": "'self' https://cdn.platform.openai.com",
+            "style-src": "'self' 'unsafe-inline'",
+            "frame-src": "https://cdn.platform.openai.com",
+            "connect-src": "'self' https://api.openai.com",
+            "img-src": "data:",
+            "base-uri": "'none'",
+            "form-action": "'none'",
+            "frame-ancestors": "'none'",
+        }
+        assert "<script>" not in answer.text
+        assert answer.headers["Cache-Control"] == "no-store"
+
+    def test_holds_no_secret(self, make_app: MakeApp) -> None:
+        client = make_app().test_client()
+        whole = client.get("/").text + client.get("/static/host.js").text
+        assert API_KEY not in whole
+        assert WORKFLOW_ID not in whole
+        assert "Set-Cookie" not in client.get("/").headers
+
+    def test_has_the_domain_key_where_chatkit_takes_one(self, make_app: MakeApp) -> None:
+        key = 'data-domain-key="domain_pk_test"'
+        assert key in make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_DOMAIN_KEY="domain_pk_test").test_client().get("/").text
+        assert "domain-key" not in make_app(CHATKIT_DOMAIN_KEY="domain_pk_test").test_client().get("/").text
+
+    @pytest.mark.parametrize("path", ["/", "/static/host.js"])
+    def test_can_be_switched_off(self, path: str, make_app: MakeApp) -> None:
+        answer = make_app(CHATKIT_HOST_PAGE="false").test_client().get(path)
+        assert (answer.status_code, answer.json["code"]) == (404, "not_found")  # type: ignore[index]
+
+    @pytest.mark.parametrize("path", ["/static/../app.py", "/static/%2e%2e/app.py", "/static//etc/passwd", "/static/"])
+    def test_serves_its_own_files_only(self, path: str, make_app: MakeApp) -> None:
+        assert make_app().test_client().get(path).status_code == 404
+
+    def test_has_advice_for_each_way_to_fail(self) -> None:
+        advised = set(re.findall(r"^  (\w+):", (FRONTEND / "host-page/advice.ts").read_text(), re.MULTILINE))
+        ways = {str(code) for problem in vars(problems).values() if (code := getattr(problem, "code", None))}
+        for_callers = {"invalid_request_body", "user_mismatch", "attachments_off", "unsupported_media_type"}
+        of_the_chat = {code for code in ways if code.startswith("client_secret_")}
+        unadvised = ways - advised - for_callers - of_the_chat - {"not_ready", "internal_server_error", "not_found"}
+        assert not unadvised, "frontend/host-page/advice.ts has no advice for these"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def visitor(browser: Browser) -> Iterator[Visitor]:
+    with browser.new_context() as context:
+        yield Visitor(context)
+
+
+def step(page: Page, name: str) -> Any:
+    return page.get_by_role("list", name="Steps").locator("li").filter(has_text=re.compile(f"^{name}"))
+
+
+def is_well(page: Page) -> None:
+    for name in ("Settings", "Session", "Component", "Chat"):
+        expect(step(page, name)).to_have_attribute("data-state", "ok", timeout=15_000)
+
+
+def hosted(upstream: Upstream, **variables: str) -> Service:
+    complete = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": upstream.url}
+    return Service(**{"CHATKIT_BACKEND": "hosted", **complete, **variables})
+
+
+def development(tmp_path: Path) -> Service:
+    """What ``make run`` starts, with a database of its own."""
+    return Service(CHATKIT_ENV="development", SECRET_KEY="", DATABASE_URL=f"sqlite:///{tmp_path}/chatkit.db")
+
+
+class TestInTheBrowser:
+    def test_leads_to_a_first_answer_without_any_setting(self, tmp_path: Path, visitor: Visitor) -> None:
+        with development(tmp_path) as service:
+            page = visitor.open(f"http://localhost:{service.port}")
+            is_well(page)
+            expect(step(page, "Session")).to_contain_text(re.compile(r"ses_\w{32}, (600|59\d) s left"))
+            page.get_by_role("button", name="Say hello").click()
+            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS, timeout=15_000)
+            page.reload()
+            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS, timeout=15_000)
+            whole = page.content() + "".join(visitor.console)
+        assert "cs_" not in whole, "the secret is on the page, or in its console"
+        assert not [line for line in visitor.console if not line.startswith("log: ")], "the policy refuses something"
+        assert f"http://localhost:{service.port}  in a browser" in service.stop()
+
+    def test_lets_a_session_run_out_and_goes_on(self, tmp_path: Path, visitor: Visitor) -> None:
+        with development(tmp_path) as service:
+            page = visitor.open(service.url)
+            is_well(page)
+            page.get_by_role("button", name="Let it run out").click()
+            expect(step(page, "Session")).to_contain_text("run out")
+            page.get_by_role("button", name="Say hello").click()
+            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS, timeout=15_000)
+            expect(step(page, "Session")).to_contain_text(re.compile(r"(600|59\d) s left"))
+        assert len(visitor.calls()) == 2
+
+    def test_gets_a_new_session_and_keeps_the_conversation(self, tmp_path: Path, visitor: Visitor) -> None:
+        with development(tmp_path) as service:
+            page = visitor.open(service.url)
+            is_well(page)
+            page.get_by_role("button", name="Say hello").click()
+            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS, timeout=15_000)
+            first = step(page, "Session").inner_text().split(",")[0]
+            page.get_by_role("button", name="New session").click()
+            is_well(page)
+            assert step(page, "Session").inner_text().split(",")[0] != first
+            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+        assert len(visitor.calls()) == 2
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_dark_mode(self, scheme: Any, tmp_path: Path, browser: Browser) -> None:
+        other = {"light": "dark", "dark": "light"}[scheme]
+        size: Any = {"width": 360, "height": 740}
+        with development(tmp_path) as service, browser.new_context(color_scheme=scheme, viewport=size) as context:
+            page = Visitor(context).open(service.url)
+            is_well(page)
+            assert page.locator("openai-chatkit").get_attribute("color-scheme") == scheme
+            assert axe_violations(page) == []
+            page.get_by_role("button", name="Dark mode").click()
+            assert page.locator("openai-chatkit").get_attribute("color-scheme") == other
+            assert axe_violations(page) == []
+            assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+    def test_of_the_hosted_backend(self, upstream: Upstream, visitor: Visitor) -> None:
+        with hosted(upstream) as service:
+            page = visitor.open(service.url)
+            is_well(page)
+            expect(step(page, "Session")).to_contain_text("cksess_")
+        assert "ek_test" not in page.content() + "".join(visitor.console)
+
+
+class TestWhatIsWrong:
+    """The step that fails, and what to do about it."""
+
+    @pytest.mark.parametrize(
+        ("status", "advice"),
+        [(401, "Set another OPENAI_API_KEY"), (404, "another project"), (429, "limits"), (503, "Try again")],
+    )
+    def test_openai(self, status: int, advice: str, upstream: Upstream, visitor: Visitor) -> None:
+        upstream.behaviour = failing(status, "some_code")
+        with hosted(upstream) as service:
+            page = visitor.open(service.url)
+            expect(step(page, "Session")).to_have_attribute("data-state", "failed")
+            expect(page.get_by_role("alert")).to_contain_text(advice)
+            for fine in ("Settings", "Component", "Chat"):
+                expect(step(page, fine)).to_have_attribute("data-state", "ok")
+            upstream.behaviour = mint
+            page.get_by_role("button", name="New session").click()
+            is_well(page)
+            expect(page.get_by_role("alert")).to_be_hidden()
+            assert WORKFLOW_ID not in page.content()
+            assert API_KEY not in page.content()
+
+    @pytest.mark.parametrize("missing", ["OPENAI_API_KEY", "CHATKIT_WORKFLOW_ID"])
+    def test_a_missing_setting(self, missing: str, upstream: Upstream, visitor: Visitor) -> None:
+        with hosted(upstream, **{missing: ""}) as service:
+            page = visitor.open(service.url)
+            expect(step(page, "Settings")).to_have_attribute("data-state", "failed")
+            expect(step(page, "Settings")).to_contain_text(missing)
+            expect(page.get_by_role("alert")).to_contain_text(f"Set {missing}")
+
+    def test_a_proxy_that_is_not_counted(self, upstream: Upstream, browser: Browser) -> None:
+        """Behind TLS, the page's origin is https; a service that does not trust its proxy takes itself for http."""
+        with hosted(upstream, PROXY_HOPS="0") as service, browser.new_context() as context:
+
+            def forward(route: Route) -> None:
+                asked = route.request
+                to = asked.url.replace("https://chat.example.test", service.url)
+                # Without X-Forwarded-Proto, which gunicorn itself believes when it comes from this machine.
+                headers = {**asked.headers, "Host": "chat.example.test"}
+                if asked.method == "POST":
+                    headers["Origin"] = "https://chat.example.test"  # the browser adds it after Playwright has looked
+                answer = requests.request(asked.method, to, headers=headers, data=asked.post_data, timeout=10)
+                route.fulfill(status=answer.status_code, headers=dict(answer.headers), body=answer.content)
+
+            context.route("https://chat.example.test/**", forward)
+            page = Visitor(context).open("https://chat.example.test/")
+            expect(step(page, "Session")).to_have_attribute("data-state", "failed")
+            expect(page.get_by_role("alert")).to_contain_text("Set PROXY_HOPS")
+
+    def test_the_cdn_is_blocked(self, tmp_path: Path, visitor: Visitor) -> None:
+        script, visitor.cdn_script = visitor.cdn_script, None
+        with development(tmp_path) as service:
+            page = visitor.open(service.url)
+            expect(step(page, "Component")).to_have_attribute("data-state", "failed")
+            expect(step(page, "Session")).to_have_attribute("data-state", "ok")
+            expect(page.get_by_role("alert")).to_contain_text("ad blocker")
+            visitor.cdn_script = script
+            page.get_by_role("button", name="New session").click()
+            is_well(page)
+
+    def test_the_domain_is_not_allowed(self, tmp_path: Path, visitor: Visitor) -> None:
+        visitor.cdn_frame = "<script>parent.postMessage('unmount', '*')</script>"
+        with development(tmp_path) as service:
+            page = visitor.open(service.url)
+            expect(step(page, "Chat")).to_have_attribute("data-state", "failed")
+            expect(page.get_by_role("alert")).to_contain_text("settings/organization/security/domain-allowlist")
+
+    def test_a_frame_that_stays_blank(self, tmp_path: Path, visitor: Visitor) -> None:
+        visitor.cdn_frame = ""
+        with development(tmp_path) as service:
+            page = visitor.open(service.url)
+            expect(step(page, "Chat")).to_have_attribute("data-state", "failed", timeout=30_000)
+            expect(page.get_by_role("alert")).to_contain_text("stays blank")
+
+    def test_the_service_is_gone(self, tmp_path: Path, visitor: Visitor) -> None:
+        with development(tmp_path) as service:
+            page = visitor.open(service.url)
+            is_well(page)
+        page.get_by_role("button", name="New session").click()
+        expect(step(page, "Settings")).to_contain_text("does not answer")
+        expect(page.get_by_role("alert")).to_contain_text("still running")

@@ -49,7 +49,10 @@ function Chat({ config, onRetry }: { config: ChatKitConfig; onRetry: () => void 
           )}
         </div>
       )}
-      <ChatKit control={chat.control} className={isReady ? 'chatkit' : 'chatkit loading'} />
+      {/* A parent of its own: on a host that OpenAI does not allow, ChatKit removes itself, and React would stumble over that. */}
+      <div className={isReady ? 'chatkit' : 'chatkit loading'}>
+        <ChatKit control={chat.control} />
+      </div>
     </section>
   )
 }

@@ -55,6 +55,22 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Pa
             output.append((copy / "output.txt").read_text())
 
 
+def test_each_test_that_the_contract_names_exists() -> None:
+    files = {
+        "config": "frontend/lib/chatkit-config.test.ts",
+        "options": "frontend/lib/chatkit-options.test.ts",
+        "hook": "frontend/lib/use-chatkit.test.tsx",
+        "window": "frontend/components/ChatWindow.test.tsx",
+        "browser": "tests/test_frontend.py",
+    }
+    text = " ".join((PROJECT / "docs/contract.md").read_text().split())
+    named = re.findall(r"(config|options|hook|window|browser|`tests/[^`]+`): `([^`]+)`", text)
+    assert len(named) > 30
+    for file, name in named:
+        source = (PROJECT / files.get(file, file.strip("`"))).read_text()
+        assert f"def {name}(" in source or f"'{name}'" in source, (file, name)
+
+
 def readme_curl(port: int, *options: str) -> tuple[int, dict[str, str], str]:
     """The README's ``curl``, at the port of this test: status, data and the cookie it set."""
     command = re.search(r"\$ (curl -X POST http://localhost:8000/\S+)", README)

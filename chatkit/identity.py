@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from flask import Flask, has_request_context, request, session
 from flask.sessions import SecureCookieSessionInterface
 
+from chatkit.users import User
+
 VISITOR_LIFETIME = timedelta(days=365)
-
-
-@dataclass(frozen=True)
-class User:
-    """One end user, verified."""
-
-    kind: Literal["anonymous"]
-    subject: str
-
-    @property
-    def id(self) -> str:
-        """The identifier for issuers and storage. Users of different kinds never share one, whatever their subjects are."""
-        return f"{self.kind}:{self.subject}"
 
 
 def current_user() -> User:

@@ -26,7 +26,7 @@ def blueprint(issuer: Issuer) -> Blueprint:
         user = identity.current_user()
         if claimed is not None and claimed.lower() != user.subject:
             raise UserMismatch("the body names somebody else")
-        session = issuer.issue(user.id)
+        session = issuer.issue(user)
         logs.session_id.set(session.session_id)
         return success_envelope(session)
 

@@ -17,11 +17,12 @@ import trustme
 
 from chatkit.issuers.hosted import HostedIssuer
 from chatkit.settings import Settings
+from chatkit.users import User
 from tests.service import SECRET_KEY
 from tests.upstream import API_KEY, WORKFLOW_ID, Received, Upstream, answering, delayed, mint, minting, session
 
 COMPLETE = {"SECRET_KEY": SECRET_KEY, "OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID}
-USER = "anonymous:6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f"
+USER = User("anonymous", "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f")
 
 
 def make_issuer(base: str, **variables: str) -> HostedIssuer:
@@ -63,7 +64,7 @@ ARGUMENTS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 def test_the_request_is_the_one_openais_sdk_sends(upstream: Upstream, case: str) -> None:
     variables, arguments = ARGUMENTS[case]
     with openai.OpenAI(api_key=API_KEY, base_url=f"{upstream.url}/v1", max_retries=0) as sdk:
-        theirs = sdk.beta.chatkit.sessions.create(**cast(Any, {"user": USER, "workflow": {"id": WORKFLOW_ID}, **arguments}))
+        theirs = sdk.beta.chatkit.sessions.create(**cast(Any, {"user": USER.id, "workflow": {"id": WORKFLOW_ID}, **arguments}))
     ours = make_issuer(upstream.url, **variables).issue(USER)
     sent_by_them, sent_by_us = map(what_counts, upstream.received)
     assert sent_by_us == sent_by_them
@@ -80,7 +81,7 @@ def what_counts(received: Received) -> tuple[str, str, Any, dict[str, str | None
 
 def test_nothing_but_what_was_set_is_sent(upstream: Upstream) -> None:
     make_issuer(upstream.url).issue(USER)
-    assert upstream.received[0].body == {"user": USER, "workflow": {"id": WORKFLOW_ID}}
+    assert upstream.received[0].body == {"user": USER.id, "workflow": {"id": WORKFLOW_ID}}
 
 
 def test_one_connection_serves_call_after_call(upstream: Upstream) -> None:

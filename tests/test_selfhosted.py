@@ -16,10 +16,11 @@ from chatkit import problems
 from chatkit.database import open_database
 from chatkit.issuers import Session
 from chatkit.issuers.selfhosted import KEEP_EXPIRED_SECONDS, PURGE_EVERY_SECONDS, SelfhostedIssuer
+from chatkit.users import User
 from tests.conftest import MakeApp
 from tests.test_sessions import ENDPOINT, error_of
 
-USER = "anonymous:6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f"
+USER = User("anonymous", "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f")
 
 
 @pytest.fixture
@@ -53,9 +54,9 @@ def test_a_session_is_as_the_contract_says(issuer: SelfhostedIssuer) -> None:
 
 
 def test_from_secret_to_session(issuer: SelfhostedIssuer) -> None:
-    mine, other = issuer.issue(USER), issuer.issue("anonymous:somebody-else")
+    mine, other = issuer.issue(USER), issuer.issue(User("anonymous", "somebody-else"))
     found = issuer.find(mine.client_secret)
-    assert (found.session_id, found.user, found.expires_at) == (mine.session_id, USER, mine.expires_at)
+    assert (found.session_id, found.user, found.expires_at) == (mine.session_id, USER.id, mine.expires_at)
     assert issuer.find(other.client_secret).user == "anonymous:somebody-else"
 
 
@@ -111,7 +112,7 @@ def test_expired_rows_go_away_by_themselves(issuer: SelfhostedIssuer, database: 
 
 def test_many_at_once(issuer: SelfhostedIssuer, database: str) -> None:
     def issue(number: int) -> Session:
-        return issuer.issue(f"anonymous:{number}")
+        return issuer.issue(User("anonymous", str(number)))
 
     with ThreadPoolExecutor(64) as pool:
         minted = list(pool.map(issue, range(300)))

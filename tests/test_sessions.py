@@ -120,7 +120,7 @@ def test_media_type_that_is_not_json(client: FlaskClient, content_type: str | No
 
 
 def test_fault_of_our_own(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: object, user: str) -> None:
+    def broken(self: object, user: object) -> None:
         raise ZeroDivisionError("something internal")
 
     monkeypatch.setattr("chatkit.issuers.hosted.HostedIssuer.issue", broken)

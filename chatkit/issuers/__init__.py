@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from chatkit.settings import Backend, Settings
+from chatkit.users import User
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Session:
 class Issuer(Protocol):
     """Mints sessions for one backend."""
 
-    def issue(self, user: str) -> Session:
-        """A new session for ``user``, the identifier of one end user.
+    def issue(self, user: User) -> Session:
+        """A new session for ``user``.
 
         Raises:
             chatkit.problems.Problem: a row of the contract's table.

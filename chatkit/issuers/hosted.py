@@ -10,16 +10,16 @@ import json
 import logging
 import re
 from datetime import UTC, datetime, timedelta
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import requests
 import urllib3
 
 from chatkit import problems
+from chatkit.bounded_http import bounded_session, call_budget
 from chatkit.issuers import Session
-from chatkit.issuers.bounded_http import BoundedAdapter, call_budget
 from chatkit.settings import MAX_SESSION_TTL, Settings
+from chatkit.users import User
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,7 @@ class HostedIssuer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ttl = settings.session_ttl or MAX_SESSION_TTL
-        self.http = requests.Session()
-        self.http.trust_env = False  # no proxy and no .netrc of the machine gets to see the key
-        self.http.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # nothing carries over between users
+        self.http = bounded_session(settings.threads)
         self.http.headers.update(
             {
                 "Accept": "application/json",
@@ -45,8 +43,6 @@ class HostedIssuer:
                 "User-Agent": "chatkit-session-service",
             }
         )
-        for scheme in ("https://", "http://"):
-            self.http.mount(scheme, BoundedAdapter(pool_maxsize=settings.threads))
         # All calls differ in their body alone; preparing the rest anew takes longer than all else that is done for a call.
         self._prepared = self.http.prepare_request(requests.Request("POST", f"{settings.api_base}/v1/chatkit/sessions"))
         if missing := self.missing():
@@ -57,7 +53,7 @@ class HostedIssuer:
         required = {"OPENAI_API_KEY": self._settings.openai_api_key, "CHATKIT_WORKFLOW_ID": self._settings.workflow_id}
         return [name for name, value in required.items() if not value]
 
-    def issue(self, user: str) -> Session:
+    def issue(self, user: User) -> Session:
         """See ``Issuer.issue``. Takes at most ``CALL_SECONDS``, whatever the upstream does."""
         if not self._settings.openai_api_key:
             raise problems.ApiKeyMissing("OPENAI_API_KEY is not set")
@@ -90,11 +86,11 @@ class HostedIssuer:
             content = response.raw.read(MAX_ANSWER_BYTES + 1, decode_content=True)
             return response.status_code, response.headers, content
 
-    def _request_body(self, user: str) -> dict[str, Any]:
+    def _request_body(self, user: User) -> dict[str, Any]:
         settings = self._settings
         return _without_unset(
             {
-                "user": user,
+                "user": user.id,
                 "workflow": {
                     "id": settings.workflow_id,
                     "version": settings.workflow_version,

@@ -15,6 +15,7 @@ from chatkit.database import UNAVAILABLE, open_database
 from chatkit.issuers import Session
 from chatkit.settings import MAX_SESSION_TTL, Settings
 from chatkit.tables import SessionRow
+from chatkit.users import User
 
 KEEP_EXPIRED_SECONDS = 3600  # so that a page that was asleep is told "expired", which means: refresh
 PURGE_EVERY_SECONDS = 60
@@ -62,7 +63,7 @@ class SelfhostedIssuer:
             return ["DATABASE_URL (the database does not answer)"]
         return []
 
-    def issue(self, user: str) -> Session:
+    def issue(self, user: User) -> Session:
         """See ``Issuer.issue``.
 
         ``client_secret`` is ``cs_`` and 43 characters that carry 256 random bits, ``session_id`` is ``ses_`` and 32 with 192.
@@ -70,7 +71,7 @@ class SelfhostedIssuer:
         secret = f"cs_{secrets.token_urlsafe(32)}"
         session_id = f"ses_{secrets.token_urlsafe(24)}"
         expires_at = int(time.time()) + self._ttl
-        row = {"id": session_id, "secret_hash": _hash(secret), "user_id": user, "expires_at": expires_at}
+        row = {"id": session_id, "secret_hash": _hash(secret), "user_id": user.id, "expires_at": expires_at}
         try:
             with self.engine.begin() as connection:
                 connection.execute(_INSERT_SESSION, row)

@@ -16,8 +16,10 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
+import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -41,7 +43,7 @@ _budget: ContextVar[_Budget] = ContextVar("call_budget")
 
 @contextmanager
 def call_budget(seconds: float, answer_bytes: int) -> Iterator[None]:
-    """Let all calls made inside, through a ``BoundedAdapter``, take ``seconds`` and receive ``answer_bytes`` in all."""
+    """Let all calls made inside, through a ``bounded_session``, take ``seconds`` and receive ``answer_bytes`` in all."""
     # Status line, headers and a chunk's framing come on top of the body's bytes.
     token = _budget.set(_Budget(time.monotonic() + seconds, answer_bytes + 64 * 1024))
     try:
@@ -50,7 +52,17 @@ def call_budget(seconds: float, answer_bytes: int) -> Iterator[None]:
         _budget.reset(token)
 
 
-class BoundedAdapter(HTTPAdapter):
+def bounded_session(connections: int) -> requests.Session:
+    """A ``requests.Session`` that keeps up to ``connections`` open, and whose calls have to be made in a ``call_budget``."""
+    session = requests.Session()
+    session.trust_env = False  # no proxy and no .netrc of the machine gets to see what is sent
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # nothing carries over from call to call
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, _BoundedAdapter(pool_maxsize=connections))
+    return session
+
+
+class _BoundedAdapter(HTTPAdapter):
     """A transport of ``requests`` whose calls keep to the ``call_budget`` they are made in."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:

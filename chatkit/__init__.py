@@ -12,6 +12,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from chatkit import health, host_page, identity, logs, origins, problems, sessions
 from chatkit.issuers import make_issuer
 from chatkit.settings import Backend, Settings, load
+from chatkit.tokens import TokenVerifier
 
 # OpenAI's server package is called chatkit as well. This joins the two: what is not found here is found there.
 __path__ = extend_path(__path__, __name__)
@@ -39,7 +40,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     problems.register(app)
     identity.register(app, settings.secret_key)
     origins.register(app, settings.allowed_origins)
-    app.register_blueprint(sessions.blueprint(issuer))
+    who = identity.Identity(TokenVerifier(settings), required=settings.auth_required)
+    app.register_blueprint(sessions.blueprint(who, issuer))
     app.register_blueprint(health.blueprint(issuer))
     if settings.host_page:
         app.register_blueprint(host_page.blueprint(settings.backend, settings.domain_key))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from datetime import timedelta
 from typing import Any
@@ -11,13 +12,62 @@ from urllib.parse import urlsplit
 from flask import Flask, has_request_context, request, session
 from flask.sessions import SecureCookieSessionInterface
 
+from chatkit.problems import AuthenticationRequired, InvalidToken
+from chatkit.tokens import TokenVerifier
 from chatkit.users import User
 
+MAX_TOKEN = 8 * 1024
 VISITOR_LIFETIME = timedelta(days=365)
 
 
-def current_user() -> User:
-    """The user of the current request: the visitor that its cookie names, or a new one, who gets a cookie."""
+class Identity:
+    """Knows who sends the current request.
+
+    Args:
+        tokens: checks the bearer tokens of those who are signed in.
+        required: whether everybody else is turned away.
+    """
+
+    def __init__(self, tokens: TokenVerifier, *, required: bool) -> None:
+        self._tokens = tokens
+        self._required = required
+
+    def current_user(self) -> User:
+        """The user whose token came along; else the visitor that the cookie names, or a new one, who gets a cookie.
+
+        Raises:
+            InvalidToken: a token came that proves nothing.
+            SignInUnavailable: a token came that can't be checked now.
+            AuthenticationRequired: none came, and visitors are turned away.
+        """
+        authorization = request.headers.get("Authorization")
+        if authorization is not None and self._is_for_us(authorization):
+            return self._tokens.user(_bearer_token(authorization))
+        if self._required:
+            raise AuthenticationRequired("no token came")
+        return _visitor()
+
+    def _is_for_us(self, authorization: str) -> bool:
+        """Whether this header is about our users.
+
+        Where nobody can sign in, another scheme may be for a proxy in front (a password for a staging site, say). A token never
+        is: its bearer believes to be somebody, and must not become an anonymous visitor without a word.
+        """
+        return self._tokens.can_verify or re.match(r"bearer\b", authorization, re.IGNORECASE) is not None
+
+
+def _bearer_token(authorization: str) -> str:
+    """The token in an ``Authorization`` header (RFC 6750, 2.1).
+
+    A server joins several headers of this name with commas, which no token has in it.
+    """
+    match = re.fullmatch(r"(?i:bearer) +([A-Za-z0-9._-]+)", authorization)
+    if match is None or len(match[1]) > MAX_TOKEN:
+        raise InvalidToken("Authorization is not 'Bearer' and one token of at most 8 KiB")
+    return match[1]
+
+
+def _visitor() -> User:
     if "visitor" not in session:
         session["visitor"] = str(uuid.uuid4())
         session.permanent = True

@@ -42,6 +42,28 @@ class InvalidRequestBody(Problem):
     status, code, message = HTTPStatus.BAD_REQUEST, "invalid_request_body", "Invalid request body"
 
 
+class AuthenticationRequired(Problem):
+    """Nobody is signed in, and ``AUTH_REQUIRED`` asks for it."""
+
+    status, code, message = HTTPStatus.UNAUTHORIZED, "authentication_required", "Authentication required"
+    authenticate = "Bearer"
+
+
+class InvalidToken(Problem):
+    """A token came, and it proves nothing. It is never taken for no token, whose bearer would be an anonymous visitor."""
+
+    status, code, message = HTTPStatus.UNAUTHORIZED, "invalid_token", "Invalid or expired token"
+    authenticate = 'Bearer error="invalid_token"'
+
+
+class SignInUnavailable(Problem):
+    """A token can't be checked now, because the keys that it is signed with can't be had."""
+
+    status, code, message = HTTPStatus.SERVICE_UNAVAILABLE, "sign_in_unavailable", "Sign-in temporarily unavailable"
+    retry_after = 5
+    log_level = logging.ERROR
+
+
 class ClientSecretMissing(Problem):
     """No secret came with a call to the chat."""
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from flask import Blueprint
 
-from chatkit import identity, logs
+from chatkit import logs
 from chatkit.envelopes import read_session_request, success_envelope
+from chatkit.identity import Identity
 from chatkit.issuers import Issuer
 from chatkit.problems import InvalidRequestBody, UserMismatch
 from chatkit.request_body import read_json_body
@@ -15,8 +16,8 @@ from chatkit.request_body import read_json_body
 MAX_BODY_BYTES = 16 * 1024
 
 
-def blueprint(issuer: Issuer) -> Blueprint:
-    """``POST /api/chatkit/sessions``, with ``issuer`` behind it."""
+def blueprint(identity: Identity, issuer: Issuer) -> Blueprint:
+    """``POST /api/chatkit/sessions``: ``identity`` says who is asking, ``issuer`` mints."""
     bp = Blueprint("sessions", __name__)
 
     @bp.post("/api/chatkit/sessions")
@@ -24,7 +25,7 @@ def blueprint(issuer: Issuer) -> Blueprint:
         """Mint a session for whoever is asking."""
         claimed = _read_request().get("user_id")
         user = identity.current_user()
-        if claimed is not None and claimed.lower() != user.subject:
+        if claimed is not None and claimed.lower() != user.subject.lower():
             raise UserMismatch("the body names somebody else")
         session = issuer.issue(user)
         logs.session_id.set(session.session_id)

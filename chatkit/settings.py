@@ -66,6 +66,12 @@ class Settings:
     domain_key: str
     database_url: str = field(repr=False)
     secret_key: str = field(repr=False)
+    auth_required: bool
+    auth_jwt_secret: str | None = field(repr=False)
+    auth_jwks_url: str | None
+    auth_jwt_issuer: str | None
+    auth_jwt_audiences: tuple[str, ...]
+    auth_user_claim: str
     proxy_hops: int
     log_level: str
     port: int
@@ -137,23 +143,42 @@ class _Origins(fields.Field[tuple[re.Pattern[str], ...]]):
         return tuple(_origin_pattern(part) for part in value.split(",") if part.strip())
 
 
-class _ApiBase(fields.String):
-    """An ``https://`` address; ``http://`` only to this machine, because the API key travels over it."""
+def _web_address(text: str, example: str, reason: str) -> str:
+    """An ``https://`` address; ``http://`` only to this machine, for ``reason``."""
+    try:
+        url = urlsplit(text)
+        host, _port = url.hostname, url.port
+    except ValueError:
+        host = None
+    if not host or url.scheme not in ("http", "https") or url.query or url.fragment or "@" in url.netloc:
+        raise ValidationError(f"must be an address such as {example}.")
+    if url.scheme == "http" and host not in ("localhost", "127.0.0.1", "::1"):
+        raise ValidationError(f"must begin with https://, because {reason}.")
+    return text
 
+
+class _ApiBase(fields.String):
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
-        base = str(value).rstrip("/")
-        try:
-            url = urlsplit(base)
-            host, _port = url.hostname, url.port
-        except ValueError:
-            host = None
-        if not host or url.scheme not in ("http", "https") or url.query or url.fragment or "@" in url.netloc:
-            raise ValidationError("must be an address such as https://api.openai.com.")
-        if url.scheme == "http" and host not in ("localhost", "127.0.0.1", "::1"):
-            raise ValidationError("must begin with https://, because the API key is sent there.")
+        base = _web_address(value.rstrip("/"), "https://api.openai.com", "the API key is sent there")
         if base.endswith("/v1"):
             raise ValidationError("must not end in /v1: the service adds /v1/chatkit/sessions itself.")
         return base
+
+
+class _JwksUrl(fields.String):
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        example = "https://login.example.com/.well-known/jwks.json"
+        return _web_address(value, example, "whoever can change the keys on their way here can be anybody")
+
+
+class _Names(fields.Field[tuple[str, ...]]):
+    """Comma-separated, each printable ASCII without spaces."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[str, ...]:
+        names = tuple(name.strip() for name in value.split(","))
+        for name in names:
+            _opaque(name)
+        return names
 
 
 class _DatabaseUrl(fields.String):
@@ -230,6 +255,18 @@ class _SettingsSchema(Schema):
         data_key="SECRET_KEY",
         validate=validate.Length(min=16, error="is too short to sign anything with: at least 16 random characters."),
     )
+    auth_required = fields.Boolean(data_key="AUTH_REQUIRED", load_default=False)
+    auth_jwt_secret = fields.String(
+        data_key="AUTH_JWT_SECRET",
+        validate=[
+            _opaque,
+            validate.Length(min=32, error="is too short: HS256 needs at least 32 random characters (RFC 7518)."),
+        ],
+    )
+    auth_jwks_url = _JwksUrl(data_key="AUTH_JWKS_URL")
+    auth_jwt_issuer = fields.String(data_key="AUTH_JWT_ISSUER", validate=_opaque)
+    auth_jwt_audiences = _Names(data_key="AUTH_JWT_AUDIENCE", load_default=())
+    auth_user_claim = fields.String(data_key="AUTH_USER_CLAIM", load_default="sub", validate=_opaque)
     proxy_hops = fields.Integer(data_key="PROXY_HOPS", validate=_whole(0, 10, "proxies"))
     log_level = fields.String(
         data_key="LOG_LEVEL",
@@ -247,6 +284,21 @@ class _SettingsSchema(Schema):
                 "is missing, and visitors' cookies are signed with it. Set it to the output of "
                 "`python3 -c 'import secrets; print(secrets.token_hex(32))'`, the same for all processes, and keep it.",
                 "SECRET_KEY",
+            )
+
+    @validates_schema(skip_on_field_errors=False, pass_original=True)
+    def _sign_in(self, data: dict[str, Any], given: Mapping[str, str], **kwargs: Any) -> None:
+        if "AUTH_JWT_SECRET" in given and "AUTH_JWKS_URL" in given:
+            raise ValidationError(
+                "must not be set together with AUTH_JWT_SECRET: tokens are checked by the one or by the other.", "AUTH_JWKS_URL"
+            )
+        if data.get("auth_required") and not given.keys() & {"AUTH_JWT_SECRET", "AUTH_JWKS_URL"}:
+            raise ValidationError("is true, and nobody can sign in: set AUTH_JWT_SECRET or AUTH_JWKS_URL.", "AUTH_REQUIRED")
+        tied = given.keys() & {"AUTH_JWT_ISSUER", "AUTH_JWT_AUDIENCE"}
+        if data.get("environment") == "production" and "AUTH_JWKS_URL" in given and not tied:
+            raise ValidationError(
+                "must come with AUTH_JWT_ISSUER or AUTH_JWT_AUDIENCE: some providers sign all customers' tokens alike.",
+                "AUTH_JWKS_URL",
             )
 
 
@@ -310,6 +362,9 @@ def _notices(given: Mapping[str, str], environ: Mapping[str, str], dotenv: Mappi
             "OPENAI_API_KEY is set in the environment and, differently, in .env: the environment's is used. If OpenAI does "
             "not find the workflow, the two belong to different projects."
         )
+    if not given.keys() & {"AUTH_JWT_SECRET", "AUTH_JWKS_URL"}:
+        unused = sorted(given.keys() & {"AUTH_JWT_ISSUER", "AUTH_JWT_AUDIENCE", "AUTH_USER_CLAIM"})
+        notices += [f"{name} is set and not used, because neither AUTH_JWT_SECRET nor AUTH_JWKS_URL is." for name in unused]
     return tuple(notices)
 
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class User:
-    """One end user, verified."""
+    """One end user, verified: an anonymous visitor, or somebody who is signed in."""
 
-    kind: Literal["anonymous"]
+    kind: Literal["anonymous", "user"]
     subject: str
 
     @property

@@ -1,0 +1,91 @@
+"""Bearer tokens: JSON Web Tokens of the operator's identity provider, verified by PyJWT (RFC 7519, RFC 8725)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jwt
+
+from chatkit import problems
+from chatkit.published_keys import PublishedKeys
+from chatkit.settings import Settings
+from chatkit.users import User
+
+LEEWAY_SECONDS = 30  # by which the provider's clock and ours may differ
+MAX_SUBJECT = 255  # OpenID Connect's bound, in ASCII
+
+
+class TokenVerifier:
+    """Knows whose a token is.
+
+    Signatures are checked with ``AUTH_JWT_SECRET`` by HS256, or with a key of ``AUTH_JWKS_URL`` by that key's own algorithm.
+    The token's header only names the key; ``jku``, ``jwk``, ``x5u`` and ``x5c`` in it are ignored (RFC 8725, 3.1 and 3.10).
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._keys = PublishedKeys(settings.auth_jwks_url) if settings.auth_jwks_url else None
+
+    @property
+    def can_verify(self) -> bool:
+        """Whether there is anything to check a token with."""
+        return bool(self._keys or self._settings.auth_jwt_secret)
+
+    def user(self, token: str) -> User:
+        """The user that ``token`` is for.
+
+        Raises:
+            InvalidToken: for whatever reason; the log has it.
+            SignInUnavailable: the provider's keys can't be had.
+        """
+        if not self.can_verify:
+            raise problems.InvalidToken("a token came, and neither AUTH_JWT_SECRET nor AUTH_JWKS_URL is set")
+        claims = self._claims(token)
+        subject = claims.get(self._settings.auth_user_claim)
+        # Other characters would be a way into a log, or a database's refusal.
+        if not isinstance(subject, str) or not re.fullmatch(rf"[!-~]{{1,{MAX_SUBJECT}}}", subject):
+            raise problems.InvalidToken(
+                f"the claim that AUTH_USER_CLAIM names is not a text of 1 to {MAX_SUBJECT} ASCII characters without spaces"
+            )
+        return User("user", subject)
+
+    def _claims(self, token: str) -> dict[str, Any]:
+        try:
+            key, algorithm = self._key_for(token)
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=[algorithm],
+                issuer=self._settings.auth_jwt_issuer,
+                leeway=LEEWAY_SECONDS,
+                options={"require": ["exp"], "verify_aud": False, "enforce_minimum_key_length": True},
+            )
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise problems.InvalidToken("the token does not hold") from error
+        self._check_audience(claims)
+        return claims
+
+    def _key_for(self, token: str) -> tuple[Any, str]:
+        """The key to check ``token`` with, and the only algorithm that will do."""
+        if self._keys is None:
+            return self._settings.auth_jwt_secret, "HS256"
+        key = self._keys.find(jwt.get_unverified_header(token).get("kid"))
+        return key, key.algorithm_name
+
+    def _check_audience(self, claims: dict[str, Any]) -> None:
+        """Refuse a token that was issued for another service.
+
+        One that says for whom it is has to name us (RFC 7519, 4.1.3), so without ``AUTH_JWT_AUDIENCE`` it is refused. Some
+        say, in place of that, to which client they were issued: Cognito's access tokens (``client_id``), Clerk's (``azp``).
+        """
+        ours = self._settings.auth_jwt_audiences
+        named = claims.get("aud")
+        if named is None and ours:
+            named = claims.get("client_id", claims.get("azp"))
+        if named is None and not ours:
+            return
+        if not ours:
+            raise problems.InvalidToken("the token is for an audience, and AUTH_JWT_AUDIENCE is not set")
+        if not any(name in ours for name in (named if isinstance(named, list) else [named])):
+            raise problems.InvalidToken("the token's audience is not in AUTH_JWT_AUDIENCE")

@@ -11,8 +11,8 @@ import functools
 import os
 import re
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from enum import StrEnum
 from pathlib import Path
@@ -72,6 +72,10 @@ class Settings:
     auth_jwt_issuer: str | None
     auth_jwt_audiences: tuple[str, ...]
     auth_user_claim: str
+    agent_claim: str | None
+    workflows: Mapping[str, str] = field(repr=False)
+    agents: Mapping[str, str]
+    state_claims: tuple[str, ...]
     proxy_hops: int
     log_level: str
     port: int
@@ -84,6 +88,11 @@ class Settings:
     def development(self) -> bool:
         """Whether this process serves one developer on their own machine."""
         return self.environment == "development"
+
+    @property
+    def agent_names(self) -> tuple[str, ...]:
+        """What ``CHATKIT_AGENT_CLAIM`` can choose from, the first first."""
+        return tuple(self.workflows if self.backend is Backend.HOSTED else self.agents)
 
     @classmethod
     def load(cls, environ: Mapping[str, str], dotenv: Mapping[str, str | None] | None = None) -> Settings:
@@ -181,6 +190,24 @@ class _Names(fields.Field[tuple[str, ...]]):
         return names
 
 
+class _ByName(fields.Field[Mapping[str, str]]):
+    """Comma-separated ``name=value``, each value as ``validator`` has it."""
+
+    def __init__(self, example: str, validator: Callable[[str], Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._example = example
+        self._validator = validator
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Mapping[str, str]:
+        pairs = [tuple(part.strip() for part in pair.split("=", 1)) for pair in value.split(",")]
+        by_name = {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and all(pair)}
+        if len(by_name) != len(pairs):
+            raise ValidationError(f"must be names and what they stand for, each name once, as in {self._example}.")
+        for item in by_name.values():
+            self._validator(item)
+        return by_name
+
+
 class _DatabaseUrl(fields.String):
     """An SQLAlchemy address; ``postgres://``, as platforms hand it out, becomes the driver that is installed."""
 
@@ -192,6 +219,15 @@ class _DatabaseUrl(fields.String):
 
 
 _opaque = validate.Regexp(r"[!-~]+\Z", error="must be printable ASCII without spaces; was it pasted with a line break?")
+_agent = validate.Regexp(
+    r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", error="must be package.module:name, as in my_agents.support:agent."
+)
+
+
+def _as_state_variables(names: tuple[str, ...]) -> None:
+    """OpenAI's bounds, without which it would refuse each session."""
+    if len(names) > 64 or any(len(name) > 64 for name in names):
+        raise ValidationError("must be at most 64 names of at most 64 characters.")
 
 
 def _whole(low: int, high: int | None, unit: str) -> validate.Range:
@@ -237,12 +273,13 @@ class _SettingsSchema(Schema):
     history = fields.Boolean(data_key="CHATKIT_HISTORY")
     history_recent_threads = fields.Integer(data_key="CHATKIT_HISTORY_RECENT_THREADS", validate=_whole(1, None, "threads"))
     tracing = fields.Boolean(data_key="CHATKIT_TRACING")
-    agent = fields.String(
-        data_key="CHATKIT_AGENT",
-        validate=validate.Regexp(
-            r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", error="must be package.module:name, as in my_agents.support:agent."
-        ),
+    agent = fields.String(data_key="CHATKIT_AGENT", validate=_agent)
+    agent_claim = fields.String(data_key="CHATKIT_AGENT_CLAIM", validate=_opaque)
+    workflows = _ByName("pro=wf_…,free=wf_…", _opaque, data_key="CHATKIT_WORKFLOWS", load_default=dict)
+    agents = _ByName(
+        "pro=my_agents.support:senior,free=my_agents.support:junior", _agent, data_key="CHATKIT_AGENTS", load_default=dict
     )
+    state_claims = _Names(data_key="CHATKIT_STATE_CLAIMS", load_default=(), validate=_as_state_variables)
     model = fields.String(data_key="CHATKIT_MODEL", validate=_opaque)
     instructions = fields.String(data_key="CHATKIT_INSTRUCTIONS", load_default="You are a helpful assistant.")
     turn_seconds = fields.Integer(data_key="CHATKIT_TURN_SECONDS", load_default=120, validate=_whole(1, 3600, "seconds"))
@@ -335,7 +372,12 @@ def _complete(loaded: dict[str, Any], notices: tuple[str, ...]) -> Settings:
             notices += (
                 "DATABASE_URL is not set: conversations are in a SQLite file, which most platforms delete at each restart.",
             )
-    return Settings(**{**settings, "notices": notices})
+    complete = Settings(**{**settings, "notices": notices})
+    if bool(complete.agent_claim) != bool(complete.agent_names):
+        table = "CHATKIT_WORKFLOWS" if complete.backend is Backend.HOSTED else "CHATKIT_AGENTS"
+        notice = f"Of CHATKIT_AGENT_CLAIM and {table} one is set and the other is not: everybody gets the same agent."
+        return replace(complete, notices=(*notices, notice))
+    return complete
 
 
 def _development_secret_key() -> str:
@@ -352,9 +394,9 @@ def _development_secret_key() -> str:
 
 def _notices(given: Mapping[str, str], environ: Mapping[str, str], dotenv: Mapping[str, str | None]) -> tuple[str, ...]:
     unknown = sorted(name for name in given if name.startswith("CHATKIT_") and name not in VARIABLES)
-    near = {name: difflib.get_close_matches(name, VARIABLES, n=1) for name in unknown}
+    near = {name: difflib.get_close_matches(name, VARIABLES, n=2) for name in unknown}
     notices = [
-        f"{name} is not a setting of this service" + (f"; did you mean {near[name][0]}?" if near[name] else ".")
+        f"{name} is not a setting of this service" + (f"; did you mean {' or '.join(near[name])}?" if near[name] else ".")
         for name in unknown
     ]
     if dotenv.get("OPENAI_API_KEY") and environ.get("OPENAI_API_KEY") not in (None, dotenv["OPENAI_API_KEY"]):
@@ -363,7 +405,8 @@ def _notices(given: Mapping[str, str], environ: Mapping[str, str], dotenv: Mappi
             "not find the workflow, the two belong to different projects."
         )
     if not given.keys() & {"AUTH_JWT_SECRET", "AUTH_JWKS_URL"}:
-        unused = sorted(given.keys() & {"AUTH_JWT_ISSUER", "AUTH_JWT_AUDIENCE", "AUTH_USER_CLAIM"})
+        claims = {"AUTH_USER_CLAIM", "CHATKIT_AGENT_CLAIM", "CHATKIT_STATE_CLAIMS"}
+        unused = sorted(given.keys() & {"AUTH_JWT_ISSUER", "AUTH_JWT_AUDIENCE", *claims})
         notices += [f"{name} is set and not used, because neither AUTH_JWT_SECRET nor AUTH_JWKS_URL is." for name in unused]
     return tuple(notices)
 

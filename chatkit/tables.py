@@ -25,6 +25,8 @@ class SessionRow(Base):
     secret_hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
     user_id: Mapped[str] = mapped_column(String(512))
     expires_at: Mapped[int] = mapped_column(BigInteger, index=True)  # Unix seconds
+    agent: Mapped[str | None] = mapped_column(String(255))  # as User has it
+    claims: Mapped[str | None] = mapped_column(Text)  # as User has them, in JSON
 
 
 class ThreadRow(Base):

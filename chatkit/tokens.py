@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -48,7 +49,11 @@ class TokenVerifier:
             raise problems.InvalidToken(
                 f"the claim that AUTH_USER_CLAIM names is not a text of 1 to {MAX_SUBJECT} ASCII characters without spaces"
             )
-        return User("user", subject)
+        agents = _at(claims, self._settings.agent_claim) if self._settings.agent_claim else None
+        held = agents if isinstance(agents, list) else [agents]
+        agent = next((name for name in self._settings.agent_names if name in held), None)
+        known = {name: _at(claims, name) for name in self._settings.state_claims}
+        return User("user", subject, agent, {name: value for name, value in known.items() if _is_primitive(value)})
 
     def _claims(self, token: str) -> dict[str, Any]:
         try:
@@ -89,3 +94,17 @@ class TokenVerifier:
             raise problems.InvalidToken("the token is for an audience, and AUTH_JWT_AUDIENCE is not set")
         if not any(name in ours for name in (named if isinstance(named, list) else [named])):
             raise problems.InvalidToken("the token's audience is not in AUTH_JWT_AUDIENCE")
+
+
+def _at(claims: dict[str, Any], name: str) -> Any:
+    """The claim ``name``, else what ``name`` leads to when its dots are taken for a path, as in ``app_metadata.plan``."""
+    if name in claims:
+        return claims[name]
+    value: Any = claims
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _is_primitive(value: Any) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))

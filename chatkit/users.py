@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
+
+Primitive = str | int | float | bool
 
 
 @dataclass(frozen=True)
@@ -12,6 +15,10 @@ class User:
 
     kind: Literal["anonymous", "user"]
     subject: str
+    agent: str | None = None
+    """The name of the agent that this user is for; ``None`` is everybody else's."""
+    claims: Mapping[str, Primitive] = field(default_factory=dict, hash=False)
+    """What the operator lets the agent know of this user (``CHATKIT_STATE_CLAIMS``), by the names of the claims."""
 
     @property
     def id(self) -> str:

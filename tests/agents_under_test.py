@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from agents import Agent, RunContextWrapper, Runner, StopAtTools, function_tool
@@ -22,8 +23,16 @@ async def ask_page(context: RunContextWrapper[AgentContext[Any]], question: str)
     context.context.client_tool_call = ClientToolCall(name="ask_page", arguments={"question": question})
 
 
+@function_tool
+def what_is_known(context: RunContextWrapper[AgentContext[Any]]) -> str:
+    """What is known of the user."""
+    asking = context.context.request_context
+    return f"{asking.user} {dict(asking.claims)}"
+
+
 simple = Agent(name="Simple", instructions="Be brief.", model="gpt-test")
 with_tool = Agent(name="With a tool", model="gpt-test", tools=[weather])
+knowing = Agent(name="Knowing", model="gpt-test", tools=[what_is_known])
 with_page = Agent(
     name="With a page", model="gpt-test", tools=[ask_page], tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"])
 )
@@ -35,6 +44,10 @@ def for_user(user: str) -> Agent[Any]:
 
 async def for_user_later(user: str) -> Agent[Any]:
     return for_user(user)
+
+
+def for_claims(user: str, claims: Mapping[str, Any]) -> Agent[Any]:
+    return Agent(name="Personal", instructions=f"{user} knows {dict(claims)}.", model="gpt-test")
 
 
 def for_nobody(user: str) -> Any:
@@ -79,6 +92,9 @@ async def breaks(workflow_input: WorkflowInput) -> Any:
 
 
 def takes_nothing() -> None: ...
+
+
+def takes_three(user: str, claims: Mapping[str, Any], more: int) -> None: ...
 
 
 def not_async(workflow_input: WorkflowInput) -> Any:

@@ -19,16 +19,18 @@ def user_input(text: str) -> dict[str, Any]:
 
 
 class Caller:
-    """One visitor, with a session."""
+    """One visitor, or whoever ``token`` is for, with a session."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url
         self.http = requests.Session()
+        self.token = token
         self.refresh()
 
     def refresh(self) -> None:
-        """Get a new secret, as the same visitor."""
-        answer = self.http.post(f"{self.url}/api/chatkit/sessions", timeout=30)
+        """Get a new secret, as the same user."""
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        answer = self.http.post(f"{self.url}/api/chatkit/sessions", headers=headers, timeout=30)
         assert answer.status_code == 200, answer.text
         self.secret: str = answer.json()["data"]["client_secret"]
 

@@ -19,6 +19,7 @@ from chatkit.settings import SettingsError
 from tests import upstream as u
 from tests.chat import Caller, deltas, errors, texts, user_input
 from tests.conftest import MakeApp, Recorder
+from tests.provider import SECRET, shared
 from tests.responses_api import asked, calls, says, streaming
 from tests.upstream import API_KEY, Upstream, failing
 
@@ -83,6 +84,34 @@ def test_an_agent_for_each_user(start: Start, upstream: Upstream) -> None:
     served = [received.body["instructions"] for received in upstream.received]
     assert all(text.startswith("You serve anonymous:") for text in served)
     assert served[0] != served[1]
+
+
+@pytest.mark.parametrize(
+    ("token", "instructions"),
+    [
+        (shared(plan="pro"), "user:ada knows {'plan': 'pro'}."),
+        (shared(plan=["free", "pro"]), "user:ada knows {}."),
+        (shared(plan="free"), "Be brief."),
+        (shared(plan="PRO"), "Be brief."),
+        (shared(plan={"pro": 1}), "Be brief."),
+        (shared(), "Be brief."),
+        (None, "Be brief."),
+    ],
+)
+def test_an_agent_by_a_claim(start: Start, upstream: Upstream, token: str | None, instructions: str) -> None:
+    agents = {"CHATKIT_AGENT_CLAIM": "plan", "CHATKIT_AGENTS": "pro=tests.agents_under_test:for_claims"}
+    url = start("simple", AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan,email", **agents).url
+    upstream.behaviour = streaming(says("Yes"))
+    Caller(url, token).create("Hello")
+    assert upstream.received[0].body["instructions"] == instructions
+
+
+def test_tools_know_the_claims_too(start: Start, upstream: Upstream) -> None:
+    url = start("knowing", AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan").url
+    upstream.behaviour = streaming(calls("what_is_known"), says("I see"))
+    Caller(url, shared(plan="pro", email="ada@example.com")).create("Hello")
+    (output,) = [item["output"] for item in upstream.received[1].body["input"] if item.get("type") == "function_call_output"]
+    assert output == "user:ada {'plan': 'pro'}"
 
 
 @pytest.mark.parametrize("agent", ["with_tool"])
@@ -248,6 +277,7 @@ def test_dictation(start: Start, upstream: Upstream) -> None:
 FOUND = {
     "simple": "the Agents SDK agent 'Simple'",
     "for_user": "the agents that the function",
+    "for_claims": "the agents that the function",
     "run_workflow": "the exported workflow",
     "returns_nothing": "the exported workflow",
 }
@@ -266,6 +296,7 @@ def test_what_was_found_is_said(name: str) -> None:
         ("tests.agents_under_test:a_number", "is of type int"),
         ("tests.agents_under_test:WorkflowInput", "it has to be an Agents SDK Agent"),
         ("tests.agents_under_test:takes_nothing", "takes 0 arguments"),
+        ("tests.agents_under_test:takes_three", "takes 3 arguments"),
         ("tests.agents_under_test:not_async", "no async function"),
     ],
 )

@@ -24,7 +24,9 @@ def test_migrations_make_what_the_code_expects(database: str) -> None:
 
 def test_opening_again_changes_nothing(database: str) -> None:
     with open_database(database).begin() as connection:
-        connection.execute(text("INSERT INTO chat_sessions VALUES ('ses_1', '\\x00', 'u', 1)"))
+        connection.execute(
+            text("INSERT INTO chat_sessions (id, secret_hash, user_id, expires_at) VALUES ('ses_1', '\\x00', 'u', 1)")
+        )
     with open_database(database).connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM chat_sessions")).scalar_one() == 1
 

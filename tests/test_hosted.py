@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -70,6 +71,22 @@ def test_the_request_is_the_one_openais_sdk_sends(upstream: Upstream, case: str)
     assert sent_by_us == sent_by_them
     assert ours.client_secret.startswith("ek_test_")
     assert theirs.client_secret.startswith("ek_test_")
+
+
+KNOWN = User("user", "ada", claims={"email": "ada@example.com", "seats": 3, "share": 0.5, "admin": False})
+
+
+def test_a_workflow_and_state_variables_for_a_user(upstream: Upstream) -> None:
+    variables = {"CHATKIT_WORKFLOW_VERSION": "3", "CHATKIT_WORKFLOWS": "pro=wf_test_pro"}
+    issuer = make_issuer(upstream.url, CHATKIT_AGENT_CLAIM="plan", **variables)
+    with openai.OpenAI(api_key=API_KEY, base_url=f"{upstream.url}/v1", max_retries=0) as sdk:
+        for workflow in ({"id": "wf_test_pro"}, {"id": WORKFLOW_ID, "version": "3"}):
+            state: Any = {**workflow, "state_variables": dict(KNOWN.claims)}
+            sdk.beta.chatkit.sessions.create(user="user:ada", workflow=state)
+    issuer.issue(replace(KNOWN, agent="pro"))
+    issuer.issue(KNOWN)
+    theirs, ours = upstream.received[:2], upstream.received[2:]
+    assert [received.body for received in ours] == [received.body for received in theirs]
 
 
 def what_counts(received: Received) -> tuple[str, str, Any, dict[str, str | None]]:

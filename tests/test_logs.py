@@ -15,6 +15,7 @@ from flask.testing import FlaskClient
 from chatkit import logs
 from tests import service
 from tests.conftest import Recorder
+from tests.provider import SECRET, shared
 from tests.test_sessions import ENDPOINT
 from tests.upstream import API_KEY, SECRET_PREFIX, WORKFLOW_ID
 
@@ -84,7 +85,17 @@ def test_ids_do_not_stay_for_the_next_request(client: FlaskClient, recorder: Rec
     assert logs.request_id.get() is None
 
 
-LEAKS = [API_KEY, WORKFLOW_ID, service.SECRET_KEY, SECRET_PREFIX, "sk-test", r"\bcs_[A-Za-z0-9_-]{27}", r"chatkit_visitor="]
+LEAKS = [
+    API_KEY,
+    "wf_test_",
+    service.SECRET_KEY,
+    SECRET_PREFIX,
+    "sk-test",
+    r"\bcs_[A-Za-z0-9_-]{27}",
+    r"chatkit_visitor=",
+    SECRET,
+    r"\beyJ[A-Za-z0-9_-]+\.eyJ",
+]
 
 
 @pytest.mark.last
@@ -102,6 +113,6 @@ def test_nothing_secret_was_logged_in_the_whole_run(recorder: Recorder, request:
 
 
 def test_the_search_would_find_them(recorder: Recorder) -> None:
-    samples = [API_KEY, WORKFLOW_ID, f"{SECRET_PREFIX}1", "cs_" + "a" * 43, "chatkit_visitor=ey"]
+    samples = [API_KEY, WORKFLOW_ID, f"{SECRET_PREFIX}1", "cs_" + "a" * 43, "chatkit_visitor=ey", SECRET, shared()]
     for sample in samples:
         assert any(re.search(leak, sample) for leak in LEAKS)

@@ -92,6 +92,10 @@ WRONG = {
     "CHATKIT_HISTORY_RECENT_THREADS": "1.5",
     "CHATKIT_TRACING": "XYZZY",
     "CHATKIT_AGENT": "XYZZY",
+    "CHATKIT_AGENT_CLAIM": "XY ZZY",
+    "CHATKIT_WORKFLOWS": "XYZZY",
+    "CHATKIT_AGENTS": "pro=XYZZY",
+    "CHATKIT_STATE_CLAIMS": ",XYZZY",
     "CHATKIT_MODEL": "gpt XYZZY",
     "CHATKIT_INSTRUCTIONS": "",
     "CHATKIT_TURN_SECONDS": "0",
@@ -162,6 +166,45 @@ def test_api_base_that_would_leak_or_miss(base: str) -> None:
     assert "CHATKIT_API_BASE" in mistakes(CHATKIT_API_BASE=base)
 
 
+JWKS = {"AUTH_JWKS_URL": "https://login.example.com/.well-known/jwks.json"}
+TIED = {**JWKS, "AUTH_JWT_ISSUER": "https://login.example.com/"}
+SECRET = {"AUTH_JWT_SECRET": "s" * 32}
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"AUTH_REQUIRED": "true"}, "AUTH_REQUIRED is true, and nobody can sign in"),
+        ({**TIED, **SECRET}, "AUTH_JWKS_URL must not be set together with AUTH_JWT_SECRET"),
+        (JWKS, "AUTH_JWKS_URL must come with AUTH_JWT_ISSUER or AUTH_JWT_AUDIENCE"),
+        ({**TIED, "AUTH_JWKS_URL": "http://login.example.com/keys"}, "AUTH_JWKS_URL must begin with https://"),
+        ({**TIED, "AUTH_JWKS_URL": "https://u:p@login.example.com/keys"}, "AUTH_JWKS_URL must be an address"),
+        ({"AUTH_JWT_SECRET": "s" * 31}, "AUTH_JWT_SECRET is too short"),
+        ({"AUTH_JWT_SECRET": "-----BEGIN PUBLIC KEY-----\nMIIB" + "A" * 40}, "AUTH_JWT_SECRET must be printable"),
+        (
+            {"CHATKIT_STATE_CLAIMS": ",".join(f"claim{number}" for number in range(65))},
+            "CHATKIT_STATE_CLAIMS must be at most 64",
+        ),
+        ({"CHATKIT_STATE_CLAIMS": "a,https://example.com/" + "a" * 50}, "CHATKIT_STATE_CLAIMS must be at most 64"),
+        ({"CHATKIT_WORKFLOWS": "pro=wf_a,pro=wf_b"}, "CHATKIT_WORKFLOWS must be names and what they stand for, each name once"),
+        ({"CHATKIT_WORKFLOWS": "pro=wf_a,"}, "CHATKIT_WORKFLOWS must be names"),
+        ({"CHATKIT_AGENTS": "pro=wf_a"}, "CHATKIT_AGENTS must be package.module:name"),
+    ],
+)
+def test_signing_in_that_would_not_be_safe(variables: dict[str, str], words: str) -> None:
+    assert words in mistakes(**variables)
+
+
+def test_signing_in() -> None:
+    assert not load().auth_required
+    assert load(**SECRET, AUTH_REQUIRED="true").auth_required
+    assert load(**TIED, AUTH_JWT_AUDIENCE=" api, web ").auth_jwt_audiences == ("api", "web")
+    assert load(CHATKIT_WORKFLOWS="pro=wf_a, free = wf_b=c").workflows == {"pro": "wf_a", "free": "wf_b=c"}
+    shown = repr(load(**SECRET, CHATKIT_WORKFLOWS="pro=wf_a"))
+    assert SECRET["AUTH_JWT_SECRET"] not in shown
+    assert "wf_a" not in shown
+
+
 @pytest.mark.parametrize("prefix", ["postgres://", "postgresql://", "postgresql+psycopg://"])
 def test_database_addresses_of_platforms(prefix: str) -> None:
     assert load(DATABASE_URL=f"{prefix}u:p@host/db").database_url == "postgresql+psycopg://u:p@host/db"
@@ -221,12 +264,18 @@ def test_origins_that_are_refused(entry: str) -> None:
 @pytest.mark.parametrize(
     ("variables", "notice"),
     [
-        ({"CHATKIT_WORKFLOW": "wf_1"}, "did you mean CHATKIT_WORKFLOW_ID?"),
+        ({"CHATKIT_WORKFLOW": "wf_1"}, "did you mean CHATKIT_WORKFLOWS or CHATKIT_WORKFLOW_ID?"),
         ({"CHATKIT_XYZZY": "1"}, "CHATKIT_XYZZY is not a setting"),
         ({}, "CHATKIT_ALLOWED_ORIGINS is not set"),
         ({}, "ends hosted workflows on 30 November 2026"),
         ({"CHATKIT_AGENT": "my.agents:one"}, "CHATKIT_AGENT is set and not used"),
         ({"CHATKIT_BACKEND": "selfhosted"}, "DATABASE_URL is not set"),
+        ({"AUTH_JWT_ISSUER": "https://login.example.com"}, "AUTH_JWT_ISSUER is set and not used"),
+        ({"CHATKIT_AGENT_CLAIM": "plan"}, "Of CHATKIT_AGENT_CLAIM and CHATKIT_WORKFLOWS one is set"),
+        (
+            {"CHATKIT_BACKEND": "selfhosted", "CHATKIT_AGENTS": "pro=a.b:c"},
+            "Of CHATKIT_AGENT_CLAIM and CHATKIT_AGENTS one is set",
+        ),
     ],
 )
 def test_what_is_legal_and_most_likely_not_meant(variables: dict[str, str], notice: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import jwt
 import pytest
 from flask.testing import FlaskClient
+from sqlalchemy import create_engine, text
 
 from chatkit import published_keys
 from chatkit.published_keys import FETCH_SECONDS, FETCHES_A_MINUTE, FRESH_SECONDS, USABLE_SECONDS
@@ -19,7 +20,7 @@ from tests import upstream as u
 from tests.conftest import MakeApp, Recorder
 from tests.provider import SECRET, Provider, claims, private_key, public_jwk, shared
 from tests.test_sessions import ENDPOINT, error_of
-from tests.upstream import Upstream
+from tests.upstream import WORKFLOW_ID, Upstream
 
 INVALID = (401, "invalid_token", "Invalid or expired token")
 UNAVAILABLE = (503, "sign_in_unavailable", "Sign-in temporarily unavailable")
@@ -327,6 +328,76 @@ def test_times(with_secret: FlaskClient, changes: dict[str, int | None], good: b
 def test_audiences(make_app: MakeApp, configured: str, audience: Any, good: bool) -> None:
     client = make_app(AUTH_JWT_SECRET=SECRET, AUTH_JWT_AUDIENCE=configured).test_client()
     assert (mint(client, shared(claims(aud=audience))).status_code == 200) is good
+
+
+# What is passed on
+
+
+STATE = "plan,seats,admin,share,name,app_metadata.plan,https://example.com/role,org.id,missing,groups,nothing,endless"
+CLAIMS: dict[str, Any] = {
+    "plan": "pro",
+    "seats": 3,
+    "admin": False,
+    "share": 0.5,
+    "app_metadata": {"plan": "team", "internal": "not listed"},
+    "https://example.com/role": "editor",
+    "org": "acme",
+    "groups": ["a", "b"],
+    "endless": float("inf"),
+    "email": "not-listed@example.com",
+    "name": "Ada\r\nSet-Cookie: x=1\u2028",
+}
+
+
+def test_listed_claims_become_state_variables_and_no_others(make_app: MakeApp, upstream: Upstream) -> None:
+    client = make_app(AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS=STATE).test_client()
+    assert mint(client, shared(claims(**CLAIMS))).status_code == 200
+    assert upstream.received[0].body["workflow"]["state_variables"] == {
+        "plan": "pro",
+        "seats": 3,
+        "admin": False,
+        "share": 0.5,
+        "name": "Ada\r\nSet-Cookie: x=1\u2028",
+        "app_metadata.plan": "team",
+        "https://example.com/role": "editor",
+    }
+    client.post(ENDPOINT)
+    assert "state_variables" not in upstream.received[1].body["workflow"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "held", "workflow"),
+    [
+        ("plan", {"plan": "pro"}, "wf_test_pro"),
+        ("plan", {"plan": "free"}, WORKFLOW_ID),
+        ("plan", {"plan": ""}, WORKFLOW_ID),
+        ("plan", {"plan": None}, WORKFLOW_ID),
+        ("plan", {"plan": {"pro": True}}, WORKFLOW_ID),
+        ("cognito:groups", {"cognito:groups": ["team", "pro"]}, "wf_test_pro"),
+        ("cognito:groups", {"cognito:groups": ["team"]}, "wf_test_team"),
+        ("app_metadata.plan", {"app_metadata": {"plan": "team"}, "user_metadata": {"plan": "pro"}}, "wf_test_team"),
+    ],
+)
+def test_a_workflow_by_a_claim(make_app: MakeApp, upstream: Upstream, claim: str, held: dict[str, Any], workflow: str) -> None:
+    variables = {"CHATKIT_AGENT_CLAIM": claim, "CHATKIT_WORKFLOWS": "pro=wf_test_pro,team=wf_test_team"}
+    client = make_app(AUTH_JWT_SECRET=SECRET, **variables).test_client()
+    answer = mint(client, shared(claims(**held)))
+    assert answer.status_code == 200
+    assert upstream.received[0].body["workflow"] == {"id": workflow}
+    assert "wf_test" not in answer.text
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+def test_a_session_row_keeps_what_is_listed_and_no_more(make_app: MakeApp, database: str) -> None:
+    agents = {"CHATKIT_AGENT_CLAIM": "plan", "CHATKIT_AGENTS": "pro=tests.agents_under_test:simple"}
+    variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": database, "AUTH_JWT_SECRET": SECRET, **agents}
+    client = make_app(**variables, CHATKIT_STATE_CLAIMS="seats,odd").test_client()
+    assert mint(client, shared(plan="pro", seats=3, odd="\x00\ud800", email="ada@example.com")).status_code == 200
+    assert client.post(ENDPOINT).status_code == 200
+    with create_engine(database).connect() as connection:
+        rows = connection.execute(text("SELECT user_id, agent, claims FROM chat_sessions ORDER BY agent")).all()
+    kept = {row.user_id.partition(":")[0]: (row.agent, row.claims and json.loads(row.claims)) for row in rows}
+    assert kept == {"user": ("pro", {"seats": 3, "odd": "\x00\ud800"}), "anonymous": (None, None)}
 
 
 # Published keys

@@ -7,7 +7,7 @@ import logging
 from flask import Blueprint
 
 import chatkit.logger
-from chatkit.conversation.assistants import make_assistant, make_openai_client
+from chatkit.conversation.assistants import make_assistants, make_openai_client
 from chatkit.conversation.chat_server import ChatServer
 from chatkit.conversation.endpoint import blueprint
 from chatkit.conversation.storage import SqlStore
@@ -20,15 +20,15 @@ logging.getLogger("chatkit").setLevel(logging.NOTSET)
 
 
 def make_blueprint(settings: Settings, issuer: SelfhostedIssuer) -> Blueprint:
-    """The chat's endpoint, with the assistant and the storage that ``settings`` ask for.
+    """The chat's endpoint, with the assistants and the storage that ``settings`` ask for.
 
     Raises:
-        SettingsError: when ``CHATKIT_AGENT`` can't be had.
+        SettingsError: when an agent can't be had.
     """
     client = make_openai_client(settings)
     server = ChatServer(
         SqlStore(issuer.engine, settings.retention_days),
-        make_assistant(settings, client),
+        make_assistants(settings, client),
         turn_seconds=settings.turn_seconds,
         openai_client=client,
     )

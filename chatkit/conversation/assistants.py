@@ -56,16 +56,16 @@ class Assistant(Protocol):
 
 @dataclass
 class AgentAssistant:
-    """An Agents SDK agent, or whatever agent ``choose`` has for a user."""
+    """An Agents SDK agent, or whatever agent ``choose`` has for the user of a request."""
 
-    choose: Callable[[str], agents.Agent[Any] | Awaitable[agents.Agent[Any]]]
+    choose: Callable[[ChatContext], agents.Agent[Any] | Awaitable[agents.Agent[Any]]]
 
     async def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
-        agent = self.choose(turn.context.user)
+        agent = self.choose(turn.context)
         if inspect.isawaitable(agent):
             agent = await agent
         if not isinstance(agent, agents.Agent):
-            raise TypeError(f"CHATKIT_AGENT: the function returned {type(agent).__name__}, not an Agents SDK agent")
+            raise TypeError(f"the agents' function returned {type(agent).__name__}, not an Agents SDK agent")
         context = turn.agent_context()
         result = agents.Runner.run_streamed(agent, await to_model_input(await turn.history()), context=context)
         try:
@@ -117,19 +117,27 @@ def make_openai_client(settings: Settings) -> openai.AsyncOpenAI | None:
     return openai.AsyncOpenAI(api_key=settings.openai_api_key, base_url=base, timeout=settings.turn_seconds)
 
 
-def make_assistant(settings: Settings, client: openai.AsyncOpenAI | None) -> Assistant:
-    """The assistant that these settings ask for, on ``client``.
+def make_assistants(settings: Settings, client: openai.AsyncOpenAI | None) -> dict[str | None, Assistant]:
+    """The assistants that these settings ask for, on ``client``, by the name of the agent; ``None`` is for everybody else.
 
     Raises:
-        SettingsError: when ``CHATKIT_AGENT`` can't be had, in words.
+        SettingsError: when ``CHATKIT_AGENT`` or one of ``CHATKIT_AGENTS`` can't be had, in words.
     """
     _prepare_agents_sdk(settings, client)
+    assistants: dict[str | None, Assistant] = {None: _default_assistant(settings)}
+    for name, agent in settings.agents.items():
+        assistants[name], found = _load(agent, "CHATKIT_AGENTS")
+        log.info("Users whose %s is %r are answered by %s", settings.agent_claim, name, found)
+    return assistants
+
+
+def _default_assistant(settings: Settings) -> Assistant:
     assistant: Assistant
     if settings.agent:
         assistant, found = _load(settings.agent)
     elif settings.openai_api_key:
         plain = agents.Agent(name="Assistant", instructions=settings.instructions, model=settings.model)
-        assistant = AgentAssistant(lambda _user: plain)
+        assistant = AgentAssistant(lambda _context: plain)
         found = f"a plain assistant on {settings.model or 'the default model of the Agents SDK'}"
     else:
         assistant, found = DemoAssistant(), "the demo, because neither CHATKIT_AGENT nor OPENAI_API_KEY is set"
@@ -147,8 +155,8 @@ def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -
     exported_workflow.install()
 
 
-def _load(name: str) -> tuple[Assistant, str]:
-    """The assistant that ``package.module:name`` is, and what was found there."""
+def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Assistant, str]:
+    """The assistant that ``package.module:name`` is, and what was found there. ``variable`` named it."""
     module_name, _, attribute = name.partition(":")
     if str(PROJECT) not in sys.path:
         sys.path.insert(0, str(PROJECT))
@@ -156,15 +164,15 @@ def _load(name: str) -> tuple[Assistant, str]:
         module = importlib.import_module(module_name)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise SettingsError(f"CHATKIT_AGENT: the module {module_name} can't be imported ({reason}).") from error
+        raise SettingsError(f"{variable}: the module {module_name} can't be imported ({reason}).") from error
     if not hasattr(module, attribute):
-        raise SettingsError(f"CHATKIT_AGENT: the module {module_name} has no {attribute}.")
+        raise SettingsError(f"{variable}: the module {module_name} has no {attribute}.")
     value = getattr(module, attribute)
     if isinstance(value, agents.Agent):
-        return AgentAssistant(lambda _user: value), f"the Agents SDK agent {value.name!r} ({name})"
+        return AgentAssistant(lambda _context: value), f"the Agents SDK agent {value.name!r} ({name})"
     if not inspect.isroutine(value):
         raise SettingsError(
-            f"CHATKIT_AGENT: {name} is of type {type(value).__name__}; it has to be an Agents SDK Agent, a function from the "
+            f"{variable}: {name} is of type {type(value).__name__}; it has to be an Agents SDK Agent, a function from the "
             "user to one, or the run_workflow that Agent Builder exported."
         )
     required = [
@@ -172,16 +180,20 @@ def _load(name: str) -> tuple[Assistant, str]:
         for parameter in inspect.signature(value).parameters.values()
         if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
+    if len(required) == 2:
+        return AgentAssistant(
+            lambda context: value(context.user, context.claims)
+        ), f"the agents that the function {name} has for each user"
     if len(required) != 1:
         raise SettingsError(
-            f"CHATKIT_AGENT: the function {name} takes {len(required)} arguments; it has to take one, the user or Agent "
-            "Builder's workflow_input."
+            f"{variable}: the function {name} takes {len(required)} arguments; it has to take the user, the user and their "
+            "claims, or Agent Builder's workflow_input."
         )
     input_type = _workflow_input(value, required[0].name, module)
     if input_type is None:
-        return AgentAssistant(value), f"the agents that the function {name} has for each user"
+        return AgentAssistant(lambda context: value(context.user)), f"the agents that the function {name} has for each user"
     if not inspect.iscoroutinefunction(value):
-        raise SettingsError(f"CHATKIT_AGENT: {name} takes a workflow's input and is no async function; export it anew.")
+        raise SettingsError(f"{variable}: {name} takes a workflow's input and is no async function; export it anew.")
     return WorkflowAssistant(value, input_type), f"the exported workflow {name}"
 
 

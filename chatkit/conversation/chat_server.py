@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any
@@ -68,7 +68,7 @@ class ChatServer(ChatKitServer[ChatContext]):
 
     Args:
         store: where threads are kept.
-        assistant: who answers.
+        assistants: who answers, by the name of the agent; ``None`` is for everybody else.
         turn_seconds: how long one answer may take.
         openai_client: for dictation, where there is a key.
     """
@@ -76,12 +76,20 @@ class ChatServer(ChatKitServer[ChatContext]):
     store: SqlStore
 
     def __init__(
-        self, store: SqlStore, assistant: Assistant, *, turn_seconds: int, openai_client: openai.AsyncOpenAI | None
+        self,
+        store: SqlStore,
+        assistants: Mapping[str | None, Assistant],
+        *,
+        turn_seconds: int,
+        openai_client: openai.AsyncOpenAI | None,
     ) -> None:
         super().__init__(store)
-        self._assistant = assistant
+        self._assistants = assistants
         self._turn_seconds = turn_seconds
         self._openai = openai_client
+
+    def _assistant(self, context: ChatContext) -> Assistant:
+        return self._assistants.get(context.agent) or self._assistants[None]
 
     async def answer(self, request: Any, context: ChatContext, answer: Answer) -> None:
         """Handle ``request`` and put what it is answered with into ``answer``: JSON, or the events of a stream.
@@ -119,7 +127,7 @@ class ChatServer(ChatKitServer[ChatContext]):
         turn = Turn(thread, input_user_message, self.store, context)
         deadline = asyncio.get_running_loop().time() + self._turn_seconds
         try:
-            async with aclosing(self._assistant.answer(turn)) as events:
+            async with aclosing(self._assistant(context).answer(turn)) as events:
                 while True:
                     async with asyncio.timeout_at(deadline):
                         event = await anext(events, None)
@@ -134,7 +142,7 @@ class ChatServer(ChatKitServer[ChatContext]):
         self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
     ) -> AsyncGenerator[ThreadStreamEvent]:
         """Tell the assistant what the user did with a widget, and let it answer."""
-        if isinstance(self._assistant, DemoAssistant):
+        if isinstance(self._assistant(context), DemoAssistant):
             text = f"Your page sent the action {action.type} with {action.payload}."
             yield assistant_message(thread, self.store, context, text)
             return
@@ -146,7 +154,7 @@ class ChatServer(ChatKitServer[ChatContext]):
         self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
     ) -> SyncCustomActionResponse:
         """Change the demo's widget. An agent's widget stays as it is: its action is kept for the next answer."""
-        if isinstance(self._assistant, DemoAssistant) and sender is not None and isinstance(action.payload, dict):
+        if isinstance(self._assistant(context), DemoAssistant) and sender is not None and isinstance(action.payload, dict):
             pressed = action.payload.get("pressed")
             item = sender.model_copy(update={"widget": demo_widget(pressed if isinstance(pressed, int) else 0)})
             await self.store.save_item(thread.id, item, context)

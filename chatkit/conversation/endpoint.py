@@ -31,7 +31,8 @@ def blueprint(server: ChatServer, issuer: SelfhostedIssuer) -> Blueprint:
         chat_request = read_request(read_json_body(MAX_BODY_BYTES))
 
         async def produce(answer: Answer) -> None:
-            await server.answer(chat_request, ChatContext(session.user, answer), answer)
+            context = ChatContext(session.user, answer, session.agent, session.claims)
+            await server.answer(chat_request, context, answer)
 
         answer = event_loop().answer(produce)
         # Waiting for the first event lets a request that can't be served have its status instead of a stream.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
@@ -22,6 +22,7 @@ from chatkit.conversation.event_loop import Answer
 from chatkit.store import NotFoundError, Store
 from chatkit.tables import AttachmentRow, ItemRow, ThreadRow
 from chatkit.types import Attachment, Page, ThreadItem, ThreadMetadata
+from chatkit.users import Primitive
 
 MAX_PAGE = 100
 PURGE_EVERY_SECONDS = 3600
@@ -50,6 +51,10 @@ class ChatContext:
 
     user: str
     answer: Answer
+    agent: str | None = None
+    """The name of the agent that this user is for; ``None`` is everybody else's."""
+    claims: Mapping[str, Primitive] = field(default_factory=dict)
+    """What the agent may know of a user who is signed in (``CHATKIT_STATE_CLAIMS``)."""
     new_threads: set[str] = field(default_factory=set)
     """Threads that this request has begun and that are not stored yet."""
 

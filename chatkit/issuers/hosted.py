@@ -92,8 +92,9 @@ class HostedIssuer:
             {
                 "user": user.id,
                 "workflow": {
-                    "id": settings.workflow_id,
-                    "version": settings.workflow_version,
+                    "id": settings.workflows[user.agent] if user.agent else settings.workflow_id,
+                    "version": None if user.agent else settings.workflow_version,
+                    "state_variables": dict(user.claims),
                     "tracing": {"enabled": settings.tracing},
                 },
                 "expires_after": {"anchor": "created_at", "seconds": settings.session_ttl} if settings.session_ttl else None,

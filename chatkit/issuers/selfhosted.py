@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -15,7 +17,7 @@ from chatkit.database import UNAVAILABLE, open_database
 from chatkit.issuers import Session
 from chatkit.settings import MAX_SESSION_TTL, Settings
 from chatkit.tables import SessionRow
-from chatkit.users import User
+from chatkit.users import Primitive, User
 
 KEEP_EXPIRED_SECONDS = 3600  # so that a page that was asleep is told "expired", which means: refresh
 PURGE_EVERY_SECONDS = 60
@@ -23,7 +25,7 @@ PURGE_EVERY_SECONDS = 60
 
 # Built once; building a statement takes longer than running it.
 _INSERT_SESSION = insert(SessionRow)
-_SELECT_SESSION = select(SessionRow.id, SessionRow.user_id, SessionRow.expires_at).where(
+_SELECT_SESSION = select(SessionRow.id, SessionRow.user_id, SessionRow.expires_at, SessionRow.agent, SessionRow.claims).where(
     SessionRow.secret_hash == bindparam("hash")
 )
 
@@ -34,7 +36,10 @@ class LiveSession:
 
     session_id: str
     user: str
+    """``User.id``"""
     expires_at: datetime
+    agent: str | None
+    claims: Mapping[str, Primitive]
 
 
 class SelfhostedIssuer:
@@ -71,7 +76,14 @@ class SelfhostedIssuer:
         secret = f"cs_{secrets.token_urlsafe(32)}"
         session_id = f"ses_{secrets.token_urlsafe(24)}"
         expires_at = int(time.time()) + self._ttl
-        row = {"id": session_id, "secret_hash": _hash(secret), "user_id": user.id, "expires_at": expires_at}
+        row = {
+            "id": session_id,
+            "secret_hash": _hash(secret),
+            "user_id": user.id,
+            "expires_at": expires_at,
+            "agent": user.agent,
+            "claims": json.dumps(dict(user.claims)) if user.claims else None,
+        }
         try:
             with self.engine.begin() as connection:
                 connection.execute(_INSERT_SESSION, row)
@@ -97,7 +109,8 @@ class SelfhostedIssuer:
             raise problems.ClientSecretUnknown("no session has this secret")
         if row.expires_at <= time.time():
             raise problems.ClientSecretExpired(f"session {row.id} is over")
-        return LiveSession(row.id, row.user_id, datetime.fromtimestamp(row.expires_at, UTC))
+        claims = json.loads(row.claims) if row.claims else {}
+        return LiveSession(row.id, row.user_id, datetime.fromtimestamp(row.expires_at, UTC), row.agent, claims)
 
     def _purge(self, connection: Connection) -> None:
         """Delete what expired a while ago; at most once a minute, in passing, so that no timer is needed."""

@@ -41,15 +41,18 @@ def create_app(settings: Settings | None = None) -> Flask:
     identity.register(app, settings.secret_key)
     origins.register(app, settings.allowed_origins)
     who = identity.Identity(TokenVerifier(settings), required=settings.auth_required)
-    app.register_blueprint(sessions.blueprint(who, issuer))
     app.register_blueprint(health.blueprint(issuer))
     if settings.host_page:
         app.register_blueprint(host_page.blueprint(settings.backend, settings.domain_key))
+    hand_over = None
     if settings.backend is Backend.SELFHOSTED:
         from chatkit import conversation
         from chatkit.issuers.selfhosted import SelfhostedIssuer
 
-        app.register_blueprint(conversation.make_blueprint(settings, cast(SelfhostedIssuer, issuer)))
+        selfhosted = cast(SelfhostedIssuer, issuer)
+        app.register_blueprint(conversation.make_blueprint(settings, selfhosted))
+        hand_over = selfhosted.hand_over if settings.auth_keep_conversations else None
+    app.register_blueprint(sessions.blueprint(who, issuer, hand_over))
     app.after_request(_keep_private)
 
     hops = settings.proxy_hops

@@ -67,6 +67,16 @@ def _bearer_token(authorization: str) -> str:
     return match[1]
 
 
+def known_visitor() -> User | None:
+    """The visitor that the cookie names, whoever is signed in besides."""
+    return User("anonymous", session["visitor"]) if "visitor" in session else None
+
+
+def forget_visitor() -> None:
+    """Make whoever comes next with this browser a new visitor, unless signed in."""
+    session.pop("visitor", None)
+
+
 def _visitor() -> User:
     if "visitor" not in session:
         session["visitor"] = str(uuid.uuid4())

@@ -72,6 +72,7 @@ class Settings:
     auth_jwt_issuer: str | None
     auth_jwt_audiences: tuple[str, ...]
     auth_user_claim: str
+    auth_keep_conversations: bool
     agent_claim: str | None
     workflows: Mapping[str, str] = field(repr=False)
     agents: Mapping[str, str]
@@ -274,6 +275,7 @@ class _SettingsSchema(Schema):
     history_recent_threads = fields.Integer(data_key="CHATKIT_HISTORY_RECENT_THREADS", validate=_whole(1, None, "threads"))
     tracing = fields.Boolean(data_key="CHATKIT_TRACING")
     agent = fields.String(data_key="CHATKIT_AGENT", validate=_agent)
+    auth_keep_conversations = fields.Boolean(data_key="AUTH_KEEP_CONVERSATIONS", load_default=False)
     agent_claim = fields.String(data_key="CHATKIT_AGENT_CLAIM", validate=_opaque)
     workflows = _ByName("pro=wf_…,free=wf_…", _opaque, data_key="CHATKIT_WORKFLOWS", load_default=dict)
     agents = _ByName(
@@ -363,6 +365,10 @@ def _complete(loaded: dict[str, Any], notices: tuple[str, ...]) -> Settings:
         )
         if settings["agent"]:
             notices += ("CHATKIT_AGENT is set and not used, because CHATKIT_BACKEND is hosted.",)
+        if settings["auth_keep_conversations"]:
+            notices += (
+                "AUTH_KEEP_CONVERSATIONS is set and not used, because OpenAI has the conversations of hosted sessions.",
+            )
     if not development:
         if "allowed_origins" not in loaded:
             notices += (
@@ -406,7 +412,7 @@ def _notices(given: Mapping[str, str], environ: Mapping[str, str], dotenv: Mappi
         )
     if not given.keys() & {"AUTH_JWT_SECRET", "AUTH_JWKS_URL"}:
         claims = {"AUTH_USER_CLAIM", "CHATKIT_AGENT_CLAIM", "CHATKIT_STATE_CLAIMS"}
-        unused = sorted(given.keys() & {"AUTH_JWT_ISSUER", "AUTH_JWT_AUDIENCE", *claims})
+        unused = sorted(given.keys() & {"AUTH_JWT_ISSUER", "AUTH_JWT_AUDIENCE", "AUTH_KEEP_CONVERSATIONS", *claims})
         notices += [f"{name} is set and not used, because neither AUTH_JWT_SECRET nor AUTH_JWKS_URL is." for name in unused]
     return tuple(notices)
 

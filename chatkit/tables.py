@@ -62,6 +62,7 @@ class ItemRow(Base):
             ["chat_threads.id", "chat_threads.user_id"],
             name="fk_chat_items_thread",
             ondelete="CASCADE",
+            onupdate="CASCADE",  # a conversation changes its owner as a whole
         ),
         UniqueConstraint("thread_id", "id", name="uq_chat_items_thread_id_id"),
         Index("ix_chat_items_thread_id_position", "thread_id", "position"),
@@ -82,6 +83,7 @@ class AttachmentRow(Base):
             ["chat_threads.id", "chat_threads.user_id"],
             name="fk_chat_attachments_thread",
             ondelete="CASCADE",
+            onupdate="CASCADE",
         ),
         Index("ix_chat_attachments_thread_id", "thread_id"),
     )

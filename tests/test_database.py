@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, insert, text
 
 from chatkit.database import open_database
 from chatkit.settings import SettingsError
-from chatkit.tables import Base
+from chatkit.tables import Base, ItemRow, ThreadRow
 from tests.service import PROJECT, environment, free_port
 
 
@@ -61,6 +62,22 @@ def test_a_migration_that_fails_changes_nothing(database: str, monkeypatch: pyte
         with pytest.raises(RuntimeError):
             open_database(database)
     open_database(database)
+
+
+def test_conversations_of_an_earlier_version_come_along(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade = command.upgrade
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "upgrade", lambda config, _head: upgrade(config, "0002"))
+        engine = open_database(database)
+    thread = {"id": "thr_1", "user_id": "anonymous:a", "used_at": 1, "data": "{}"}
+    item = {"thread_id": "thr_1", "user_id": "anonymous:a", "id": "msg_1", "data": "{}"}
+    with engine.begin() as connection:
+        connection.execute(insert(ThreadRow), [thread])
+        connection.execute(insert(ItemRow), [{**item, "id": f"msg_{number}"} for number in range(3)])
+    with open_database(database).begin() as connection:
+        connection.execute(text("UPDATE chat_threads SET user_id = 'user:ada'"))
+        items = connection.execute(text("SELECT id, user_id FROM chat_items ORDER BY position")).all()
+    assert [tuple(row) for row in items] == [(f"msg_{number}", "user:ada") for number in range(3)]
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ WRONG = {
     "AUTH_JWT_ISSUER": "XY ZZY",
     "AUTH_JWT_AUDIENCE": "a,XY ZZY",
     "AUTH_USER_CLAIM": "XY ZZY",
+    "AUTH_KEEP_CONVERSATIONS": "XYZZY",
     "PROXY_HOPS": "XYZZY",
     "LOG_LEVEL": "XYZZY",
     "PORT": "70000",
@@ -271,6 +272,7 @@ def test_origins_that_are_refused(entry: str) -> None:
         ({"CHATKIT_AGENT": "my.agents:one"}, "CHATKIT_AGENT is set and not used"),
         ({"CHATKIT_BACKEND": "selfhosted"}, "DATABASE_URL is not set"),
         ({"AUTH_JWT_ISSUER": "https://login.example.com"}, "AUTH_JWT_ISSUER is set and not used"),
+        ({"AUTH_KEEP_CONVERSATIONS": "true"}, "AUTH_KEEP_CONVERSATIONS is set and not used"),
         ({"CHATKIT_AGENT_CLAIM": "plan"}, "Of CHATKIT_AGENT_CLAIM and CHATKIT_WORKFLOWS one is set"),
         (
             {"CHATKIT_BACKEND": "selfhosted", "CHATKIT_AGENTS": "pro=a.b:c"},

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, text
+from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, text, update
 
 from chatkit import problems
 from chatkit.database import UNAVAILABLE, open_database
 from chatkit.issuers import Session
 from chatkit.settings import MAX_SESSION_TTL, Settings
-from chatkit.tables import SessionRow
+from chatkit.tables import AttachmentRow, SessionRow, ThreadRow
 from chatkit.users import Primitive, User
 
 KEEP_EXPIRED_SECONDS = 3600  # so that a page that was asleep is told "expired", which means: refresh
@@ -27,6 +27,12 @@ PURGE_EVERY_SECONDS = 60
 _INSERT_SESSION = insert(SessionRow)
 _SELECT_SESSION = select(SessionRow.id, SessionRow.user_id, SessionRow.expires_at, SessionRow.agent, SessionRow.claims).where(
     SessionRow.secret_hash == bindparam("hash")
+)
+_HAND_OVER = [update(row).where(row.user_id == bindparam("visitor")) for row in (ThreadRow, AttachmentRow)]  # items follow
+_END_SESSIONS = (
+    update(SessionRow)
+    .where(SessionRow.user_id == bindparam("visitor"), SessionRow.expires_at > bindparam("now"))
+    .values(expires_at=bindparam("now"))
 )
 
 
@@ -111,6 +117,23 @@ class SelfhostedIssuer:
             raise problems.ClientSecretExpired(f"session {row.id} is over")
         claims = json.loads(row.claims) if row.claims else {}
         return LiveSession(row.id, row.user_id, datetime.fromtimestamp(row.expires_at, UTC), row.agent, claims)
+
+    def hand_over(self, visitor: User, user: User) -> None:
+        """Give the conversations of ``visitor`` to ``user``, and end the visitor's sessions, all or nothing.
+
+        An answer that is on its way in one of them ends with an error.
+
+        Raises:
+            DatabaseUnavailable: nothing has changed.
+        """
+        of_visitor, of_user = {"visitor": visitor.id, "now": int(time.time())}, {"user_id": user.id}
+        try:
+            with self.engine.begin() as connection:
+                for statement in _HAND_OVER:
+                    connection.execute(statement.values(of_user), of_visitor)
+                connection.execute(_END_SESSIONS, of_visitor)
+        except UNAVAILABLE as error:
+            raise problems.DatabaseUnavailable("conversations could not be handed over") from error
 
     def _purge(self, connection: Connection) -> None:
         """Delete what expired a while ago; at most once a minute, in passing, so that no timer is needed."""

@@ -32,7 +32,7 @@ def register(app: Flask, allowed: tuple[re.Pattern[str], ...]) -> None:
         app,
         resources=r"/api/.*",
         origins=list(allowed),
-        methods=["POST"],
+        methods=["DELETE", "POST"],
         allow_headers="*",  # ChatKit's component adds headers of its own, and listed origins are trusted with any
         expose_headers=["Retry-After", "X-Request-ID"],
         supports_credentials=True,

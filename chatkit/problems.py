@@ -136,6 +136,12 @@ class SessionNotCreated(Problem):
     log_level = logging.ERROR
 
 
+class SessionNotEnded(Problem):
+    status, code = HTTPStatus.INTERNAL_SERVER_ERROR, "openai_session_not_ended"
+    message = "OpenAI service error: Could not end session"
+    log_level = logging.ERROR
+
+
 class OpenAIUnavailable(Problem):
     status, code, message = HTTPStatus.SERVICE_UNAVAILABLE, "openai_unavailable", "OpenAI service temporarily unavailable"
     retry_after = 5

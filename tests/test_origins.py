@@ -30,7 +30,7 @@ def test_preflight(client: FlaskClient, upstream: Upstream) -> None:
     assert response.status_code == 200
     assert response.headers["Access-Control-Allow-Origin"] == LISTED
     assert response.headers["Access-Control-Allow-Credentials"] == "true"
-    assert response.headers["Access-Control-Allow-Methods"] == "POST"
+    assert response.headers["Access-Control-Allow-Methods"] == "DELETE, POST"
     assert response.headers["Access-Control-Allow-Headers"] == "authorization, content-type, x-request-id"
     assert response.headers["Access-Control-Max-Age"] == "600"
     assert "Set-Cookie" not in response.headers

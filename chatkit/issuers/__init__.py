@@ -24,13 +24,23 @@ class Session:
 
 
 class Issuer(Protocol):
-    """Mints sessions for one backend."""
+    """Mints sessions for one backend, and ends them."""
+
+    knows_owners: bool
+    """Whether ``end`` knows by itself whose a session is. Otherwise its caller has to."""
 
     def issue(self, user: User) -> Session:
         """A new session for ``user``.
 
         Raises:
             chatkit.problems.Problem: a row of the contract's table.
+        """
+
+    def end(self, session_id: str, user: User) -> None:
+        """End a session of ``user``, so that its secret opens nothing any more. One that is over stays over.
+
+        Raises:
+            chatkit.problems.Problem: ``NotFound`` where it is not this user's; else a row of the contract's table.
         """
 
     def missing(self) -> list[str]:

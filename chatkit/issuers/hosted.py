@@ -11,6 +11,7 @@ import logging
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import requests
 import urllib3
@@ -31,6 +32,8 @@ MAX_RETRY_AFTER = 600
 class HostedIssuer:
     """Asks OpenAI's ChatKit Sessions API, over one pool of connections for the whole process."""
 
+    knows_owners = False  # OpenAI does, and says so only once a session has ended
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ttl = settings.session_ttl or MAX_SESSION_TTL
@@ -45,6 +48,7 @@ class HostedIssuer:
         )
         # All calls differ in their body alone; preparing the rest anew takes longer than all else that is done for a call.
         self._prepared = self.http.prepare_request(requests.Request("POST", f"{settings.api_base}/v1/chatkit/sessions"))
+        self._url = str(self._prepared.url)
         if missing := self.missing():
             log.warning("Sessions can't be minted before this is set: %s", ", ".join(missing))
 
@@ -59,27 +63,47 @@ class HostedIssuer:
             raise problems.ApiKeyMissing("OPENAI_API_KEY is not set")
         if not self._settings.workflow_id:
             raise problems.WorkflowMissing("CHATKIT_WORKFLOW_ID is not set")
+        return self._read_session(*self._call(self._url, self._request_body(user)))
+
+    def end(self, session_id: str, user: User) -> None:
+        """See ``Issuer.end``; its caller has made sure whose session it is. Takes as long as ``issue`` at most."""
+        if not self._settings.openai_api_key:
+            raise problems.ApiKeyMissing("OPENAI_API_KEY is not set")
+        status, headers, body = self._call(f"{self._url}/{quote(session_id, safe='')}/cancel", None)
+        about = _refuse_known(status, headers, _json_object(body))
+        if status in (400, 404, 409, 410):
+            log.info("%s: the session of %s was over", about, user.kind)
+        elif not 200 <= status < 300:
+            raise problems.SessionNotEnded(about)
+
+    def _call(self, url: str, body: dict[str, Any] | None) -> tuple[int, Any, bytes]:
+        """Status, headers and body of OpenAI's answer to a POST.
+
+        Raises:
+            OpenAIUnavailable: there was none in time.
+            SessionNotCreated: it can't be read.
+        """
         try:
             with call_budget(CALL_SECONDS, MAX_ANSWER_BYTES):
-                status, headers, body = self._post(self._request_body(user))
+                return self._post(url, body)
         except (requests.exceptions.ContentDecodingError, urllib3.exceptions.DecodeError) as error:
             raise problems.SessionNotCreated("OpenAI's answer is not encoded as it says") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise problems.OpenAIUnavailable("no answer from OpenAI") from error
-        return self._read_session(status, headers, body)
 
-    def _post(self, body: dict[str, Any]) -> tuple[int, Any, bytes]:
+    def _post(self, url: str, body: dict[str, Any] | None) -> tuple[int, Any, bytes]:
         """Post once; once more if the connection broke, which a pooled one may do just as it is used."""
         try:
-            return self._post_once(body)
+            return self._post_once(url, body)
         except requests.Timeout:
             raise
         except requests.ConnectionError as error:
             log.info("connection to OpenAI broke (%s), trying once more", type(error).__name__)
-            return self._post_once(body)
+            return self._post_once(url, body)
 
-    def _post_once(self, body: dict[str, Any]) -> tuple[int, Any, bytes]:
+    def _post_once(self, url: str, body: dict[str, Any] | None) -> tuple[int, Any, bytes]:
         request = self._prepared.copy()
+        request.url = url
         request.prepare_body(data=None, files=None, json=body)
         with self.http.send(request, timeout=CALL_SECONDS, allow_redirects=False, stream=True) as response:
             # One byte more than allowed tells an answer that is too long from one that just fits.
@@ -112,13 +136,7 @@ class HostedIssuer:
 
     def _read_session(self, status: int, headers: Any, body: bytes) -> Session:
         answer = _json_object(body)
-        about = f"OpenAI answered {status}{_reference(headers, answer)}"
-        if status == 401:
-            raise problems.OpenAIAuthenticationFailed(f"{about}: OPENAI_API_KEY is not valid (any more)")
-        if status == 429:
-            raise problems.OpenAIRateLimited(about, retry_after=_retry_after(headers))
-        if status >= 500:
-            raise problems.OpenAIUnavailable(about)
+        about = _refuse_known(status, headers, answer)
         if status == 404:
             raise problems.SessionNotCreated(
                 f"{about}: most often the key belongs to another project than the workflow; is another OPENAI_API_KEY set on "
@@ -145,6 +163,18 @@ class HostedIssuer:
         if isinstance(expires_at, int | float) and now.timestamp() < expires_at <= longest.timestamp():
             return datetime.fromtimestamp(expires_at, UTC)
         return longest
+
+
+def _refuse_known(status: int, headers: Any, answer: dict[str, Any]) -> str:
+    """Raise what an answer means whatever was asked; else say, for the log, which answer it is."""
+    about = f"OpenAI answered {status}{_reference(headers, answer)}"
+    if status == 401:
+        raise problems.OpenAIAuthenticationFailed(f"{about}: OPENAI_API_KEY is not valid (any more)")
+    if status == 429:
+        raise problems.OpenAIRateLimited(about, retry_after=_retry_after(headers))
+    if status >= 500:
+        raise problems.OpenAIUnavailable(about)
+    return about
 
 
 def _without_unset(value: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, text, update
+from sqlalchemy import Connection, Engine, bindparam, case, delete, insert, select, text, update
 
 from chatkit import problems
 from chatkit.database import UNAVAILABLE, open_database
@@ -28,11 +29,15 @@ _INSERT_SESSION = insert(SessionRow)
 _SELECT_SESSION = select(SessionRow.id, SessionRow.user_id, SessionRow.expires_at, SessionRow.agent, SessionRow.claims).where(
     SessionRow.secret_hash == bindparam("hash")
 )
+_now: Any = bindparam("now")
+_END_SESSION = (
+    update(SessionRow)
+    .where(SessionRow.id == bindparam("session"), SessionRow.user_id == bindparam("owner"))
+    .values(expires_at=case((SessionRow.expires_at > _now, _now), else_=SessionRow.expires_at))
+)
 _HAND_OVER = [update(row).where(row.user_id == bindparam("visitor")) for row in (ThreadRow, AttachmentRow)]  # items follow
 _END_SESSIONS = (
-    update(SessionRow)
-    .where(SessionRow.user_id == bindparam("visitor"), SessionRow.expires_at > bindparam("now"))
-    .values(expires_at=bindparam("now"))
+    update(SessionRow).where(SessionRow.user_id == bindparam("visitor"), SessionRow.expires_at > _now).values(expires_at=_now)
 )
 
 
@@ -50,6 +55,8 @@ class LiveSession:
 
 class SelfhostedIssuer:
     """Mints sessions and knows, given a secret, whose live session it opens."""
+
+    knows_owners = True
 
     def __init__(self, engine: Engine, ttl: int) -> None:
         self.engine = engine
@@ -97,6 +104,17 @@ class SelfhostedIssuer:
         except UNAVAILABLE as error:
             raise problems.DatabaseUnavailable("a session could not be stored") from error
         return Session(session_id=session_id, client_secret=secret, expires_at=datetime.fromtimestamp(expires_at, UTC))
+
+    def end(self, session_id: str, user: User) -> None:
+        """See ``Issuer.end``. An answer that is on its way goes on to its end."""
+        values = {"session": session_id, "owner": user.id, "now": int(time.time())}
+        try:
+            with self.engine.begin() as connection:
+                found = connection.execute(_END_SESSION, values).rowcount
+        except UNAVAILABLE as error:
+            raise problems.DatabaseUnavailable("a session could not be ended") from error
+        if not found:
+            raise problems.NotFound("no such session of this user")
 
     def find(self, client_secret: str) -> LiveSession:
         """The live session that ``client_secret`` opens.

@@ -11,6 +11,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from chatkit import health, host_page, identity, logs, origins, problems, sessions
 from chatkit.issuers import make_issuer
+from chatkit.limits import Limits
 from chatkit.settings import Backend, Settings, load
 from chatkit.tokens import TokenVerifier
 
@@ -41,6 +42,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     identity.register(app, settings.secret_key)
     origins.register(app, settings.allowed_origins)
     who = identity.Identity(TokenVerifier(settings), required=settings.auth_required)
+    limits = Limits(app, settings)
     app.register_blueprint(health.blueprint(issuer))
     if settings.host_page:
         app.register_blueprint(host_page.blueprint(settings.backend, settings.domain_key))
@@ -50,9 +52,9 @@ def create_app(settings: Settings | None = None) -> Flask:
         from chatkit.issuers.selfhosted import SelfhostedIssuer
 
         selfhosted = cast(SelfhostedIssuer, issuer)
-        app.register_blueprint(conversation.make_blueprint(settings, selfhosted))
+        app.register_blueprint(conversation.make_blueprint(settings, selfhosted, limits))
         hand_over = selfhosted.hand_over if settings.auth_keep_conversations else None
-    app.register_blueprint(sessions.blueprint(who, issuer, hand_over))
+    app.register_blueprint(sessions.blueprint(who, limits, issuer, hand_over))
     app.after_request(_keep_private)
 
     hops = settings.proxy_hops

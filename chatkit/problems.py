@@ -31,6 +31,7 @@ class Problem(Exception):
     retry_after: int | None = None
     log_level = logging.INFO
     authenticate: str | None = None  # for WWW-Authenticate
+    allowed: int | None = None  # a minute, of what has just been refused
 
     def __init__(self, detail: str = "", *, retry_after: int | None = None) -> None:
         super().__init__(detail)
@@ -120,6 +121,17 @@ class OpenAIRateLimited(Problem):
     log_level = logging.WARNING
 
 
+class TooManyRequests(Problem):
+    """More than one user's or one address's share."""
+
+    status, code = HTTPStatus.TOO_MANY_REQUESTS, "too_many_requests"
+    message = "Too many requests. Please try again in a moment."
+
+    def __init__(self, detail: str, *, retry_after: int, allowed: int | None = None) -> None:
+        super().__init__(detail, retry_after=retry_after)
+        self.allowed = allowed
+
+
 class ApiKeyMissing(Problem):
     status, code, message = HTTPStatus.INTERNAL_SERVER_ERROR, "openai_api_key_missing", "OpenAI API key not configured"
     log_level = logging.ERROR
@@ -184,6 +196,10 @@ def _answer_problem(problem: Problem) -> Response:
     response = _envelope(problem.status, problem.code, problem.message)
     if problem.retry_after is not None:
         response.headers["Retry-After"] = str(problem.retry_after)
+    if problem.allowed is not None:
+        response.headers["RateLimit-Limit"] = str(problem.allowed)
+        response.headers["RateLimit-Remaining"] = "0"
+        response.headers["RateLimit-Reset"] = str(problem.retry_after)
     if problem.authenticate is not None:
         response.headers["WWW-Authenticate"] = problem.authenticate
     return response

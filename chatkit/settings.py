@@ -77,6 +77,9 @@ class Settings:
     workflows: Mapping[str, str] = field(repr=False)
     agents: Mapping[str, str]
     state_claims: tuple[str, ...]
+    rate_limit: tuple[int, int]
+    """Sessions a minute, of one user and of one address."""
+    redis_url: str | None = field(repr=False)
     proxy_hops: int
     log_level: str
     port: int
@@ -209,6 +212,16 @@ class _ByName(fields.Field[Mapping[str, str]]):
         return by_name
 
 
+class _RateLimit(fields.Field[tuple[int, int]]):
+    """A number for one user and for one address, or one for each."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[int, int]:
+        numbers = re.fullmatch(r"([1-9]\d{0,8})(?:\s*,\s*([1-9]\d{0,8}))?", value)
+        if not numbers:
+            raise ValidationError("must be how many sessions a minute, for one user and for one address: 60, or 20,600.")
+        return int(numbers[1]), int(numbers[2] or numbers[1])
+
+
 class _DatabaseUrl(fields.String):
     """An SQLAlchemy address; ``postgres://``, as platforms hand it out, becomes the driver that is installed."""
 
@@ -306,6 +319,11 @@ class _SettingsSchema(Schema):
     auth_jwt_issuer = fields.String(data_key="AUTH_JWT_ISSUER", validate=_opaque)
     auth_jwt_audiences = _Names(data_key="AUTH_JWT_AUDIENCE", load_default=())
     auth_user_claim = fields.String(data_key="AUTH_USER_CLAIM", load_default="sub", validate=_opaque)
+    rate_limit = _RateLimit(data_key="RATE_LIMIT", load_default=(60, 60))
+    redis_url = fields.String(
+        data_key="REDIS_URL",
+        validate=[_opaque, validate.Regexp(r"rediss?://[^/]", error="must be an address such as redis://localhost:6379/0.")],
+    )
     proxy_hops = fields.Integer(data_key="PROXY_HOPS", validate=_whole(0, 10, "proxies"))
     log_level = fields.String(
         data_key="LOG_LEVEL",

@@ -17,7 +17,8 @@ def test_answer_to_a_listed_origin(client: FlaskClient) -> None:
     assert response.status_code == 200
     assert response.headers["Access-Control-Allow-Origin"] == LISTED
     assert response.headers["Access-Control-Allow-Credentials"] == "true"
-    assert response.headers["Access-Control-Expose-Headers"] == "Retry-After, X-Request-ID"
+    exposed = response.headers["Access-Control-Expose-Headers"].split(", ")
+    assert exposed == ["RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After", "X-Request-ID"]
     assert "Origin" in response.vary
 
 

@@ -112,6 +112,8 @@ WRONG = {
     "AUTH_JWT_AUDIENCE": "a,XY ZZY",
     "AUTH_USER_CLAIM": "XY ZZY",
     "AUTH_KEEP_CONVERSATIONS": "XYZZY",
+    "RATE_LIMIT": "0",
+    "REDIS_URL": "XYZZY://localhost",
     "PROXY_HOPS": "XYZZY",
     "LOG_LEVEL": "XYZZY",
     "PORT": "70000",

@@ -10,8 +10,10 @@ import chatkit.logger
 from chatkit.conversation.assistants import make_assistants, make_openai_client
 from chatkit.conversation.chat_server import ChatServer
 from chatkit.conversation.endpoint import blueprint
+from chatkit.conversation.places import Places
 from chatkit.conversation.storage import SqlStore
 from chatkit.issuers.selfhosted import SelfhostedIssuer
+from chatkit.limits import Limits
 from chatkit.settings import Settings
 
 # OpenAI's package logs to "chatkit", the name of ours too, and would write each line a second time when LOG_LEVEL is set.
@@ -19,7 +21,7 @@ chatkit.logger.logger.handlers.clear()
 logging.getLogger("chatkit").setLevel(logging.NOTSET)
 
 
-def make_blueprint(settings: Settings, issuer: SelfhostedIssuer) -> Blueprint:
+def make_blueprint(settings: Settings, issuer: SelfhostedIssuer, limits: Limits) -> Blueprint:
     """The chat's endpoint, with the assistants and the storage that ``settings`` ask for.
 
     Raises:
@@ -32,4 +34,4 @@ def make_blueprint(settings: Settings, issuer: SelfhostedIssuer) -> Blueprint:
         turn_seconds=settings.turn_seconds,
         openai_client=client,
     )
-    return blueprint(server, issuer)
+    return blueprint(server, issuer, limits, Places(settings.threads))

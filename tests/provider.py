@@ -14,7 +14,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from tests.upstream import Upstream, answering
 
-SECRET = "a-shared-secret-of-the-tests-0123456789"
+SECRET = "a-shared-secret-of-the-tests-that-is-long-enough-for-any-hmac-0123456789"
 
 
 @functools.cache
@@ -40,9 +40,9 @@ def _kind(key: Any) -> Any:
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """Of a token that is good for five minutes; ``None`` leaves a claim out."""
+    """Of a token that is good for an hour, longer than the tests take; ``None`` leaves a claim out."""
     now = int(time.time())
-    whole = {"sub": "ada", "iat": now, "exp": now + 300, **changes}
+    whole = {"sub": "ada", "iat": now, "exp": now + 3600, **changes}
     return {name: value for name, value in whole.items() if value is not None}
 
 

@@ -27,6 +27,7 @@ lock: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(VENV)/bin/python -m bench.sessions
+	$(VENV)/bin/python -m bench.guards
 	$(VENV)/bin/python -m bench.streams
 	$(VENV)/bin/python -m bench.history
 

@@ -24,16 +24,16 @@ class Outcome:
 
 
 async def _call(
-    port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, path: str
+    port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, path: str, more: str
 ) -> tuple[int, bool]:
     """The answer's status, and whether the connection goes on."""
-    writer.write(f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\n\r\n".encode())
+    writer.write(f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\n{more}\r\n".encode())
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
     return int(head[9:12]), b"connection: close" not in head
 
 
-async def _caller(port: int, outcome: Outcome, until: float, calls: int, method: str, path: str) -> None:
+async def _caller(port: int, outcome: Outcome, until: float, calls: int, method: str, path: str, more: str) -> None:
     connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
     while calls and time.monotonic() < until:
         calls -= 1
@@ -43,7 +43,7 @@ async def _caller(port: int, outcome: Outcome, until: float, calls: int, method:
         except OSError:
             return  # refused: nothing was accepted, so nothing is lost
         try:
-            status, goes_on = await _call(port, *connection, method, path)
+            status, goes_on = await _call(port, *connection, method, path, more)
         except (OSError, asyncio.IncompleteReadError):
             outcome.lost += 1
             connection = None
@@ -65,10 +65,12 @@ async def callers(
     calls: int = 10**9,
     method: str = "POST",
     path: str = "/api/chatkit/sessions",
+    authorization: str = "",
 ) -> Outcome:
     """``number`` callers at once, each calling again and again until ``seconds`` or its ``calls`` are over."""
     outcome = Outcome()
+    more = f"Authorization: {authorization}\r\n" if authorization else ""
     started = time.monotonic()
-    await asyncio.gather(*(_caller(port, outcome, started + seconds, calls, method, path) for _ in range(number)))
+    await asyncio.gather(*(_caller(port, outcome, started + seconds, calls, method, path, more) for _ in range(number)))
     outcome.seconds = time.monotonic() - started
     return outcome

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, Literal
 
@@ -92,7 +93,11 @@ def address() -> str:
 
     Of an IPv6 address it is the first 64 bits: whoever has one has all that begin like it. Some proxies add the port.
     """
-    text = request.remote_addr or ""
+    return _client(request.remote_addr or "")
+
+
+@lru_cache(1024)
+def _client(text: str) -> str:
     host = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", text)
     try:
         found: IPv4Address | IPv6Address = ip_address(host)

@@ -220,6 +220,11 @@ def test_tokens_signed_with_a_shared_secret(
     assert user_of(upstream) == f"user:{subject}"
 
 
+def test_a_token_of_more_than_8_kib(with_secret: FlaskClient) -> None:
+    assert mint(with_secret, shared(more="x" * 5000)).status_code == 200
+    assert error_of(mint(with_secret, shared(more="x" * 7000))) == INVALID
+
+
 def test_what_is_encrypted_is_no_proof(with_secret: FlaskClient) -> None:
     """Auth.js encrypts its session token unless told otherwise: five parts, for its own eyes."""
     header = jwt.utils.base64url_encode(b'{"alg":"dir","enc":"A256CBC-HS512"}').decode()

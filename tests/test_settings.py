@@ -198,6 +198,25 @@ def test_signing_in_that_would_not_be_safe(variables: dict[str, str], words: str
     assert words in mistakes(**variables)
 
 
+BLOCKS = {
+    f"{name}, {number}": block
+    for name in ("sign-in.md", "security.md")
+    for number, block in enumerate(re.findall(r"```sh\n(.*?)```", (module.PROJECT / "docs" / name).read_text(), re.DOTALL))
+    if "curl" not in block
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_blocks_of_the_documentation(block: str) -> None:
+    """Each is settings that start, whole or beside others, and none of them is ignored."""
+    variables = dict(re.findall(r"^([A-Z_]+)=(\S+)", BLOCKS[block], re.MULTILINE))
+    assert variables
+    assert variables.keys() <= VARIABLES
+    signed_in = {"AUTH_JWT_SECRET": "s" * 32} if "CHATKIT_AGENT_CLAIM" in variables else {}
+    settings = load(**{"CHATKIT_BACKEND": "selfhosted", **signed_in, **variables})
+    assert not [text for text in settings.notices if "not used" in text or "everybody gets" in text]
+
+
 def test_signing_in() -> None:
     assert not load().auth_required
     assert load(**SECRET, AUTH_REQUIRED="true").auth_required

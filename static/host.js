@@ -70,7 +70,8 @@
     network: "Network connection lost. Please check your internet.",
     down: "Service temporarily down. Please try again.",
     busy: "Too many requests. Please try again in a moment.",
-    again: "Unable to start chat. Please try again."
+    again: "Unable to start chat. Please try again.",
+    signIn: "Please sign in, and try again."
   };
   var API_URL = location.origin || "http://localhost:8000";
   var CALL_LIMIT_MS = 15e3;
@@ -101,7 +102,7 @@
   }
   function letRunOut(secret) {
     const session2 = issued.get(secret);
-    if (session2) session2.lifeMs = session2.usefulMs = 0;
+    if (session2) session2.lifeMs = session2.usefulMs = -Infinity;
   }
   var chatKitConfig = {
     api: { getClientSecret },
@@ -122,7 +123,7 @@
     try {
       const asked = now();
       const signIn = signIns;
-      const response = await call();
+      const response = await call("POST");
       const body = await readJson(response);
       if (!response.ok) throw refusal(response, body);
       const data = body == null ? void 0 : body.data;
@@ -147,15 +148,15 @@
     issued.set(secret, { sessionId, asked, lifeMs, usefulMs: lifeMs - Math.min(MARGIN_MS, lifeMs / 2) });
     newest = secret;
   }
-  async function call() {
+  async function call(method, path = "") {
     const headers = { "Content-Type": "application/json" };
     const token = typeof tokenSource === "function" ? await tokenSource() : tokenSource;
     if (token) headers.Authorization = `Bearer ${token}`;
     const controller = new AbortController();
     const timer = setTimeout(() => controller.abort(), CALL_LIMIT_MS);
     try {
-      return await fetch(`${API_URL}/api/chatkit/sessions`, {
-        method: "POST",
+      return await fetch(`${API_URL}/api/chatkit/sessions${path}`, {
+        method,
         headers,
         credentials: "include",
         // the visitor's cookie, which keeps a visitor the same person
@@ -176,16 +177,18 @@
       return null;
     }
   }
-  function refusal(response, body) {
-    const message = typeof (body == null ? void 0 : body.message) === "string" ? body.message : `Session creation failed: ${response.statusText || response.status}`;
+  function refusal(response, body, what = "Session creation failed") {
+    const message = typeof (body == null ? void 0 : body.message) === "string" ? body.message : `${what}: ${response.statusText || response.status}`;
     const seconds = Number(response.headers.get("Retry-After") || NaN);
-    return new SessionError(message, userMessageFor(response.status), {
+    const code = typeof (body == null ? void 0 : body.code) === "string" ? body.code : void 0;
+    return new SessionError(message, userMessageFor(response.status, code), {
       status: response.status,
-      code: typeof (body == null ? void 0 : body.code) === "string" ? body.code : void 0,
+      code,
       retryAfter: Number.isFinite(seconds) ? seconds : void 0
     });
   }
-  function userMessageFor(status) {
+  function userMessageFor(status, code) {
+    if (code === "authentication_required" || code === "invalid_token") return USER_MESSAGES.signIn;
     if (status === 429) return USER_MESSAGES.busy;
     if (status > 500) return USER_MESSAGES.down;
     return USER_MESSAGES.configuration;

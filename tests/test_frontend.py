@@ -14,10 +14,12 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import requests
 from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.browser import FRONTEND, Visitor, axe_violations, chromium
 from tests.next_app import NextApp
+from tests.provider import SECRET, shared
 from tests.service import Service, free_port
 from tests.upstream import API_KEY, WORKFLOW_ID, Upstream, failing, mint, minting
 
@@ -215,6 +217,39 @@ class TestASessionThatEnds:
         assert len(visitor.calls()) == 2
         assert messages_sent(visitor) == ["Do you know me?"]
         assert not shown_error(page).count()
+
+
+class TestSignedIn:
+    def test_each_user_has_sessions_of_their_own_and_a_sign_out_ends_them(
+        self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
+    ) -> None:
+        with selfhosted(AUTH_JWT_SECRET=SECRET) as service:
+            page = visitor.open(f"{app.url}/sign-in#{shared(sub='ada')}")
+            is_ready(page)
+            say(page, "As a visitor")
+            expect(answer_to(page, "As a visitor")).to_be_visible(timeout=15_000)
+            page.get_by_role("button", name="Sign in").click()
+            expect(answer_to(page, "As a visitor")).not_to_be_attached()
+            is_ready(page)
+            say(page, "As Ada")
+            expect(answer_to(page, "As Ada")).to_be_visible(timeout=15_000)
+            of_ada = visitor.calls("/api/chatkit")[-1].headers["authorization"]
+            page.get_by_role("button", name="Sign out").click()
+            expect(answer_to(page, "As Ada")).not_to_be_attached()
+            is_ready(page)
+            listing = {"type": "threads.list", "params": {}}
+            late = requests.post(f"{service.url}/api/chatkit", json=listing, headers={"Authorization": of_ada}, timeout=10)
+        assert late.json()["code"] == "client_secret_expired"
+        signed_in = ["authorization" in call.headers for call in visitor.calls()]
+        assert signed_in == [False, True, False]
+        assert not shown_error(page).count()
+
+    def test_who_is_not_signed_in_is_asked_to(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        with selfhosted(AUTH_JWT_SECRET=SECRET, AUTH_REQUIRED="true"):
+            page = visitor.open(f"{app.url}/sign-in#{shared(sub='ada')}")
+            expect(shown_error(page)).to_contain_text("Please sign in, and try again.")
+            page.get_by_role("button", name="Sign in").click()
+            is_ready(page)
 
 
 class TestErrorsOnScreen:

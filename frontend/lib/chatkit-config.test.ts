@@ -1,6 +1,6 @@
 import type { HostedApiConfig } from '@openai/chatkit'
 import { afterEach, beforeEach, describe, expect, expectTypeOf, it, vi } from 'vitest'
-import { type SessionError, chatKitConfig, describeSession, getClientSecret, letRunOut, setAuthToken, userMessage } from './chatkit-config'
+import { type SessionError, chatKitConfig, describeSession, endSessions, getClientSecret, letRunOut, setAuthToken, userMessage } from './chatkit-config'
 
 const API_URL = 'http://localhost:8000'
 
@@ -191,6 +191,8 @@ describe('callers at the same time', () => {
 describe('errors say what a person can do', () => {
   it.each([
     [401, 'openai_authentication_failed', 'Unable to start chat. Please check configuration.'],
+    [401, 'authentication_required', 'Please sign in, and try again.'],
+    [401, 'invalid_token', 'Please sign in, and try again.'],
     [403, 'origin_not_allowed', 'Unable to start chat. Please check configuration.'],
     [429, 'openai_rate_limited', 'Too many requests. Please try again in a moment.'],
     [500, 'chatkit_workflow_missing', 'Unable to start chat. Please check configuration.'],
@@ -275,6 +277,44 @@ describe('signed-in users', () => {
     expect(await ada).toBe('cs_of_ada')
     answers(session('cs_of_bob_too'))
     expect(await getClientSecret('cs_of_ada')).toBe('cs_of_bob_too')
+  })
+})
+
+describe('signing out', () => {
+  const ended = () => fetchMock.mock.calls.filter(([, init]) => init.method === 'DELETE').map(([url]) => url)
+
+  it('ends the sessions that are alive, as the one whose they are', async () => {
+    setAuthToken('ada')
+    answers(session('cs_old', 60), session('cs_1'), session('cs_2'))
+    await getClientSecret()
+    vi.advanceTimersByTime(60_000)
+    await getClientSecret()
+    await getClientSecret()
+    answers(new Response('{}'), new Response('{}'))
+    await endSessions()
+    expect(ended()).toEqual([`${API_URL}/api/chatkit/sessions/ses_of_cs_1`, `${API_URL}/api/chatkit/sessions/ses_of_cs_2`])
+    expect(fetchMock.mock.lastCall?.[1]).toMatchObject({ credentials: 'include', headers: { Authorization: 'Bearer ada' } })
+    await endSessions()
+    expect(ended()).toHaveLength(2)
+    answers(session('cs_3'))
+    expect(await getClientSecret('cs_2')).toBe('cs_3')
+  })
+
+  it('of a session that is gone already is fine', async () => {
+    answers(session('cs_1'), json({ status: 'error', message: 'Not found', code: 'not_found' }, { status: 404 }))
+    await getClientSecret()
+    await endSessions()
+    await endSessions()
+    expect(ended()).toHaveLength(1)
+  })
+
+  it('that fails says so, is no longer handed out, and can be tried again', async () => {
+    answers(session('cs_1'), new Response('<html>', { status: 502, statusText: 'Bad Gateway' }), new Response('{}'), session('cs_2'))
+    await getClientSecret()
+    await expect(endSessions()).rejects.toMatchObject({ message: 'The session could not be ended: Bad Gateway', status: 502 })
+    await endSessions()
+    expect(ended()).toHaveLength(2)
+    expect(await getClientSecret('cs_1')).toBe('cs_2')
   })
 })
 

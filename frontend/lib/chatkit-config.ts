@@ -48,6 +48,7 @@ export const USER_MESSAGES = {
   down: 'Service temporarily down. Please try again.',
   busy: 'Too many requests. Please try again in a moment.',
   again: 'Unable to start chat. Please try again.',
+  signIn: 'Please sign in, and try again.',
 } as const
 
 /** Where the service is, as `NEXT_PUBLIC_API_URL` said when the page was built. */
@@ -86,7 +87,7 @@ let tokenSource: TokenSource
 export function setAuthToken(source: TokenSource): void {
   tokenSource = source
   signIns += 1
-  issued.forEach((session) => (session.usefulMs = 0))
+  issued.forEach((_, secret) => letRunOut(secret))
   underWay = null
 }
 
@@ -114,6 +115,24 @@ export async function getClientSecret(existing?: string | null): Promise<string>
   return underWay
 }
 
+/**
+ * End the sessions of this page, at a sign-out, so that their secrets open nothing any more. Call it before `setAuthToken`
+ * says that nobody is signed in, because only the one whose sessions they are can end them.
+ *
+ * Throws a `SessionError` when the service could not be told. They end by themselves then, within ten minutes.
+ */
+export async function endSessions(): Promise<void> {
+  const alive = Array.from(issued.values()).filter((session) => ageMs(session) < session.lifeMs)
+  await Promise.all(
+    alive.map(async (session) => {
+      session.usefulMs = -Infinity
+      const response = await call('DELETE', `/${encodeURIComponent(session.sessionId)}`)
+      if (!response.ok && response.status !== 404) throw refusal(response, await readJson(response), 'The session could not be ended')
+      session.lifeMs = -Infinity
+    }),
+  )
+}
+
 /** What may be shown of a session that this page was issued: its id, and how many seconds it has left. */
 export function describeSession(secret: string): { sessionId: string; secondsLeft: number } | null {
   const session = issued.get(secret)
@@ -123,7 +142,7 @@ export function describeSession(secret: string): { sessionId: string; secondsLef
 /** Treat a secret as if its time were over: whoever asks with it next gets a new one. */
 export function letRunOut(secret: string): void {
   const session = issued.get(secret)
-  if (session) session.lifeMs = session.usefulMs = 0
+  if (session) session.lifeMs = session.usefulMs = -Infinity // whatever the clocks say
 }
 
 export const chatKitConfig: ChatKitConfig = {
@@ -149,7 +168,7 @@ async function createSession(): Promise<string> {
   try {
     const asked = now()
     const signIn = signIns
-    const response = await call()
+    const response = await call('POST')
     const body = await readJson(response)
     if (!response.ok) throw refusal(response, body)
     const data = body?.data
@@ -177,15 +196,15 @@ function remember(secret: string, sessionId: string, asked: Moment, expiresIn: u
   newest = secret
 }
 
-async function call(): Promise<Response> {
+async function call(method: 'POST' | 'DELETE', path = ''): Promise<Response> {
   const headers: Record<string, string> = { 'Content-Type': 'application/json' }
   const token = typeof tokenSource === 'function' ? await tokenSource() : tokenSource
   if (token) headers.Authorization = `Bearer ${token}`
   const controller = new AbortController()
   const timer = setTimeout(() => controller.abort(), CALL_LIMIT_MS)
   try {
-    return await fetch(`${API_URL}/api/chatkit/sessions`, {
-      method: 'POST',
+    return await fetch(`${API_URL}/api/chatkit/sessions${path}`, {
+      method,
       headers,
       credentials: 'include', // the visitor's cookie, which keeps a visitor the same person
       signal: controller.signal,
@@ -214,12 +233,13 @@ async function readJson(response: Response): Promise<Envelope | null> {
   }
 }
 
-function refusal(response: Response, body: Envelope | null): SessionError {
-  const message = typeof body?.message === 'string' ? body.message : `Session creation failed: ${response.statusText || response.status}`
+function refusal(response: Response, body: Envelope | null, what = 'Session creation failed'): SessionError {
+  const message = typeof body?.message === 'string' ? body.message : `${what}: ${response.statusText || response.status}`
   const seconds = Number(response.headers.get('Retry-After') || NaN)
-  return new SessionError(message, userMessageFor(response.status), {
+  const code = typeof body?.code === 'string' ? body.code : undefined
+  return new SessionError(message, userMessageFor(response.status, code), {
     status: response.status,
-    code: typeof body?.code === 'string' ? body.code : undefined,
+    code,
     retryAfter: Number.isFinite(seconds) ? seconds : undefined,
   })
 }
@@ -229,7 +249,8 @@ export function userMessage(error: Error): string {
   return 'userMessage' in error && typeof error.userMessage === 'string' ? error.userMessage : error.message
 }
 
-function userMessageFor(status: number): string {
+function userMessageFor(status: number, code?: string): string {
+  if (code === 'authentication_required' || code === 'invalid_token') return USER_MESSAGES.signIn
   if (status === 429) return USER_MESSAGES.busy
   if (status > 500) return USER_MESSAGES.down
   return USER_MESSAGES.configuration

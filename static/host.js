@@ -249,12 +249,23 @@
       return null;
     }
   }
-  function rememberThread(id) {
+  function remember2(id) {
     try {
       if (id) localStorage.setItem(KEY, id);
       else localStorage.removeItem(KEY);
     } catch {
     }
+  }
+  function threadKeeper() {
+    let isLoading = false;
+    return {
+      onThreadChange: ({ threadId }) => remember2(threadId),
+      onThreadLoadStart: () => void (isLoading = true),
+      onThreadLoadEnd: () => void (isLoading = false),
+      onError() {
+        if (isLoading) remember2(null);
+      }
+    };
   }
 
   // lib/page-session.ts
@@ -314,10 +325,12 @@
   var chat = null;
   var stopWatching = () => {
   };
+  var beginnings = 0;
   var session = {
     async secret(existing) {
       try {
         shownSecret = await pageSession.secret(existing);
+        if (hasFailed("session")) byId("error").hidden = true;
         showSession();
         return shownSecret;
       } catch (reason) {
@@ -334,6 +347,9 @@
   function show(step, state, text) {
     byId(step).dataset.state = state;
     byId(step).querySelector(".state").textContent = text;
+  }
+  function hasFailed(step) {
+    return byId(step).dataset.state === "failed";
   }
   function showSession() {
     const described = shownSecret && describeSession(shownSecret);
@@ -356,6 +372,7 @@
     }
   }
   async function begin() {
+    const mine = ++beginnings;
     stopWatching();
     chat == null ? void 0 : chat.remove();
     byId("error").hidden = true;
@@ -373,6 +390,7 @@
       show("script", "failed", "not loaded");
       return report(reason);
     }
+    if (mine !== beginnings) return;
     show("script", "ok", "loaded from OpenAI\u2019s CDN");
     embed();
   }
@@ -382,14 +400,20 @@
       show("ready", "failed", "not there");
       report(error);
     };
+    const thread = threadKeeper();
     const stopLimit = limitLoading(fail);
     element.addEventListener("chatkit.ready", () => {
       stopLimit();
       show("ready", "ok", "ready, say something");
     });
-    element.addEventListener("chatkit.error", ({ detail }) => report(detail.error));
+    element.addEventListener("chatkit.error", ({ detail }) => {
+      thread.onError();
+      if (!hasFailed("session")) report(detail.error);
+    });
     element.addEventListener("chatkit.response.start", () => byId("error").hidden = true);
-    element.addEventListener("chatkit.thread.change", ({ detail }) => rememberThread(detail.threadId));
+    element.addEventListener("chatkit.thread.change", ({ detail }) => thread.onThreadChange(detail));
+    element.addEventListener("chatkit.thread.load.start", thread.onThreadLoadStart);
+    element.addEventListener("chatkit.thread.load.end", thread.onThreadLoadEnd);
     byId("chat").replaceChildren(element);
     const stopRemoval = watchRemoval(element, fail);
     stopWatching = () => {

@@ -147,6 +147,28 @@ class TestInTheBrowser:
             expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
         assert len(visitor.calls()) == 2
 
+    def test_does_not_try_for_ever_to_load_a_conversation_that_is_gone(self, tmp_path: Path, visitor: Visitor) -> None:
+        visitor.context.add_init_script("localStorage['chatkit.thread'] ??= sessionStorage.tried ? '' : 'thr_gone'")
+        visitor.context.add_init_script("sessionStorage.tried = 'yes'")
+        with development(tmp_path) as service:
+            page = visitor.open(service.url)
+            is_well(page)
+            expect(page.get_by_role("alert")).to_contain_text("404")
+            page.reload()
+            is_well(page)
+            page.get_by_role("button", name="Say hello").click()
+            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS, timeout=15_000)
+            expect(page.get_by_role("alert")).to_be_hidden()
+
+    def test_an_impatient_visitor(self, tmp_path: Path, visitor: Visitor) -> None:
+        with development(tmp_path) as service:
+            page = visitor.open(service.url)
+            page.get_by_role("button", name="New session").click(click_count=5)
+            is_well(page)
+            page.wait_for_timeout(1000)
+            expect(page.get_by_role("alert")).to_be_hidden()
+            expect(page.locator("openai-chatkit")).to_have_count(1)
+
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_dark_mode(self, scheme: Any, tmp_path: Path, browser: Browser) -> None:
         other = {"light": "dark", "dark": "light"}[scheme]

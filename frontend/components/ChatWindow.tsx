@@ -1,9 +1,9 @@
 'use client'
 
 import { ChatKit } from '@openai/chatkit-react'
-import { useRef, useState, useSyncExternalStore } from 'react'
+import { useState, useSyncExternalStore } from 'react'
 import { type ChatKitConfig, chatKitConfig, userMessage } from '@/lib/chatkit-config'
-import { lastThread, rememberThread } from '@/lib/last-thread'
+import { lastThread, threadKeeper } from '@/lib/last-thread'
 import { useChatKit } from '@/lib/use-chatkit'
 
 /** A chat that says what it is waiting for, goes on where this browser left it, and can be tried again when it fails. */
@@ -15,23 +15,18 @@ export function ChatWindow({ config = chatKitConfig }: { config?: ChatKitConfig 
 function Chat({ config, onRetry }: { config: ChatKitConfig; onRetry: () => void }) {
   const darkMode = usePrefersDark()
   const [initialThread] = useState(lastThread)
-  const isLoadingThread = useRef(false)
+  const [{ onError, ...threadEvents }] = useState(threadKeeper)
 
   const { chat, isReady, error } = useChatKit(
     {
       ...config,
       theme: { ...config.theme, darkMode },
       onError(reason) {
-        if (isLoadingThread.current) rememberThread(null) // deleted, or another visitor's: without this no retry would help
+        onError()
         config.onError?.(reason)
       },
     },
-    {
-      initialThread,
-      onThreadChange: ({ threadId }) => rememberThread(threadId),
-      onThreadLoadStart: () => (isLoadingThread.current = true),
-      onThreadLoadEnd: () => (isLoadingThread.current = false),
-    },
+    { initialThread, ...threadEvents },
   )
 
   return (

@@ -7,7 +7,7 @@ import type { OpenAIChatKit } from '@openai/chatkit'
 import { limitLoading, loadChatKit, watchRemoval } from '../lib/chatkit-component'
 import { chatKitConfig, describeSession, getClientSecret, letRunOut } from '../lib/chatkit-config'
 import { type Session, chatKitApi, chatKitTheme } from '../lib/chatkit-options'
-import { lastThread, rememberThread } from '../lib/last-thread'
+import { lastThread, threadKeeper } from '../lib/last-thread'
 import { PageSession } from '../lib/page-session'
 import { adviceFor } from './advice'
 
@@ -19,11 +19,13 @@ const pageSession = PageSession.of(getClientSecret)
 let shownSecret: string | null = null
 let chat: OpenAIChatKit | null = null
 let stopWatching = () => {}
+let beginnings = 0
 
 const session: Session = {
   async secret(existing) {
     try {
       shownSecret = await pageSession.secret(existing)
+      if (hasFailed('session')) byId('error').hidden = true
       showSession()
       return shownSecret
     } catch (reason) {
@@ -42,6 +44,10 @@ function byId(id: string): HTMLElement {
 function show(step: Step, state: 'waiting' | 'ok' | 'failed', text: string): void {
   byId(step).dataset.state = state
   byId(step).querySelector('.state')!.textContent = text
+}
+
+function hasFailed(step: Step): boolean {
+  return byId(step).dataset.state === 'failed'
 }
 
 function showSession(): void {
@@ -69,6 +75,7 @@ async function checkSettings(): Promise<void> {
 
 /** Everything from the beginning: a new session, in a new component. */
 async function begin(): Promise<void> {
+  const mine = ++beginnings
   stopWatching()
   chat?.remove()
   byId('error').hidden = true
@@ -85,6 +92,7 @@ async function begin(): Promise<void> {
     show('script', 'failed', 'not loaded')
     return report(reason as Error)
   }
+  if (mine !== beginnings) return
   show('script', 'ok', 'loaded from OpenAI’s CDN')
   embed()
 }
@@ -95,14 +103,20 @@ function embed(): void {
     show('ready', 'failed', 'not there')
     report(error)
   }
+  const thread = threadKeeper()
   const stopLimit = limitLoading(fail)
   element.addEventListener('chatkit.ready', () => {
     stopLimit()
     show('ready', 'ok', 'ready, say something')
   })
-  element.addEventListener('chatkit.error', ({ detail }) => report(detail.error))
+  element.addEventListener('chatkit.error', ({ detail }) => {
+    thread.onError()
+    if (!hasFailed('session')) report(detail.error) // else it is ChatKit's words for what is reported already
+  })
   element.addEventListener('chatkit.response.start', () => (byId('error').hidden = true))
-  element.addEventListener('chatkit.thread.change', ({ detail }) => rememberThread(detail.threadId))
+  element.addEventListener('chatkit.thread.change', ({ detail }) => thread.onThreadChange(detail))
+  element.addEventListener('chatkit.thread.load.start', thread.onThreadLoadStart)
+  element.addEventListener('chatkit.thread.load.end', thread.onThreadLoadEnd)
   byId('chat').replaceChildren(element)
   const stopRemoval = watchRemoval(element, fail)
   stopWatching = () => {

@@ -72,6 +72,7 @@ class TestThePage:
         advised = set(re.findall(r"^  (\w+):", (FRONTEND / "host-page/advice.ts").read_text(), re.MULTILINE))
         ways = {str(code) for problem in vars(problems).values() if (code := getattr(problem, "code", None))}
         for_callers = {"invalid_request_body", "user_mismatch", "attachments_off", "unsupported_media_type"}
+        for_callers |= {"invalid_token", "sign_in_unavailable", "openai_session_not_ended"}  # nobody signs in or out here
         of_the_chat = {code for code in ways if code.startswith("client_secret_")}
         unadvised = ways - advised - for_callers - of_the_chat - {"not_ready", "internal_server_error", "not_found"}
         assert not unadvised, "frontend/host-page/advice.ts has no advice for these"

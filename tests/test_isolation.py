@@ -187,6 +187,8 @@ TABLE: dict[tuple[str, str], Callable[[Person, Person], Iterator[dict[str, Any]]
     ("POST", ENDPOINT): minting,
     ("DELETE", f"{ENDPOINT}/<session_id>"): ending,
     ("POST", CHAT): chatting,
+    ("GET", "/"): checking("/"),
+    ("GET", "/static/<path:filename>"): checking("/static/host.js"),
     ("GET", "/healthz"): checking("/healthz"),
     ("GET", "/readyz"): checking("/readyz"),
 }

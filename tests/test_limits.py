@@ -238,9 +238,10 @@ def test_redis_is_killed_and_comes_back_under_load(redis: Redis, upstream: Upstr
     assert longest[0] < 5
     for service in (first, second):
         said = [json.loads(line)["message"] for line in service.log.splitlines() if "REDIS_URL" in line]
-        assert "Redis can't be used" in said[0]
-        assert "Redis can be used again" in said[1]
-        assert 4 <= len(said) <= 6, "once a change"
+        # How soon it is tried again is Flask-Limiter's to say, so not each of the three times need have been noticed.
+        assert 2 <= len(said) <= 6, "once a change"
+        for number, message in enumerate(said):
+            assert ("Redis can be used again" if number % 2 else "Redis can't be used") in message
         assert Redis.PASSWORD not in service.log
         assert "Traceback" not in service.log
 

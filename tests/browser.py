@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, expect, sync_playwright
 
 from tests.service import PROJECT
 
 CDN = "https://cdn.platform.openai.com"
 STAND_IN = Path(__file__).parent / "stand_in"
 FRONTEND = PROJECT / "frontend"
+expect.set_options(timeout=15_000)  # for machines that are slow, or busy
 
 
 @functools.cache

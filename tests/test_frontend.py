@@ -104,7 +104,7 @@ def shown_error(page: Page) -> Any:
 
 
 def is_ready(page: Page) -> None:
-    expect(page.get_by_text(LOADED)).to_be_attached(timeout=15_000)
+    expect(page.get_by_text(LOADED)).to_be_attached()
 
 
 class TestAConversation:
@@ -116,14 +116,14 @@ class TestAConversation:
             is_ready(page)
             assert not page.get_by_text("Loading chat...").count()
             say(page, "Hello from a browser")
-            expect(answer_to(page, "Hello from a browser")).to_be_visible(timeout=15_000)
+            expect(answer_to(page, "Hello from a browser")).to_be_visible()
             visitor_before = visitor_of(visitor)
 
             page.reload()
-            expect(answer_to(page, "Hello from a browser")).to_be_visible(timeout=15_000)
+            expect(answer_to(page, "Hello from a browser")).to_be_visible()
             assert visitor_of(visitor) == visitor_before
             say(page, "And again")
-            expect(answer_to(page, "And again")).to_be_visible(timeout=15_000)
+            expect(answer_to(page, "And again")).to_be_visible()
         assert messages_sent(visitor) == ["Hello from a browser", "And again"]
 
     def test_loading_is_said(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
@@ -140,7 +140,7 @@ class TestAConversation:
             answer = page.get_by_role("log").locator(".assistant")
             expect(answer).to_contain_text("I am")
             early = answer.inner_text()
-            expect(answer_to(page, "Slowly")).to_be_visible(timeout=15_000)
+            expect(answer_to(page, "Slowly")).to_be_visible()
             assert len(early) < len(answer.inner_text())
 
     def test_another_browser_is_another_visitor(
@@ -150,7 +150,7 @@ class TestAConversation:
             page = visitor.open(app.url)
             is_ready(page)
             say(page, "Mine")
-            expect(answer_to(page, "Mine")).to_be_visible(timeout=15_000)
+            expect(answer_to(page, "Mine")).to_be_visible()
             thread = page.evaluate("localStorage['chatkit.thread']")
             # Somebody who has got hold of the thread's id.
             elsewhere.add_init_script(f"localStorage['chatkit.thread'] ??= {thread!r}")
@@ -166,9 +166,9 @@ class TestAConversation:
             page = visitor.open(f"{app.url}/messages")
             told = page.get_by_role("list", name=told_by).get_by_role("listitem")
             say(page, "Typed")
-            expect(answer_to(page, "Typed")).to_be_visible(timeout=15_000)
+            expect(answer_to(page, "Typed")).to_be_visible()
             page.get_by_role("button", name="Send from the app").click()
-            expect(answer_to(page, "From the app")).to_be_visible(timeout=15_000)
+            expect(answer_to(page, "From the app")).to_be_visible()
             assert told.all_inner_texts() == ["message: Typed", "message: From the app"]
         say(page, "Nobody is there")
         expect(told).to_have_count(3)
@@ -184,11 +184,11 @@ class TestASessionThatEnds:
             page = visitor.open(app.url)
             is_ready(page)
             say(page, "Before")
-            expect(answer_to(page, "Before")).to_be_visible(timeout=15_000)
+            expect(answer_to(page, "Before")).to_be_visible()
             before = len(visitor.calls())
             time.sleep(4.5)
             say(page, "After")
-            expect(answer_to(page, "After")).to_be_visible(timeout=15_000)
+            expect(answer_to(page, "After")).to_be_visible()
         assert len(visitor.calls()) == before + 1
         assert messages_sent(visitor) == ["Before", "After"]
 
@@ -202,7 +202,7 @@ class TestASessionThatEnds:
                 assert database.execute("DELETE FROM chat_sessions").rowcount == 1
             database.close()
             say(page, "Do you know me?")
-            expect(answer_to(page, "Do you know me?")).to_be_visible(timeout=15_000)
+            expect(answer_to(page, "Do you know me?")).to_be_visible()
         assert len(visitor.calls()) == 2
         assert messages_sent(visitor) == ["Do you know me?"]
         assert not shown_error(page).count()
@@ -216,12 +216,12 @@ class TestSignedIn:
             page = visitor.open(f"{app.url}/sign-in#{shared(sub='ada')}")
             is_ready(page)
             say(page, "As a visitor")
-            expect(answer_to(page, "As a visitor")).to_be_visible(timeout=15_000)
+            expect(answer_to(page, "As a visitor")).to_be_visible()
             page.get_by_role("button", name="Sign in").click()
             expect(answer_to(page, "As a visitor")).not_to_be_attached()
             is_ready(page)
             say(page, "As Ada")
-            expect(answer_to(page, "As Ada")).to_be_visible(timeout=15_000)
+            expect(answer_to(page, "As Ada")).to_be_visible()
             of_ada = visitor.calls("/api/chatkit")[-1].headers["authorization"]
             page.get_by_role("button", name="Sign out").click()
             expect(answer_to(page, "As Ada")).not_to_be_attached()
@@ -344,7 +344,7 @@ class TestErrorsOnScreen:
         expect(page.get_by_label("Message the AI")).to_have_value("Lost?")
         with selfhosted():
             page.get_by_role("button", name="Send", exact=True).click()
-            expect(answer_to(page, "Lost?")).to_be_visible(timeout=15_000)
+            expect(answer_to(page, "Lost?")).to_be_visible()
             assert not shown_error(page).count()
 
     @staticmethod
@@ -434,7 +434,7 @@ def test_accessible_and_at_home_on_every_screen(
             page.keyboard.press("Tab")
         page.keyboard.type("By keyboard")
         page.keyboard.press("Enter")
-        expect(answer_to(page, "By keyboard")).to_be_visible(timeout=15_000)
+        expect(answer_to(page, "By keyboard")).to_be_visible()
         expect(page.get_by_label("Message the AI")).to_be_in_viewport()
     page_with_error(scheme, viewport, app, browser)
 

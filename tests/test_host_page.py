@@ -83,7 +83,7 @@ def step(page: Page, name: str) -> Any:
 
 def is_well(page: Page) -> None:
     for name in ("Settings", "Session", "Component", "Chat"):
-        expect(step(page, name)).to_have_attribute("data-state", "ok", timeout=15_000)
+        expect(step(page, name)).to_have_attribute("data-state", "ok")
 
 
 def hosted(upstream: Upstream, **variables: str) -> Service:
@@ -103,9 +103,9 @@ class TestInTheBrowser:
             is_well(page)
             expect(step(page, "Session")).to_contain_text(re.compile(r"ses_\w{32}, (600|59\d) s left"))
             page.get_by_role("button", name="Say hello").click()
-            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS, timeout=15_000)
+            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
             page.reload()
-            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS, timeout=15_000)
+            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
             whole = page.content() + "".join(visitor.console)
         assert "cs_" not in whole, "the secret is on the page, or in its console"
         assert not [line for line in visitor.console if not line.startswith("log: ")], "the policy refuses something"
@@ -118,7 +118,7 @@ class TestInTheBrowser:
             page.get_by_role("button", name="Let it run out").click()
             expect(step(page, "Session")).to_contain_text("run out")
             page.get_by_role("button", name="Say hello").click()
-            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS, timeout=15_000)
+            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
             expect(step(page, "Session")).to_contain_text(re.compile(r"(600|59\d) s left"))
         assert len(visitor.calls()) == 2
 
@@ -127,7 +127,7 @@ class TestInTheBrowser:
             page = visitor.open(service.url)
             is_well(page)
             page.get_by_role("button", name="Say hello").click()
-            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS, timeout=15_000)
+            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
             first = step(page, "Session").inner_text().split(",")[0]
             page.get_by_role("button", name="New session").click()
             is_well(page)
@@ -145,7 +145,7 @@ class TestInTheBrowser:
             page.reload()
             is_well(page)
             page.get_by_role("button", name="Say hello").click()
-            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS, timeout=15_000)
+            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
             expect(page.get_by_role("alert")).to_be_hidden()
 
     def test_an_impatient_visitor(self, tmp_path: Path, visitor: Visitor) -> None:

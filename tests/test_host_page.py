@@ -101,7 +101,7 @@ class TestInTheBrowser:
         with development(tmp_path) as service:
             page = visitor.open(f"http://localhost:{service.port}")
             is_well(page)
-            expect(step(page, "Session")).to_contain_text(re.compile(r"ses_\w{32}, (600|59\d) s left"))
+            expect(step(page, "Session")).to_contain_text(re.compile(r"ses_[\w-]{32}, (600|59\d) s left"))
             page.get_by_role("button", name="Say hello").click()
             expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
             page.reload()

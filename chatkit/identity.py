@@ -45,7 +45,7 @@ class Identity:
             return self._tokens.user(_bearer_token(authorization))
         if self._required:
             raise AuthenticationRequired("no token came")
-        return _visitor()
+        return known_visitor() or _new_visitor()
 
     def _is_for_us(self, authorization: str) -> bool:
         """Whether this header is about our users.
@@ -77,10 +77,9 @@ def forget_visitor() -> None:
     session.pop("visitor", None)
 
 
-def _visitor() -> User:
-    if "visitor" not in session:
-        session["visitor"] = str(uuid.uuid4())
-        session.permanent = True
+def _new_visitor() -> User:
+    session["visitor"] = str(uuid.uuid4())
+    session.permanent = True
     return User("anonymous", session["visitor"])
 
 

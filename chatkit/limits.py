@@ -19,8 +19,6 @@ from redis.retry import Retry
 from chatkit.problems import TooManyRequests
 from chatkit.settings import Settings
 
-log = logging.getLogger(__name__)
-
 What = Literal["sessions", "endings", "turns"]
 TURNS_A_MINUTE = 30  # of one user, where CHATKIT_MAX_REQUESTS_PER_MINUTE does not say
 TURNS_A_SESSION = 10  # that an address may have, on average
@@ -61,13 +59,13 @@ class Limits:
         Raises:
             TooManyRequests: it is more than the minute's share.
         """
-        g.counted = user or address()
+        g.counted, whose = (user, "user") if user else (address(), "address")
         try:
-            self._rules[what, "user" if user else "address"]()
+            self._rules[what, whose]()
         except RateLimitExceeded as exceeded:
             allowed = exceeded.limit.limit.amount
             raise TooManyRequests(
-                f"more than {allowed} {what} a minute of one {'user' if user else 'address'}",
+                f"more than {allowed} {what} a minute of one {whose}",
                 retry_after=self._seconds_left(),
                 allowed=allowed,
             ) from None

@@ -33,13 +33,13 @@ def blueprint(identity: Identity, limits: Limits, issuer: Issuer, hand_over: Cal
         """Mint a session for whoever is asking."""
         limits.count("sessions")
         claimed = _read_request().get("user_id")
-        is_new = known_visitor() is None
+        visitor = known_visitor()
         user = identity.current_user()
-        if user.kind == "user" or not is_new:  # a new visitor has had none, and there is no end of them to keep count of
+        if user.kind == "user" or visitor:  # a new visitor has had none, and there is no end of them to keep count of
             limits.count("sessions", user.id)
         if claimed is not None and claimed.lower() != user.subject.lower():
             raise UserMismatch("the body names somebody else")
-        if hand_over and user.kind == "user" and (visitor := known_visitor()):
+        if hand_over and user.kind == "user" and visitor:
             hand_over(visitor, user)
             forget_visitor()
         session = issuer.issue(user)

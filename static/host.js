@@ -422,13 +422,13 @@
       stopRemoval();
     };
     chat = element;
-    configure(lastThread());
+    configure();
   }
-  function configure(initialThread) {
+  function configure() {
     chat == null ? void 0 : chat.setOptions({
       api: chatKitApi(session, domainKey),
       theme: chatKitTheme({ ...chatKitConfig.theme, darkMode: document.documentElement.dataset.theme === "dark" }),
-      initialThread,
+      initialThread: lastThread(),
       startScreen: {
         greeting: "What can I help with today?",
         prompts: [
@@ -441,7 +441,7 @@
   function setDark(dark) {
     document.documentElement.dataset.theme = dark ? "dark" : "light";
     byId("dark").setAttribute("aria-pressed", String(dark));
-    configure(lastThread());
+    configure();
   }
   byId("new").addEventListener("click", () => void begin());
   byId("run-out").addEventListener("click", () => {

@@ -180,10 +180,9 @@ def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Assistant, str]:
         for parameter in inspect.signature(value).parameters.values()
         if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
+    found = f"the agents that the function {name} has for each user"
     if len(required) == 2:
-        return AgentAssistant(
-            lambda context: value(context.user, context.claims)
-        ), f"the agents that the function {name} has for each user"
+        return AgentAssistant(lambda context: value(context.user, context.claims)), found
     if len(required) != 1:
         raise SettingsError(
             f"{variable}: the function {name} takes {len(required)} arguments; it has to take the user, the user and their "
@@ -191,7 +190,7 @@ def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Assistant, str]:
         )
     input_type = _workflow_input(value, required[0].name, module)
     if input_type is None:
-        return AgentAssistant(lambda context: value(context.user)), f"the agents that the function {name} has for each user"
+        return AgentAssistant(lambda context: value(context.user)), found
     if not inspect.iscoroutinefunction(value):
         raise SettingsError(f"{variable}: {name} takes a workflow's input and is no async function; export it anew.")
     return WorkflowAssistant(value, input_type), f"the exported workflow {name}"

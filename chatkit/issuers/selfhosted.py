@@ -6,7 +6,8 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -39,6 +40,14 @@ _HAND_OVER = [update(row).where(row.user_id == bindparam("visitor")) for row in 
 _END_SESSIONS = (
     update(SessionRow).where(SessionRow.user_id == bindparam("visitor"), SessionRow.expires_at > _now).values(expires_at=_now)
 )
+
+
+@contextmanager
+def _unless_unavailable(what_failed: str) -> Iterator[None]:
+    try:
+        yield
+    except UNAVAILABLE as error:
+        raise problems.DatabaseUnavailable(what_failed) from error
 
 
 @dataclass(frozen=True)
@@ -97,22 +106,16 @@ class SelfhostedIssuer:
             "agent": user.agent,
             "claims": json.dumps(dict(user.claims)) if user.claims else None,
         }
-        try:
-            with self.engine.begin() as connection:
-                connection.execute(_INSERT_SESSION, row)
-                self._purge(connection)
-        except UNAVAILABLE as error:
-            raise problems.DatabaseUnavailable("a session could not be stored") from error
+        with _unless_unavailable("a session could not be stored"), self.engine.begin() as connection:
+            connection.execute(_INSERT_SESSION, row)
+            self._purge(connection)
         return Session(session_id=session_id, client_secret=secret, expires_at=datetime.fromtimestamp(expires_at, UTC))
 
     def end(self, session_id: str, user: User) -> None:
         """See ``Issuer.end``. An answer that is on its way goes on to its end."""
         values = {"session": session_id, "owner": user.id, "now": int(time.time())}
-        try:
-            with self.engine.begin() as connection:
-                found = connection.execute(_END_SESSION, values).rowcount
-        except UNAVAILABLE as error:
-            raise problems.DatabaseUnavailable("a session could not be ended") from error
+        with _unless_unavailable("a session could not be ended"), self.engine.begin() as connection:
+            found = connection.execute(_END_SESSION, values).rowcount
         if not found:
             raise problems.NotFound("no such session of this user")
 
@@ -124,11 +127,8 @@ class SelfhostedIssuer:
             ClientSecretExpired: issued here, and over.
             DatabaseUnavailable: when nobody can tell.
         """
-        try:
-            with self.engine.connect() as connection:
-                row = connection.execute(_SELECT_SESSION, {"hash": _hash(client_secret)}).one_or_none()
-        except UNAVAILABLE as error:
-            raise problems.DatabaseUnavailable("a session could not be looked up") from error
+        with _unless_unavailable("a session could not be looked up"), self.engine.connect() as connection:
+            row = connection.execute(_SELECT_SESSION, {"hash": _hash(client_secret)}).one_or_none()
         if row is None:
             raise problems.ClientSecretUnknown("no session has this secret")
         if row.expires_at <= time.time():
@@ -145,13 +145,10 @@ class SelfhostedIssuer:
             DatabaseUnavailable: nothing has changed.
         """
         of_visitor, of_user = {"visitor": visitor.id, "now": int(time.time())}, {"user_id": user.id}
-        try:
-            with self.engine.begin() as connection:
-                for statement in _HAND_OVER:
-                    connection.execute(statement.values(of_user), of_visitor)
-                connection.execute(_END_SESSIONS, of_visitor)
-        except UNAVAILABLE as error:
-            raise problems.DatabaseUnavailable("conversations could not be handed over") from error
+        with _unless_unavailable("conversations could not be handed over"), self.engine.begin() as connection:
+            for statement in _HAND_OVER:
+                connection.execute(statement.values(of_user), of_visitor)
+            connection.execute(_END_SESSIONS, of_visitor)
 
     def _purge(self, connection: Connection) -> None:
         """Delete what expired a while ago; at most once a minute, in passing, so that no timer is needed."""

@@ -6,9 +6,9 @@
 import type { OpenAIChatKit } from '@openai/chatkit'
 import { limitLoading, loadChatKit, watchRemoval } from '../lib/chatkit-component'
 import { chatKitConfig, describeSession, getClientSecret, letRunOut } from '../lib/chatkit-config'
-import { type Session, chatKitApi, chatKitTheme } from '../lib/chatkit-options'
+import { chatKitApi, chatKitTheme } from '../lib/chatkit-options'
 import { lastThread, threadKeeper } from '../lib/last-thread'
-import { PageSession } from '../lib/page-session'
+import { PageSession, type Session } from '../lib/page-session'
 import { adviceFor } from './advice'
 
 type Step = 'settings' | 'session' | 'script' | 'ready'
@@ -124,14 +124,14 @@ function embed(): void {
     stopRemoval()
   }
   chat = element
-  configure(lastThread())
+  configure()
 }
 
-function configure(initialThread: string | null): void {
+function configure(): void {
   chat?.setOptions({
     api: chatKitApi(session, domainKey),
     theme: chatKitTheme({ ...chatKitConfig.theme, darkMode: document.documentElement.dataset.theme === 'dark' }),
-    initialThread,
+    initialThread: lastThread(),
     startScreen: {
       greeting: 'What can I help with today?',
       prompts: [
@@ -145,7 +145,7 @@ function configure(initialThread: string | null): void {
 function setDark(dark: boolean): void {
   document.documentElement.dataset.theme = dark ? 'dark' : 'light'
   byId('dark').setAttribute('aria-pressed', String(dark))
-  configure(lastThread())
+  configure()
 }
 
 byId('new').addEventListener('click', () => void begin())

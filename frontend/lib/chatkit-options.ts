@@ -2,14 +2,7 @@
 
 import type { ChatKitOptions, CustomApiConfig, ThemeOption } from '@openai/chatkit'
 import { API_URL, type ChatKitConfig } from './chatkit-config'
-
-/** As `PageSession` is one. */
-export interface Session {
-  /** A secret that is alive. `existing` is what the caller has used so far. */
-  secret(existing?: string | null): Promise<string>
-  /** This secret no longer works, whatever the clock says. */
-  drop(secret: string): void
-}
+import type { Session } from './page-session'
 
 /** Set: the chat is the service's own. Not set: it is a hosted workflow's. ChatKit takes no domain key with the latter. */
 export const DOMAIN_KEY = process.env.NEXT_PUBLIC_CHATKIT_DOMAIN_KEY || null

@@ -4,6 +4,9 @@ import type { ChatKitConfig } from './chatkit-config'
 
 export type GetClientSecret = ChatKitConfig['api']['getClientSecret']
 
+/** What a chat needs of a `PageSession`; somebody may listen in between. */
+export type Session = Pick<PageSession, 'secret' | 'drop'>
+
 export class PageSession {
   private static readonly all = new WeakMap<GetClientSecret, PageSession>()
   private held: string | null = null

@@ -6,8 +6,8 @@ import { type UseChatKitOptions, type UseChatKitReturn, useChatKit as useChatKit
 import { useEffect, useEffectEvent, useMemo, useRef, useState } from 'react'
 import { ComponentError, limitLoading, loadChatKit, watchRemoval } from './chatkit-component'
 import type { ChatKitConfig } from './chatkit-config'
-import { DOMAIN_KEY, type Session, chatKitApi, chatKitTheme, messageText } from './chatkit-options'
-import { PageSession } from './page-session'
+import { DOMAIN_KEY, chatKitApi, chatKitTheme, messageText } from './chatkit-options'
+import { PageSession, type Session } from './page-session'
 
 export interface Chat {
   /**

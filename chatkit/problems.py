@@ -105,6 +105,12 @@ class AttachmentsOff(Problem):
     status, code, message = HTTPStatus.FORBIDDEN, "attachments_off", "This chat takes no attachments"
 
 
+class ThreadNotActive(Problem):
+    """A thread that is locked or closed takes nothing that would be answered."""
+
+    status, code, message = HTTPStatus.FORBIDDEN, "thread_not_active", "This conversation takes no new messages"
+
+
 class NotJson(Problem):
     status, code, message = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Content-Type must be application/json"
 

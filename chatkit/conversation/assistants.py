@@ -20,8 +20,8 @@ from pydantic import BaseModel
 from chatkit.agents import AgentContext
 from chatkit.conversation import exported_workflow
 from chatkit.conversation.demo import DemoAssistant
-from chatkit.conversation.events import agent_events, assistant_message, text_of
-from chatkit.conversation.history import load_history, to_model_input
+from chatkit.conversation.events import agent_events, assistant_message
+from chatkit.conversation.history import load_history, to_model_input, to_model_text
 from chatkit.conversation.storage import ChatContext, SqlStore
 from chatkit.settings import PROJECT, Settings, SettingsError
 from chatkit.types import ThreadItem, ThreadMetadata, ThreadStreamEvent, UserMessageItem
@@ -68,13 +68,9 @@ class AgentAssistant:
             raise TypeError(f"the agents' function returned {type(agent).__name__}, not an Agents SDK agent")
         context = turn.agent_context()
         result = agents.Runner.run_streamed(agent, await to_model_input(await turn.history()), context=context)
-        try:
-            async with aclosing(agent_events(context, result)) as events:
-                async for event in events:
-                    yield event
-        finally:
-            if not result.is_complete:
-                result.cancel()
+        async with aclosing(agent_events(context, result)) as events:
+            async for event in events:
+                yield event
 
 
 @dataclass
@@ -89,12 +85,12 @@ class WorkflowAssistant:
         earlier, text = history, ""
         if turn.message is not None:
             earlier = [item for item in history if item.id != turn.message.id]
-            text = text_of(turn.message)
+            text = await to_model_text(turn.message)
         running = exported_workflow.Run(turn.agent_context, await to_model_input(earlier))
         async with aclosing(running.events(self.run_workflow(self.input_type(input_as_text=text)))) as events:
             async for event in events:
                 yield event
-        finished = _finished_text(running.result, shown=running.shown)
+        finished = _finished_text(running.result, shown=list(running.shown.values()))
         if finished:
             yield assistant_message(turn.thread, turn.store, turn.context, finished)
 

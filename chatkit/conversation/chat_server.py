@@ -12,22 +12,25 @@ from typing import Any
 
 import agents
 import openai
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from chatkit import problems
 from chatkit.actions import Action
 from chatkit.conversation.assistants import Assistant, Turn
 from chatkit.conversation.demo import DemoAssistant, demo_widget
 from chatkit.conversation.event_loop import Answer
-from chatkit.conversation.events import assistant_message, text_of
+from chatkit.conversation.events import assistant_message, message_text, text_of
 from chatkit.conversation.storage import ChatContext, SqlStore, new_id
+from chatkit.conversation.timestamps import in_utc
 from chatkit.database import UNAVAILABLE
 from chatkit.errors import BaseStreamError, CustomStreamError, ErrorCode, StreamError
 from chatkit.server import ChatKitServer
 from chatkit.store import NotFoundError
 from chatkit.types import (
+    AssistantMessageItem,
     AudioInput,
     ChatKitReq,
+    ClientToolCallItem,
     ErrorEvent,
     FeedbackKind,
     HiddenContextItem,
@@ -101,6 +104,7 @@ class ChatServer(ChatKitServer[ChatContext]):
             raise problems.AttachmentsOff("a message with an attachment")
         put = False
         try:
+            await self._refuse_unless_active(request, context)
             if is_streaming_req(request):
                 async with aclosing(self._process_streaming_impl(request, context)) as events:
                     async for event in events:
@@ -118,6 +122,13 @@ class ChatServer(ChatKitServer[ChatContext]):
             else:
                 raise  # a problem already, or a fault of our own, which is answered and logged where all are
 
+    async def _refuse_unless_active(self, request: Any, context: ChatContext) -> None:
+        """Refuse what is answered, now or later, where the thread is locked or closed; the SDK leaves that to its user."""
+        if is_streaming_req(request) or request.type == "threads.sync_custom_action":
+            thread_id = getattr(request.params, "thread_id", None)
+            if thread_id and (await self.store.load_thread(thread_id, context)).status.type != "active":
+                raise problems.ThreadNotActive("the thread is locked or closed")
+
     async def respond(
         self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
     ) -> AsyncGenerator[ThreadStreamEvent]:
@@ -126,6 +137,7 @@ class ChatServer(ChatKitServer[ChatContext]):
             thread.title = _title(input_user_message)
         turn = Turn(thread, input_user_message, self.store, context)
         deadline = asyncio.get_running_loop().time() + self._turn_seconds
+        said = ""
         try:
             async with aclosing(self._assistant(context).answer(turn)) as events:
                 while True:
@@ -133,8 +145,18 @@ class ChatServer(ChatKitServer[ChatContext]):
                         event = await anext(events, None)
                     if event is None:
                         return
+                    if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, AssistantMessageItem):
+                        said = message_text(event.item)
                     yield event
                     await context.answer.room()
+        except asyncio.CancelledError as error:
+            if asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                raise  # by whoever reads the answer
+            raise _stream_error(error, self._turn_seconds) from error
+        except agents.ModelRefusalError as error:
+            if error.refusal != said:
+                raise _stream_error(error, self._turn_seconds) from error
+            log.info("the model refused")  # and said so, which is its answer
         except Exception as error:
             raise _stream_error(error, self._turn_seconds) from error
 
@@ -159,11 +181,21 @@ class ChatServer(ChatKitServer[ChatContext]):
             item = sender.model_copy(update={"widget": demo_widget(pressed if isinstance(pressed, int) else 0)})
             await self.store.save_item(thread.id, item, context)
             return SyncCustomActionResponse(updated_item=item)
-        await self.store.add_thread_item(thread.id, _for_the_model(thread, action, sender), context)
+        hidden = _for_the_model(thread, action, sender)
+        newest = await self.store.load_thread_items(thread.id, None, 1, "desc", context)
+        last = newest.data[0] if newest.data else None
+        if isinstance(last, ClientToolCallItem) and last.status == "pending":
+            # The SDK takes a client tool's output only while its call is the thread's last item.
+            await self.store.add_before(thread.id, hidden, last, context)
+        else:
+            await self.store.add_thread_item(thread.id, hidden, context)
         return SyncCustomActionResponse()
 
     async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
         await self.store.save_feedback(thread_id, item_ids, feedback, context)
+
+    def _serialize(self, obj: BaseModel) -> bytes:
+        return super()._serialize(in_utc(obj))
 
     def _get_attachment_store(self) -> Any:
         raise problems.AttachmentsOff("a request about an attachment")
@@ -209,15 +241,24 @@ def _problem(error: Exception) -> problems.Problem | None:
     return None
 
 
-def _stream_error(error: Exception, turn_seconds: int) -> BaseStreamError:
+_NOT_ANSWERED_HERE = (
+    agents.InputGuardrailTripwireTriggered,
+    agents.OutputGuardrailTripwireTriggered,
+    agents.ToolInputGuardrailTripwireTriggered,
+    agents.ToolOutputGuardrailTripwireTriggered,
+    agents.ModelRefusalError,
+)
+
+
+def _stream_error(error: BaseException, turn_seconds: int) -> BaseStreamError:
     """What the user is told when an answer fails: nothing internal, and whether trying again makes sense."""
     if isinstance(error, BaseStreamError):
         return error
     if isinstance(error, TimeoutError):
         log.warning("the answer took more than CHATKIT_TURN_SECONDS=%d", turn_seconds)
         return CustomStreamError("The answer took too long. Please try again.", allow_retry=True)
-    if isinstance(error, agents.InputGuardrailTripwireTriggered | agents.OutputGuardrailTripwireTriggered):
-        log.info("a guardrail stopped the answer")
+    if isinstance(error, _NOT_ANSWERED_HERE):
+        log.info("a guardrail or the model refused to answer (%s)", type(error).__name__)
         return CustomStreamError("This can't be answered here.", allow_retry=False)
     if isinstance(error, openai.APIStatusError):
         # Its text quotes the key and what was sent, so only its kind is logged.
@@ -225,7 +266,8 @@ def _stream_error(error: Exception, turn_seconds: int) -> BaseStreamError:
         if error.status_code == 429:
             return CustomStreamError("The assistant is busy. Please try again in a moment.", allow_retry=True)
         return StreamError(ErrorCode.STREAM_ERROR, allow_retry=error.status_code >= 500)
-    if isinstance(error, openai.APIError):
+    if isinstance(error, openai.APIError | agents.ModelBehaviorError):
+        # Their texts quote the service's, and what the model said.
         log.error("no answer from the model's service (%s)", type(error).__name__)
         return StreamError(ErrorCode.STREAM_ERROR, allow_retry=True)
     log.error("the assistant failed", exc_info=error)

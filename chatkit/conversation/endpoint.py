@@ -22,6 +22,7 @@ from chatkit.types import is_streaming_req
 
 MAX_BODY_BYTES = 8 * 1024 * 1024  # dictated audio comes in the body
 MAX_MESSAGE_BYTES = 64 * 1024  # all else: a model reads it, and somebody pays for that
+MAX_BYTES = {"input.transcribe": MAX_BODY_BYTES, "threads.add_client_tool_output": 256 * 1024}
 HEARTBEAT_SECONDS = 10  # platforms cut connections that are silent for 30 to 60 s
 HEARTBEAT = b": still here\n\n"
 
@@ -69,7 +70,7 @@ def blueprint(server: ChatServer, issuer: SelfhostedIssuer, limits: Limits, plac
 def _read() -> Any:
     body = read_json_body(MAX_BODY_BYTES)
     chat_request = read_request(body)
-    if len(body) > MAX_MESSAGE_BYTES and chat_request.type != "input.transcribe":
+    if len(body) > MAX_BYTES.get(chat_request.type, MAX_MESSAGE_BYTES):
         raise RequestEntityTooLarge
     return chat_request
 

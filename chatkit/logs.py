@@ -22,6 +22,9 @@ session_id: ContextVar[str | None] = ContextVar("session_id", default=None)
 
 access_log = logging.getLogger("chatkit.access")
 
+SUPERSEDED = "chatkit.superseded"
+"""Set in the environ of a request that has been answered anew, and is logged once all the same."""
+
 
 def configuration(level: str, *, readable: bool) -> dict[str, Any]:
     """A ``logging`` configuration that writes to standard output: JSON, or lines for a developer's eyes."""
@@ -86,8 +89,9 @@ class RequestLog:
         self._app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        started = time.monotonic()
-        request_id.set(_sane(environ.get("HTTP_X_REQUEST_ID")) or new_request_id())
+        started = environ.setdefault("chatkit.started", time.monotonic())
+        known = environ.setdefault("chatkit.request_id", _sane(environ.get("HTTP_X_REQUEST_ID")) or new_request_id())
+        request_id.set(known)
         session_id.set(None)
         sent = {"status": 0}
 
@@ -98,7 +102,8 @@ class RequestLog:
             return start_response(status, with_id.to_wsgi_list(), exc_info)
 
         def finished() -> None:
-            _log_request(environ, sent["status"], time.monotonic() - started)
+            if not environ.get(SUPERSEDED):
+                _log_request(environ, sent["status"], time.monotonic() - started)
             request_id.set(None)
             session_id.set(None)
 

@@ -172,6 +172,14 @@ class DatabaseUnavailable(Problem):
     log_level = logging.ERROR
 
 
+class ServiceBusy(Problem):
+    """All that the process can do at once is being done, or it is about to stop."""
+
+    status, code, message = HTTPStatus.SERVICE_UNAVAILABLE, "service_busy", "Service temporarily unavailable"
+    retry_after = 5
+    log_level = logging.WARNING
+
+
 class NotReady(Problem):
     """Args: missing: the names of what has to be set or to come back. They are part of the answer."""
 

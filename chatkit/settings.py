@@ -85,6 +85,8 @@ class Settings:
     port: int
     workers: int
     threads: int
+    stop_seconds: int
+    drain_seconds: int
     notices: tuple[str, ...]
     """Sentences for whoever reads the log at start-up: what is legal and most likely not meant."""
 
@@ -333,6 +335,8 @@ class _SettingsSchema(Schema):
     port = fields.Integer(data_key="PORT", load_default=8000, validate=_whole(1, 65535, "a TCP port"))
     workers = fields.Integer(data_key="WEB_CONCURRENCY", load_default=2, validate=_whole(1, 64, "processes"))
     threads = fields.Integer(data_key="GUNICORN_THREADS", load_default=128, validate=_whole(1, 1024, "threads a process"))
+    stop_seconds = fields.Integer(data_key="CHATKIT_STOP_SECONDS", load_default=25, validate=_whole(3, 3600, "seconds"))
+    drain_seconds = fields.Integer(data_key="CHATKIT_DRAIN_SECONDS", load_default=0, validate=_whole(0, 300, "seconds"))
 
     @validates_schema(skip_on_field_errors=False, pass_original=True)
     def _secret_key_in_production(self, data: dict[str, Any], given: Mapping[str, str], **kwargs: Any) -> None:

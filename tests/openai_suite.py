@@ -7,6 +7,7 @@ context, and ours take the place of those.
 from __future__ import annotations
 
 import asyncio
+import copy
 import importlib
 import inspect
 import re
@@ -28,8 +29,8 @@ from sqlalchemy import Engine
 
 from chatkit.conversation.assistants import Turn
 from chatkit.conversation.chat_server import ChatServer, read_request
-from chatkit.conversation.event_loop import Answer
 from chatkit.conversation.storage import ChatContext, SqlStore
+from chatkit.web.buffer import Buffer
 
 DOWNLOADED = Path(__file__).parent.parent / ".openai-chatkit"
 TESTS = DOWNLOADED / f"openai_chatkit-{metadata.version('openai-chatkit')}" / "tests"
@@ -105,8 +106,8 @@ def _with_arguments(name: str, function: Callable[..., Any], in_class: type[Any]
 # What takes the place of their store, context and server
 
 
-class _UnboundedAnswer(Answer):
-    """An answer whose reader has always caught up."""
+class _Unbounded(Buffer):
+    """A buffer whose reader has always caught up, on whatever event loop."""
 
     def __init__(self) -> None:
         self.chunks: list[bytes] = []
@@ -120,7 +121,14 @@ class _UnboundedAnswer(Answer):
 
 class RequestContext(ChatContext):
     def __init__(self, user_id: str) -> None:
-        super().__init__(user_id, _UnboundedAnswer())
+        super().__init__(user_id, _Unbounded())
+
+
+def _with_a_buffer(context: ChatContext) -> Any:
+    """``context``, which their tests use for several requests, with a buffer for one."""
+    own = copy.copy(context)
+    object.__setattr__(own, "buffer", _Unbounded())
+    return own
 
 
 _TYPES = ModuleType("tests._types")
@@ -202,17 +210,17 @@ class _Server(ChatServer):
         chat_request = read_request(request)
         if is_streaming_req(chat_request):
             return StreamingResult(self._stream(chat_request, context))
-        answer = _UnboundedAnswer()
-        await self.answer(chat_request, context, answer)
-        return NonStreamingResult(_in_local_time(b"".join(answer.chunks)))
+        own = _with_a_buffer(context)
+        await self.answer(chat_request, own)
+        return NonStreamingResult(_in_local_time(b"".join(own.buffer.chunks)))
 
     async def _stream(self, chat_request: Any, context: ChatContext) -> AsyncGenerator[bytes]:
-        answer, failure = _UnboundedAnswer(), None
+        own, failure = _with_a_buffer(context), None
         try:
-            await self.answer(chat_request, context, answer)
+            await self.answer(chat_request, own)
         except BaseException as error:  # noqa: BLE001  raised when all before it has been read
             failure = error
-        for chunk in answer.chunks:
+        for chunk in own.buffer.chunks:
             yield _in_local_time(chunk)
         if failure is not None:
             raise failure

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from agents.run import AgentRunner, get_default_agent_runner
 
-from chatkit.conversation import endpoint, exported_workflow
+from chatkit.conversation import exported_workflow
 from chatkit.conversation.assistants import _load
 from chatkit.settings import SettingsError
+from chatkit.web import asgi
 from tests import upstream as u
 from tests.chat import Caller, deltas, errors, texts, user_input
 from tests.conftest import Recorder, Start
@@ -164,11 +165,11 @@ def test_agents_that_run_side_by_side(start: Start, upstream: Upstream) -> None:
 
 
 def test_a_silent_stream_has_heartbeats(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(asgi, "HEARTBEAT_SECONDS", 0.2)
     caller = start("simple")
     upstream.behaviour = streaming([*says("after a while")[:2], 1.0, *says("after a while")[2:]])
     answer = caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}})
-    assert 2 <= answer.text.count(": still here\n\n") <= 5
+    assert 2 <= answer.text.count(": keep-alive\n\n") <= 5
     assert "after" in answer.text
 
 

@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
@@ -18,7 +19,7 @@ from chatkit import problems
 from chatkit.actions import Action
 from chatkit.conversation.assistants import Assistant, Turn
 from chatkit.conversation.demo import DemoAssistant, demo_widget
-from chatkit.conversation.event_loop import Answer
+from chatkit.conversation.drafts import Drafts
 from chatkit.conversation.events import assistant_message, message_text, text_of
 from chatkit.conversation.storage import ChatContext, SqlStore, new_id
 from chatkit.conversation.timestamps import in_utc
@@ -35,7 +36,11 @@ from chatkit.types import (
     FeedbackKind,
     HiddenContextItem,
     SyncCustomActionResponse,
+    ThreadItem,
     ThreadItemDoneEvent,
+    ThreadItemRemovedEvent,
+    ThreadItemReplacedEvent,
+    ThreadItemUpdatedEvent,
     ThreadMetadata,
     ThreadStreamEvent,
     TranscriptionResult,
@@ -46,12 +51,20 @@ from chatkit.types import (
 
 log = logging.getLogger(__name__)
 
-REQUEST_SECONDS = 60  # for what is answered with JSON
+TRANSCRIPTION_SECONDS = 60
 MAX_TITLE = 60
+MAX_FEEDBACK_ITEMS = 100
 TRANSCRIPTION_MODEL = "gpt-4o-mini-transcribe"
+
+_answered: ContextVar[ChatContext | None] = ContextVar("answered", default=None)
+"""The context of the request that the current task answers, for what the SDK calls without it."""
 
 # The SDK makes this anew for each request, which takes longer than all the rest of handling one.
 _request: TypeAdapter[Any] = TypeAdapter(ChatKitReq)
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
 
 
 def read_request(body: bytes) -> Any:
@@ -89,34 +102,39 @@ class ChatServer(ChatKitServer[ChatContext]):
         super().__init__(store)
         self._assistants = assistants
         self._turn_seconds = turn_seconds
+        self._drafts = Drafts(store)
         self._openai = openai_client
 
     def _assistant(self, context: ChatContext) -> Assistant:
         return self._assistants.get(context.agent) or self._assistants[None]
 
-    async def answer(self, request: Any, context: ChatContext, answer: Answer) -> None:
-        """Handle ``request`` and put what it is answered with into ``answer``: JSON, or the events of a stream.
+    async def answer(self, request: Any, context: ChatContext) -> None:
+        """Handle ``request`` and put the response into the context's buffer: JSON, or the events of a stream.
+
+        Nothing is awaited between two events, so a task that is cancelled is always interrupted within OpenAI's server, which
+        then keeps what was said so far.
 
         Raises:
             Problem: the request can't be served; nothing has been put.
         """
         if getattr(getattr(request.params, "input", None), "attachments", None):
             raise problems.AttachmentsOff("a message with an attachment")
-        put = False
+        put = context.buffer.put
+        begun = False
+        _answered.set(context)
         try:
             await self._refuse_unless_active(request, context)
             if is_streaming_req(request):
                 async with aclosing(self._process_streaming_impl(request, context)) as events:
                     async for event in events:
-                        answer.put(b"data: " + self._serialize(event) + b"\n\n")
-                        put = True
+                        put(_event(self._serialize(event)))
+                        begun = True
             else:
-                async with asyncio.timeout(REQUEST_SECONDS):
-                    answer.put(await self._process_non_streaming(request, context))
+                put(await self._process_non_streaming(request, context))
         except Exception as error:
-            if put:
+            if begun:
                 log.exception("a stream broke off")
-                answer.put(b"data: " + self._serialize(ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=True)) + b"\n\n")
+                put(_event(self._serialize(ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=True))))
             elif problem := _problem(error):
                 raise problem from error
             else:
@@ -147,8 +165,12 @@ class ChatServer(ChatKitServer[ChatContext]):
                         return
                     if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, AssistantMessageItem):
                         said = message_text(event.item)
+                    if isinstance(event, ThreadItemDoneEvent | ThreadItemReplacedEvent):
+                        await self._drafts.finish([event.item.id])
+                    elif isinstance(event, ThreadItemRemovedEvent):
+                        await self._drafts.finish([event.item_id])
                     yield event
-                    await context.answer.room()
+                    await context.buffer.room()
         except asyncio.CancelledError as error:
             if asyncio.current_task().cancelling():  # type: ignore[union-attr]
                 raise  # by whoever reads the answer
@@ -159,6 +181,16 @@ class ChatServer(ChatKitServer[ChatContext]):
             log.info("the model refused")  # and said so, which is its answer
         except Exception as error:
             raise _stream_error(error, self._turn_seconds) from error
+        finally:
+            await self._drafts.finish(context.drafts)
+
+    def _update_pending_items(self, pending_items: dict[str, ThreadItem], event: ThreadItemUpdatedEvent) -> None:
+        """Have the message that ``event`` goes on with stored soon. The SDK calls this with each update."""
+        super()._update_pending_items(pending_items, event)
+        message = pending_items.get(event.item_id)
+        if isinstance(message, AssistantMessageItem) and (context := _answered.get()):
+            context.drafts.add(message.id)
+            self._drafts.changed(context.user, message)
 
     async def action(
         self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
@@ -192,7 +224,9 @@ class ChatServer(ChatKitServer[ChatContext]):
         return SyncCustomActionResponse()
 
     async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
-        await self.store.save_feedback(thread_id, item_ids, feedback, context)
+        if len(item_ids) > MAX_FEEDBACK_ITEMS:
+            raise problems.InvalidRequestBody(f"feedback on more than {MAX_FEEDBACK_ITEMS} items")
+        await self.store.save_feedback(thread_id, sorted(set(item_ids)), feedback, context)
 
     def _serialize(self, obj: BaseModel) -> bytes:
         return super()._serialize(in_utc(obj))
@@ -205,7 +239,11 @@ class ChatServer(ChatKitServer[ChatContext]):
         if self._openai is None:
             raise problems.ApiKeyMissing("dictation needs OPENAI_API_KEY")
         file = ("audio." + audio_input.media_type.rpartition("/")[2], io.BytesIO(audio_input.data), audio_input.media_type)
-        result = await self._openai.audio.transcriptions.create(model=TRANSCRIPTION_MODEL, file=file)
+        try:
+            async with asyncio.timeout(TRANSCRIPTION_SECONDS):
+                result = await self._openai.audio.transcriptions.create(model=TRANSCRIPTION_MODEL, file=file)
+        except (openai.APIError, TimeoutError) as error:
+            raise problems.OpenAIUnavailable("transcription failed") from error
         return TranscriptionResult(text=result.text)
 
 
@@ -234,8 +272,6 @@ def _problem(error: Exception) -> problems.Problem | None:
         return problems.NotFound("no such thread, item or attachment of this user")
     if isinstance(error, UNAVAILABLE):
         return problems.DatabaseUnavailable("the conversation could not be reached")
-    if isinstance(error, openai.APIError | TimeoutError):
-        return problems.OpenAIUnavailable("transcription failed")
     if isinstance(error, ValueError):  # how the SDK says that a request does not fit the state of its thread
         return problems.InvalidRequestBody("the request does not fit its thread")
     return None

@@ -9,21 +9,21 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Engine, Table, and_, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Engine, Table, Text, and_, bindparam, delete, exists, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from chatkit.conversation.event_loop import Answer
 from chatkit.conversation.timestamps import in_local_time, in_utc
 from chatkit.store import NotFoundError, Store
 from chatkit.tables import AttachmentRow, ItemRow, ThreadRow
-from chatkit.types import Attachment, Page, ThreadItem, ThreadMetadata
+from chatkit.types import AssistantMessageItem, Attachment, Page, ThreadItem, ThreadMetadata
 from chatkit.users import Primitive
+from chatkit.web.buffer import Buffer
 
 MAX_PAGE = 100
 PURGE_EVERY_SECONDS = 3600
@@ -48,16 +48,18 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ChatContext:
-    """What one request's handling knows: whose it is, and the answer it writes to."""
+    """What one request's handling knows: whose it is, and where its response goes."""
 
     user: str
-    answer: Answer
+    buffer: Buffer
     agent: str | None = None
     """The name of the agent that this user is for; ``None`` is everybody else's."""
     claims: Mapping[str, Primitive] = field(default_factory=dict)
     """What the agent may know of a user who is signed in (``CHATKIT_STATE_CLAIMS``)."""
     new_threads: set[str] = field(default_factory=set)
     """Threads that this request has begun and that are not stored yet."""
+    drafts: set[str] = field(default_factory=set)
+    """The ids of messages that have been begun in this request's turn."""
     known_threads: dict[str, ThreadMetadata] = field(default_factory=dict)
     """Threads as this request has last loaded or stored them, by id."""
 
@@ -85,6 +87,15 @@ _SAVE_ITEM = {  # adds, or replaces where it stands; both databases say it alike
     "postgresql": postgresql.insert(_items).on_conflict_do_update(
         index_elements=["thread_id", "id"], set_={"data": postgresql.insert(_items).excluded.data}
     ),
+}
+_draft = {"thread_id": "thread", "user_id": "user", "id": "item", "data": "new_data"}
+_SAVE_DRAFT = {  # only in a thread that is still there, and without an error where it is not
+    name: dialect.insert(_items)
+    .from_select(
+        list(_draft), select(*(bindparam(given, type_=Text) for given in _draft.values())).where(exists().where(_own_thread))
+    )
+    .on_conflict_do_update(index_elements=["thread_id", "id"], set_={"data": dialect.insert(_items).excluded.data})
+    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
 }
 _UPDATE_FEEDBACK = (
     update(_items).where(_own_items, _items.c.id.in_(bindparam("items", expanding=True))).values(feedback=bindparam("kind"))
@@ -266,6 +277,16 @@ class SqlStore(Store[ChatContext]):
             data = in_utc(item).model_dump_json()
             new = {"thread_id": thread_id, "user_id": context.user, "id": item.id, "data": data}
             connection.execute(_SAVE_ITEM[connection.dialect.name], new)
+
+    async def save_drafts(self, drafts: Iterable[tuple[str, AssistantMessageItem]]) -> None:
+        """Store unfinished messages, each with the ``User.id`` of its thread's owner."""
+        rows = [
+            {"user": user, "thread": message.thread_id, "item": message.id, "new_data": in_utc(message).model_dump_json()}
+            for user, message in drafts
+            if any(part.text.strip() for part in message.content)
+        ]
+        if rows:
+            await self._run(lambda connection: connection.execute(_SAVE_DRAFT[connection.dialect.name], rows))
 
     async def delete_thread_item(self, thread_id: str, item_id: str, context: ChatContext) -> None:
         """Delete an item. One that is not there is no error: the SDK also removes items that it has shown and never stored."""

@@ -62,6 +62,7 @@ class Settings:
     turn_seconds: int
     retention_days: int | None
     allowed_origins: tuple[re.Pattern[str], ...]
+    """Of the pages that may call the API, the host page included."""
     host_page: bool
     domain_key: str
     database_url: str = field(repr=False)
@@ -111,7 +112,7 @@ class Settings:
             loaded = _SettingsSchema().load(given)
         except ValidationError as error:
             raise SettingsError(_in_words(error)) from None
-        return _complete(loaded, notices=_notices(given, environ, dotenv or {}))
+        return _complete(loaded, _platform_host(given), notices=_notices(given, environ, dotenv or {}))
 
 
 @functools.cache
@@ -149,6 +150,21 @@ def _origin_pattern(text: str) -> re.Pattern[str]:
     default_port = {"http": 80, "https": 443}[url.scheme]
     origin = f"{url.scheme}://{bracketed}" + (f":{port}" if port not in (None, default_port) else "")
     return re.compile(re.escape(origin).replace(r"\*", "[a-z0-9-]+") + r"\Z")
+
+
+# How platforms tell a service the name that they give it. They serve each by HTTPS only, or redirect to that.
+_PLATFORM_HOSTS = {
+    "RENDER_EXTERNAL_HOSTNAME": "{}",
+    "RAILWAY_PUBLIC_DOMAIN": "{}",
+    "FLY_APP_NAME": "{}.fly.dev",
+    "HEROKU_APP_DEFAULT_DOMAIN_NAME": "{}",  # after `heroku labs:enable runtime-dyno-metadata`
+}
+
+
+def _platform_host(given: Mapping[str, str]) -> str | None:
+    """This service's public host name, where the platform tells it."""
+    hosts = (form.format(given[name]) for name, form in _PLATFORM_HOSTS.items() if name in given)
+    return next((host for host in hosts if re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", host)), None)
 
 
 class _Origins(fields.Field[tuple[re.Pattern[str], ...]]):
@@ -363,7 +379,7 @@ VARIABLES = frozenset(str(declared.data_key) for declared in _SettingsSchema().f
 """The names of all variables that this service reads."""
 
 
-def _complete(loaded: dict[str, Any], notices: tuple[str, ...]) -> Settings:
+def _complete(loaded: dict[str, Any], platform_host: str | None, notices: tuple[str, ...]) -> Settings:
     """Fill in the defaults that depend on another setting."""
     development = loaded["environment"] == "development"
     unset = dict.fromkeys(declared.name for declared in dataclass_fields(Settings))
@@ -374,6 +390,8 @@ def _complete(loaded: dict[str, Any], notices: tuple[str, ...]) -> Settings:
         "proxy_hops": 0 if development else 1,
     }
     settings = {**unset, **defaults, **loaded}
+    own_origins = _own_origins(settings, platform_host)
+    settings["allowed_origins"] += tuple(_origin_pattern(origin) for origin in own_origins)
     if settings["secret_key"] is None:
         settings["secret_key"] = _development_secret_key()
     if settings["backend"] is Backend.HOSTED:
@@ -389,9 +407,11 @@ def _complete(loaded: dict[str, Any], notices: tuple[str, ...]) -> Settings:
             )
     if not development:
         if "allowed_origins" not in loaded:
-            notices += (
-                "CHATKIT_ALLOWED_ORIGINS is not set: only http://localhost:3000 and this service's own pages may call it.",
-            )
+            allowed = " and ".join(["http://localhost:3000", *own_origins])
+            notice = f"CHATKIT_ALLOWED_ORIGINS is not set: only pages of {allowed} may call the API."
+            if settings["host_page"] and not own_origins:
+                notice += " To use the page at /, list this service's own origin, such as https://chat.example.com, as well."
+            notices += (notice,)
         if settings["backend"] is Backend.SELFHOSTED and "database_url" not in loaded:
             notices += (
                 "DATABASE_URL is not set: conversations are in a SQLite file, which most platforms delete at each restart.",
@@ -402,6 +422,15 @@ def _complete(loaded: dict[str, Any], notices: tuple[str, ...]) -> Settings:
         notice = f"Of CHATKIT_AGENT_CLAIM and {table} one is set and the other is not: everybody gets the same agent."
         return replace(complete, notices=(*notices, notice))
     return complete
+
+
+def _own_origins(settings: dict[str, Any], platform_host: str | None) -> list[str]:
+    """Origins of the host page that are known without ``CHATKIT_ALLOWED_ORIGINS``."""
+    if not settings["host_page"]:
+        return []
+    if settings["environment"] == "development":
+        return [f"http://{host}:{settings['port']}" for host in ("localhost", "127.0.0.1")]
+    return [f"https://{platform_host}"] if platform_host else []
 
 
 def _development_secret_key() -> str:

@@ -25,6 +25,8 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, vali
 PROJECT = Path(__file__).resolve().parent.parent
 INSTANCE = PROJECT / "instance"
 MAX_SESSION_TTL = 600  # seconds; OpenAI's upper bound and its default
+MIN_SECRET = 32  # characters
+RANDOM_HEX = "`python3 -c 'import secrets; print(secrets.token_hex(32))'`"
 
 
 class SettingsError(Exception):
@@ -254,6 +256,16 @@ _agent = validate.Regexp(
 )
 
 
+def _is_guessable(secret: str) -> bool:
+    """Whether ``secret`` is a placeholder, of this documentation or another's, or the same characters again and again."""
+    letters = re.sub(r"[^a-z]", "", secret.lower())
+    placeholder = re.search(
+        r"(change|replace)(this|me|it|with)|your(super|own)?(secret|jwt|key)|supersecret|insecure|placeholder", letters
+    )
+    repeats = any(secret.startswith(secret[length:]) for length in range(1, len(secret) // 2 + 1))
+    return bool(placeholder) or repeats
+
+
 def _as_state_variables(names: tuple[str, ...]) -> None:
     """OpenAI's bounds, without which it would refuse each session."""
     if len(names) > 64 or any(len(name) > 64 for name in names):
@@ -321,14 +333,14 @@ class _SettingsSchema(Schema):
     database_url = _DatabaseUrl(data_key="DATABASE_URL")
     secret_key = fields.String(
         data_key="SECRET_KEY",
-        validate=validate.Length(min=16, error="is too short to sign anything with: at least 16 random characters."),
+        validate=validate.Length(min=MIN_SECRET, error="is too short: at least 32 random characters."),
     )
     auth_required = fields.Boolean(data_key="AUTH_REQUIRED", load_default=False)
     auth_jwt_secret = fields.String(
         data_key="AUTH_JWT_SECRET",
         validate=[
             _opaque,
-            validate.Length(min=32, error="is too short: HS256 needs at least 32 random characters (RFC 7518)."),
+            validate.Length(min=MIN_SECRET, error="is too short: HS256 needs at least 32 random characters (RFC 7518)."),
         ],
     )
     auth_jwks_url = _JwksUrl(data_key="AUTH_JWKS_URL")
@@ -354,10 +366,19 @@ class _SettingsSchema(Schema):
     def _secret_key_in_production(self, data: dict[str, Any], given: Mapping[str, str], **kwargs: Any) -> None:
         if data.get("environment") == "production" and "SECRET_KEY" not in given:
             raise ValidationError(
-                "is missing, and visitors' cookies are signed with it. Set it to the output of "
-                "`python3 -c 'import secrets; print(secrets.token_hex(32))'`, the same for all processes, and keep it.",
+                f"is missing, and visitors' cookies are signed with it. Set it to the output of {RANDOM_HEX}, the same for all "
+                "processes, and keep it.",
                 "SECRET_KEY",
             )
+
+    @validates_schema(skip_on_field_errors=False)
+    def _secrets_in_production(self, data: dict[str, Any], **kwargs: Any) -> None:
+        """In development a published one may be meant: that of a local Supabase, say."""
+        secret = {"SECRET_KEY": data.get("secret_key"), "AUTH_JWT_SECRET": data.get("auth_jwt_secret")}
+        guessable = [name for name, value in secret.items() if value and _is_guessable(value)]
+        if data.get("environment") == "production" and guessable:
+            message = f"is published, or a pattern, so that anybody can guess it. Set it to the output of {RANDOM_HEX}."
+            raise ValidationError({name: [message] for name in guessable})
 
     @validates_schema(skip_on_field_errors=False, pass_original=True)
     def _sign_in(self, data: dict[str, Any], given: Mapping[str, str], **kwargs: Any) -> None:

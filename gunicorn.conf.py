@@ -14,6 +14,7 @@ bind = f"127.0.0.1:{settings.port}" if settings.development else f"0.0.0.0:{sett
 workers = settings.workers
 threads = settings.threads  # one waits for OpenAI in each call, so they decide how many callers are served at once
 worker_class = "chatkit.gunicorn_worker.Worker"
+forwarder_headers = ""  # no proxy sets SCRIPT_NAME or PATH_INFO by a header; gunicorn would believe this machine's
 preload_app = True  # imported, checked and migrated once; a mistake ends the start, not each worker after it
 keepalive = 95  # longer than any platform's router keeps a connection, so that it is never us who close first
 graceful_timeout = 25  # platforms kill 30 s after SIGTERM; a call takes 10 s at most

@@ -478,11 +478,29 @@ def _notices(given: Mapping[str, str], environ: Mapping[str, str], dotenv: Mappi
             "OPENAI_API_KEY is set in the environment and, differently, in .env: the environment's is used. If OpenAI does "
             "not find the workflow, the two belong to different projects."
         )
+    notices += _open_to_anybody(given.get("CHATKIT_ALLOWED_ORIGINS", ""))
     if not given.keys() & {"AUTH_JWT_SECRET", "AUTH_JWKS_URL"}:
         claims = {"AUTH_USER_CLAIM", "CHATKIT_AGENT_CLAIM", "CHATKIT_STATE_CLAIMS"}
         unused = sorted(given.keys() & {"AUTH_JWT_ISSUER", "AUTH_JWT_AUDIENCE", "AUTH_KEEP_CONVERSATIONS", *claims})
         notices += [f"{name} is set and not used, because neither AUTH_JWT_SECRET nor AUTH_JWKS_URL is." for name in unused]
     return tuple(notices)
+
+
+def _open_to_anybody(origins: str) -> list[str]:
+    """A notice for each of ``origins`` with a wildcard directly below a public suffix, such as ``co.uk`` or ``vercel.app``."""
+    if "*" not in origins:
+        return []
+    from publicsuffixlist import PublicSuffixList  # reads a file of 340 KB
+
+    suffixes = PublicSuffixList()
+    notices = []
+    for origin in (text.strip().rstrip("/").lower() for text in origins.split(",")):
+        fixed = origin.rpartition("*")[2].partition(".")[2].partition(":")[0]
+        if "*" in origin and suffixes.publicsuffix(fixed) == fixed:
+            notices.append(
+                f"CHATKIT_ALLOWED_ORIGINS: anybody can get names below {fixed}, and one that fits {origin} may call the API."
+            )
+    return notices
 
 
 def _in_words(error: ValidationError) -> str:

@@ -80,7 +80,7 @@ class _SafeFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         safe = copy.copy(record)  # other handlers get the record as it was
-        safe.msg, safe.args = _escaped(_shortened(record.getMessage(), MAX_MESSAGE)), None
+        safe.msg, safe.args = _shortened(_escaped(record.getMessage()), MAX_MESSAGE), None
         return super().format(safe)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  logging's name
@@ -91,7 +91,7 @@ class _SafeFormatter(logging.Formatter):
 
 
 def _several_lines(text: str) -> str:
-    return "\n".join(map(_escaped, _shortened(text, MAX_TRACEBACK).split("\n")))
+    return _shortened("\n".join(map(_escaped, text.split("\n"))), MAX_TRACEBACK)
 
 
 def _escaped(text: str) -> str:

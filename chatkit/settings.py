@@ -64,7 +64,7 @@ class Settings:
     turn_seconds: int
     retention_days: int | None
     allowed_origins: tuple[re.Pattern[str], ...]
-    """Of the pages that may call the API, the host page included."""
+    """Origins of the pages that may call the API, including the host page's own where it is known."""
     host_page: bool
     domain_key: str
     database_url: str = field(repr=False)
@@ -154,7 +154,7 @@ def _origin_pattern(text: str) -> re.Pattern[str]:
     return re.compile(re.escape(origin).replace(r"\*", "[a-z0-9-]+") + r"\Z")
 
 
-# How platforms tell a service the name that they give it. They serve each by HTTPS only, or redirect to that.
+# Variables in which platforms name a service's public host.
 _PLATFORM_HOSTS = {
     "RENDER_EXTERNAL_HOSTNAME": "{}",
     "RAILWAY_PUBLIC_DOMAIN": "{}",

@@ -15,7 +15,7 @@ from chatkit.users import User
 
 LEEWAY_SECONDS = 30  # by which the provider's clock and ours may differ
 MAX_SUBJECT = 255  # OpenID Connect's bound, in ASCII
-TYPES = ("jwt", "at+jwt")
+TOKEN_TYPES = ("jwt", "at+jwt")
 BACKCHANNEL_LOGOUT = "http://schemas.openid.net/event/backchannel-logout"
 
 
@@ -106,7 +106,7 @@ def _check_type(header: dict[str, Any], claims: dict[str, Any]) -> None:
     ``typ`` is a media type, whose case and ``application/`` don't matter (RFC 7515, 4.1.9). Not all providers send it.
     """
     type_ = header.get("typ", "JWT")
-    if not isinstance(type_, str) or type_.lower().removeprefix("application/") not in TYPES:
+    if not isinstance(type_, str) or type_.lower().removeprefix("application/") not in TOKEN_TYPES:
         raise problems.InvalidToken("the token's typ is neither JWT nor at+jwt")
     events = claims.get("events")
     if isinstance(events, dict) and BACKCHANNEL_LOGOUT in events:

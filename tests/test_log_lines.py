@@ -61,6 +61,7 @@ def test_a_message_is_not_endless(readable: bool) -> None:
     assert len(line) < 2_300
     assert "unknown: yyy" in line
     assert "yyy, ignored" in line
+    assert len(written("unknown: %s", "\U000e0001\n" * 30_000, readable=readable)) < 5_000
     assert re.search(r"… 58\d{3} characters …|\\u2026 58\d{3} characters \\u2026", line)
 
 

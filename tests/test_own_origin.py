@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+import requests
 
 from chatkit.settings import Settings
 from tests.conftest import MakeApp, Recorder
@@ -110,3 +111,6 @@ def test_a_host_that_is_no_name_is_no_fault(production: Service, host: str, path
             sock.sendall(head % (method, path.encode(), host.encode(), more))
             status = int(sock.makefile("rb").readline().split()[1])
         assert status < 500
+        sent = dict(line.split(": ", 1) for line in more.decode().splitlines())
+        answer = requests.request(method, f"{production.url}{path}", headers={"X-Forwarded-Host": host, **sent}, timeout=10)
+        assert answer.status_code < 500

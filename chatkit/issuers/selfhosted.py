@@ -172,7 +172,8 @@ class SelfhostedIssuer:
 
 def _delete_hidden(connection: Connection, threads: Sequence[str]) -> None:
     """Delete the items of ``threads`` that only a model sees."""
-    found = connection.execute(_SELECT_PERHAPS_HIDDEN, {"threads": threads}).all()
+    # Not all at once: a visitor may have stored a lot.
+    found = connection.execute(_SELECT_PERHAPS_HIDDEN, {"threads": threads}, execution_options={"yield_per": 100})
     if hidden := [{"item": row.position} for row in found if json.loads(row.data).get("type") in HIDDEN]:
         connection.execute(_DELETE_ITEM, hidden)
 

@@ -128,4 +128,12 @@ def _cross_site() -> bool:
     if declared is not None:
         return declared == "cross-site"
     origin = request.headers.get("Origin")
-    return bool(origin) and request.is_secure and urlsplit(origin).hostname != urlsplit(request.host_url).hostname
+    # The header itself, because request.host and request.host_url raise for some of what may be in it.
+    return bool(origin) and request.is_secure and _host_name(origin) != _host_name(f"//{request.headers.get('Host', '')}")
+
+
+def _host_name(address: str | None) -> str | None:
+    try:
+        return urlsplit(address).hostname if address else None
+    except ValueError:  # such as "https://["
+        return None

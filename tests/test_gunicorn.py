@@ -56,12 +56,13 @@ def test_a_session_across_origins(running: Service) -> None:
     assert response.headers["Cache-Control"] == "no-store"
 
 
-def test_the_public_origin_behind_a_proxy(running: Service) -> None:
+def test_a_public_origin_behind_a_proxy(shared_upstream: Upstream) -> None:
     forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9", "Host": "chat.example.com"}
-    response = running.mint(headers={"Origin": "https://chat.example.com", **forwarded})
-    assert response.status_code == 200
-    assert "Secure" in response.headers["Set-Cookie"]
-    assert running.mint(headers={"Origin": "https://evil.test", **forwarded}).status_code == 403
+    with hosted(shared_upstream, CHATKIT_ALLOWED_ORIGINS="https://chat.example.com") as service:
+        response = service.mint(headers={"Origin": "https://chat.example.com", **forwarded})
+        assert response.status_code == 200
+        assert "Secure" in response.headers["Set-Cookie"]
+        assert service.mint(headers={"Origin": "https://evil.test", **forwarded}).status_code == 403
 
 
 def raw(service: Service, data: bytes) -> tuple[int, dict[str, str], Any]:

@@ -12,7 +12,7 @@ import pytest
 from chatkit import settings as module
 from chatkit.settings import VARIABLES, Backend, Settings, SettingsError
 
-KEY = "k" * 32
+KEY = "a-key-of-these-tests-and-of-no-service"
 PRODUCTION = {"SECRET_KEY": KEY}
 
 
@@ -171,7 +171,7 @@ def test_api_base_that_would_leak_or_miss(base: str) -> None:
 
 JWKS = {"AUTH_JWKS_URL": "https://login.example.com/.well-known/jwks.json"}
 TIED = {**JWKS, "AUTH_JWT_ISSUER": "https://login.example.com/"}
-SECRET = {"AUTH_JWT_SECRET": "s" * 32}
+SECRET = {"AUTH_JWT_SECRET": "a-secret-of-these-tests-and-no-provider"}
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,9 @@ def test_the_blocks_of_the_documentation(block: str) -> None:
     variables = dict(re.findall(r"^([A-Z_]+)=(\S+)", BLOCKS[block], re.MULTILINE))
     assert variables
     assert variables.keys() <= VARIABLES
-    signed_in = {"AUTH_JWT_SECRET": "s" * 32} if "CHATKIT_AGENT_CLAIM" in variables else {}
-    settings = load(**{"CHATKIT_BACKEND": "selfhosted", **signed_in, **variables})
+    signed_in = SECRET if "CHATKIT_AGENT_CLAIM" in variables else {}
+    own = {name: value for name, value in {**PRODUCTION, **SECRET}.items() if name in variables}  # for the placeholders
+    settings = load(**{"CHATKIT_BACKEND": "selfhosted", **signed_in, **variables, **own})
     assert not [text for text in settings.notices if "not used" in text or "everybody gets" in text]
 
 

@@ -72,11 +72,17 @@ def read_request(body: bytes) -> Any:
 
     Raises:
         InvalidRequestBody: it is none.
+        NotFound: it names something by an id with a NUL, which PostgreSQL refuses to compare with anything.
     """
     try:
-        return _request.validate_json(body)
+        chat_request = _request.validate_json(body)
     except ValidationError as error:
         raise problems.InvalidRequestBody("not a request of the ChatKit protocol") from error
+    params = chat_request.params
+    ids = [getattr(params, name, None) or "" for name in ("thread_id", "item_id", "attachment_id", "after")]
+    if any("\0" in given for given in (*ids, *getattr(params, "item_ids", ()))):
+        raise problems.NotFound("an id with a NUL")
+    return chat_request
 
 
 class ChatServer(ChatKitServer[ChatContext]):

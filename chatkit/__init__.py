@@ -39,7 +39,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.config["TRUSTED_HOSTS"] = ["localhost", "127.0.0.1"]
 
     problems.register(app)
-    identity.register(app, settings.secret_key)
+    identity.register(app, settings.secret_key, settings.secret_key_fallbacks)
     origins.register(app, settings.allowed_origins)
     who = identity.Identity(TokenVerifier(settings), required=settings.auth_required)
     limits = Limits(app, settings)

@@ -66,6 +66,8 @@ class Settings:
     domain_key: str
     database_url: str = field(repr=False)
     secret_key: str = field(repr=False)
+    secret_key_fallbacks: tuple[str, ...] = field(repr=False)
+    """Former values of ``secret_key``, whose signatures still count."""
     auth_required: bool
     auth_jwt_secret: str | None = field(repr=False)
     auth_jwks_url: str | None
@@ -194,6 +196,16 @@ class _Names(fields.Field[tuple[str, ...]]):
         return names
 
 
+class _SecretKeys(fields.Field[tuple[str, ...]]):
+    """Comma-separated, each as long as a secret key has to be."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[str, ...]:
+        keys = tuple(key.strip() for key in value.split(","))
+        if any(len(key) < 32 for key in keys):
+            raise ValidationError("must be former values of SECRET_KEY, comma-separated, each of at least 32 characters.")
+        return keys
+
+
 class _ByName(fields.Field[Mapping[str, str]]):
     """Comma-separated ``name=value``, each value as ``validator`` has it."""
 
@@ -307,6 +319,7 @@ class _SettingsSchema(Schema):
         data_key="SECRET_KEY",
         validate=validate.Length(min=16, error="is too short to sign anything with: at least 16 random characters."),
     )
+    secret_key_fallbacks = _SecretKeys(data_key="SECRET_KEY_FALLBACKS", load_default=())
     auth_required = fields.Boolean(data_key="AUTH_REQUIRED", load_default=False)
     auth_jwt_secret = fields.String(
         data_key="AUTH_JWT_SECRET",

@@ -1,4 +1,4 @@
-"""How gunicorn serves the application: ``gunicorn app:app`` reads this file by itself."""
+"""How gunicorn serves the application. gunicorn reads this file by itself."""
 
 import gc
 import resource

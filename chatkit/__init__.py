@@ -53,7 +53,7 @@ def create_app(settings: Settings | None = None) -> AsgiFlask:
         background=[watch_loop],
     )
     problems.register(app)
-    identity.register(app, settings.secret_key)
+    identity.register(app, settings.secret_key, settings.secret_key_fallbacks)
     origins.register(app, settings.allowed_origins)
     who = identity.Identity(TokenVerifier(settings), required=settings.auth_required)
     limits = Limits(app, settings)

@@ -60,6 +60,7 @@ def configuration(level: str, *, readable: bool) -> dict[str, Any]:
         "loggers": {
             "alembic": {"level": "WARNING"},
             "httpx2": {"level": "WARNING"},  # a line for each call of a model
+            "urllib3.connection": {"level": "ERROR"},  # its warnings quote headers that it can't parse
             "gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True},
             # The application writes its own line a request, which also exists without gunicorn.
             "gunicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},

@@ -69,6 +69,8 @@ class Settings:
     domain_key: str
     database_url: str = field(repr=False)
     secret_key: str = field(repr=False)
+    secret_key_fallbacks: tuple[str, ...] = field(repr=False)
+    """Former values of ``secret_key``, whose signatures still count."""
     auth_required: bool
     auth_jwt_secret: str | None = field(repr=False)
     auth_jwks_url: str | None
@@ -214,6 +216,16 @@ class _Names(fields.Field[tuple[str, ...]]):
         return names
 
 
+class _SecretKeys(fields.Field[tuple[str, ...]]):
+    """Comma-separated, each as long as a secret key has to be."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[str, ...]:
+        keys = tuple(key.strip() for key in value.split(","))
+        if any(len(key) < MIN_SECRET for key in keys):
+            raise ValidationError("must be former values of SECRET_KEY, comma-separated, each of at least 32 characters.")
+        return keys
+
+
 class _ByName(fields.Field[Mapping[str, str]]):
     """Comma-separated ``name=value``, each value as ``validator`` has it."""
 
@@ -337,6 +349,7 @@ class _SettingsSchema(Schema):
         data_key="SECRET_KEY",
         validate=validate.Length(min=MIN_SECRET, error="is too short: at least 32 random characters."),
     )
+    secret_key_fallbacks = _SecretKeys(data_key="SECRET_KEY_FALLBACKS", load_default=())
     auth_required = fields.Boolean(data_key="AUTH_REQUIRED", load_default=False)
     auth_jwt_secret = fields.String(
         data_key="AUTH_JWT_SECRET",
@@ -378,8 +391,12 @@ class _SettingsSchema(Schema):
     @validates_schema(skip_on_field_errors=False)
     def _secrets_in_production(self, data: dict[str, Any], **kwargs: Any) -> None:
         """In development a published one may be meant: that of a local Supabase, say."""
-        secret = {"SECRET_KEY": data.get("secret_key"), "AUTH_JWT_SECRET": data.get("auth_jwt_secret")}
-        guessable = [name for name, value in secret.items() if value and _is_guessable(value)]
+        secrets_of = {
+            "SECRET_KEY": [data.get("secret_key")],
+            "SECRET_KEY_FALLBACKS": data.get("secret_key_fallbacks", ()),
+            "AUTH_JWT_SECRET": [data.get("auth_jwt_secret")],
+        }
+        guessable = [name for name, values in secrets_of.items() if any(value and _is_guessable(value) for value in values)]
         if data.get("environment") == "production" and guessable:
             message = f"is published, or a pattern, so that anybody can guess it. Set it to the output of {RANDOM_HEX}."
             raise ValidationError({name: [message] for name in guessable})

@@ -105,6 +105,7 @@ WRONG = {
     "CHATKIT_DOMAIN_KEY": "domain pk XYZZY",
     "DATABASE_URL": "mysql://u:XYZZY@h/d",
     "SECRET_KEY": "XYZZY",
+    "SECRET_KEY_FALLBACKS": "XYZZY",
     "AUTH_REQUIRED": "XYZZY",
     "AUTH_JWT_SECRET": "XYZZY",
     "AUTH_JWKS_URL": "http://XYZZY",
@@ -177,6 +178,8 @@ SECRET = {"AUTH_JWT_SECRET": "a-secret-of-these-tests-and-no-provider"}
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
+        ({"SECRET_KEY_FALLBACKS": f"{'f' * 32},{'f' * 31}"}, "SECRET_KEY_FALLBACKS must be former values of SECRET_KEY"),
+        ({"SECRET_KEY_FALLBACKS": f"{'f' * 32},"}, "SECRET_KEY_FALLBACKS must be former values of SECRET_KEY"),
         ({"AUTH_REQUIRED": "true"}, "AUTH_REQUIRED is true, and nobody can sign in"),
         ({**TIED, **SECRET}, "AUTH_JWKS_URL must not be set together with AUTH_JWT_SECRET"),
         (JWKS, "AUTH_JWKS_URL must come with AUTH_JWT_ISSUER or AUTH_JWT_AUDIENCE"),

@@ -10,7 +10,11 @@ import pytest
 from chatkit.settings import PROJECT, Settings, SettingsError
 from tests.service import Service
 
-GOOD = {"SECRET_KEY": secrets.token_hex(32), "AUTH_JWT_SECRET": secrets.token_urlsafe(33)}
+GOOD = {
+    "SECRET_KEY": secrets.token_hex(32),
+    "SECRET_KEY_FALLBACKS": secrets.token_hex(32),
+    "AUTH_JWT_SECRET": secrets.token_urlsafe(33),
+}
 
 PUBLISHED = [
     "change-this-to-64-random-hex-characters",
@@ -54,7 +58,7 @@ def test_what_anybody_can_guess_is_refused(name: str, value: str) -> None:
 @pytest.mark.parametrize("length", [1, 16, 31])
 def test_what_is_too_short_is_refused(name: str, length: int) -> None:
     message = refusal(**{name: secrets.token_hex(32)[:length]})
-    assert message.startswith(f"{name} is too short")
+    assert message.startswith(f"{name} must be former values" if name.endswith("FALLBACKS") else f"{name} is too short")
     assert "at least 32" in message
 
 

@@ -11,12 +11,13 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
 import agents
 import openai
 from pydantic import BaseModel
 
+from chatkit import logs
 from chatkit.agents import AgentContext
 from chatkit.conversation import exported_workflow
 from chatkit.conversation.demo import DemoAssistant
@@ -25,6 +26,9 @@ from chatkit.conversation.history import load_history, to_model_input, to_model_
 from chatkit.conversation.storage import ChatContext, SqlStore
 from chatkit.settings import PROJECT, Settings, SettingsError
 from chatkit.types import ThreadItem, ThreadMetadata, ThreadStreamEvent, UserMessageItem
+
+if TYPE_CHECKING:
+    import httpx2
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +113,18 @@ def make_openai_client(settings: Settings) -> openai.AsyncOpenAI | None:
     """The way to OpenAI for everything in the chat; none without a key."""
     if not settings.openai_api_key:
         return None
-    base = f"{settings.api_base}/v1"
-    return openai.AsyncOpenAI(api_key=settings.openai_api_key, base_url=base, timeout=settings.turn_seconds)
+    return openai.AsyncOpenAI(
+        api_key=settings.openai_api_key,
+        base_url=f"{settings.api_base}/v1",
+        timeout=settings.turn_seconds,
+        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [_add_request_id]}),
+    )
+
+
+async def _add_request_id(request: httpx2.Request) -> None:
+    """Name our request to OpenAI. An event hook runs for each try, in the context of the task that makes the call."""
+    if request_id := logs.request_id.get():
+        request.headers["X-Client-Request-Id"] = request_id
 
 
 def make_assistants(settings: Settings, client: openai.AsyncOpenAI | None) -> dict[str | None, Assistant]:

@@ -37,8 +37,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Produce = Callable[[Buffer], Awaitable[None]]
 """Makes the chunks of a response."""
 
-BODY_SECONDS = 60  # for a whole body, from the end of the head on
-SILENCE_SECONDS = 20  # for its next piece
+BODY_SECONDS: float = 60  # for a whole body, from the end of the head on
+SILENCE_SECONDS: float = 20  # for its next piece
 DISCARD_SECONDS = 5  # for the rest of a body that is too large, so that its sender gets to read the response
 MAX_BODIES_BYTES = 64 * 1024 * 1024  # that wait at the same time in one process
 FIRST_CHUNK_SECONDS = 75  # a dictation is given 60

@@ -23,8 +23,8 @@ from chatkit.web.asgi import AsgiFlask
 
 HEAD_SECONDS: float = 20  # for a client to send the whole head of a request, once it has connected or begun
 WRITE_SECONDS: float = 20  # for a client that does not read to take some of what waits for it
-HALF_CLOSED_SECONDS = 1
-ANNOUNCE_SECONDS = 0.7
+HALF_CLOSED_SECONDS = 1  # until a client that sends no more is taken to have left
+ANNOUNCE_SECONDS = 0.7  # at a stop, before the port is closed
 IDLE_SECONDS = 2  # at a stop, for kept connections to send one more request and be told that they are closed
 INTERRUPT_SECONDS = 2  # before the end of a stop, for what is then still being answered to be kept
 PART = 4  # one address gets this part of the connections: a quarter

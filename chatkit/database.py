@@ -65,6 +65,8 @@ def open_database(address: str, connections: int = 5) -> Engine:
     """
     try:
         url = make_url(address)
+        if _is_sqlite(url) and url.database:
+            _warn_of_readable_file(Path(url.database))
         _migrate_once_up(url)
         return _make_pooled_engine(url, connections)
     except (exc.ArgumentError, ValueError) as error:
@@ -122,7 +124,11 @@ def _prepare_file(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         path.touch(mode=0o600)
-    elif path.is_file() and path.stat().st_mode & stat.S_IROTH:  # an operator may want that, so it stays
+
+
+def _warn_of_readable_file(path: Path) -> None:
+    """An operator may want that every user of the machine can read the file, so it stays as it is."""
+    if path.is_file() and path.stat().st_mode & stat.S_IROTH:
         log.warning("DATABASE_URL: every user of this machine can read the SQLite file; `chmod 600` it and restart")
 
 

@@ -220,7 +220,7 @@ def test_it_starts_without_key_and_workflow_and_says_so_once() -> None:
         ({"SECRET_KEY": ""}, "SECRET_KEY is missing"),
         ({"CHATKIT_BACKEND": "elsewhere", "PORT": "99999"}, "CHATKIT_BACKEND must be hosted or selfhosted. PORT must be"),
         ({"CHATKIT_WORKFLOW_VERSION": "latest"}, "every message fails"),
-        ({"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/db"}, "DATABASE_URL: "),
+        ({"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": "mysql://u:hunter2@127.0.0.1:1/db"}, "DATABASE_URL must begin with"),
     ],
 )
 def test_a_mistake_is_one_readable_line_and_no_start(variables: dict[str, str], words: str) -> None:

@@ -50,7 +50,7 @@ class ChatContext:
     """What one request's handling knows: whose it is, and where its response goes."""
 
     user: str
-    buffer: Buffer
+    buffer: Buffer = field(compare=False)
     agent: str | None = None
     """The name of the agent that this user is for; ``None`` is everybody else's."""
     claims: Mapping[str, Primitive] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -200,6 +201,25 @@ def test_refusals_can_be_read_by_a_page_of_another_origin(make_app: MakeApp, mon
     assert answer.status_code == 429
     assert answer.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
     assert answer.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize("limit", ["FIRST_EVENT_SECONDS", "JSON_SECONDS"])
+def test_what_never_begins_is_given_up(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    """The database takes nothing for some seconds."""
+    monkeypatch.setattr(f"chatkit.web.asgi.{limit}", 0.5)
+    caller = start("simple")
+    with sqlite3.connect(tmp_path / "chatkit.db", isolation_level=None) as blocking:
+        blocking.execute("BEGIN IMMEDIATE")
+        started = time.monotonic()
+        if limit == "JSON_SECONDS":
+            answer = caller.post("threads.sync_custom_action", thread_id="thr_none", action={"type": "x", "payload": {}})
+            assert answer.status_code == 404, "reading goes on"
+            answer = caller.post("threads.delete", thread_id="thr_none")
+        else:
+            answer = caller.post("threads.create", input=user_input("x"))
+        assert (answer.status_code, answer.json()["code"]) == (503, "service_busy")
+        assert time.monotonic() - started < 3
+        blocking.execute("ROLLBACK")
 
 
 def test_an_error_before_the_first_event_is_logged_once(start: Start, recorder: Any) -> None:

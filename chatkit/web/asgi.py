@@ -41,7 +41,8 @@ BODY_SECONDS: float = 60  # for a whole body, from the end of the head on
 SILENCE_SECONDS: float = 20  # for its next piece
 DISCARD_SECONDS = 5  # for the rest of a body that is too large, so that its sender gets to read the response
 MAX_BODIES_BYTES = 64 * 1024 * 1024  # that wait at the same time in one process
-FIRST_CHUNK_SECONDS = 75  # a dictation is given 60
+FIRST_EVENT_SECONDS = 30  # of a stream; no model has been asked until then
+JSON_SECONDS = 75  # a dictation is given 60
 HEARTBEAT_SECONDS = 10  # platforms cut connections that are silent for 30 to 60 s
 HEARTBEAT = b": keep-alive\n\n"
 READINESS_SECONDS = 0.8  # a health check that takes a second is taken for failed
@@ -84,8 +85,8 @@ def deferred(produce: Produce, *, streaming: bool) -> Response:
 async def _everything(produce: Produce) -> bytes:
     buffer = Buffer()
     making = _start_making(produce, buffer)
-    chunks = [await _first(buffer, making)]
-    while (chunk := await buffer.take(FIRST_CHUNK_SECONDS)) is not None:
+    chunks = [await _first(buffer, making, JSON_SECONDS)]
+    while (chunk := await buffer.take(JSON_SECONDS)) is not None:
         chunks.append(chunk)
     await making
     return b"".join(chunks)
@@ -104,15 +105,15 @@ def _start_making(produce: Produce, buffer: Buffer, context: Context | None = No
     return making
 
 
-async def _first(buffer: Buffer, making: asyncio.Task[None]) -> bytes:
+async def _first(buffer: Buffer, making: asyncio.Task[None], seconds: float) -> bytes:
     """The first chunk, which decides the status."""
-    chunk = await buffer.take(FIRST_CHUNK_SECONDS)
+    chunk = await buffer.take(seconds)
     if chunk is None:
         if making.cancelled():
             raise ServiceBusy("the process is about to stop, or the client has left")
         raise NotFound("nothing to answer: no such item in this thread")
     if not chunk:
-        raise ServiceBusy(f"nothing to send after {FIRST_CHUNK_SECONDS} s")
+        raise ServiceBusy(f"nothing to send after {seconds} s")
     return chunk
 
 
@@ -325,7 +326,8 @@ class Adapter:
         making.add_done_callback(self._making.discard)
         watching = asyncio.create_task(_cancel_when_left(it.receive, making))
         try:
-            chunk: bytes | None = await _first(buffer, making)
+            seconds = FIRST_EVENT_SECONDS if it.deferred.streaming else JSON_SECONDS
+            chunk: bytes | None = await _first(buffer, making, seconds)
             response.headers = [header for header in response.headers if header[0] != b"content-length"]
             if not it.deferred.streaming:
                 await it.respond(response, chunk or b"")

@@ -3,12 +3,13 @@
   // lib/chatkit-component.ts
   var COMPONENT_URL = "https://cdn.platform.openai.com/deployments/chatkit/chatkit.js";
   var COMPONENT_LIMIT_MS = 2e4;
+  var ALLOWLIST_URL = "https://platform.openai.com/settings/organization/security/domain-allowlist";
   var ComponentError = class extends Error {
     constructor(code, message) {
       super(message);
       this.code = code;
-      this.userMessage = "The chat could not be loaded. Please try again.";
       this.name = "ComponentError";
+      this.userMessage = code === "removed" ? "The chat has closed. It may not be allowed on this website. Please try again." : "The chat could not be loaded. Please try again.";
     }
   };
   var loading = null;
@@ -51,29 +52,106 @@
     return () => observer.disconnect();
   }
   function blank(code, what) {
-    return new ComponentError(code, `ChatKit ${what}: ${location.host} may be missing in OpenAI's domain allowlist`);
+    return new ComponentError(code, `ChatKit ${what}. ${location.host} may be missing in OpenAI's domain allowlist, ${ALLOWLIST_URL}`);
   }
 
-  // lib/chatkit-config.ts
-  var SessionError = class extends Error {
-    constructor(message, userMessage, more = {}) {
-      super(message);
-      this.name = "SessionError";
-      this.userMessage = userMessage;
-      this.status = more.status;
-      this.code = more.code;
-      this.retryAfter = more.retryAfter;
-    }
-  };
+  // lib/errors.ts
   var USER_MESSAGES = {
     configuration: "Unable to start chat. Please check configuration.",
     network: "Network connection lost. Please check your internet.",
     down: "Service temporarily down. Please try again.",
     busy: "Too many requests. Please try again in a moment.",
     again: "Unable to start chat. Please try again.",
-    signIn: "Please sign in, and try again."
+    signIn: "Please sign in, and try again.",
+    tooLong: "This message is too long. Please shorten it.",
+    failed: "Something went wrong. Please try again."
   };
-  var API_URL = location.origin || "http://localhost:8000";
+  var ServiceError = class extends Error {
+    constructor(message, userMessage, more = {}) {
+      super(message);
+      this.name = "ServiceError";
+      this.userMessage = userMessage;
+      this.status = more.status;
+      this.code = more.code;
+      this.retryAfter = more.retryAfter;
+      this.threadId = more.threadId;
+    }
+  };
+  async function readJson(response) {
+    try {
+      const body = await response.json();
+      return body !== null && typeof body === "object" ? body : null;
+    } catch {
+      return null;
+    }
+  }
+  function refusal(response, body, what, sentence, threadId) {
+    const { status } = response;
+    const message = typeof (body == null ? void 0 : body.message) === "string" ? body.message : void 0;
+    const code = typeof (body == null ? void 0 : body.code) === "string" ? body.code : void 0;
+    const seconds = Number(response.headers.get("Retry-After") || NaN);
+    const retryAfter = Number.isFinite(seconds) ? seconds : void 0;
+    const technical = message ?? `${what}: ${response.statusText || status}`;
+    return new ServiceError(technical, sentence(status, code, message), { status, code, retryAfter, threadId });
+  }
+  function networkError(cause, threadId) {
+    return new ServiceError(cause instanceof Error ? cause.message : "Network error", USER_MESSAGES.network, { threadId });
+  }
+
+  // lib/last-thread.ts
+  var KEY = "chatkit.thread";
+  function lastThread() {
+    try {
+      return localStorage.getItem(KEY);
+    } catch {
+      return null;
+    }
+  }
+  function forgetThread() {
+    remember(null);
+  }
+  function remember(id) {
+    try {
+      if (id) localStorage.setItem(KEY, id);
+      else localStorage.removeItem(KEY);
+    } catch {
+    }
+  }
+  function threadKeeper() {
+    let isLoading = false;
+    return {
+      onThreadChange: ({ threadId }) => remember(threadId),
+      onThreadLoadStart: () => void (isLoading = true),
+      onThreadLoadEnd: () => void (isLoading = false),
+      /**
+       * Returns what `error` says about the conversation that was to be loaded. One that is gone, deleted or another user's, is
+       * forgotten: it would fail each time. After any other error it may load at the next try.
+       */
+      onError(error) {
+        const threadId = error instanceof ServiceError ? error.threadId : void 0;
+        if (!isLoading && !threadId) return null;
+        isLoading = false;
+        if (!isNotFound(error)) return "not_loaded";
+        if (!threadId || threadId === lastThread()) forgetThread();
+        return "gone";
+      }
+    };
+  }
+  function isNotFound(error) {
+    return error instanceof ServiceError ? error.status === 404 && error.code === "not_found" : /\b404\b|not found/i.test(error.message);
+  }
+
+  // lib/service.ts
+  var DEFAULTS = { apiUrl: "http://localhost:8000", domainKey: null };
+  var current = DEFAULTS;
+  function setService({ apiUrl, domainKey }) {
+    current = { apiUrl: apiUrl || DEFAULTS.apiUrl, domainKey: domainKey || DEFAULTS.domainKey };
+  }
+  function service() {
+    return current;
+  }
+
+  // lib/chatkit-config.ts
   var CALL_LIMIT_MS = 15e3;
   var LONGEST_LIFE_SECONDS = 600;
   var MARGIN_MS = 15e3;
@@ -125,15 +203,15 @@
       const signIn = signIns;
       const response = await call("POST");
       const body = await readJson(response);
-      if (!response.ok) throw refusal(response, body);
+      if (!response.ok) throw refusal(response, body, "Session creation failed", sentenceFor);
       const data = body == null ? void 0 : body.data;
       const secret = data == null ? void 0 : data.client_secret;
       if (typeof secret !== "string" || !secret) {
-        throw new SessionError(body ? "No client secret in response" : "Invalid response from server", USER_MESSAGES.again, {
+        throw new ServiceError(body ? "No client secret in response" : "Invalid response from server", USER_MESSAGES.again, {
           status: response.status
         });
       }
-      remember(secret, String(data == null ? void 0 : data.session_id), asked, data == null ? void 0 : data.expires_in);
+      remember2(secret, String(data == null ? void 0 : data.session_id), asked, data == null ? void 0 : data.expires_in);
       if (signIn !== signIns) letRunOut(secret);
       console.log("Got ChatKit session:", data == null ? void 0 : data.session_id);
       return secret;
@@ -142,7 +220,7 @@
       throw error;
     }
   }
-  function remember(secret, sessionId, asked, expiresIn) {
+  function remember2(secret, sessionId, asked, expiresIn) {
     const seconds = typeof expiresIn === "number" && expiresIn > 0 ? Math.min(expiresIn, LONGEST_LIFE_SECONDS) : LONGEST_LIFE_SECONDS;
     const lifeMs = seconds * 1e3;
     issued.set(secret, { sessionId, asked, lifeMs, usefulMs: lifeMs - Math.min(MARGIN_MS, lifeMs / 2) });
@@ -155,7 +233,7 @@
     const controller = new AbortController();
     const timer = setTimeout(() => controller.abort(), CALL_LIMIT_MS);
     try {
-      return await fetch(`${API_URL}/api/chatkit/sessions${path}`, {
+      return await fetch(`${service().apiUrl}/api/chatkit/sessions${path}`, {
         method,
         headers,
         credentials: "include",
@@ -163,31 +241,13 @@
         signal: controller.signal
       });
     } catch (error) {
-      if (controller.signal.aborted) throw new SessionError("The session request took too long", USER_MESSAGES.down);
-      throw new SessionError(error instanceof Error ? error.message : "Network error", USER_MESSAGES.network);
+      if (controller.signal.aborted) throw new ServiceError("The session request took too long", USER_MESSAGES.down);
+      throw networkError(error);
     } finally {
       clearTimeout(timer);
     }
   }
-  async function readJson(response) {
-    try {
-      const body = await response.json();
-      return body !== null && typeof body === "object" ? body : null;
-    } catch {
-      return null;
-    }
-  }
-  function refusal(response, body, what = "Session creation failed") {
-    const message = typeof (body == null ? void 0 : body.message) === "string" ? body.message : `${what}: ${response.statusText || response.status}`;
-    const seconds = Number(response.headers.get("Retry-After") || NaN);
-    const code = typeof (body == null ? void 0 : body.code) === "string" ? body.code : void 0;
-    return new SessionError(message, userMessageFor(response.status, code), {
-      status: response.status,
-      code,
-      retryAfter: Number.isFinite(seconds) ? seconds : void 0
-    });
-  }
-  function userMessageFor(status, code) {
+  function sentenceFor(status, code) {
     if (code === "authentication_required" || code === "invalid_token") return USER_MESSAGES.signIn;
     if (status === 429) return USER_MESSAGES.busy;
     if (status > 500) return USER_MESSAGES.down;
@@ -195,20 +255,31 @@
   }
 
   // lib/chatkit-options.ts
-  function chatKitApi(session2, domainKey2, onMessage) {
-    if (!domainKey2) return { getClientSecret: (existing) => session2.secret(existing) };
-    return { url: `${API_URL}/api/chatkit`, domainKey: domainKey2, fetch: chatFetch(session2, onMessage) };
+  function chatKitApi(session2, listeners = {}) {
+    const { apiUrl, domainKey } = service();
+    if (!domainKey) return { getClientSecret: (existing) => session2.secret(existing) };
+    return { url: `${apiUrl}/api/chatkit`, domainKey, fetch: chatFetch(session2, listeners) };
   }
   function chatKitTheme(theme) {
     const primary = theme == null ? void 0 : theme.primaryColor;
     return { colorScheme: (theme == null ? void 0 : theme.darkMode) ? "dark" : "light", ...primary && { color: { accent: { primary, level: 2 } } } };
   }
-  function chatFetch(session2, onMessage) {
+  function chatFetch(session2, { onMessage, onFailure = () => {
+  } }) {
     return async (input, init) => {
-      const send = (secret2) => {
+      const request = await readRequest(input, init);
+      const fail = (cause) => {
+        if (!(cause instanceof Error && cause.name === "AbortError")) onFailure(networkError(cause, request.loads));
+      };
+      const send = async (secret2) => {
         const headers = new Headers((init == null ? void 0 : init.headers) || (input instanceof Request ? input.headers : void 0));
         headers.set("Authorization", `Bearer ${secret2}`);
-        return fetch(input instanceof Request ? input.clone() : input, { ...init, headers });
+        try {
+          return await fetch(input instanceof Request ? input.clone() : input, { ...init, headers });
+        } catch (cause) {
+          fail(cause);
+          throw cause;
+        }
       };
       const secret = await session2.secret();
       let response = await send(secret);
@@ -216,56 +287,73 @@
         session2.drop(secret);
         response = await send(await session2.secret());
       }
-      if (onMessage && response.ok) {
-        const message = messageIn(typeof (init == null ? void 0 : init.body) === "string" ? init.body : input instanceof Request ? await input.text() : "");
-        if (message) onMessage(message);
+      if (!response.ok) {
+        onFailure(refusal(response, await readJson(response.clone()), "The chat request failed", sentenceFor2, request.loads));
+        return response;
       }
-      return response;
+      onFailure(null);
+      if (request.message) onMessage == null ? void 0 : onMessage(request.message);
+      return isEventStream(response) ? watchStream(response, onFailure, fail) : response;
     };
+  }
+  function sentenceFor2(status, code, message) {
+    if (status >= 500) return USER_MESSAGES.down;
+    if (status === 429) return USER_MESSAGES.busy;
+    if (status === 413) return USER_MESSAGES.tooLong;
+    return code && message || USER_MESSAGES.failed;
+  }
+  function isEventStream(response) {
+    return /^text\/event-stream\b/.test(response.headers.get("Content-Type") || "");
+  }
+  function watchStream(response, onFailure, onBreak) {
+    const reader = response.body.getReader();
+    const decoder = new TextDecoder();
+    let rest = "";
+    const body = new ReadableStream({
+      async pull(controller) {
+        const { done, value } = await reader.read().catch((cause) => {
+          onBreak(cause);
+          throw cause;
+        });
+        if (done) return controller.close();
+        const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
+        rest = lines.pop();
+        for (const line of lines) {
+          const error = errorIn(line);
+          if (error) onFailure(error);
+        }
+        controller.enqueue(value);
+      },
+      cancel: (reason) => reader.cancel(reason)
+    });
+    return new Response(body, response);
+  }
+  function errorIn(line) {
+    if (!line.startsWith('data: {"type":"error"')) return null;
+    try {
+      const { code, message } = JSON.parse(line.slice("data: ".length));
+      return new ServiceError(message || `The answer failed: ${code}`, message || USER_MESSAGES.failed, { code });
+    } catch {
+      return null;
+    }
   }
   async function isGone(response) {
     if (response.status !== 401) return false;
     const { code } = await response.clone().json().catch(() => ({}));
     return code === "client_secret_expired" || code === "client_secret_unknown";
   }
-  function messageIn(body) {
+  async function readRequest(input, init) {
+    const body = typeof (init == null ? void 0 : init.body) === "string" ? init.body : input instanceof Request ? await input.clone().text() : "";
     try {
       const { type, params } = JSON.parse(body);
-      return type === "threads.create" || type === "threads.add_user_message" ? messageText(params.input.content) : "";
+      if (type === "threads.create" || type === "threads.add_user_message") return { message: messageText(params.input.content) };
+      return type === "threads.get_by_id" ? { loads: params.thread_id } : {};
     } catch {
-      return "";
+      return {};
     }
   }
   function messageText(content) {
     return content.map((part) => part.text).join("");
-  }
-
-  // lib/last-thread.ts
-  var KEY = "chatkit.thread";
-  function lastThread() {
-    try {
-      return localStorage.getItem(KEY);
-    } catch {
-      return null;
-    }
-  }
-  function remember2(id) {
-    try {
-      if (id) localStorage.setItem(KEY, id);
-      else localStorage.removeItem(KEY);
-    } catch {
-    }
-  }
-  function threadKeeper() {
-    let isLoading = false;
-    return {
-      onThreadChange: ({ threadId }) => remember2(threadId),
-      onThreadLoadStart: () => void (isLoading = true),
-      onThreadLoadEnd: () => void (isLoading = false),
-      onError() {
-        if (isLoading) remember2(null);
-      }
-    };
   }
 
   // lib/page-session.ts
@@ -282,7 +370,7 @@
     }
     /** A secret that is alive. `existing` is what the caller has used so far. Throws what `getClientSecret` throws. */
     async secret(existing) {
-      this.held = await this.getClientSecret(existing || this.held);
+      this.held = await this.getClientSecret(existing || this.held || void 0);
       return this.held;
     }
     /** The secret in use no longer works, whatever the clock says. Another one that has taken its place meanwhile is kept. */
@@ -313,14 +401,14 @@
   function adviceFor(error) {
     if (error.code && ADVICE[error.code]) return ADVICE[error.code];
     if (/domain verification/i.test(error.message)) return ADVICE.removed;
-    if (error.name === "SessionError" && error.status === void 0) {
+    if (error.name === "ServiceError" && error.status === void 0) {
       return "The service does not answer. Is it still running, and is this machine online?";
     }
     return "The log of the service and the console of this browser have more about it.";
   }
 
   // host-page/host.ts
-  var domainKey = document.body.dataset.domainKey || null;
+  setService({ apiUrl: location.origin, domainKey: document.body.dataset.domainKey });
   var pageSession = PageSession.of(getClientSecret);
   var shownSecret = null;
   var chat = null;
@@ -408,7 +496,7 @@
       show("ready", "ok", "ready, say something");
     });
     element.addEventListener("chatkit.error", ({ detail }) => {
-      thread.onError();
+      thread.onError(detail.error);
       if (!hasFailed("session")) report(detail.error);
     });
     element.addEventListener("chatkit.response.start", () => byId("error").hidden = true);
@@ -426,7 +514,7 @@
   }
   function configure() {
     chat == null ? void 0 : chat.setOptions({
-      api: chatKitApi(session, domainKey),
+      api: chatKitApi(session),
       theme: chatKitTheme({ ...chatKitConfig.theme, darkMode: document.documentElement.dataset.theme === "dark" }),
       initialThread: lastThread(),
       startScreen: {

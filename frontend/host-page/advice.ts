@@ -28,7 +28,7 @@ const ADVICE: Record<string, string> = {
 export function adviceFor(error: Error & { code?: string; status?: number }): string {
   if (error.code && ADVICE[error.code]) return ADVICE[error.code]!
   if (/domain verification/i.test(error.message)) return ADVICE.removed!
-  if (error.name === 'SessionError' && error.status === undefined) {
+  if (error.name === 'ServiceError' && error.status === undefined) {
     return 'The service does not answer. Is it still running, and is this machine online?'
   }
   return 'The log of the service and the console of this browser have more about it.'

@@ -9,12 +9,13 @@ import { chatKitConfig, describeSession, getClientSecret, letRunOut } from '../l
 import { chatKitApi, chatKitTheme } from '../lib/chatkit-options'
 import { lastThread, threadKeeper } from '../lib/last-thread'
 import { PageSession, type Session } from '../lib/page-session'
+import { setService } from '../lib/service'
 import { adviceFor } from './advice'
 
 type Step = 'settings' | 'session' | 'script' | 'ready'
 
-/** The key of a self-hosted chat; a hosted one has none. */
-const domainKey = document.body.dataset.domainKey || null
+setService({ apiUrl: location.origin, domainKey: document.body.dataset.domainKey }) // a hosted chat has no key
+
 const pageSession = PageSession.of(getClientSecret)
 let shownSecret: string | null = null
 let chat: OpenAIChatKit | null = null
@@ -110,7 +111,7 @@ function embed(): void {
     show('ready', 'ok', 'ready, say something')
   })
   element.addEventListener('chatkit.error', ({ detail }) => {
-    thread.onError()
+    thread.onError(detail.error)
     if (!hasFailed('session')) report(detail.error) // else it is ChatKit's words for what is reported already
   })
   element.addEventListener('chatkit.response.start', () => (byId('error').hidden = true))
@@ -129,7 +130,7 @@ function embed(): void {
 
 function configure(): void {
   chat?.setOptions({
-    api: chatKitApi(session, domainKey),
+    api: chatKitApi(session),
     theme: chatKitTheme({ ...chatKitConfig.theme, darkMode: document.documentElement.dataset.theme === 'dark' }),
     initialThread: lastThread(),
     startScreen: {

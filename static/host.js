@@ -23,21 +23,21 @@
   function load() {
     return new Promise((resolve, reject) => {
       const own = document.querySelector(`script[src="${COMPONENT_URL}"]`);
-      const script = own || document.createElement("script");
+      const script2 = own || document.createElement("script");
       const fail = (what) => {
         clearTimeout(timer);
-        script.remove();
+        script2.remove();
         reject(new ComponentError("script_not_loaded", `${COMPONENT_URL} ${what}`));
       };
       const timer = setTimeout(() => fail("takes too long"), COMPONENT_LIMIT_MS);
-      script.addEventListener("error", () => fail("could not be loaded"));
+      script2.addEventListener("error", () => fail("could not be loaded"));
       void customElements.whenDefined("openai-chatkit").then(() => {
         clearTimeout(timer);
         resolve();
       });
       if (own) return;
-      script.src = COMPONENT_URL;
-      document.head.append(script);
+      script2.src = COMPONENT_URL;
+      document.head.append(script2);
     });
   }
   function limitLoading(fail) {
@@ -67,10 +67,10 @@
     failed: "Something went wrong. Please try again."
   };
   var ServiceError = class extends Error {
-    constructor(message, userMessage, more = {}) {
+    constructor(message, userMessage2, more = {}) {
       super(message);
       this.name = "ServiceError";
-      this.userMessage = userMessage;
+      this.userMessage = userMessage2;
       this.status = more.status;
       this.code = more.code;
       this.retryAfter = more.retryAfter;
@@ -96,6 +96,13 @@
   }
   function networkError(cause, threadId) {
     return new ServiceError(cause instanceof Error ? cause.message : "Network error", USER_MESSAGES.network, { threadId });
+  }
+  function userMessage(error2, otherwise = USER_MESSAGES.failed) {
+    if ("userMessage" in error2 && typeof error2.userMessage === "string") return error2.userMessage;
+    return isNetworkFailure(error2) ? USER_MESSAGES.network : otherwise;
+  }
+  function isNetworkFailure({ message }) {
+    return /failed to fetch|load failed|network ?error|error in input stream|connection was lost/i.test(message);
   }
 
   // lib/last-thread.ts
@@ -127,18 +134,18 @@
        * Returns what `error` says about the conversation that was to be loaded. One that is gone, deleted or another user's, is
        * forgotten: it would fail each time. After any other error it may load at the next try.
        */
-      onError(error) {
-        const threadId = error instanceof ServiceError ? error.threadId : void 0;
+      onError(error2) {
+        const threadId = error2 instanceof ServiceError ? error2.threadId : void 0;
         if (!isLoading && !threadId) return null;
         isLoading = false;
-        if (!isNotFound(error)) return "not_loaded";
+        if (!isNotFound(error2)) return "not_loaded";
         if (!threadId || threadId === lastThread()) forgetThread();
         return "gone";
       }
     };
   }
-  function isNotFound(error) {
-    return error instanceof ServiceError ? error.status === 404 && error.code === "not_found" : /\b404\b|not found/i.test(error.message);
+  function isNotFound(error2) {
+    return error2 instanceof ServiceError ? error2.status === 404 && error2.code === "not_found" : /\b404\b|not found/i.test(error2.message);
   }
 
   // lib/service.ts
@@ -175,12 +182,12 @@
     return underWay;
   }
   function describeSession(secret) {
-    const session2 = issued.get(secret);
-    return session2 ? { sessionId: session2.sessionId, secondsLeft: Math.max(0, (session2.lifeMs - ageMs(session2)) / 1e3) } : null;
+    const session3 = issued.get(secret);
+    return session3 ? { sessionId: session3.sessionId, secondsLeft: Math.max(0, (session3.lifeMs - ageMs(session3)) / 1e3) } : null;
   }
   function letRunOut(secret) {
-    const session2 = issued.get(secret);
-    if (session2) session2.lifeMs = session2.usefulMs = -Infinity;
+    const session3 = issued.get(secret);
+    if (session3) session3.lifeMs = session3.usefulMs = -Infinity;
   }
   var chatKitConfig = {
     api: { getClientSecret },
@@ -193,8 +200,8 @@
     return Math.max(performance.now() - asked.monotonic, Date.now() - asked.wall);
   }
   function hasRunOut(secret) {
-    const session2 = issued.get(secret);
-    return session2 !== void 0 && ageMs(session2) >= session2.usefulMs;
+    const session3 = issued.get(secret);
+    return session3 !== void 0 && ageMs(session3) >= session3.usefulMs;
   }
   async function createSession() {
     console.log("Creating new ChatKit session");
@@ -215,9 +222,9 @@
       if (signIn !== signIns) letRunOut(secret);
       console.log("Got ChatKit session:", data == null ? void 0 : data.session_id);
       return secret;
-    } catch (error) {
-      console.error("Error getting ChatKit session:", error);
-      throw error;
+    } catch (error2) {
+      console.error("Error getting ChatKit session:", error2);
+      throw error2;
     }
   }
   function remember2(secret, sessionId, asked, expiresIn) {
@@ -240,9 +247,9 @@
         // the visitor's cookie, which keeps a visitor the same person
         signal: controller.signal
       });
-    } catch (error) {
+    } catch (error2) {
       if (controller.signal.aborted) throw new ServiceError("The session request took too long", USER_MESSAGES.down);
-      throw networkError(error);
+      throw networkError(error2);
     } finally {
       clearTimeout(timer);
     }
@@ -255,16 +262,16 @@
   }
 
   // lib/chatkit-options.ts
-  function chatKitApi(session2, listeners = {}) {
+  function chatKitApi(session3, listeners = {}) {
     const { apiUrl, domainKey } = service();
-    if (!domainKey) return { getClientSecret: (existing) => session2.secret(existing) };
-    return { url: `${apiUrl}/api/chatkit`, domainKey, fetch: chatFetch(session2, listeners) };
+    if (!domainKey) return { getClientSecret: (existing) => session3.secret(existing) };
+    return { url: `${apiUrl}/api/chatkit`, domainKey, fetch: chatFetch(session3, listeners) };
   }
   function chatKitTheme(theme) {
     const primary = theme == null ? void 0 : theme.primaryColor;
     return { colorScheme: (theme == null ? void 0 : theme.darkMode) ? "dark" : "light", ...primary && { color: { accent: { primary, level: 2 } } } };
   }
-  function chatFetch(session2, { onMessage, onFailure = () => {
+  function chatFetch(session3, { onMessage, onFailure = () => {
   } }) {
     return async (input, init) => {
       const request = await readRequest(input, init);
@@ -281,11 +288,11 @@
           throw cause;
         }
       };
-      const secret = await session2.secret();
+      const secret = await session3.secret();
       let response = await send(secret);
       if (await isGone(response)) {
-        session2.drop(secret);
-        response = await send(await session2.secret());
+        session3.drop(secret);
+        response = await send(await session3.secret());
       }
       if (!response.ok) {
         onFailure(refusal(response, await readJson(response.clone()), "The chat request failed", sentenceFor2, request.loads));
@@ -319,8 +326,8 @@
         const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
         rest = lines.pop();
         for (const line of lines) {
-          const error = errorIn(line);
-          if (error) onFailure(error);
+          const error2 = errorIn(line);
+          if (error2) onFailure(error2);
         }
         controller.enqueue(value);
       },
@@ -364,9 +371,9 @@
     }
     /** The one session of all that get their secrets from this function, so that five chats on a page need one call. */
     static of(getClientSecret2) {
-      const session2 = _PageSession.all.get(getClientSecret2) || new _PageSession(getClientSecret2);
-      _PageSession.all.set(getClientSecret2, session2);
-      return session2;
+      const session3 = _PageSession.all.get(getClientSecret2) || new _PageSession(getClientSecret2);
+      _PageSession.all.set(getClientSecret2, session3);
+      return session3;
     }
     /** A secret that is alive. `existing` is what the caller has used so far. Throws what `getClientSecret` throws. */
     async secret(existing) {
@@ -398,33 +405,77 @@
     not_ready: `The frame stays blank. ${ALLOWLIST}`,
     removed: `ChatKit took itself away. ${ALLOWLIST}`
   };
-  function adviceFor(error) {
-    if (error.code && ADVICE[error.code]) return ADVICE[error.code];
-    if (/domain verification/i.test(error.message)) return ADVICE.removed;
-    if (error.name === "ServiceError" && error.status === void 0) {
-      return "The service does not answer. Is it still running, and is this machine online?";
+  function adviceFor(error2, missing = []) {
+    if (missing.length > 1 && /^(openai_api_key|chatkit_workflow)_missing$/.test(error2.code || "")) {
+      return `Set ${missing.join(" and ")} and restart, or set CHATKIT_BACKEND=selfhosted, which needs neither.`;
     }
+    if (error2.code && ADVICE[error2.code]) return ADVICE[error2.code];
+    if (/domain verification/i.test(error2.message)) return ADVICE.removed;
+    if (isOfTheNetwork(error2)) return "The service does not answer. Is it still running, and is this machine online?";
     return "The log of the service and the console of this browser have more about it.";
+  }
+  function isOfTheNetwork(error2) {
+    return error2.name === "ServiceError" && error2.status === void 0 && error2.code === void 0;
+  }
+  function missingIn(message) {
+    return message.match(/\b[A-Z]+_[A-Z_]+\b/g) || [];
+  }
+
+  // host-page/steps.ts
+  var WAITING = ["waiting", "\u2026"];
+  function steps(facts2) {
+    return { settings: settings(facts2), session: session(facts2), script: script(facts2), ready: chat(facts2) };
+  }
+  function settings({ service: service2 }) {
+    if (!service2) return WAITING;
+    if (service2 === "unreachable") return ["failed", "the service does not answer"];
+    return service2 === "ready" ? ["ok", "complete"] : ["failed", service2.notReady];
+  }
+  function session({ service: service2, session: session3 }) {
+    if (!session3) return WAITING;
+    if (session3 === "failed") return ["failed", "none"];
+    if (service2 === "unreachable") return ["failed", "not without the service"];
+    const seconds = Math.round(session3.secondsLeft);
+    if (!seconds) return ["waiting", `${session3.id}, run out: the next message gets a new one`];
+    return ["ok", `${session3.id}, ${seconds} s left`];
+  }
+  function script({ script: script2 }) {
+    if (!script2) return WAITING;
+    return script2 === "loaded" ? ["ok", "loaded from OpenAI\u2019s CDN"] : ["failed", "not loaded"];
+  }
+  function chat({ service: service2, session: session3, script: script2, component }) {
+    if (script2 === "failed") return ["failed", "not without the component"];
+    if (component === "failed") return ["failed", "not there"];
+    if (service2 === "unreachable") return ["failed", "not without the service"];
+    if (session3 === "failed") return ["failed", "not without a session"];
+    if (service2 !== null && service2 !== "ready") return ["failed", "not before the settings are complete"];
+    return component && session3 && service2 ? ["ok", "ready, say something"] : WAITING;
   }
 
   // host-page/host.ts
+  var CHECK_MS = 5e3;
   setService({ apiUrl: location.origin, domainKey: document.body.dataset.domainKey });
   var pageSession = PageSession.of(getClientSecret);
+  var facts = { service: null, session: null, script: null, component: null };
+  var error = null;
   var shownSecret = null;
-  var chat = null;
+  var failedCall = null;
+  var chat2 = null;
   var stopWatching = () => {
   };
   var beginnings = 0;
-  var session = {
+  var isChecking = false;
+  var session2 = {
     async secret(existing) {
       try {
         shownSecret = await pageSession.secret(existing);
-        if (hasFailed("session")) byId("error").hidden = true;
-        showSession();
+        if (facts.session === "failed") error = null;
+        readSession();
         return shownSecret;
       } catch (reason) {
-        show("session", "failed", "none");
-        report(reason);
+        facts.session = "failed";
+        shownSecret = null;
+        showError(reason);
         throw reason;
       }
     },
@@ -433,73 +484,104 @@
   function byId(id) {
     return document.getElementById(id);
   }
-  function show(step, state, text) {
-    byId(step).dataset.state = state;
-    byId(step).querySelector(".state").textContent = text;
-  }
-  function hasFailed(step) {
-    return byId(step).dataset.state === "failed";
-  }
-  function showSession() {
-    const described = shownSecret && describeSession(shownSecret);
-    if (!described) return;
-    const seconds = Math.round(described.secondsLeft);
-    show("session", "ok", `${described.sessionId}, ${seconds ? `${seconds} s left` : "run out: the next message gets a new one"}`);
-  }
-  function report(error) {
-    byId("error-message").textContent = error.message;
-    byId("error-advice").textContent = adviceFor(error);
-    byId("error").hidden = false;
-  }
-  async function checkSettings() {
-    show("settings", "waiting", "\u2026");
-    try {
-      const { message } = await (await fetch("/readyz")).json();
-      show("settings", message ? "failed" : "ok", message || "complete");
-    } catch {
-      show("settings", "failed", "the service does not answer");
+  function show() {
+    for (const [step, [state, text]] of Object.entries(steps(facts))) {
+      const shown = byId(step);
+      if (shown.dataset.state !== state) shown.dataset.state = state;
+      setText(shown.querySelector(".state"), text);
     }
+    const notReady = facts.service !== null && typeof facts.service === "object" ? facts.service.notReady : "";
+    if (error) {
+      setText(byId("error-message"), error instanceof ServiceError && error.code ? error.message : userMessage(error));
+      setText(byId("error-advice"), adviceFor(error, missingIn(notReady)));
+    }
+    byId("error").hidden = !error;
+  }
+  function setText(element, text) {
+    if (element.textContent !== text) element.textContent = text;
+  }
+  function readSession() {
+    const described = shownSecret && describeSession(shownSecret);
+    if (described) facts.session = { id: described.sessionId, secondsLeft: described.secondsLeft };
+    show();
+  }
+  function report(reason) {
+    console.error("ChatKit:", reason);
+    showError(reason);
+  }
+  function showError(reason) {
+    error = reason;
+    show();
+    if (isOfTheNetwork(reason)) void checkService();
+  }
+  async function checkService() {
+    if (isChecking) return;
+    isChecking = true;
+    const wasUnreachable = facts.service === "unreachable";
+    const controller = new AbortController();
+    const timer = setTimeout(() => controller.abort(), CHECK_MS);
+    try {
+      const response = await fetch("/readyz", { signal: controller.signal });
+      const { message } = await response.json();
+      facts.service = response.ok ? "ready" : { notReady: message };
+    } catch {
+      facts.service = "unreachable";
+    }
+    clearTimeout(timer);
+    isChecking = false;
+    if (wasUnreachable && facts.service !== "unreachable") {
+      if (facts.session === "failed") return begin();
+      if (error && isOfTheNetwork(error)) error = null;
+    }
+    show();
   }
   async function begin() {
     const mine = ++beginnings;
     stopWatching();
-    chat == null ? void 0 : chat.remove();
-    byId("error").hidden = true;
+    chat2 == null ? void 0 : chat2.remove();
     pageSession.drop();
-    shownSecret = null;
-    show("session", "waiting", "\u2026");
-    show("script", "waiting", "\u2026");
-    show("ready", "waiting", "\u2026");
-    void checkSettings();
-    session.secret().catch(() => {
+    Object.assign(facts, { service: null, session: null, script: null, component: null });
+    error = shownSecret = null;
+    show();
+    void checkService();
+    session2.secret().catch(() => {
     });
     try {
       await loadChatKit();
     } catch (reason) {
-      show("script", "failed", "not loaded");
+      if (mine !== beginnings) return;
+      facts.script = "failed";
       return report(reason);
     }
     if (mine !== beginnings) return;
-    show("script", "ok", "loaded from OpenAI\u2019s CDN");
+    facts.script = "loaded";
     embed();
   }
   function embed() {
     const element = document.createElement("openai-chatkit");
-    const fail = (error) => {
-      show("ready", "failed", "not there");
-      report(error);
+    const fail = (reason) => {
+      facts.component = "failed";
+      report(reason);
     };
     const thread = threadKeeper();
+    stopWatching();
     const stopLimit = limitLoading(fail);
     element.addEventListener("chatkit.ready", () => {
       stopLimit();
-      show("ready", "ok", "ready, say something");
+      facts.component = "ready";
+      show();
     });
     element.addEventListener("chatkit.error", ({ detail }) => {
-      thread.onError(detail.error);
-      if (!hasFailed("session")) report(detail.error);
+      if (facts.session === "failed") return;
+      const reason = failedCall ?? detail.error;
+      failedCall = null;
+      if (thread.onError(reason) === "gone") return embed();
+      report(reason);
     });
-    element.addEventListener("chatkit.response.start", () => byId("error").hidden = true);
+    element.addEventListener("chatkit.response.start", () => {
+      error = null;
+      show();
+    });
     element.addEventListener("chatkit.thread.change", ({ detail }) => thread.onThreadChange(detail));
     element.addEventListener("chatkit.thread.load.start", thread.onThreadLoadStart);
     element.addEventListener("chatkit.thread.load.end", thread.onThreadLoadEnd);
@@ -509,12 +591,14 @@
       stopLimit();
       stopRemoval();
     };
-    chat = element;
+    facts.component = null;
+    chat2 = element;
+    show();
     configure();
   }
   function configure() {
-    chat == null ? void 0 : chat.setOptions({
-      api: chatKitApi(session),
+    chat2 == null ? void 0 : chat2.setOptions({
+      api: chatKitApi(session2, { onFailure: (failure) => failedCall = failure }),
       theme: chatKitTheme({ ...chatKitConfig.theme, darkMode: document.documentElement.dataset.theme === "dark" }),
       initialThread: lastThread(),
       startScreen: {
@@ -531,13 +615,16 @@
     byId("dark").setAttribute("aria-pressed", String(dark));
     configure();
   }
+  var systemDark = matchMedia("(prefers-color-scheme: dark)");
   byId("new").addEventListener("click", () => void begin());
   byId("run-out").addEventListener("click", () => {
     if (shownSecret) letRunOut(shownSecret);
-    showSession();
+    readSession();
   });
   byId("dark").addEventListener("click", () => setDark(document.documentElement.dataset.theme !== "dark"));
-  setInterval(showSession, 1e3);
-  setDark(matchMedia("(prefers-color-scheme: dark)").matches);
+  systemDark.addEventListener("change", ({ matches }) => setDark(matches));
+  setInterval(readSession, 1e3);
+  setInterval(() => document.hidden || void checkService(), CHECK_MS);
+  setDark(systemDark.matches);
   void begin();
 })();

@@ -24,12 +24,23 @@ const ADVICE: Record<string, string> = {
   removed: `ChatKit took itself away. ${ALLOWLIST}`,
 }
 
-/** A sentence that says what to do about `error`; there is one for every error. */
-export function adviceFor(error: Error & { code?: string; status?: number }): string {
+/** A sentence that says what to do about `error`; there is one for every error. `missing` are the settings that `/readyz` names. */
+export function adviceFor(error: Error & { code?: string; status?: number }, missing: readonly string[] = []): string {
+  if (missing.length > 1 && /^(openai_api_key|chatkit_workflow)_missing$/.test(error.code || '')) {
+    return `Set ${missing.join(' and ')} and restart, or set CHATKIT_BACKEND=selfhosted, which needs neither.`
+  }
   if (error.code && ADVICE[error.code]) return ADVICE[error.code]!
   if (/domain verification/i.test(error.message)) return ADVICE.removed!
-  if (error.name === 'ServiceError' && error.status === undefined) {
-    return 'The service does not answer. Is it still running, and is this machine online?'
-  }
+  if (isOfTheNetwork(error)) return 'The service does not answer. Is it still running, and is this machine online?'
   return 'The log of the service and the console of this browser have more about it.'
+}
+
+/** Whether a call to the service has got no response. */
+export function isOfTheNetwork(error: Error & { code?: string; status?: number }): boolean {
+  return error.name === 'ServiceError' && error.status === undefined && error.code === undefined
+}
+
+/** The names in `Not ready. Missing: OPENAI_API_KEY, CHATKIT_WORKFLOW_ID`. */
+export function missingIn(message: string): string[] {
+  return message.match(/\b[A-Z]+_[A-Z_]+\b/g) || []
 }

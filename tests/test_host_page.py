@@ -196,14 +196,14 @@ class TestInTheBrowser:
 
     @pytest.mark.parametrize("width", [780, 800, 1024, 1280])
     def test_the_chat_has_more_room_than_its_status(self, width: int, tmp_path: Path, browser: Browser) -> None:
-        with development(tmp_path) as service, browser.new_context(viewport={"width": width, "height": 700}) as context:
+        with development(tmp_path) as service, browser.new_context(viewport={"width": width, "height": 600}) as context:
             page = Visitor(context).open(service.url)
             is_well(page)
             status, chat = page.locator("#status").bounding_box(), page.locator("#chat").bounding_box()
             assert status
             assert chat
             assert chat["width"] > status["width"]
-            assert chat["y"] + chat["height"] <= 700
+            assert chat["y"] + chat["height"] <= 600
 
     def test_of_the_hosted_backend(self, upstream: Upstream, visitor: Visitor) -> None:
         with hosted(upstream) as service:

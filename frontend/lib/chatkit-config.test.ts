@@ -379,7 +379,14 @@ it('calls the service where the app says it is', async () => {
 })
 
 it('is what ChatKit takes, and what the contract says', () => {
-  expectTypeOf<{ getClientSecret: (existing?: string) => Promise<string> }>().toExtend<ChatKitConfig['api']>()
+  interface OfTheContract {
+    api: { getClientSecret: (existing?: string) => Promise<string> }
+    theme?: { primaryColor?: string; darkMode?: boolean }
+    onMessage?: (message: string) => void
+    onError?: (error: Error) => void
+  }
+  expectTypeOf<OfTheContract>().toExtend<ChatKitConfig>()
+  expectTypeOf(chatKitConfig).toExtend<OfTheContract>()
   expectTypeOf(chatKitConfig.api).toExtend<HostedApiConfig>()
   expect(chatKitConfig.api.getClientSecret).toBe(getClientSecret)
   expect(chatKitConfig.theme).toEqual({ primaryColor: '#0070f3', darkMode: false })

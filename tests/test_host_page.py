@@ -189,7 +189,7 @@ class TestInTheBrowser:
             page = visitor.open(service.url)
             is_well(page)
             for scheme in ("dark", "light"):
-                page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+                page.emulate_media(color_scheme=scheme)
                 expect(page.locator("openai-chatkit")).to_have_attribute("color-scheme", scheme)
                 pressed = page.get_by_role("button", name="Dark mode").get_attribute("aria-pressed")
                 assert pressed == {"dark": "true", "light": "false"}[scheme]

@@ -453,7 +453,7 @@
   }
 
   // host-page/host.ts
-  var CHECK_MS = 5e3;
+  var CHECK_MS = 1e4;
   setService({ apiUrl: location.origin, domainKey: document.body.dataset.domainKey });
   var pageSession = PageSession.of(getClientSecret);
   var facts = { service: null, session: null, script: null, component: null };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +141,11 @@ class TestInTheBrowser:
         visitor.context.add_init_script("sessionStorage.tried = 'yes'")
         with development(tmp_path) as service:
             page = visitor.open(service.url)
+            deadline = time.monotonic() + 15
+            while page.evaluate("localStorage['chatkit.thread']"):
+                assert time.monotonic() < deadline
+                page.wait_for_timeout(50)
             is_well(page)
-            expect(page.get_by_role("button", name="Say hello")).to_be_visible()
-            assert page.evaluate("localStorage['chatkit.thread']") is None
             page.get_by_role("button", name="Say hello").click()
             expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
             expect(page.get_by_role("alert")).to_be_hidden()
@@ -311,6 +314,7 @@ class TestWhatIsWrong:
         self.is_gone(page)
         expect(page.get_by_role("alert")).to_be_hidden()  # nothing has been tried
         with development(tmp_path, PORT=str(service.port)):
+            expect(step(page, "Settings")).to_contain_text("complete", timeout=30_000)
             is_well(page)
         assert len(visitor.calls()) == 1
 
@@ -327,11 +331,12 @@ class TestWhatIsWrong:
         expect(page.get_by_role("alert")).to_contain_text("still running")
         self.is_gone(page)
         with development(tmp_path, PORT=str(service.port)):
+            expect(step(page, "Settings")).to_contain_text("complete", timeout=30_000)
             is_well(page)
             expect(page.get_by_role("alert")).to_be_hidden()
 
     @staticmethod
     def is_gone(page: Page) -> None:
-        expect(step(page, "Settings")).to_contain_text("does not answer")
+        expect(step(page, "Settings")).to_contain_text("does not answer", timeout=30_000)
         for name in ("Session", "Chat"):
             expect(step(page, name)).to_have_attribute("data-state", "failed")

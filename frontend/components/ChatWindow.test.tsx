@@ -135,6 +135,7 @@ describe('the last conversation', () => {
     expect(localStorage.length).toBe(0)
     expect(screen.queryByRole('alert')).not.toBeInTheDocument()
     expect(onError).not.toHaveBeenCalled()
+    expect(document.body).toHaveFocus() // and is not taken from elsewhere
   })
 
   it('is loaded before the chat is shown', async () => {
@@ -158,6 +159,7 @@ describe('the last conversation', () => {
     await tell('chatkit.thread.load.start', { threadId: 'thr_1' })
     await tell('chatkit.error', { error: new Error('threads.get_by_id was answered 503') })
     expect(localStorage.getItem('chatkit.thread')).toBe('thr_1')
+    screen.getByRole('button', { name: 'Try again' }).focus()
     fireEvent.click(screen.getByRole('button', { name: 'Try again' }))
     expect(component().options?.initialThread).toBe('thr_1')
     expect(screen.getByRole('region', { name: 'Chat' })).toHaveFocus()

@@ -9,19 +9,18 @@ import { useChatKit } from '@/lib/use-chatkit'
 /** A chat that says what it is waiting for, goes on where this browser left it, and can be tried again when it fails. */
 export function ChatWindow({ config = chatKitConfig }: { config?: ChatKitConfig }) {
   const [{ attempt, takesFocus }, setAttempt] = useState({ attempt: 0, takesFocus: false })
-  const start = (takesFocus: boolean) => setAttempt({ attempt: attempt + 1, takesFocus })
-  return <Chat key={attempt} config={config} takesFocus={takesFocus} onRetry={() => start(true)} onThreadGone={() => start(false)} />
+  const restart = (hadFocus: boolean) => setAttempt({ attempt: attempt + 1, takesFocus: hadFocus })
+  return <Chat key={attempt} config={config} takesFocus={takesFocus} onRestart={restart} />
 }
 
 interface ChatProps {
   config: ChatKitConfig
-  /** The button that had the focus is gone with the chat before. */
+  /** What had the focus is gone with the chat before. */
   takesFocus: boolean
-  onRetry: () => void
-  onThreadGone: () => void
+  onRestart: (hadFocus: boolean) => void
 }
 
-function Chat({ config, takesFocus, onRetry, onThreadGone }: ChatProps) {
+function Chat({ config, takesFocus, onRestart }: ChatProps) {
   const darkMode = usePrefersDark()
   const section = useRef<HTMLElement>(null)
   const [initialThread] = useState(lastThread)
@@ -35,7 +34,7 @@ function Chat({ config, takesFocus, onRetry, onThreadGone }: ChatProps) {
       theme: { ...config.theme, darkMode },
       onError(reason) {
         const thread = keeper.onError(reason)
-        if (thread === 'gone') return onThreadGone() // no error for anybody: a new conversation begins
+        if (thread === 'gone') return restart() // no error for anybody: a new conversation begins
         setInitialLoad('over')
         setThreadMissing(thread === 'not_loaded')
         config.onError?.(reason)
@@ -57,6 +56,10 @@ function Chat({ config, takesFocus, onRetry, onThreadGone }: ChatProps) {
   // Not before it is known which conversation it is: a message to one that is gone would be lost.
   const isShown = isReady && initialLoad !== 'pending'
 
+  function restart() {
+    onRestart(section.current!.contains(document.activeElement))
+  }
+
   useEffect(() => {
     if (takesFocus) section.current?.focus()
   }, [takesFocus])
@@ -70,7 +73,7 @@ function Chat({ config, takesFocus, onRetry, onThreadGone }: ChatProps) {
         <div role="alert" className="notice error">
           <p>Error: {error.message}</p>
           {(!isReady || isThreadMissing) && (
-            <button type="button" onClick={onRetry}>
+            <button type="button" onClick={restart}>
               Try again
             </button>
           )}

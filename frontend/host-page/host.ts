@@ -14,7 +14,7 @@ import { setService } from '../lib/service'
 import { adviceFor, isOfTheNetwork, missingIn } from './advice'
 import { type Facts, type Step, steps } from './steps'
 
-const CHECK_MS = 5_000
+const CHECK_MS = 10_000
 
 setService({ apiUrl: location.origin, domainKey: document.body.dataset.domainKey }) // a hosted chat has no key
 

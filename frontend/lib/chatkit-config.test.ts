@@ -1,3 +1,4 @@
+import { readFileSync, readdirSync } from 'node:fs'
 import type { HostedApiConfig } from '@openai/chatkit'
 import { afterEach, beforeEach, describe, expect, expectTypeOf, it, vi } from 'vitest'
 import {
@@ -366,6 +367,13 @@ it.each(['Failed to fetch', 'network error', 'NetworkError when attempting to fe
     expect(userMessage(new TypeError(words))).toBe('Network connection lost. Please check your internet.')
   },
 )
+
+it('reads no environment, and neither does anything beside it', () => {
+  const folder = new URL('.', import.meta.url)
+  const sources = readdirSync(folder).filter((name) => !name.includes('.test.'))
+  expect(sources).toContain('chatkit-config.ts')
+  expect(sources.filter((name) => readFileSync(new URL(name, folder), 'utf8').includes('process.'))).toEqual([])
+})
 
 it('calls the service where the app says it is', async () => {
   setService({ apiUrl: 'https://api.example.com' })

@@ -202,6 +202,7 @@ describe('error', () => {
     await act(async () => removed.remove())
     expect(last).toMatchObject({ isReady: false, error: { cause: { code: 'removed' } } })
     await act(async () => void vi.advanceTimersByTime(COMPONENT_LIMIT_MS))
+    act(() => void removed.dispatchEvent(new CustomEvent('chatkit.error', { detail: { error: new Error('Domain verification failed') } })))
     expect(last.error?.cause).toMatchObject({ code: 'removed' })
     parentNode!.append(removed) // React, too, wants to remove it in the end
   })

@@ -87,7 +87,7 @@ export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 
       failedCall.current = null
       if (!service().domainKey) pageSession.drop() // it may be the secret that OpenAI no longer takes; our own service says so itself
       console.error('ChatKit:', reason)
-      report(reason)
+      if (stage !== 'removed') report(reason) // else there is an error that says more
     },
   })
   const { ref, sendUserMessage } = chatKit

@@ -1,7 +1,7 @@
 # Two commands: `make run` starts the service on this machine, `make test` checks everything.
 VENV ?= .venv
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && break; done)
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
@@ -10,7 +10,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 run: $(VENV)/installed
 	@$(VENV)/bin/python app.py
 
-test: $(VENV)/installed-dev frontend/node_modules/installed
+test: $(VENV)/installed-dev frontend/node_modules/installed .openai-chatkit/downloaded
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -38,8 +38,16 @@ frontend/node_modules/installed: frontend/package-lock.json | $(VENV)/installed-
 	cd frontend && npm ci --no-audit --no-fund
 	@touch $@
 
+# OpenAI's tests of its package come with the source distribution only.
+.openai-chatkit/downloaded: requirements.txt | $(VENV)/bin/python
+	@rm -rf $(@D)
+	@$(VENV)/bin/pip download --quiet --disable-pip-version-check --no-deps --no-binary openai-chatkit \
+		--dest $(@D) "$$(grep ^openai-chatkit== requirements.txt)"
+	@tar -xzf $(@D)/openai_chatkit-*.tar.gz -C $(@D)
+	@touch $@
+
 $(VENV)/bin/python:
-	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, and none is on the PATH." >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 is needed, and none is on the PATH." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: requirements.txt | $(VENV)/bin/python

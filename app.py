@@ -4,14 +4,13 @@ import os
 import sys
 
 from chatkit import create_app
+from chatkit.__main__ import main
 from chatkit.settings import SettingsError
 
 if __name__ == "__main__":
-    from gunicorn.app.wsgiapp import run
-
     os.environ.setdefault("CHATKIT_ENV", "development")
     sys.argv = ["gunicorn", "app:app"]
-    run()
+    main()
 else:
     try:
         app = create_app()

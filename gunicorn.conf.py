@@ -1,6 +1,7 @@
-"""How gunicorn serves the application: ``gunicorn app:app`` reads this file by itself."""
+"""How gunicorn serves the application. gunicorn reads this file by itself."""
 
 import gc
+import resource
 
 from chatkit import logs
 from chatkit.settings import SettingsError, load
@@ -12,13 +13,24 @@ except SettingsError as error:
 
 bind = f"127.0.0.1:{settings.port}" if settings.development else f"0.0.0.0:{settings.port}"
 workers = settings.workers
-threads = settings.threads  # one waits for OpenAI in each call, so they decide how many callers are served at once
-worker_class = "chatkit.gunicorn_worker.Worker"
+worker_class = "chatkit.web.worker.Worker"
+worker_connections = 4096  # of one process
+asgi_lifespan = "on"
+asgi_loop = "asyncio"
+timeout = 30  # a worker whose event loop is blocked for so long is replaced
+forwarder_headers = ""  # no proxy sets SCRIPT_NAME or PATH_INFO by a header; gunicorn would believe this machine's
+secure_scheme_headers: dict[str, str] = {}  # PROXY_HOPS alone says whose X-Forwarded-Proto is believed
 preload_app = True  # imported, checked and migrated once; a mistake ends the start, not each worker after it
 keepalive = 95  # longer than any platform's router keeps a connection, so that it is never us who close first
-graceful_timeout = 25  # platforms kill 30 s after SIGTERM; a call takes 10 s at most
+graceful_timeout = settings.drain_seconds + settings.stop_seconds
 control_socket_disable = True  # nothing here uses it, and it would be a file in somebody's home directory
 logconfig_dict = logs.configuration(settings.log_level, readable=settings.development)
+
+
+def post_fork(_server: object, _worker: object) -> None:
+    """In each worker: allow as many open files as the system does, because each connection is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def when_ready(_server: object) -> None:

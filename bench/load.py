@@ -66,11 +66,18 @@ async def callers(
     method: str = "POST",
     path: str = "/api/chatkit/sessions",
     authorization: str = "",
+    addresses: int = 1,
 ) -> Outcome:
-    """``number`` callers at once, each calling again and again until ``seconds`` or its ``calls`` are over."""
+    """``number`` callers at once, each calling again and again until ``seconds`` or its ``calls`` are over.
+
+    They come from so many ``addresses``, as a proxy in front says it.
+    """
     outcome = Outcome()
     more = f"Authorization: {authorization}\r\n" if authorization else ""
     started = time.monotonic()
-    await asyncio.gather(*(_caller(port, outcome, started + seconds, calls, method, path, more) for _ in range(number)))
+    from_there = [f"{more}X-Forwarded-For: 10.1.{one // 250}.{one % 250 + 1}\r\n" for one in range(addresses)]
+    await asyncio.gather(
+        *(_caller(port, outcome, started + seconds, calls, method, path, from_there[one % addresses]) for one in range(number))
+    )
     outcome.seconds = time.monotonic() - started
     return outcome

@@ -1,6 +1,6 @@
 """Our application without any limit, to see what the limits cost."""
 
-from chatkit.limits import Limits
+from chatkit.limits.rate import Limits
 
 Limits.count = lambda *_args, **_kwargs: None  # type: ignore[method-assign]
 

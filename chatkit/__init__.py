@@ -6,22 +6,26 @@ import logging
 from pkgutil import extend_path
 from typing import cast
 
-from flask import Flask, Response
+from flask import Response
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from chatkit import health, host_page, identity, logs, origins, problems, sessions
 from chatkit.issuers import make_issuer
-from chatkit.limits import Limits
+from chatkit.limits.rate import Limits
 from chatkit.settings import Backend, Settings, load
 from chatkit.tokens import TokenVerifier
+from chatkit.web.asgi import Adapter, AsgiFlask
+from chatkit.web.watchdog import watch_loop
 
 # OpenAI's server package is called chatkit as well. This joins the two: what is not found here is found there.
 __path__ = extend_path(__path__, __name__)
 
 log = logging.getLogger(__name__)
 
+MAX_CHAT_BYTES = 8 * 1024 * 1024  # dictated audio comes in the body
 
-def create_app(settings: Settings | None = None) -> Flask:
+
+def create_app(settings: Settings | None = None) -> AsgiFlask:
     """The application, with the settings of this process unless others are given.
 
     Raises:
@@ -31,15 +35,25 @@ def create_app(settings: Settings | None = None) -> Flask:
     for notice in settings.notices:
         log.warning("%s", notice)
     issuer = make_issuer(settings)
-    app = Flask(__name__, static_folder=None)
+    app = AsgiFlask(__name__, static_folder=None)
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.merge_slashes = False  # a wrong path is a 404 in the envelope, not a redirect
     if settings.development:
         # A page of a stranger's site could otherwise reach this machine under that site's name (DNS rebinding).
         app.config["TRUSTED_HOSTS"] = ["localhost", "127.0.0.1"]
 
+    app.asgi = Adapter(
+        app,
+        threads=settings.threads,
+        proxy_hops=settings.proxy_hops,
+        drain_seconds=settings.drain_seconds,
+        stop_seconds=settings.stop_seconds,
+        max_body_bytes=_max_body_bytes,
+        missing=issuer.missing,
+        background=[watch_loop],
+    )
     problems.register(app)
-    identity.register(app, settings.secret_key)
+    identity.register(app, settings.secret_key, settings.secret_key_fallbacks)
     origins.register(app, settings.allowed_origins)
     who = identity.Identity(TokenVerifier(settings), required=settings.auth_required)
     limits = Limits(app, settings)
@@ -61,6 +75,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
     app.wsgi_app = logs.RequestLog(app.wsgi_app)  # type: ignore[method-assign]
     return app
+
+
+def _max_body_bytes(path: str) -> int:
+    """The most that the body of a request to ``path`` may have. Views that want less say so themselves."""
+    return MAX_CHAT_BYTES if path == "/api/chatkit" else sessions.MAX_BODY_BYTES
 
 
 def _keep_private(response: Response) -> Response:

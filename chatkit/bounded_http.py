@@ -98,7 +98,8 @@ class _Response(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self.fp.close()
-        self.fp = io.BufferedReader(_BoundedStream(sock))
+        # Python 3.14 made the default 128 KiB, which would read past the budget for headers and framing.
+        self.fp = io.BufferedReader(_BoundedStream(sock), 8 * 1024)
 
 
 class _BoundedConnection(HTTPConnection):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,8 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url, text
 
 from chatkit.settings import SettingsError
+
+log = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 WAIT_SECONDS = 5  # for a connection, for a free place in the pool, for another writer of a SQLite file
@@ -49,13 +53,22 @@ def make_engine(address: str) -> Engine:
     options: dict[str, Any] = {"hide_parameters": True, "pool_timeout": WAIT_SECONDS}
     if url.get_backend_name() == "sqlite":
         if url.database:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+            _prepare_file(Path(url.database))
         engine = create_engine(url, connect_args={"timeout": WAIT_SECONDS}, **options)
         event.listen(engine, "connect", _configure_sqlite)
         return engine
     # A server that went away without a word is given up after tcp_user_timeout (milliseconds).
     arguments = {"connect_timeout": WAIT_SECONDS, "tcp_user_timeout": WAIT_SECONDS * 1000}
     return create_engine(url, connect_args=arguments, pool_pre_ping=True, **options)
+
+
+def _prepare_file(path: Path) -> None:
+    """Create a SQLite file that only this process's user can read. What SQLite puts beside it gets the same mode."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.touch(mode=0o600)
+    elif path.is_file() and path.stat().st_mode & stat.S_IROTH:  # an operator may want that, so it stays
+        log.warning("DATABASE_URL: every user of this machine can read the SQLite file; `chmod 600` it and restart")
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

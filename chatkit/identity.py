@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,9 +84,10 @@ def _new_visitor() -> User:
     return User("anonymous", session["visitor"])
 
 
-def register(app: Flask, secret_key: str) -> None:
-    """Give ``app`` the signed visitor's cookie."""
+def register(app: Flask, secret_key: str, fallbacks: Sequence[str]) -> None:
+    """Give ``app`` the visitor's cookie, signed with ``secret_key``; signatures of ``fallbacks`` are accepted as well."""
     app.secret_key = secret_key
+    app.config["SECRET_KEY_FALLBACKS"] = list(fallbacks)
     app.permanent_session_lifetime = VISITOR_LIFETIME
     app.session_interface = _VisitorCookie()
 
@@ -128,4 +130,12 @@ def _cross_site() -> bool:
     if declared is not None:
         return declared == "cross-site"
     origin = request.headers.get("Origin")
-    return bool(origin) and request.is_secure and urlsplit(origin).hostname != urlsplit(request.host_url).hostname
+    # The header itself, because request.host and request.host_url raise for some of what may be in it.
+    return bool(origin) and request.is_secure and _host_name(origin) != _host_name(f"//{request.headers.get('Host', '')}")
+
+
+def _host_name(address: str | None) -> str | None:
+    try:
+        return urlsplit(address).hostname if address else None
+    except ValueError:  # such as "https://["
+        return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
+import textwrap
 import time
 import uuid
 from collections.abc import Iterable
@@ -11,6 +13,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from pythonjsonlogger.json import JsonFormatter as _JsonFormatter
 from werkzeug.datastructures import Headers
 from werkzeug.wsgi import ClosingIterator
 
@@ -20,14 +23,20 @@ if TYPE_CHECKING:
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 session_id: ContextVar[str | None] = ContextVar("session_id", default=None)
 
+MAX_MESSAGE = 2_000  # characters; what a caller sent may be in it, and that may be long
+MAX_TRACEBACK = 20_000
+
 access_log = logging.getLogger("chatkit.access")
+
+SUPERSEDED = "chatkit.superseded"
+"""Set in the environ of a request that has been answered anew, and is logged once all the same."""
 
 
 def configuration(level: str, *, readable: bool) -> dict[str, Any]:
     """A ``logging`` configuration that writes to standard output: JSON, or lines for a developer's eyes."""
     formatters = {
         "json": {
-            "()": "pythonjsonlogger.json.JsonFormatter",
+            "()": "chatkit.logs.JsonFormatter",
             "fmt": "{levelname}{name}{message}{process}",
             "style": "{",
             "timestamp": "time",  # in UTC
@@ -51,6 +60,7 @@ def configuration(level: str, *, readable: bool) -> dict[str, Any]:
         "loggers": {
             "alembic": {"level": "WARNING"},
             "httpx2": {"level": "WARNING"},  # a line for each call of a model
+            "urllib3.connection": {"level": "ERROR"},  # its warnings quote headers that it can't parse
             "gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True},
             # The application writes its own line a request, which also exists without gunicorn.
             "gunicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
@@ -69,10 +79,52 @@ class IdsFilter(logging.Filter):
         return True
 
 
-class ReadableFormatter(logging.Formatter):
-    """One line for a person: the message, then the ids."""
+class _SafeFormatter(logging.Formatter):
+    """Escapes and shortens whatever is logged, because libraries log what callers send as it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        safe = copy.copy(record)  # other handlers get the record as it was
+        safe.msg, safe.args = _shortened(_escaped(record.getMessage()), MAX_MESSAGE), None
+        return super().format(safe)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  logging's name
+        return _several_lines(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802  logging's name
+        return _several_lines(super().formatStack(stack_info))
+
+
+def _several_lines(text: str) -> str:
+    return _shortened("\n".join(map(_escaped, text.split("\n"))), MAX_TRACEBACK)
+
+
+def _escaped(text: str) -> str:
+    """``text`` on one line, without characters that a terminal obeys or that can't be written."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def _shortened(text: str, limit: int) -> str:
+    """``text`` without its middle, where it is longer than ``limit``."""
+    left_out = len(text) - limit
+    return text if left_out <= 0 else f"{text[: limit // 2]} … {left_out} characters … {text[-limit // 2 :]}"
+
+
+class JsonFormatter(_SafeFormatter, _JsonFormatter):
+    """One JSON object a line."""
+
+
+class ReadableFormatter(_SafeFormatter):
+    """One line for a person: the message, then the ids. A traceback below it is indented, so that it can't pass for a line."""
 
     default_msec_format = "%s.%03d"
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  logging's name
+        return textwrap.indent(super().formatException(ei), "    ", lambda _line: True)
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802  logging's name
+        return textwrap.indent(super().formatStack(stack_info), "    ", lambda _line: True)
 
     def format(self, record: logging.LogRecord) -> str:
         ids = [f"{name}={getattr(record, name)}" for name in ("request_id", "session_id") if hasattr(record, name)]
@@ -86,8 +138,9 @@ class RequestLog:
         self._app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        started = time.monotonic()
-        request_id.set(_sane(environ.get("HTTP_X_REQUEST_ID")) or new_request_id())
+        started = environ.setdefault("chatkit.started", time.monotonic())
+        known = environ.setdefault("chatkit.request_id", _sane(environ.get("HTTP_X_REQUEST_ID")) or new_request_id())
+        request_id.set(known)
         session_id.set(None)
         sent = {"status": 0}
 
@@ -98,7 +151,8 @@ class RequestLog:
             return start_response(status, with_id.to_wsgi_list(), exc_info)
 
         def finished() -> None:
-            _log_request(environ, sent["status"], time.monotonic() - started)
+            if not environ.get(SUPERSEDED):
+                _log_request(environ, sent["status"], time.monotonic() - started)
             request_id.set(None)
             session_id.set(None)
 

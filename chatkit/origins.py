@@ -1,4 +1,4 @@
-"""Which web pages may call the API: those of listed origins, and this service's own."""
+"""CORS: which web pages may call the API."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ PREFLIGHT_SECONDS = 600
 
 
 def register(app: Flask, allowed: tuple[re.Pattern[str], ...]) -> None:
-    """Answer preflights and add CORS headers for listed origins, errors included; refuse pages of any other.
+    """Answer preflights and add CORS headers for ``allowed`` origins, errors included; refuse pages of any other.
 
     A missing header would only keep a page from reading the answer, after the session has been minted and paid for. So the
     others are refused before anything happens. Calls without ``Origin`` come from no page (curl, servers) and pass.
+
+    The ``Host`` header never decides. A page whose name resolves to this service's address (DNS rebinding) chooses it.
     """
 
     @app.before_request
@@ -24,9 +26,8 @@ def register(app: Flask, allowed: tuple[re.Pattern[str], ...]) -> None:
         origin = request.headers.get("Origin")
         if origin is None or not request.path.startswith("/api/"):
             return
-        own = request.host_url.rstrip("/")
-        if origin != own and not any(pattern.fullmatch(origin) for pattern in allowed):
-            raise OriginNotAllowed(f"origin {origin[:100]!r} is not in CHATKIT_ALLOWED_ORIGINS (own origin: {own!r})")
+        if not any(pattern.fullmatch(origin) for pattern in allowed):
+            raise OriginNotAllowed(f"the page's origin is {origin[:100]!r}; if it is yours, add it to CHATKIT_ALLOWED_ORIGINS")
 
     CORS(
         app,

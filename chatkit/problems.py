@@ -105,6 +105,12 @@ class AttachmentsOff(Problem):
     status, code, message = HTTPStatus.FORBIDDEN, "attachments_off", "This chat takes no attachments"
 
 
+class ThreadNotActive(Problem):
+    """A thread that is locked or closed takes nothing that would be answered."""
+
+    status, code, message = HTTPStatus.FORBIDDEN, "thread_not_active", "This conversation takes no new messages"
+
+
 class NotJson(Problem):
     status, code, message = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Content-Type must be application/json"
 
@@ -164,6 +170,14 @@ class DatabaseUnavailable(Problem):
     status, code, message = HTTPStatus.SERVICE_UNAVAILABLE, "database_unavailable", "Service temporarily unavailable"
     retry_after = 5
     log_level = logging.ERROR
+
+
+class ServiceBusy(Problem):
+    """All that the process can do at once is being done, or it is about to stop."""
+
+    status, code, message = HTTPStatus.SERVICE_UNAVAILABLE, "service_busy", "Service temporarily unavailable"
+    retry_after = 5
+    log_level = logging.WARNING
 
 
 class NotReady(Problem):

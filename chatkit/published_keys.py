@@ -137,11 +137,14 @@ def _key(published: Any) -> jwt.PyJWK | None:
     """One key, unless it is for something else. What it may be used for is said by the key itself, never by a token."""
     if not isinstance(published, dict) or published.get("use", "sig") != "sig" or "d" in published:
         return None
+    operations = published.get("key_ops", ["verify"])
+    if not isinstance(operations, list) or "verify" not in operations:
+        return None
     if not isinstance(published.get("kid"), str | None):
         return None
     try:
         key = jwt.PyJWK(published)
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError):
+    except Exception:  # noqa: BLE001  PyJWT raises many kinds, and one bad key must not take the others away
         return None
     return key if key.algorithm_name in ALGORITHMS else None
 

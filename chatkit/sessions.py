@@ -12,7 +12,7 @@ from chatkit import logs, minted
 from chatkit.envelopes import read_session_request, success_envelope
 from chatkit.identity import Identity, forget_visitor, known_visitor
 from chatkit.issuers import Issuer
-from chatkit.limits import Limits
+from chatkit.limits.rate import Limits
 from chatkit.problems import InvalidRequestBody, NotFound, UserMismatch
 from chatkit.request_body import read_json_body
 from chatkit.users import User

@@ -25,6 +25,8 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, vali
 PROJECT = Path(__file__).resolve().parent.parent
 INSTANCE = PROJECT / "instance"
 MAX_SESSION_TTL = 600  # seconds; OpenAI's upper bound and its default
+MIN_SECRET = 32  # characters
+RANDOM_HEX = "`python3 -c 'import secrets; print(secrets.token_hex(32))'`"
 
 
 class SettingsError(Exception):
@@ -62,10 +64,13 @@ class Settings:
     turn_seconds: int
     retention_days: int | None
     allowed_origins: tuple[re.Pattern[str], ...]
+    """Origins of the pages that may call the API, including the host page's own where it is known."""
     host_page: bool
     domain_key: str
     database_url: str = field(repr=False)
     secret_key: str = field(repr=False)
+    secret_key_fallbacks: tuple[str, ...] = field(repr=False)
+    """Former values of ``secret_key``, whose signatures still count."""
     auth_required: bool
     auth_jwt_secret: str | None = field(repr=False)
     auth_jwks_url: str | None
@@ -85,6 +90,8 @@ class Settings:
     port: int
     workers: int
     threads: int
+    stop_seconds: int
+    drain_seconds: int
     notices: tuple[str, ...]
     """Sentences for whoever reads the log at start-up: what is legal and most likely not meant."""
 
@@ -111,7 +118,7 @@ class Settings:
             loaded = _SettingsSchema().load(given)
         except ValidationError as error:
             raise SettingsError(_in_words(error)) from None
-        return _complete(loaded, notices=_notices(given, environ, dotenv or {}))
+        return _complete(loaded, _platform_host(given), notices=_notices(given, environ, dotenv or {}))
 
 
 @functools.cache
@@ -153,6 +160,20 @@ def _origin_pattern(text: str) -> re.Pattern[str]:
 
 _THIS_MACHINE = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?\Z")
 """Any port: dev servers take the next one when theirs is in use."""
+
+# Variables in which platforms name a service's public host.
+_PLATFORM_HOSTS = {
+    "RENDER_EXTERNAL_HOSTNAME": "{}",
+    "RAILWAY_PUBLIC_DOMAIN": "{}",
+    "FLY_APP_NAME": "{}.fly.dev",
+    "HEROKU_APP_DEFAULT_DOMAIN_NAME": "{}",  # after `heroku labs:enable runtime-dyno-metadata`
+}
+
+
+def _platform_host(given: Mapping[str, str]) -> str | None:
+    """This service's public host name, where the platform tells it."""
+    hosts = (form.format(given[name]) for name, form in _PLATFORM_HOSTS.items() if name in given)
+    return next((host for host in hosts if re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", host)), None)
 
 
 class _Origins(fields.Field[tuple[re.Pattern[str], ...]]):
@@ -198,6 +219,16 @@ class _Names(fields.Field[tuple[str, ...]]):
         return names
 
 
+class _SecretKeys(fields.Field[tuple[str, ...]]):
+    """Comma-separated, each as long as a secret key has to be."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[str, ...]:
+        keys = tuple(key.strip() for key in value.split(","))
+        if any(len(key) < MIN_SECRET for key in keys):
+            raise ValidationError("must be former values of SECRET_KEY, comma-separated, each of at least 32 characters.")
+        return keys
+
+
 class _ByName(fields.Field[Mapping[str, str]]):
     """Comma-separated ``name=value``, each value as ``validator`` has it."""
 
@@ -240,6 +271,16 @@ _opaque = validate.Regexp(r"[!-~]+\Z", error="must be printable ASCII without sp
 _agent = validate.Regexp(
     r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", error="must be package.module:name, as in my_agents.support:agent."
 )
+
+
+def _is_guessable(secret: str) -> bool:
+    """Whether ``secret`` is a placeholder, of this documentation or another's, or the same characters again and again."""
+    letters = re.sub(r"[^a-z]", "", secret.lower())
+    placeholder = re.search(
+        r"(change|replace)(this|me|it|with)|your(super|own)?(secret|jwt|key)|supersecret|insecure|placeholder", letters
+    )
+    repeats = any(secret.startswith(secret[length:]) for length in range(1, len(secret) // 2 + 1))
+    return bool(placeholder) or repeats
 
 
 def _as_state_variables(names: tuple[str, ...]) -> None:
@@ -309,14 +350,15 @@ class _SettingsSchema(Schema):
     database_url = _DatabaseUrl(data_key="DATABASE_URL")
     secret_key = fields.String(
         data_key="SECRET_KEY",
-        validate=validate.Length(min=16, error="is too short to sign anything with: at least 16 random characters."),
+        validate=validate.Length(min=MIN_SECRET, error="is too short: at least 32 random characters."),
     )
+    secret_key_fallbacks = _SecretKeys(data_key="SECRET_KEY_FALLBACKS", load_default=())
     auth_required = fields.Boolean(data_key="AUTH_REQUIRED", load_default=False)
     auth_jwt_secret = fields.String(
         data_key="AUTH_JWT_SECRET",
         validate=[
             _opaque,
-            validate.Length(min=32, error="is too short: HS256 needs at least 32 random characters (RFC 7518)."),
+            validate.Length(min=MIN_SECRET, error="is too short: HS256 needs at least 32 random characters (RFC 7518)."),
         ],
     )
     auth_jwks_url = _JwksUrl(data_key="AUTH_JWKS_URL")
@@ -337,15 +379,30 @@ class _SettingsSchema(Schema):
     port = fields.Integer(data_key="PORT", load_default=8000, validate=_whole(1, 65535, "a TCP port"))
     workers = fields.Integer(data_key="WEB_CONCURRENCY", load_default=2, validate=_whole(1, 64, "processes"))
     threads = fields.Integer(data_key="GUNICORN_THREADS", load_default=128, validate=_whole(1, 1024, "threads a process"))
+    stop_seconds = fields.Integer(data_key="CHATKIT_STOP_SECONDS", load_default=25, validate=_whole(3, 3600, "seconds"))
+    drain_seconds = fields.Integer(data_key="CHATKIT_DRAIN_SECONDS", load_default=0, validate=_whole(0, 300, "seconds"))
 
     @validates_schema(skip_on_field_errors=False, pass_original=True)
     def _secret_key_in_production(self, data: dict[str, Any], given: Mapping[str, str], **kwargs: Any) -> None:
         if data.get("environment") == "production" and "SECRET_KEY" not in given:
             raise ValidationError(
-                "is missing, and visitors' cookies are signed with it. Set it to the output of "
-                "`python3 -c 'import secrets; print(secrets.token_hex(32))'`, the same for all processes, and keep it.",
+                f"is missing, and visitors' cookies are signed with it. Set it to the output of {RANDOM_HEX}, the same for all "
+                "processes, and keep it.",
                 "SECRET_KEY",
             )
+
+    @validates_schema(skip_on_field_errors=False)
+    def _secrets_in_production(self, data: dict[str, Any], **kwargs: Any) -> None:
+        """In development a published one may be meant: that of a local Supabase, say."""
+        secrets_of = {
+            "SECRET_KEY": [data.get("secret_key")],
+            "SECRET_KEY_FALLBACKS": data.get("secret_key_fallbacks", ()),
+            "AUTH_JWT_SECRET": [data.get("auth_jwt_secret")],
+        }
+        guessable = [name for name, values in secrets_of.items() if any(value and _is_guessable(value) for value in values)]
+        if data.get("environment") == "production" and guessable:
+            message = f"is published, or a pattern, so that anybody can guess it. Set it to the output of {RANDOM_HEX}."
+            raise ValidationError({name: [message] for name in guessable})
 
     @validates_schema(skip_on_field_errors=False, pass_original=True)
     def _sign_in(self, data: dict[str, Any], given: Mapping[str, str], **kwargs: Any) -> None:
@@ -367,7 +424,7 @@ VARIABLES = frozenset(str(declared.data_key) for declared in _SettingsSchema().f
 """The names of all variables that this service reads."""
 
 
-def _complete(loaded: dict[str, Any], notices: tuple[str, ...]) -> Settings:
+def _complete(loaded: dict[str, Any], platform_host: str | None, notices: tuple[str, ...]) -> Settings:
     """Fill in the defaults that depend on another setting."""
     development = loaded["environment"] == "development"
     unset = dict.fromkeys(declared.name for declared in dataclass_fields(Settings))
@@ -378,6 +435,8 @@ def _complete(loaded: dict[str, Any], notices: tuple[str, ...]) -> Settings:
         "proxy_hops": 0 if development else 1,
     }
     settings = {**unset, **defaults, **loaded}
+    own_origins = _own_origins(settings, platform_host)
+    settings["allowed_origins"] += tuple(_origin_pattern(origin) for origin in own_origins)
     if settings["secret_key"] is None:
         settings["secret_key"] = _development_secret_key()
     if settings["backend"] is Backend.HOSTED:
@@ -393,9 +452,11 @@ def _complete(loaded: dict[str, Any], notices: tuple[str, ...]) -> Settings:
             )
     if not development:
         if "allowed_origins" not in loaded:
-            notices += (
-                "CHATKIT_ALLOWED_ORIGINS is not set: only http://localhost:3000 and this service's own pages may call it.",
-            )
+            allowed = " and ".join(["http://localhost:3000", *own_origins])
+            notice = f"CHATKIT_ALLOWED_ORIGINS is not set: only pages of {allowed} may call the API."
+            if settings["host_page"] and not own_origins:
+                notice += " To use the page at /, list this service's own origin, such as https://chat.example.com, as well."
+            notices += (notice,)
         if settings["backend"] is Backend.SELFHOSTED and "database_url" not in loaded:
             notices += (
                 "DATABASE_URL is not set: conversations are in a SQLite file, which most platforms delete at each restart.",
@@ -406,6 +467,15 @@ def _complete(loaded: dict[str, Any], notices: tuple[str, ...]) -> Settings:
         notice = f"Of CHATKIT_AGENT_CLAIM and {table} one is set and the other is not: everybody gets the same agent."
         return replace(complete, notices=(*notices, notice))
     return complete
+
+
+def _own_origins(settings: dict[str, Any], platform_host: str | None) -> list[str]:
+    """Origins of the host page that are known without ``CHATKIT_ALLOWED_ORIGINS``."""
+    if not settings["host_page"]:
+        return []
+    if settings["environment"] == "development":
+        return [f"http://{host}:{settings['port']}" for host in ("localhost", "127.0.0.1")]
+    return [f"https://{platform_host}"] if platform_host else []
 
 
 def _development_secret_key() -> str:
@@ -432,11 +502,29 @@ def _notices(given: Mapping[str, str], environ: Mapping[str, str], dotenv: Mappi
             "OPENAI_API_KEY is set in the environment and, differently, in .env: the environment's is used. If OpenAI does "
             "not find the workflow, the two belong to different projects."
         )
+    notices += _open_to_anybody(given.get("CHATKIT_ALLOWED_ORIGINS", ""))
     if not given.keys() & {"AUTH_JWT_SECRET", "AUTH_JWKS_URL"}:
         claims = {"AUTH_USER_CLAIM", "CHATKIT_AGENT_CLAIM", "CHATKIT_STATE_CLAIMS"}
         unused = sorted(given.keys() & {"AUTH_JWT_ISSUER", "AUTH_JWT_AUDIENCE", "AUTH_KEEP_CONVERSATIONS", *claims})
         notices += [f"{name} is set and not used, because neither AUTH_JWT_SECRET nor AUTH_JWKS_URL is." for name in unused]
     return tuple(notices)
+
+
+def _open_to_anybody(origins: str) -> list[str]:
+    """A notice for each of ``origins`` with a wildcard directly below a public suffix, such as ``co.uk`` or ``vercel.app``."""
+    if "*" not in origins:
+        return []
+    from publicsuffixlist import PublicSuffixList  # reads a file of 340 KB
+
+    suffixes = PublicSuffixList()
+    notices = []
+    for origin in (text.strip().rstrip("/").lower() for text in origins.split(",")):
+        fixed = origin.rpartition("*")[2].partition(".")[2].partition(":")[0]
+        if "*" in origin and suffixes.publicsuffix(fixed) == fixed:
+            notices.append(
+                f"CHATKIT_ALLOWED_ORIGINS: anybody can get names below {fixed}, and one that fits {origin} may call the API."
+            )
+    return notices
 
 
 def _in_words(error: ValidationError) -> str:

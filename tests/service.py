@@ -33,14 +33,12 @@ def free_port() -> int:
 def environment(**variables: str) -> dict[str, str]:
     """This process's environment with these settings and no others: a blank one hides what a developer's .env has."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # gunicorn reads WEB_CONCURRENCY itself, before the service can, and stumbles over a blank one.
-    inherited = {name: value for name, value in os.environ.items() if name != "WEB_CONCURRENCY"}
-    blank = dict.fromkeys(VARIABLES - {"WEB_CONCURRENCY"}, "")
+    blank = dict.fromkeys(VARIABLES, "")
     # The tests come from one address, and most are not about how often they do.
     often = {"RATE_LIMIT": "1000000"}
     if variables.get("CHATKIT_BACKEND") == "selfhosted":
         often["CHATKIT_MAX_REQUESTS_PER_MINUTE"] = "1000000"
-    return {**inherited, **blank, "PATH": path, "SECRET_KEY": SECRET_KEY, **often, **variables}
+    return {**os.environ, **blank, "PATH": path, "SECRET_KEY": SECRET_KEY, **often, **variables}
 
 
 class Service:

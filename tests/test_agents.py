@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from agents.run import AgentRunner, get_default_agent_runner
-from werkzeug.serving import make_server
 
-from chatkit.conversation import endpoint, exported_workflow
+from chatkit.conversation import exported_workflow
 from chatkit.conversation.assistants import _load
 from chatkit.settings import SettingsError
+from chatkit.web import asgi
 from tests import upstream as u
 from tests.chat import Caller, deltas, errors, texts, user_input
-from tests.conftest import MakeApp, Recorder
+from tests.conftest import Recorder, Start
 from tests.provider import SECRET, shared
 from tests.responses_api import asked, calls, says, streaming
 from tests.upstream import API_KEY, Upstream, failing
-
-Start = Callable[..., Caller]
-
-
-@pytest.fixture
-def start(make_app: MakeApp) -> Iterator[Start]:
-    """Serves an agent, and gives a caller of it. In this process, because starting gunicorn for each agent takes seconds."""
-    with ExitStack() as running:
-
-        def start(agent: str = "", **variables: str) -> Caller:
-            named = f"tests.agents_under_test:{agent}" if agent and ":" not in agent else agent
-            app = make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_AGENT=named, **variables)
-            server = make_server("127.0.0.1", 0, app, threaded=True)
-            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-            running.callback(server.shutdown)
-            return Caller(f"http://127.0.0.1:{server.server_port}")
-
-        yield start
 
 
 def test_a_plain_assistant_with_only_a_key(start: Start, upstream: Upstream) -> None:
@@ -185,11 +165,11 @@ def test_agents_that_run_side_by_side(start: Start, upstream: Upstream) -> None:
 
 
 def test_a_silent_stream_has_heartbeats(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(asgi, "HEARTBEAT_SECONDS", 0.2)
     caller = start("simple")
     upstream.behaviour = streaming([*says("after a while")[:2], 1.0, *says("after a while")[2:]])
     answer = caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}})
-    assert 2 <= answer.text.count(": still here\n\n") <= 5
+    assert 2 <= answer.text.count(": keep-alive\n\n") <= 5
     assert "after" in answer.text
 
 
@@ -313,3 +293,41 @@ def test_outside_a_turn_the_runner_is_the_sdks() -> None:
     runner = get_default_agent_runner()
     assert isinstance(runner, AgentRunner)
     assert type(runner).run_streamed is AgentRunner.run_streamed
+
+
+@pytest.mark.parametrize("agent", ["raises_cancelled", "cancels_itself", "cancelling", "cancelling_workflow"])
+def test_an_agent_that_is_cancelled_by_itself(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(calls("is_cancelled"))
+    before = len(recorder.lines)
+    started = time.monotonic()
+    _, events = caller.create("Hello")
+    assert errors(events) == [(*STREAM_ERROR, True)]
+    assert time.monotonic() - started < 5
+    assert [line for line in recorder.lines[before:] if "the assistant failed" in line]
+
+
+LEFT_BEHIND = ("was destroyed", "never retrieved", "never awaited")
+
+
+@pytest.mark.parametrize("agent", ["simple", "run_workflow", "guarded", "guarded_workflow"])
+def test_nothing_is_left_behind(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
+    """Whatever ends a stream, no task of it stays and is destroyed later."""
+    caller = start(agent, CHATKIT_TURN_SECONDS="1")
+    before = len(recorder.lines)
+    for behaviour in (failing(500, "server_error"), u.Handler.hang_up, streaming([*says("half a")[:4], 20.0])):
+        upstream.behaviour = behaviour
+        assert errors(caller.create("Hello")[1])
+    upstream.behaviour = streaming(says("a secret of many words", pause=0.05))
+    caller.create("forbidden")
+    caller.create("Hello")
+    upstream.behaviour = streaming(says("some words that take a while", pause=0.2))
+    for events_read in range(1, 8):  # and the reader leaves
+        stream = caller.stream("threads.create", input=user_input("Hello"))
+        for _ in range(events_read):
+            next(stream)
+        stream.close()  # type: ignore[attr-defined]
+    time.sleep(1.5)
+    gc.collect()
+    time.sleep(0.2)
+    assert [line for line in recorder.lines[before:] if any(words in line for words in LEFT_BEHIND)] == []

@@ -374,12 +374,10 @@ def test_a_reader_that_leaves_keeps_what_was_said(caller: Caller) -> None:
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_keeps_what_was_said(tmp_path: Path, sign: signal.Signals) -> None:
-    """A stop that can't wait for the end of an answer: Ctrl-C, or SIGTERM, in production after 20 s and here at once."""
+    """A stop that can't wait for the end of an answer: Ctrl-C, or SIGTERM, after ``CHATKIT_STOP_SECONDS``."""
     address = f"sqlite:///{tmp_path}/chatkit.db"
-    code = "import chatkit.gunicorn_worker as worker; worker.INTERRUPT_AFTER_SECONDS = 0\nfrom app import app\n"
-    (tmp_path / "impatient.py").write_text(code)
-    variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": address, "PYTHONPATH": f"{tmp_path}:{PROJECT}"}
-    with Service("impatient:app", **variables) as service:
+    variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": address, "CHATKIT_STOP_SECONDS": "3"}
+    with Service("tests.slow_demo:app", **variables) as service:
         caller = Caller(service.url)
         sock = raw_stream(caller, "hello")
         received = b""
@@ -396,22 +394,34 @@ def test_a_stop_keeps_what_was_said(tmp_path: Path, sign: signal.Signals) -> Non
 
 def test_a_kill_in_the_middle_of_a_stream(tmp_path: Path) -> None:
     variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db"}
-    with Service(**variables) as service:
+    with Service("tests.slow_demo:app", **variables) as service:
         caller = Caller(service.url)
         sock = raw_stream(caller, "hello")
-        received = b""
-        while received.count(b"text_delta") < 5:
+        received, shown = b"", ""
+        second_ago: list[tuple[float, str]] = []
+        until = time.monotonic() + 4
+        while time.monotonic() < until:
             received += sock.recv(4096)
+            shown = "".join(
+                json.loads(f'"{piece.decode()}"') for piece in re.findall(rb'"delta":"((?:[^"\\\\]|\\\\.)*)"', received)
+            )
+            second_ago.append((time.monotonic(), shown))
+        killed = time.monotonic()
         for process in [*psutil.Process(service.process.pid).children(), psutil.Process(service.process.pid)]:
             process.send_signal(signal.SIGKILL)
         service.process.wait(10)
     thread_id = re.search(rb"thr_[0-9a-f]{32}", received)[0].decode()  # type: ignore[index]
+    must_be_kept = [text for at, text in second_ago if killed - at > 1.5][-1]
     with Service(**variables, PORT=str(service.port)):
-        kept = caller.thread(thread_id)
-        assert [item.type for item in kept.items.data] == ["user_message"]
+        kept: Any = caller.thread(thread_id)
+        assert [item.type for item in kept.items.data] == ["user_message", "assistant_message"]
+        text_kept: str = kept.items.data[1].content[0].text
+        assert text_kept.startswith(must_be_kept)
+        assert shown.startswith(text_kept)
         again = list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=kept.items.data[0].id))
         assert texts(again)[0].endswith("CHATKIT_AGENT.")
         assert texts(caller.say(thread_id, "and on"))
+        assert [item.type for item in caller.thread(thread_id).items.data] == ["user_message", "assistant_message"] * 2
 
 
 def test_threads_started_in_one_process_go_on_in_the_other(service: Service) -> None:

@@ -56,12 +56,13 @@ def test_a_session_across_origins(running: Service) -> None:
     assert response.headers["Cache-Control"] == "no-store"
 
 
-def test_the_public_origin_behind_a_proxy(running: Service) -> None:
+def test_a_public_origin_behind_a_proxy(shared_upstream: Upstream) -> None:
     forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9", "Host": "chat.example.com"}
-    response = running.mint(headers={"Origin": "https://chat.example.com", **forwarded})
-    assert response.status_code == 200
-    assert "Secure" in response.headers["Set-Cookie"]
-    assert running.mint(headers={"Origin": "https://evil.test", **forwarded}).status_code == 403
+    with hosted(shared_upstream, CHATKIT_ALLOWED_ORIGINS="https://chat.example.com") as service:
+        response = service.mint(headers={"Origin": "https://chat.example.com", **forwarded})
+        assert response.status_code == 200
+        assert "Secure" in response.headers["Set-Cookie"]
+        assert service.mint(headers={"Origin": "https://evil.test", **forwarded}).status_code == 403
 
 
 def raw(service: Service, data: bytes) -> tuple[int, dict[str, str], Any]:
@@ -156,7 +157,7 @@ def test_a_stop_during_load_loses_no_call() -> None:
         upstream.behaviour = delayed(0.5)
 
         async def load_and_stop() -> Outcome:
-            load = asyncio.create_task(callers(service.port, 60, seconds=20))
+            load = asyncio.create_task(callers(service.port, 60, seconds=20, addresses=30))
             while len(upstream.received) < 90:
                 await asyncio.sleep(0.01)
             service.process.send_signal(signal.SIGTERM)
@@ -244,7 +245,7 @@ def test_every_line_is_json_and_there_is_one_a_request(shared_upstream: Upstream
     assert minted.items() >= {"request_id": "mine", "session_id": session_id, "status": 200, "method": "POST"}.items()
     (lost,) = [line for line in lines if line.get("status") == 404]
     assert (lost["path"], "session_id" in lost) == ("/nothing", False)
-    (broken,) = [line for line in lines if "InvalidRequestMethod" in line["message"] or "InvalidRequestLine" in line["message"]]
+    (broken,) = [line for line in lines if line["message"] == "400 bad_request"]
     assert re.fullmatch("[0-9a-f]{32}", broken["request_id"])
 
 
@@ -277,20 +278,6 @@ def test_idle_connections_hold_no_threads_and_no_stop(shared_upstream: Upstream)
             sock.close()
 
 
-@pytest.mark.parametrize("half", [POST, POST + b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{"])
-def test_half_a_request_holds_its_thread_for_a_while_only(shared_upstream: Upstream, half: bytes) -> None:
-    with hosted(shared_upstream, GUNICORN_THREADS="2", WEB_CONCURRENCY="1") as service:
-        stuck = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(2)]
-        for sock in stuck:
-            sock.sendall(half)
-        time.sleep(0.5)
-        started = time.monotonic()
-        assert service.mint().status_code == 200
-        assert 15 < time.monotonic() - started < 25
-        for sock in stuck:
-            sock.close()
-
-
 def test_callers_that_leave_are_no_fault(running: Service) -> None:
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", running.port)) as sock:
@@ -310,6 +297,7 @@ def test_selfhosted_under_load(database_of_postgres: str) -> None:
 
         def caller() -> None:
             with requests.Session() as session:
+                session.headers["X-Forwarded-For"] = f"10.0.0.{threading.get_ident() % 251}"
                 answers = [session.post(f"{service.url}/api/chatkit/sessions", timeout=30) for _ in range(5)]
             statuses.extend(answer.status_code for answer in answers)
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Page, expect
 
 from chatkit import problems
 from chatkit.conversation.demo import INTRODUCTION
 from tests.browser import FRONTEND, Visitor, axe_violations
 from tests.conftest import MakeApp
-from tests.service import PROJECT, Service
+from tests.service import PROJECT, Service, free_port
 from tests.upstream import API_KEY, WORKFLOW_ID, Upstream, failing, mint
 
 LAST_WORDS = INTRODUCTION.format(said="Hello!")[-30:]
@@ -88,8 +87,11 @@ def is_well(page: Page) -> None:
 
 
 def hosted(upstream: Upstream, **variables: str) -> Service:
+    """In production, where the page's own origin has to be listed."""
+    port = str(free_port())
     complete = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": upstream.url}
-    return Service(**{"CHATKIT_BACKEND": "hosted", **complete, **variables})
+    own = {"PORT": port, "CHATKIT_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}"}
+    return Service(**{"CHATKIT_BACKEND": "hosted", **own, **complete, **variables})
 
 
 def development(tmp_path: Path, **variables: str) -> Service:
@@ -254,24 +256,15 @@ class TestWhatIsWrong:
             page = visitor.open(service.url)
             expect(page.get_by_role("alert")).to_contain_text("Set OPENAI_API_KEY and CHATKIT_WORKFLOW_ID and restart")
 
-    def test_a_proxy_that_is_not_counted(self, upstream: Upstream, browser: Browser) -> None:
-        """Behind TLS, the page's origin is https; a service that does not trust its proxy takes itself for http."""
-        with hosted(upstream, PROXY_HOPS="0") as service, browser.new_context() as context:
-
-            def forward(route: Route) -> None:
-                asked = route.request
-                to = asked.url.replace("https://chat.example.test", service.url)
-                # Without X-Forwarded-Proto, which gunicorn itself believes when it comes from this machine.
-                headers = {**asked.headers, "Host": "chat.example.test"}
-                if asked.method == "POST":
-                    headers["Origin"] = "https://chat.example.test"  # the browser adds it after Playwright has looked
-                answer = requests.request(asked.method, to, headers=headers, data=asked.post_data, timeout=10)
-                route.fulfill(status=answer.status_code, headers=dict(answer.headers), body=answer.content)
-
-            context.route("https://chat.example.test/**", forward)
-            page = Visitor(context).open("https://chat.example.test/")
+    def test_an_own_origin_that_is_not_listed(self, upstream: Upstream, visitor: Visitor) -> None:
+        """What somebody in a hurry sees on a platform that does not tell the service its name."""
+        with hosted(upstream, CHATKIT_ALLOWED_ORIGINS="") as service:
+            page = visitor.open(service.url)
             expect(step(page, "Session")).to_have_attribute("data-state", "failed")
-            expect(page.get_by_role("alert")).to_contain_text("Set PROXY_HOPS")
+            expect(page.get_by_role("alert")).to_contain_text(f"add {service.url} to CHATKIT_ALLOWED_ORIGINS")
+            assert "list this service's own origin" in (log := service.stop())
+            assert f"the page's origin is '{service.url}'" in log
+        assert upstream.received == []
 
     def test_the_cdn_is_blocked(self, tmp_path: Path, visitor: Visitor) -> None:
         script, visitor.cdn_script = visitor.cdn_script, None

@@ -43,7 +43,7 @@ def test_without_the_cookie_somebody_else(make_app: MakeApp, upstream: Upstream)
 
 def test_a_restart_keeps_the_visitor_and_another_key_does_not(make_app: MakeApp, upstream: Upstream) -> None:
     value = cookie_of(make_app().test_client().post(ENDPOINT)).split(";")[0]
-    for app in (make_app(), make_app(SECRET_KEY="another key than before")):
+    for app in (make_app(), make_app(SECRET_KEY="another key than before, of the tests")):
         client = app.test_client(use_cookies=False)
         assert client.post(ENDPOINT, headers={"Cookie": value}).status_code == 200
     first, restarted, other_key = users(upstream)

@@ -13,14 +13,15 @@ from typing import Any
 
 import limits.storage.memory
 import pytest
+import redis as redis_package
 import requests
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from chatkit.conversation.endpoint import MAX_MESSAGE_BYTES
-from chatkit.conversation.places import OF_A_USER, Places
-from chatkit.limits import REDIS_SECONDS, TURNS_A_MINUTE, TURNS_A_SESSION
-from chatkit.problems import TooManyRequests
+from chatkit.limits.concurrency import MAX_CONCURRENT_PER_USER, SharedLeases, Shares
+from chatkit.limits.rate import REDIS_SECONDS, TURNS_A_MINUTE, TURNS_A_SESSION
+from chatkit.problems import ServiceBusy, TooManyRequests
 from tests.chat import Caller, user_input
 from tests.conftest import MakeApp
 from tests.provider import SECRET, shared
@@ -44,6 +45,10 @@ def upstream_of_all() -> Iterator[Upstream]:
 def redis() -> Iterator[Redis]:
     with Redis() as running:
         yield running
+
+
+def client_of(running: Redis) -> redis_package.Redis:
+    return redis_package.Redis.from_url(running.url)
 
 
 def statuses(client: FlaskClient, number: int, **headers: str) -> list[int]:
@@ -337,8 +342,8 @@ def test_new_visitors_of_one_address_have_its_turns_together(make_app: MakeApp) 
 def test_answers_at_once_for_a_user(chat: Service) -> None:
     caller = Caller(chat.url, shared())
     body = {"type": "threads.create", "params": {"input": user_input("Hello")}}
-    streams = [caller.send(body, stream=True) for _ in range(OF_A_USER)]
-    assert [stream.status_code for stream in streams] == [200] * OF_A_USER
+    streams = [caller.send(body, stream=True) for _ in range(MAX_CONCURRENT_PER_USER["turns"])]
+    assert [stream.status_code for stream in streams] == [200] * MAX_CONCURRENT_PER_USER["turns"]
     caller.refresh()
     assert refused(caller.send(body)), "another session is the same user"
     assert caller.post("threads.list").status_code == 200
@@ -354,28 +359,67 @@ def test_answers_at_once_for_a_user(chat: Service) -> None:
         stream.close()
 
 
-def test_places_are_given_back_whatever_happens() -> None:
-    places = Places(threads=16)
+def test_shares_are_given_back_whatever_happens() -> None:
+    shares = Shares("streams", total=8, each=5)
     for _ in range(3):
         with ExitStack() as held:
-            for _ in range(OF_A_USER):
-                held.enter_context(places.taken("ada", "1.1.1.1"))
+            for _ in range(5):
+                held.enter_context(shares.taken("ada"))
             with pytest.raises(TooManyRequests):
-                held.enter_context(places.taken("ada", "2.2.2.2"))
-    with ExitStack() as held:
-        for number in range(14):
-            held.enter_context(places.taken(f"visitor {number}", "1.1.1.1"))
-        with pytest.raises(TooManyRequests):
-            held.enter_context(places.taken("one more", "1.1.1.1"))
-        held.enter_context(places.taken("one more", "2.2.2.2"))
-    assert places._taken == {}
+                held.enter_context(shares.taken("ada"))
+            for _ in range(3):
+                held.enter_context(shares.taken("bob"))
+            with pytest.raises(ServiceBusy):
+                held.enter_context(shares.taken("carl"))
+    assert shares._held == {}
+
+
+def test_several_bytes_are_taken_at_once() -> None:
+    shares = Shares("bytes", total=100, each=60)
+    shares.take("ada", 60)
+    with pytest.raises(TooManyRequests):
+        shares.take("ada", 1)
+    with pytest.raises(ServiceBusy):
+        shares.take("bob", 41)
+    shares.give_back("ada", 30)
+    shares.take("bob", 60)
+
+
+def test_turns_at_once_are_counted_for_all_processes(redis: Redis, tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path}/chatkit.db"
+    variables = {"AUTH_JWT_SECRET": SECRET, "DATABASE_URL": address, "REDIS_URL": redis.url, "CHATKIT_BACKEND": "selfhosted"}
+    with Service(**variables) as first, Service(**variables) as second:
+        body = {"type": "threads.create", "params": {"input": user_input("Hello")}}
+        most = MAX_CONCURRENT_PER_USER["turns"]
+        callers = [Caller(service.url, shared()) for service in (first, second)]
+        streams = [callers[number % 2].send(body, stream=True) for number in range(most)]
+        assert [stream.status_code for stream in streams] == [200] * most
+        assert [refused(caller.send(body)) for caller in callers] == [True, True]
+        assert Caller(first.url, shared(sub="bob")).send(body, stream=True).status_code == 200
+        for stream in streams:
+            assert b"thread.item.done" in stream.content
+        time.sleep(0.5)
+        assert [caller.send(body).status_code for caller in callers] == [200, 200]
+        redis.kill()
+        assert callers[0].send(body).status_code == 200, "without Redis each process counts for itself"
+
+
+def test_a_lease_of_a_process_that_has_died_ends(redis: Redis) -> None:
+    leases = SharedLeases(client_of(redis), "turns", each=1, seconds=1)
+    held = leases.taken("ada")
+    held.__enter__()
+    with pytest.raises(TooManyRequests), leases.taken("ada"):
+        pass
+    time.sleep(2.1)
+    with leases.taken("ada"):
+        pass
 
 
 def test_a_request_that_fails_holds_no_place(make_app: MakeApp) -> None:
     client = make_app(CHATKIT_BACKEND="selfhosted").test_client()
     secret = client.post(ENDPOINT).get_json()["data"]["client_secret"]
     body = {"type": "threads.add_user_message", "params": {"thread_id": "thr_none", "input": user_input("Hello")}}
-    for _ in range(3 * OF_A_USER):
+    for _ in range(3 * MAX_CONCURRENT_PER_USER["turns"]):
         answer = client.post("/api/chatkit", json=body, headers={"Authorization": f"Bearer {secret}"})
         assert answer.status_code == 404
 

@@ -12,7 +12,7 @@ import pytest
 from chatkit import settings as module
 from chatkit.settings import VARIABLES, Backend, Settings, SettingsError
 
-KEY = "k" * 32
+KEY = "a-key-of-these-tests-and-of-no-service"
 PRODUCTION = {"SECRET_KEY": KEY}
 
 
@@ -105,6 +105,7 @@ WRONG = {
     "CHATKIT_DOMAIN_KEY": "domain pk XYZZY",
     "DATABASE_URL": "mysql://u:XYZZY@h/d",
     "SECRET_KEY": "XYZZY",
+    "SECRET_KEY_FALLBACKS": "XYZZY",
     "AUTH_REQUIRED": "XYZZY",
     "AUTH_JWT_SECRET": "XYZZY",
     "AUTH_JWKS_URL": "http://XYZZY",
@@ -171,12 +172,14 @@ def test_api_base_that_would_leak_or_miss(base: str) -> None:
 
 JWKS = {"AUTH_JWKS_URL": "https://login.example.com/.well-known/jwks.json"}
 TIED = {**JWKS, "AUTH_JWT_ISSUER": "https://login.example.com/"}
-SECRET = {"AUTH_JWT_SECRET": "s" * 32}
+SECRET = {"AUTH_JWT_SECRET": "a-secret-of-these-tests-and-no-provider"}
 
 
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
+        ({"SECRET_KEY_FALLBACKS": f"{'f' * 32},{'f' * 31}"}, "SECRET_KEY_FALLBACKS must be former values of SECRET_KEY"),
+        ({"SECRET_KEY_FALLBACKS": f"{'f' * 32},"}, "SECRET_KEY_FALLBACKS must be former values of SECRET_KEY"),
         ({"AUTH_REQUIRED": "true"}, "AUTH_REQUIRED is true, and nobody can sign in"),
         ({**TIED, **SECRET}, "AUTH_JWKS_URL must not be set together with AUTH_JWT_SECRET"),
         (JWKS, "AUTH_JWKS_URL must come with AUTH_JWT_ISSUER or AUTH_JWT_AUDIENCE"),
@@ -212,8 +215,9 @@ def test_the_blocks_of_the_documentation(block: str) -> None:
     variables = dict(re.findall(r"^([A-Z_]+)=(\S+)", BLOCKS[block], re.MULTILINE))
     assert variables
     assert variables.keys() <= VARIABLES
-    signed_in = {"AUTH_JWT_SECRET": "s" * 32} if "CHATKIT_AGENT_CLAIM" in variables else {}
-    settings = load(**{"CHATKIT_BACKEND": "selfhosted", **signed_in, **variables})
+    signed_in = SECRET if "CHATKIT_AGENT_CLAIM" in variables else {}
+    own = {name: value for name, value in {**PRODUCTION, **SECRET}.items() if name in variables}  # for the placeholders
+    settings = load(**{"CHATKIT_BACKEND": "selfhosted", **signed_in, **variables, **own})
     assert not [text for text in settings.notices if "not used" in text or "everybody gets" in text]
 
 

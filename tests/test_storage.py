@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypeVar
 
 import pytest
@@ -14,6 +14,8 @@ from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageItem,
     FileAttachment,
+    GeneratedImage,
+    GeneratedImageItem,
     InferenceOptions,
     ThreadMetadata,
     UserMessageItem,
@@ -21,13 +23,13 @@ from chatkit.types import (
 )
 from sqlalchemy import create_engine, insert, text
 
-from chatkit.conversation.history import MAX_CHARACTERS, MAX_ITEMS, load_history
+from chatkit.conversation.history import IMAGE_CHARACTERS, MAX_CHARACTERS, MAX_ITEMS, load_history
 from chatkit.conversation.storage import ChatContext, SqlStore
 from chatkit.database import open_database
 from chatkit.tables import ItemRow
 
 T = TypeVar("T")
-MOMENT = datetime(2026, 11, 23, tzinfo=UTC)  # the same for all: order must not depend on clocks
+MOMENT = datetime(2026, 11, 23)  # noqa: DTZ001  naive, as the SDK's; the same for all: order must not depend on clocks
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -124,6 +126,31 @@ def test_an_item_saved_again_stays_in_its_place(store: SqlStore) -> None:
     assert page.data == [message(thread_id, "a", "changed"), message(thread_id, "b")]
 
 
+def test_an_item_in_front_of_the_last_one(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    for name in ("a", "b"):
+        run(store.add_thread_item(thread_id, message(thread_id, name), ADA))
+    run(store.add_before(thread_id, message(thread_id, "new"), message(thread_id, "b"), ADA))
+    assert [item.id for item in run(store.load_thread_items(thread_id, None, 10, "asc", ADA)).data] == ["a", "new", "b"]
+
+
+def test_a_thread_is_saved_without_what_others_have_changed_meanwhile(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    answering, renaming = of(ADA.user), of(ADA.user)
+    answered = run(store.load_thread(thread_id, answering))
+    renamed = run(store.load_thread(thread_id, renaming))
+    renamed.title = "Renamed"
+    run(store.save_thread(renamed, renaming))
+    answered.metadata = {"count": 1}
+    run(store.save_thread(answered, answering))
+    assert answered.title == "Renamed", "so that the page is told so, too"
+    stored = run(store.load_thread(thread_id, ADA))
+    assert (stored.title, stored.metadata) == ("Renamed", {"count": 1})
+    answered.title = "The agent's"
+    run(store.save_thread(answered, answering))
+    assert run(store.load_thread(thread_id, ADA)).title == "The agent's"
+
+
 def test_nobody_reaches_what_is_another_users(store: SqlStore, database: str) -> None:
     thread_id = new_thread(store)
     run(store.add_thread_item(thread_id, message(thread_id, "msg_1"), ADA))
@@ -138,7 +165,7 @@ def test_nobody_reaches_what_is_another_users(store: SqlStore, database: str) ->
         store.load_item(thread_id, "msg_1", EVE),
         store.add_thread_item(thread_id, message(thread_id, "msg_2"), EVE),
         store.save_item(thread_id, message(thread_id, "msg_1", "changed"), EVE),
-        store.delete_thread_item(thread_id, "msg_1", EVE),
+        store.add_before(thread_id, message(thread_id, "msg_2"), message(thread_id, "msg_1"), EVE),
         store.save_feedback(thread_id, ["msg_1"], "negative", EVE),
         store.load_threads(10, thread_id, "asc", EVE),
         store.delete_thread(thread_id, EVE),
@@ -148,6 +175,7 @@ def test_nobody_reaches_what_is_another_users(store: SqlStore, database: str) ->
     for attempt in attempts:
         with pytest.raises(NotFoundError):
             run(attempt)
+    run(store.delete_thread_item(thread_id, "msg_1", EVE))  # as for an item that is not there: no error, and nothing happens
     assert run(store.load_threads(10, None, "asc", EVE)).data == []
     assert counts(database) == before
     assert run(store.load_item(thread_id, "msg_1", ADA)) == message(thread_id, "msg_1")
@@ -255,6 +283,39 @@ def test_a_last_message_longer_than_all_is_kept(store: SqlStore) -> None:
     run(store.add_thread_item(thread_id, message(thread_id, "old"), ADA))
     run(store.add_thread_item(thread_id, message(thread_id, "long", "x" * (2 * MAX_CHARACTERS)), ADA))
     assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["long"]
+
+
+def test_the_users_message_comes_along_with_a_result_longer_than_all(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    for item in (question(thread_id, "old"), question(thread_id, "q"), message(thread_id, "between")):
+        run(store.add_thread_item(thread_id, item, ADA))
+    run(store.add_thread_item(thread_id, message(thread_id, "long", "x" * (2 * MAX_CHARACTERS)), ADA))
+    assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["q", "long"]
+
+
+def test_a_thousand_items_since_the_users_message(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    with store._engine.begin() as connection:
+        for number in range(1000):
+            item = message(thread_id, f"msg_{number}")
+            connection.execute(
+                insert(ItemRow).values(thread_id=thread_id, user_id=ADA.user, id=item.id, data=item.model_dump_json())
+            )
+    assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["msg_999"]
+
+
+def test_images_count_for_what_a_model_makes_of_them(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    url = "data:image/png;base64," + "A" * (3 * MAX_CHARACTERS)
+    many = MAX_CHARACTERS // IMAGE_CHARACTERS
+    for number in range(many + 1):
+        run(store.add_thread_item(thread_id, question(thread_id, f"q_{number}"), ADA))
+        image = GeneratedImage(id=f"ig_{number}", url=url)
+        item = GeneratedImageItem(id=f"i_{number}", thread_id=thread_id, created_at=MOMENT, image=image)
+        run(store.add_thread_item(thread_id, item, ADA))
+    history = [item.id for item in run(load_history(store, thread_id, ADA))]
+    assert history[-2:] == [f"q_{many}", f"i_{many}"]
+    assert len(history) == 2 * many
 
 
 def test_a_short_history_is_whole(store: SqlStore) -> None:

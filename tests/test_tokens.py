@@ -493,6 +493,13 @@ def test_a_key_server_at_its_worst(with_keys: FlaskClient, provider: Provider, b
     ("why", "algorithm", "changes"),
     [
         ("it is for encryption", "RS256", {"use": "enc"}),
+        ("its operations are for encryption", "RS256", {"key_ops": ["encrypt"]}),
+        ("its operations are none", "RS256", {"key_ops": []}),
+        ("its operations are no list", "RS256", {"key_ops": "verify"}),
+        ("it is for no signature at all", "RS256", {"alg": "none"}),
+        ("its algorithm is no text", "RS256", {"alg": ["RS256"]}),
+        ("its type is no text", "RS256", {"kty": {}}),
+        ("its exponent is out of bounds", "RS256", {"e": "_" * 4000}),
         ("it is for another algorithm", "RS256", {"alg": "RSA-OAEP"}),
         ("the operator allowed three algorithms", "RS256", {"alg": "PS256"}),
         ("it does not fit its own algorithm", "ES256", {"alg": "RS256"}),
@@ -514,6 +521,8 @@ def test_published_keys_that_are_not_used(
     good = {**public_jwk(private_key("EdDSA", 99)), "kid": "another"}
     provider.publish({**provider.published[-1], **changes}, "not even an object", good)
     assert error_of(mint(client, token)) == INVALID, why
+    by_good = jwt.encode(claims(iss=ISSUER), private_key("EdDSA", 99), "EdDSA", {"kid": "another"})
+    assert mint(client, by_good).status_code == 200, "the others are used as ever"
 
 
 def test_an_rsa_key_that_is_too_short(with_keys: FlaskClient, provider: Provider) -> None:

@@ -10,10 +10,10 @@ import chatkit.logger
 from chatkit.conversation.assistants import make_assistants, make_openai_client
 from chatkit.conversation.chat_server import ChatServer
 from chatkit.conversation.endpoint import blueprint
-from chatkit.conversation.places import Places
 from chatkit.conversation.storage import SqlStore
 from chatkit.issuers.selfhosted import SelfhostedIssuer
-from chatkit.limits import Limits
+from chatkit.limits.concurrency import ChatConcurrency
+from chatkit.limits.rate import Limits, redis_client
 from chatkit.settings import Settings
 
 # OpenAI's package logs to "chatkit", the name of ours too, and would write each line a second time when LOG_LEVEL is set.
@@ -34,4 +34,5 @@ def make_blueprint(settings: Settings, issuer: SelfhostedIssuer, limits: Limits)
         turn_seconds=settings.turn_seconds,
         openai_client=client,
     )
-    return blueprint(server, issuer, limits, Places(settings.threads))
+    concurrency = ChatConcurrency(redis_client(settings), settings.turn_seconds)
+    return blueprint(server, issuer, limits, concurrency)

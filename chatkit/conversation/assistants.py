@@ -11,20 +11,24 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
 import agents
 import openai
 from pydantic import BaseModel
 
+from chatkit import logs
 from chatkit.agents import AgentContext
 from chatkit.conversation import exported_workflow
 from chatkit.conversation.demo import DemoAssistant
-from chatkit.conversation.events import agent_events, assistant_message, text_of
-from chatkit.conversation.history import load_history, to_model_input
+from chatkit.conversation.events import agent_events, assistant_message
+from chatkit.conversation.history import load_history, to_model_input, to_model_text
 from chatkit.conversation.storage import ChatContext, SqlStore
 from chatkit.settings import PROJECT, Settings, SettingsError
 from chatkit.types import ThreadItem, ThreadMetadata, ThreadStreamEvent, UserMessageItem
+
+if TYPE_CHECKING:
+    import httpx2
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +72,9 @@ class AgentAssistant:
             raise TypeError(f"the agents' function returned {type(agent).__name__}, not an Agents SDK agent")
         context = turn.agent_context()
         result = agents.Runner.run_streamed(agent, await to_model_input(await turn.history()), context=context)
-        try:
-            async with aclosing(agent_events(context, result)) as events:
-                async for event in events:
-                    yield event
-        finally:
-            if not result.is_complete:
-                result.cancel()
+        async with aclosing(agent_events(context, result)) as events:
+            async for event in events:
+                yield event
 
 
 @dataclass
@@ -89,12 +89,12 @@ class WorkflowAssistant:
         earlier, text = history, ""
         if turn.message is not None:
             earlier = [item for item in history if item.id != turn.message.id]
-            text = text_of(turn.message)
+            text = await to_model_text(turn.message)
         running = exported_workflow.Run(turn.agent_context, await to_model_input(earlier))
         async with aclosing(running.events(self.run_workflow(self.input_type(input_as_text=text)))) as events:
             async for event in events:
                 yield event
-        finished = _finished_text(running.result, shown=running.shown)
+        finished = _finished_text(running.result, shown=list(running.shown.values()))
         if finished:
             yield assistant_message(turn.thread, turn.store, turn.context, finished)
 
@@ -113,8 +113,18 @@ def make_openai_client(settings: Settings) -> openai.AsyncOpenAI | None:
     """The way to OpenAI for everything in the chat; none without a key."""
     if not settings.openai_api_key:
         return None
-    base = f"{settings.api_base}/v1"
-    return openai.AsyncOpenAI(api_key=settings.openai_api_key, base_url=base, timeout=settings.turn_seconds)
+    return openai.AsyncOpenAI(
+        api_key=settings.openai_api_key,
+        base_url=f"{settings.api_base}/v1",
+        timeout=settings.turn_seconds,
+        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [_add_request_id]}),
+    )
+
+
+async def _add_request_id(request: httpx2.Request) -> None:
+    """Name our request to OpenAI. An event hook runs for each try, in the context of the task that makes the call."""
+    if request_id := logs.request_id.get():
+        request.headers["X-Client-Request-Id"] = request_id
 
 
 def make_assistants(settings: Settings, client: openai.AsyncOpenAI | None) -> dict[str | None, Assistant]:

@@ -7,32 +7,40 @@ import io
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
 import agents
 import openai
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from chatkit import problems
 from chatkit.actions import Action
 from chatkit.conversation.assistants import Assistant, Turn
 from chatkit.conversation.demo import DemoAssistant, demo_widget
-from chatkit.conversation.event_loop import Answer
-from chatkit.conversation.events import assistant_message, text_of
+from chatkit.conversation.drafts import Drafts
+from chatkit.conversation.events import assistant_message, message_text, text_of
 from chatkit.conversation.storage import ChatContext, SqlStore, new_id
+from chatkit.conversation.timestamps import in_utc
 from chatkit.database import UNAVAILABLE
 from chatkit.errors import BaseStreamError, CustomStreamError, ErrorCode, StreamError
 from chatkit.server import ChatKitServer
 from chatkit.store import NotFoundError
 from chatkit.types import (
+    AssistantMessageItem,
     AudioInput,
     ChatKitReq,
+    ClientToolCallItem,
     ErrorEvent,
     FeedbackKind,
     HiddenContextItem,
     SyncCustomActionResponse,
+    ThreadItem,
     ThreadItemDoneEvent,
+    ThreadItemRemovedEvent,
+    ThreadItemReplacedEvent,
+    ThreadItemUpdatedEvent,
     ThreadMetadata,
     ThreadStreamEvent,
     TranscriptionResult,
@@ -43,12 +51,20 @@ from chatkit.types import (
 
 log = logging.getLogger(__name__)
 
-REQUEST_SECONDS = 60  # for what is answered with JSON
+TRANSCRIPTION_SECONDS = 60
 MAX_TITLE = 60
+MAX_FEEDBACK_ITEMS = 100
 TRANSCRIPTION_MODEL = "gpt-4o-mini-transcribe"
+
+_answered: ContextVar[ChatContext | None] = ContextVar("answered", default=None)
+"""The context of the request that the current task answers, for what the SDK calls without it."""
 
 # The SDK makes this anew for each request, which takes longer than all the rest of handling one.
 _request: TypeAdapter[Any] = TypeAdapter(ChatKitReq)
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
 
 
 def read_request(body: bytes) -> Any:
@@ -56,11 +72,17 @@ def read_request(body: bytes) -> Any:
 
     Raises:
         InvalidRequestBody: it is none.
+        NotFound: it names something by an id with a NUL, which PostgreSQL refuses to compare with anything.
     """
     try:
-        return _request.validate_json(body)
+        chat_request = _request.validate_json(body)
     except ValidationError as error:
         raise problems.InvalidRequestBody("not a request of the ChatKit protocol") from error
+    params = chat_request.params
+    ids = [getattr(params, name, None) or "" for name in ("thread_id", "item_id", "attachment_id", "after")]
+    if any("\0" in given for given in (*ids, *getattr(params, "item_ids", ()))):
+        raise problems.NotFound("an id with a NUL")
+    return chat_request
 
 
 class ChatServer(ChatKitServer[ChatContext]):
@@ -86,37 +108,50 @@ class ChatServer(ChatKitServer[ChatContext]):
         super().__init__(store)
         self._assistants = assistants
         self._turn_seconds = turn_seconds
+        self._drafts = Drafts(store)
         self._openai = openai_client
 
     def _assistant(self, context: ChatContext) -> Assistant:
         return self._assistants.get(context.agent) or self._assistants[None]
 
-    async def answer(self, request: Any, context: ChatContext, answer: Answer) -> None:
-        """Handle ``request`` and put what it is answered with into ``answer``: JSON, or the events of a stream.
+    async def answer(self, request: Any, context: ChatContext) -> None:
+        """Handle ``request`` and put the response into the context's buffer: JSON, or the events of a stream.
+
+        Nothing is awaited between two events, so a task that is cancelled is always interrupted within OpenAI's server, which
+        then keeps what was said so far.
 
         Raises:
             Problem: the request can't be served; nothing has been put.
         """
         if getattr(getattr(request.params, "input", None), "attachments", None):
             raise problems.AttachmentsOff("a message with an attachment")
-        put = False
+        put = context.buffer.put
+        begun = False
+        _answered.set(context)
         try:
+            await self._refuse_unless_active(request, context)
             if is_streaming_req(request):
                 async with aclosing(self._process_streaming_impl(request, context)) as events:
                     async for event in events:
-                        answer.put(b"data: " + self._serialize(event) + b"\n\n")
-                        put = True
+                        put(_event(self._serialize(event)))
+                        begun = True
             else:
-                async with asyncio.timeout(REQUEST_SECONDS):
-                    answer.put(await self._process_non_streaming(request, context))
+                put(await self._process_non_streaming(request, context))
         except Exception as error:
-            if put:
+            if begun:
                 log.exception("a stream broke off")
-                answer.put(b"data: " + self._serialize(ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=True)) + b"\n\n")
+                put(_event(self._serialize(ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=True))))
             elif problem := _problem(error):
                 raise problem from error
             else:
                 raise  # a problem already, or a fault of our own, which is answered and logged where all are
+
+    async def _refuse_unless_active(self, request: Any, context: ChatContext) -> None:
+        """Refuse what is answered, now or later, where the thread is locked or closed; the SDK leaves that to its user."""
+        if is_streaming_req(request) or request.type == "threads.sync_custom_action":
+            thread_id = getattr(request.params, "thread_id", None)
+            if thread_id and (await self.store.load_thread(thread_id, context)).status.type != "active":
+                raise problems.ThreadNotActive("the thread is locked or closed")
 
     async def respond(
         self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
@@ -126,6 +161,7 @@ class ChatServer(ChatKitServer[ChatContext]):
             thread.title = _title(input_user_message)
         turn = Turn(thread, input_user_message, self.store, context)
         deadline = asyncio.get_running_loop().time() + self._turn_seconds
+        said = ""
         try:
             async with aclosing(self._assistant(context).answer(turn)) as events:
                 while True:
@@ -133,10 +169,34 @@ class ChatServer(ChatKitServer[ChatContext]):
                         event = await anext(events, None)
                     if event is None:
                         return
+                    if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, AssistantMessageItem):
+                        said = message_text(event.item)
+                    if isinstance(event, ThreadItemDoneEvent | ThreadItemReplacedEvent):
+                        await self._drafts.finish([event.item.id])
+                    elif isinstance(event, ThreadItemRemovedEvent):
+                        await self._drafts.finish([event.item_id])
                     yield event
-                    await context.answer.room()
+                    await context.buffer.room()
+        except asyncio.CancelledError as error:
+            if asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                raise  # by whoever reads the answer
+            raise _stream_error(error, self._turn_seconds) from error
+        except agents.ModelRefusalError as error:
+            if error.refusal != said:
+                raise _stream_error(error, self._turn_seconds) from error
+            log.info("the model refused")  # and said so, which is its answer
         except Exception as error:
             raise _stream_error(error, self._turn_seconds) from error
+        finally:
+            await self._drafts.finish(context.drafts)
+
+    def _update_pending_items(self, pending_items: dict[str, ThreadItem], event: ThreadItemUpdatedEvent) -> None:
+        """Have the message that ``event`` goes on with stored soon. The SDK calls this with each update."""
+        super()._update_pending_items(pending_items, event)
+        message = pending_items.get(event.item_id)
+        if isinstance(message, AssistantMessageItem) and (context := _answered.get()):
+            context.drafts.add(message.id)
+            self._drafts.changed(context.user, message)
 
     async def action(
         self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
@@ -159,11 +219,23 @@ class ChatServer(ChatKitServer[ChatContext]):
             item = sender.model_copy(update={"widget": demo_widget(pressed if isinstance(pressed, int) else 0)})
             await self.store.save_item(thread.id, item, context)
             return SyncCustomActionResponse(updated_item=item)
-        await self.store.add_thread_item(thread.id, _for_the_model(thread, action, sender), context)
+        hidden = _for_the_model(thread, action, sender)
+        newest = await self.store.load_thread_items(thread.id, None, 1, "desc", context)
+        last = newest.data[0] if newest.data else None
+        if isinstance(last, ClientToolCallItem) and last.status == "pending":
+            # The SDK takes a client tool's output only while its call is the thread's last item.
+            await self.store.add_before(thread.id, hidden, last, context)
+        else:
+            await self.store.add_thread_item(thread.id, hidden, context)
         return SyncCustomActionResponse()
 
     async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
-        await self.store.save_feedback(thread_id, item_ids, feedback, context)
+        if len(item_ids) > MAX_FEEDBACK_ITEMS:
+            raise problems.InvalidRequestBody(f"feedback on more than {MAX_FEEDBACK_ITEMS} items")
+        await self.store.save_feedback(thread_id, sorted(set(item_ids)), feedback, context)
+
+    def _serialize(self, obj: BaseModel) -> bytes:
+        return super()._serialize(in_utc(obj))
 
     def _get_attachment_store(self) -> Any:
         raise problems.AttachmentsOff("a request about an attachment")
@@ -173,7 +245,11 @@ class ChatServer(ChatKitServer[ChatContext]):
         if self._openai is None:
             raise problems.ApiKeyMissing("dictation needs OPENAI_API_KEY")
         file = ("audio." + audio_input.media_type.rpartition("/")[2], io.BytesIO(audio_input.data), audio_input.media_type)
-        result = await self._openai.audio.transcriptions.create(model=TRANSCRIPTION_MODEL, file=file)
+        try:
+            async with asyncio.timeout(TRANSCRIPTION_SECONDS):
+                result = await self._openai.audio.transcriptions.create(model=TRANSCRIPTION_MODEL, file=file)
+        except (openai.APIError, TimeoutError) as error:
+            raise problems.OpenAIUnavailable("transcription failed") from error
         return TranscriptionResult(text=result.text)
 
 
@@ -202,22 +278,29 @@ def _problem(error: Exception) -> problems.Problem | None:
         return problems.NotFound("no such thread, item or attachment of this user")
     if isinstance(error, UNAVAILABLE):
         return problems.DatabaseUnavailable("the conversation could not be reached")
-    if isinstance(error, openai.APIError | TimeoutError):
-        return problems.OpenAIUnavailable("transcription failed")
     if isinstance(error, ValueError):  # how the SDK says that a request does not fit the state of its thread
         return problems.InvalidRequestBody("the request does not fit its thread")
     return None
 
 
-def _stream_error(error: Exception, turn_seconds: int) -> BaseStreamError:
+_NOT_ANSWERED_HERE = (
+    agents.InputGuardrailTripwireTriggered,
+    agents.OutputGuardrailTripwireTriggered,
+    agents.ToolInputGuardrailTripwireTriggered,
+    agents.ToolOutputGuardrailTripwireTriggered,
+    agents.ModelRefusalError,
+)
+
+
+def _stream_error(error: BaseException, turn_seconds: int) -> BaseStreamError:
     """What the user is told when an answer fails: nothing internal, and whether trying again makes sense."""
     if isinstance(error, BaseStreamError):
         return error
     if isinstance(error, TimeoutError):
         log.warning("the answer took more than CHATKIT_TURN_SECONDS=%d", turn_seconds)
         return CustomStreamError("The answer took too long. Please try again.", allow_retry=True)
-    if isinstance(error, agents.InputGuardrailTripwireTriggered | agents.OutputGuardrailTripwireTriggered):
-        log.info("a guardrail stopped the answer")
+    if isinstance(error, _NOT_ANSWERED_HERE):
+        log.info("a guardrail or the model refused to answer (%s)", type(error).__name__)
         return CustomStreamError("This can't be answered here.", allow_retry=False)
     if isinstance(error, openai.APIStatusError):
         # Its text quotes the key and what was sent, so only its kind is logged.
@@ -225,7 +308,8 @@ def _stream_error(error: Exception, turn_seconds: int) -> BaseStreamError:
         if error.status_code == 429:
             return CustomStreamError("The assistant is busy. Please try again in a moment.", allow_retry=True)
         return StreamError(ErrorCode.STREAM_ERROR, allow_retry=error.status_code >= 500)
-    if isinstance(error, openai.APIError):
+    if isinstance(error, openai.APIError | agents.ModelBehaviorError):
+        # Their texts quote the service's, and what the model said.
         log.error("no answer from the model's service (%s)", type(error).__name__)
         return StreamError(ErrorCode.STREAM_ERROR, allow_retry=True)
     log.error("the assistant failed", exc_info=error)

@@ -21,8 +21,8 @@ from agents import Agent, RunResult
 from agents.run import AgentRunner, set_default_agent_runner
 
 from chatkit.agents import AgentContext
-from chatkit.conversation.events import agent_events
-from chatkit.types import AssistantMessageItem, ThreadItemDoneEvent, ThreadStreamEvent
+from chatkit.conversation.events import agent_events, message_text
+from chatkit.types import AssistantMessageItem, ThreadItemDoneEvent, ThreadItemRemovedEvent, ThreadStreamEvent
 
 _current: ContextVar[Run | None] = ContextVar("workflow_run", default=None)
 
@@ -38,11 +38,12 @@ class Run:
     def __init__(self, new_context: Callable[[], AgentContext[Any]], earlier: list[Any]) -> None:
         self.new_context = new_context
         self.earlier = earlier
-        self.shown: list[str] = []
-        """The texts that the user has seen."""
+        self.shown: dict[str, str] = {}
+        """The texts that the user sees, by the id of their item."""
         self.result: Any = None
         """What the workflow returned, once ``events`` is over."""
         self._events: asyncio.Queue[ThreadStreamEvent | None] = asyncio.Queue(maxsize=32)
+        self._closed = False
 
     async def events(self, workflow: Awaitable[Any]) -> AsyncGenerator[ThreadStreamEvent]:
         """The events that ``workflow`` gives rise to.
@@ -56,6 +57,7 @@ class Run:
                 yield event
             self.result = await task
         finally:
+            self._closed = True
             task.cancel()
 
     async def _work(self, workflow: Awaitable[Any]) -> Any:
@@ -63,14 +65,17 @@ class Run:
         try:
             return await workflow
         finally:
-            if not asyncio.current_task().cancelling():  # type: ignore[union-attr]
+            if not self._closed:  # nobody would take it
                 await self._events.put(None)
 
     async def show(self, event: ThreadStreamEvent) -> None:
         """Pass an event of an agent on to the user."""
         if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, AssistantMessageItem):
-            self.shown.append("".join(part.text for part in event.item.content))
-        await self._events.put(event)
+            self.shown[event.item.id] = message_text(event.item)
+        elif isinstance(event, ThreadItemRemovedEvent):
+            self.shown.pop(event.item_id, None)
+        # A copy, because the SDK goes on changing what it has handed out, and this waits in line.
+        await self._events.put(event.model_copy(deep=True))
 
 
 class _Runner(AgentRunner):
@@ -92,17 +97,18 @@ class _Runner(AgentRunner):
             given = [*run.earlier, {"role": "user", "content": given}]
         elif not remembers and isinstance(given, list):
             given = [*run.earlier, *given]
+        context = run.new_context()
+        kwargs["context"] = kwargs.get("context") or context  # so that tools know the thread and the user
         result: Any = self.run_streamed(agent, given, **kwargs)
-        try:
-            if agent.output_type in (None, str):
-                async with aclosing(agent_events(run.new_context(), result)) as events:
-                    async for event in events:
-                        await run.show(event)
-            else:
+        if agent.output_type in (None, str):
+            async with aclosing(agent_events(context, result)) as events:
+                async for event in events:
+                    await run.show(event)
+        else:
+            try:
                 async for _ in result.stream_events():
                     pass
-        finally:
-            if not result.is_complete:
+            finally:
                 result.cancel()
         return result  # type: ignore[no-any-return]  # has all that the exported code reads of a RunResult
 

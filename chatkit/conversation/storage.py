@@ -9,20 +9,21 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Engine, Table, and_, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Engine, Table, Text, and_, bindparam, delete, exists, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from chatkit.conversation.event_loop import Answer
+from chatkit.conversation.timestamps import in_local_time, in_utc
 from chatkit.store import NotFoundError, Store
 from chatkit.tables import AttachmentRow, ItemRow, ThreadRow
-from chatkit.types import Attachment, Page, ThreadItem, ThreadMetadata
+from chatkit.types import AssistantMessageItem, Attachment, Page, ThreadItem, ThreadMetadata
 from chatkit.users import Primitive
+from chatkit.web.buffer import Buffer
 
 MAX_PAGE = 100
 PURGE_EVERY_SECONDS = 3600
@@ -47,16 +48,20 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ChatContext:
-    """What one request's handling knows: whose it is, and the answer it writes to."""
+    """What one request's handling knows: whose it is, and where its response goes."""
 
     user: str
-    answer: Answer
+    buffer: Buffer
     agent: str | None = None
     """The name of the agent that this user is for; ``None`` is everybody else's."""
     claims: Mapping[str, Primitive] = field(default_factory=dict)
     """What the agent may know of a user who is signed in (``CHATKIT_STATE_CLAIMS``)."""
     new_threads: set[str] = field(default_factory=set)
     """Threads that this request has begun and that are not stored yet."""
+    drafts: set[str] = field(default_factory=set)
+    """The ids of messages that have been begun in this request's turn."""
+    known_threads: dict[str, ThreadMetadata] = field(default_factory=dict)
+    """Threads as this request has last loaded or stored them, by id."""
 
 
 # Each statement is built once; building one takes longer than running it. Each names the user.
@@ -83,7 +88,18 @@ _SAVE_ITEM = {  # adds, or replaces where it stands; both databases say it alike
         index_elements=["thread_id", "id"], set_={"data": postgresql.insert(_items).excluded.data}
     ),
 }
-_UPDATE_FEEDBACK = update(_items).where(_own_item).values(feedback=bindparam("kind"))
+_draft = {"thread_id": "thread", "user_id": "user", "id": "item", "data": "new_data"}
+_SAVE_DRAFT = {  # only in a thread that is still there, and without an error where it is not
+    name: dialect.insert(_items)
+    .from_select(
+        list(_draft), select(*(bindparam(given, type_=Text) for given in _draft.values())).where(exists().where(_own_thread))
+    )
+    .on_conflict_do_update(index_elements=["thread_id", "id"], set_={"data": dialect.insert(_items).excluded.data})
+    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
+}
+_UPDATE_FEEDBACK = (
+    update(_items).where(_own_items, _items.c.id.in_(bindparam("items", expanding=True))).values(feedback=bindparam("kind"))
+)
 _DELETE_ITEM = delete(_items).where(_own_item)
 _SELECT_ATTACHMENT = select(_attachments.c.data).where(_own_attachment)
 _INSERT_ATTACHMENT = insert(_attachments)
@@ -175,26 +191,41 @@ class SqlStore(Store[ChatContext]):
 
     async def load_thread(self, thread_id: str, context: ChatContext) -> ThreadMetadata:
         own = {"user": context.user, "thread": thread_id}
-        data = await self._run(lambda connection: _only(connection.execute(_SELECT_THREAD, own)))
-        return ThreadMetadata.model_validate_json(data)
+        thread = _read_thread(await self._run(lambda connection: _only(connection.execute(_SELECT_THREAD, own))))
+        context.known_threads[thread_id] = thread.model_copy(deep=True)
+        return thread
 
     async def save_thread(self, thread: ThreadMetadata, context: ChatContext) -> None:
-        data, now = thread.model_dump_json(exclude={"items"}), int(time.time())
+        """Store what this request has changed of a thread; the rest of ``thread`` becomes what others have changed.
+
+        A user can rename a thread while it is being answered, and the answer's own copy does not know.
+        """
+        now = int(time.time())
         own = {"user": context.user, "thread": thread.id}
+        known = context.known_threads.get(thread.id)
 
         def work(connection: Connection) -> None:
             if thread.id in context.new_threads:
                 self._purge(connection)
-                connection.execute(_INSERT_THREAD, {"id": thread.id, "user_id": context.user, "data": data, "used_at": now})
-            else:  # only if it is still there: a thread deleted while it is answered does not come back
-                _changed(connection.execute(_UPDATE_THREAD, {**own, "new_data": data, "now": now}))
+                new = {"id": thread.id, "user_id": context.user, "data": _thread_data(thread), "used_at": now}
+                connection.execute(_INSERT_THREAD, new)
+                return
+            # Touched first, so that no other process writes between the reading and the writing; and only if it is still
+            # there: a thread deleted while it is answered does not come back.
+            _changed(connection.execute(_TOUCH_THREAD, {**own, "now": now}))
+            stored = _read_thread(_only(connection.execute(_SELECT_THREAD, own)))
+            for name in ThreadMetadata.model_fields:
+                if known is not None and getattr(thread, name) == getattr(known, name):
+                    setattr(thread, name, getattr(stored, name))
+            connection.execute(_UPDATE_THREAD, {**own, "new_data": _thread_data(thread), "now": now})
 
         await self._run(work)
         context.new_threads.discard(thread.id)
+        context.known_threads[thread.id] = thread.model_copy(deep=True)
 
     async def load_threads(self, limit: int, after: str | None, order: str, context: ChatContext) -> Page[ThreadMetadata]:
-        read, own = ThreadMetadata.model_validate_json, {"user": context.user}
-        return await self._run(lambda connection: _THREADS.load(connection, read, limit, after, order, own))
+        own = {"user": context.user}
+        return await self._run(lambda connection: _THREADS.load(connection, _read_thread, limit, after, order, own))
 
     async def delete_thread(self, thread_id: str, context: ChatContext) -> None:
         # Its items, their feedback and its attachments go with it, by their foreign keys.
@@ -209,7 +240,7 @@ class SqlStore(Store[ChatContext]):
         own = {"user": context.user, "thread": thread_id}
 
         def work(connection: Connection) -> Page[ThreadItem]:
-            page = _ITEMS.load(connection, _thread_item.validate_json, limit, after, order, own)
+            page = _ITEMS.load(connection, _read_item, limit, after, order, own)
             if not page.data:
                 _only(connection.execute(_SELECT_THREAD, own))
             return page
@@ -218,41 +249,56 @@ class SqlStore(Store[ChatContext]):
 
     async def load_item(self, thread_id: str, item_id: str, context: ChatContext) -> ThreadItem:
         own = {"user": context.user, "thread": thread_id, "item": item_id}
-        data = await self._run(lambda connection: _only(connection.execute(_SELECT_ITEM, own)))
-        item: ThreadItem = _thread_item.validate_json(data)
-        return item
+        return _read_item(await self._run(lambda connection: _only(connection.execute(_SELECT_ITEM, own))))
 
     async def add_thread_item(self, thread_id: str, item: ThreadItem, context: ChatContext) -> None:
         await self.save_item(thread_id, item, context)
 
     async def save_item(self, thread_id: str, item: ThreadItem, context: ChatContext) -> None:
         """Add an item, or replace the one with its id where that stands: the SDK adds a workflow again when it goes on."""
-        data = item.model_dump_json()
-        own = {"user": context.user, "thread": thread_id}
+        await self._run(lambda connection: self._save_items(connection, thread_id, [item], context))
+
+    async def add_before(self, thread_id: str, item: ThreadItem, last: ThreadItem, context: ChatContext) -> None:
+        """Add an item in front of the thread's ``last`` one."""
 
         def work(connection: Connection) -> None:
-            # Touching the thread first also makes writers to one thread take turns, so that positions grow as they commit.
-            _changed(connection.execute(_TOUCH_THREAD, {**own, "now": int(time.time())}))
-            new = {"thread_id": thread_id, "user_id": context.user, "id": item.id, "data": data}
-            connection.execute(_SAVE_ITEM[connection.dialect.name], new)
+            own = {"user": context.user, "thread": thread_id, "item": last.id}
+            _changed(connection.execute(_TOUCH_THREAD, {**own, "now": int(time.time())}))  # all writers lock the thread first
+            _changed(connection.execute(_DELETE_ITEM, own))
+            self._save_items(connection, thread_id, [item, last], context)
 
         await self._run(work)
 
+    def _save_items(self, connection: Connection, thread_id: str, items: list[ThreadItem], context: ChatContext) -> None:
+        own = {"user": context.user, "thread": thread_id}
+        # Touching the thread first also makes writers to one thread take turns, so that positions grow as they commit.
+        _changed(connection.execute(_TOUCH_THREAD, {**own, "now": int(time.time())}))
+        for item in items:
+            data = in_utc(item).model_dump_json()
+            new = {"thread_id": thread_id, "user_id": context.user, "id": item.id, "data": data}
+            connection.execute(_SAVE_ITEM[connection.dialect.name], new)
+
+    async def save_drafts(self, drafts: Iterable[tuple[str, AssistantMessageItem]]) -> None:
+        """Store unfinished messages, each with the ``User.id`` of its thread's owner."""
+        rows = [
+            {"user": user, "thread": message.thread_id, "item": message.id, "new_data": in_utc(message).model_dump_json()}
+            for user, message in drafts
+            if any(part.text.strip() for part in message.content)
+        ]
+        if rows:
+            await self._run(lambda connection: connection.execute(_SAVE_DRAFT[connection.dialect.name], rows))
+
     async def delete_thread_item(self, thread_id: str, item_id: str, context: ChatContext) -> None:
+        """Delete an item. One that is not there is no error: the SDK also removes items that it has shown and never stored."""
         own = {"user": context.user, "thread": thread_id, "item": item_id}
-        await self._run(lambda connection: _changed(connection.execute(_DELETE_ITEM, own)))
+        await self._run(lambda connection: connection.execute(_DELETE_ITEM, own))
 
     async def save_feedback(
         self, thread_id: str, item_ids: list[str], kind: Literal["positive", "negative"], context: ChatContext
     ) -> None:
-        """Keep what the user thinks of these items; all of them have to be there."""
-
-        def work(connection: Connection) -> None:
-            for item_id in item_ids:
-                own = {"user": context.user, "thread": thread_id, "item": item_id}
-                _changed(connection.execute(_UPDATE_FEEDBACK, {**own, "kind": kind}))
-
-        await self._run(work)
+        """Keep what the user thinks of these items. Those that are not stored are left out, as long as one is."""
+        own = {"user": context.user, "thread": thread_id, "items": item_ids, "kind": kind}
+        await self._run(lambda connection: _changed(connection.execute(_UPDATE_FEEDBACK, own)))
 
     # Attachments' metadata
 
@@ -288,6 +334,19 @@ class SqlStore(Store[ChatContext]):
 def new_id(item_type: str) -> str:
     """An identifier that nobody can guess."""
     return f"{_PREFIXES[item_type]}_{uuid.uuid4().hex}"
+
+
+def _thread_data(thread: ThreadMetadata) -> str:
+    return in_utc(thread).model_dump_json(exclude={"items"})
+
+
+def _read_thread(data: str) -> ThreadMetadata:
+    return in_local_time(ThreadMetadata.model_validate_json(data))
+
+
+def _read_item(data: str) -> ThreadItem:
+    item: ThreadItem = in_local_time(_thread_item.validate_json(data))
+    return item
 
 
 def _only(result: Any) -> Any:

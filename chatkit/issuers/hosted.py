@@ -16,7 +16,7 @@ from urllib.parse import quote
 import requests
 import urllib3
 
-from chatkit import problems
+from chatkit import logs, problems
 from chatkit.bounded_http import bounded_session, call_budget
 from chatkit.issuers import Session
 from chatkit.settings import MAX_SESSION_TTL, Settings
@@ -104,6 +104,8 @@ class HostedIssuer:
     def _post_once(self, url: str, body: dict[str, Any] | None) -> tuple[int, Any, bytes]:
         request = self._prepared.copy()
         request.url = url
+        if request_id := logs.request_id.get():
+            request.headers["X-Client-Request-Id"] = request_id
         request.prepare_body(data=None, files=None, json=body)
         with self.http.send(request, timeout=CALL_SECONDS, allow_redirects=False, stream=True) as response:
             # One byte more than allowed tells an answer that is too long from one that just fits.

@@ -6,23 +6,25 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, case, delete, insert, select, text, update
+from sqlalchemy import Connection, Engine, bindparam, case, delete, insert, or_, select, text, update
 
 from chatkit import problems
 from chatkit.database import UNAVAILABLE, open_database
 from chatkit.issuers import Session
 from chatkit.settings import MAX_SESSION_TTL, Settings
-from chatkit.tables import AttachmentRow, SessionRow, ThreadRow
+from chatkit.tables import AttachmentRow, ItemRow, SessionRow, ThreadRow
 from chatkit.users import Primitive, User
 
 KEEP_EXPIRED_SECONDS = 3600  # so that a page that was asleep is told "expired", which means: refresh
 PURGE_EVERY_SECONDS = 60
+THREADS_AT_ONCE = 500  # a database takes no endless list
+HIDDEN = ("hidden_context_item", "sdk_hidden_context")  # types of items that a model is given and nobody sees
 
 
 # Built once; building a statement takes longer than running it.
@@ -36,7 +38,14 @@ _END_SESSION = (
     .where(SessionRow.id == bindparam("session"), SessionRow.user_id == bindparam("owner"))
     .values(expires_at=case((SessionRow.expires_at > _now, _now), else_=SessionRow.expires_at))
 )
-_HAND_OVER = [update(row).where(row.user_id == bindparam("visitor")) for row in (ThreadRow, AttachmentRow)]  # items follow
+_HAND_OVER_THREADS = update(ThreadRow).where(ThreadRow.user_id == bindparam("visitor")).returning(ThreadRow.id)  # items follow
+_HAND_OVER_ATTACHMENTS = update(AttachmentRow).where(AttachmentRow.user_id == bindparam("visitor"))
+# Not by a JSON function: PostgreSQL's refuse the \u0000 that a user may have written.
+_SELECT_PERHAPS_HIDDEN = select(ItemRow.position, ItemRow.data).where(
+    ItemRow.thread_id.in_(bindparam("threads", expanding=True)),
+    or_(*(ItemRow.data.contains(f'"type":"{type_}"', autoescape=True) for type_ in HIDDEN)),
+)
+_DELETE_ITEM = delete(ItemRow).where(ItemRow.position == bindparam("item"))
 _END_SESSIONS = (
     update(SessionRow).where(SessionRow.user_id == bindparam("visitor"), SessionRow.expires_at > _now).values(expires_at=_now)
 )
@@ -139,15 +148,18 @@ class SelfhostedIssuer:
     def hand_over(self, visitor: User, user: User) -> None:
         """Give the conversations of ``visitor`` to ``user``, and end the visitor's sessions, all or nothing.
 
-        An answer that is on its way in one of them ends with an error.
+        Hidden items are deleted. Whoever planted the visitor's cookie may have planted instructions in them, which the user
+        could not see. An answer that is on its way in one of the conversations ends with an error.
 
         Raises:
             DatabaseUnavailable: nothing has changed.
         """
         of_visitor, of_user = {"visitor": visitor.id, "now": int(time.time())}, {"user_id": user.id}
         with _unless_unavailable("conversations could not be handed over"), self.engine.begin() as connection:
-            for statement in _HAND_OVER:
-                connection.execute(statement.values(of_user), of_visitor)
+            moved = connection.execute(_HAND_OVER_THREADS.values(of_user), of_visitor).scalars().all()
+            connection.execute(_HAND_OVER_ATTACHMENTS.values(of_user), of_visitor)
+            for start in range(0, len(moved), THREADS_AT_ONCE):
+                _delete_hidden(connection, moved[start : start + THREADS_AT_ONCE])
             connection.execute(_END_SESSIONS, of_visitor)
 
     def _purge(self, connection: Connection) -> None:
@@ -156,6 +168,14 @@ class SelfhostedIssuer:
             return
         self._next_purge = time.monotonic() + PURGE_EVERY_SECONDS
         connection.execute(delete(SessionRow).where(SessionRow.expires_at < time.time() - KEEP_EXPIRED_SECONDS))
+
+
+def _delete_hidden(connection: Connection, threads: Sequence[str]) -> None:
+    """Delete the items of ``threads`` that only a model sees."""
+    # Not all at once: a visitor may have stored a lot.
+    found = connection.execute(_SELECT_PERHAPS_HIDDEN, {"threads": threads}, execution_options={"yield_per": 100})
+    if hidden := [{"item": row.position} for row in found if json.loads(row.data).get("type") in HIDDEN]:
+        connection.execute(_DELETE_ITEM, hidden)
 
 
 def _hash(secret: str) -> bytes:

@@ -13,9 +13,7 @@ const ADVICE: Record<string, string> = {
     'The log has what OpenAI answered. Since 30 November 2026 hosted workflows are gone: set CHATKIT_BACKEND=selfhosted.',
   openai_rate_limited: "Wait a moment. If it stays, look at the OpenAI project's limits and budget.",
   openai_unavailable: 'OpenAI does not answer in time. Try again in a moment; status.openai.com says whether it is down.',
-  origin_not_allowed:
-    'The service does not take this page for its own: a proxy in front gives it another scheme or host name. Set PROXY_HOPS to the ' +
-    'number of proxies; the log has both origins.',
+  origin_not_allowed: `The service does not know this address for its own: add ${location.origin} to CHATKIT_ALLOWED_ORIGINS and restart.`,
   database_unavailable: 'The database of DATABASE_URL does not answer. Is it up?',
   too_many_requests: 'Wait a moment. The limits are set by RATE_LIMIT and CHATKIT_MAX_REQUESTS_PER_MINUTE.',
   authentication_required: 'The service takes signed-in users only (AUTH_REQUIRED), and nobody is signed in on this page. Try it from your frontend.',

@@ -10,6 +10,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, Literal
 
+import redis
 from flask import Flask, g, request
 from flask_limiter import Limiter, RateLimitExceeded
 from limits.errors import StorageError
@@ -19,9 +20,10 @@ from redis.retry import Retry
 from chatkit.problems import TooManyRequests
 from chatkit.settings import Settings
 
-What = Literal["sessions", "endings", "turns"]
+What = Literal["sessions", "endings", "requests", "turns"]
 TURNS_A_MINUTE = 30  # of one user, where CHATKIT_MAX_REQUESTS_PER_MINUTE does not say
 TURNS_A_SESSION = 10  # that an address may have, on average
+REQUESTS_A_TURN = 10  # of the chat, turns included: lists, pages of items, feedback
 REDIS_SECONDS = 0.25  # a count is not worth a longer wait
 
 
@@ -51,6 +53,8 @@ class Limits:
             ("endings", "address"): self._rule("endings of an address", of_address),
             ("turns", "user"): self._rule("turns of a user", turns),
             ("turns", "address"): self._rule("turns of an address", of_address * TURNS_A_SESSION),
+            ("requests", "user"): self._rule("chat requests of a user", turns * REQUESTS_A_TURN),
+            ("requests", "address"): self._rule("chat requests of an address", of_address * TURNS_A_SESSION * REQUESTS_A_TURN),
         }
 
     def count(self, what: What, user: str | None = None) -> None:
@@ -91,12 +95,13 @@ def address() -> str:
 
     Of an IPv6 address it is the first 64 bits: whoever has one has all that begin like it. Some proxies add the port.
     """
-    return _client(request.remote_addr or "")
+    return client_address(request.remote_addr)
 
 
 @lru_cache(1024)
-def _client(text: str) -> str:
-    host = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", text)
+def client_address(text: str | None) -> str:
+    """``text`` as ``address`` has it."""
+    host = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", text or "")
     try:
         found: IPv4Address | IPv6Address = ip_address(host)
     except ValueError:
@@ -104,6 +109,15 @@ def _client(text: str) -> str:
     if isinstance(found, IPv6Address):
         return str(found.ipv4_mapped or IPv6Network((int(found), 64), strict=False))
     return str(found)
+
+
+def redis_client(settings: Settings) -> redis.Redis | None:
+    """The way to Redis for what Flask-Limiter does not count; none without ``REDIS_URL``."""
+    if not settings.redis_url:
+        return None
+    options = _redis_options()
+    del options["wrap_exceptions"]  # Flask-Limiter's own
+    return redis.Redis.from_url(settings.redis_url, **options)
 
 
 def _redis_options() -> dict[str, Any]:

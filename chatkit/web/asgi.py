@@ -1,0 +1,360 @@
+"""Serves the Flask application on an event loop: views run in threads, and nothing that lasts holds one.
+
+A request's body is read on the loop, within its size and its time, before any thread is taken. Then the Flask application runs
+in a bounded pool of threads up to its response. A view that answers with ``deferred`` leaves the rest to the loop, where
+OpenAI's server lives: its chunks are sent as they are made, and the task that makes them is cancelled when the client leaves.
+
+What is refused here is rendered by the same Flask application, in the same envelope and with the same headers, by raising the
+error as the first thing of the request. That takes no thread, because nothing of it waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import Context, copy_context
+from typing import Any
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from chatkit import logs
+from chatkit.limits.concurrency import Shares
+from chatkit.limits.rate import client_address
+from chatkit.problems import NotFound, ServiceBusy
+from chatkit.web.buffer import Buffer
+from chatkit.web.wsgi import WsgiResponse, make_environ
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Produce = Callable[[Buffer], Awaitable[None]]
+"""Makes the chunks of a response."""
+
+BODY_SECONDS = 60  # for a whole body, from the end of the head on
+SILENCE_SECONDS = 20  # for its next piece
+DISCARD_SECONDS = 5  # for the rest of a body that is too large, so that its sender gets to read the response
+MAX_BODIES_BYTES = 64 * 1024 * 1024  # that wait at the same time in one process
+FIRST_CHUNK_SECONDS = 75  # a dictation is given 60
+HEARTBEAT_SECONDS = 10  # platforms cut connections that are silent for 30 to 60 s
+HEARTBEAT = b": keep-alive\n\n"
+READINESS_SECONDS = 0.8  # a health check that takes a second is taken for failed
+AGENT_THREADS = 128
+PART = 4  # one address gets this part of what there is: a quarter
+
+_RESPONSE = "chatkit.deferred"
+_FAILURE = "chatkit.failure"
+MISSING = "chatkit.missing"
+"""The environ's key for what keeps the service from being ready."""
+
+log = logging.getLogger(__name__)
+
+
+class _ClientLeft(Exception):
+    """The client has left before its request was whole."""
+
+
+class _Deferred:
+    """What a view leaves to the loop."""
+
+    produce: Produce | None = None
+    streaming = False
+
+
+def deferred(produce: Produce, *, streaming: bool) -> Response:
+    """A response whose chunks ``produce`` makes on the event loop: an event stream, or one JSON value.
+
+    The first chunk decides the status: an error before it is answered as a view's is. Under a plain WSGI server (Flask's test
+    client, ``flask run``) the whole is made before anything is sent, on a loop of its own.
+    """
+    mimetype = "text/event-stream" if streaming else "application/json"
+    left: _Deferred | None = request.environ.get(_RESPONSE)
+    if left is None:
+        return Response(asyncio.run(_everything(produce)), mimetype=mimetype)
+    left.produce, left.streaming = produce, streaming
+    return Response(mimetype=mimetype)
+
+
+async def _everything(produce: Produce) -> bytes:
+    buffer = Buffer()
+    making = _start_making(produce, buffer)
+    chunks = [await _first(buffer, making)]
+    while (chunk := await buffer.take(FIRST_CHUNK_SECONDS)) is not None:
+        chunks.append(chunk)
+    await making
+    return b"".join(chunks)
+
+
+async def _make(produce: Produce, buffer: Buffer) -> None:
+    try:
+        await produce(buffer)
+    except Exception as error:  # noqa: BLE001  raised again in the reader
+        buffer.end(error)
+
+
+def _start_making(produce: Produce, buffer: Buffer, context: Context | None = None) -> asyncio.Task[None]:
+    making = asyncio.get_running_loop().create_task(_make(produce, buffer), context=context)
+    making.add_done_callback(lambda _: buffer.end())
+    return making
+
+
+async def _first(buffer: Buffer, making: asyncio.Task[None]) -> bytes:
+    """The first chunk, which decides the status."""
+    chunk = await buffer.take(FIRST_CHUNK_SECONDS)
+    if chunk is None:
+        if making.cancelled():
+            raise ServiceBusy("the process is about to stop, or the client has left")
+        raise NotFound("nothing to answer: no such item in this thread")
+    if not chunk:
+        raise ServiceBusy(f"nothing to send after {FIRST_CHUNK_SECONDS} s")
+    return chunk
+
+
+class AsgiFlask(Flask):
+    """A Flask application that is an ASGI application as well, so that ``app:app`` is either."""
+
+    asgi: Adapter
+
+    def __call__(self, *call: Any) -> Any:
+        return self.asgi(*call) if len(call) == 3 else super().__call__(*call)
+
+
+class _Request:
+    """One HTTP request on its way through the adapter."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.receive = receive
+        self.send = send
+        self.environ = make_environ(scope)
+        self.environ[_RESPONSE] = self.deferred = _Deferred()
+        self.context: Context = copy_context()  # of all that is run for it, in threads and on the loop
+        self.body_bytes = 0
+        self.started = False
+
+    async def respond(self, response: WsgiResponse, body: bytes) -> None:
+        """Send a whole response."""
+        await self.start(response)
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def start(self, response: WsgiResponse) -> None:
+        self.started = True
+        await self.send({"type": "http.response.start", "status": response.status, "headers": response.headers})
+
+
+class Adapter:
+    """The ASGI side of an ``AsgiFlask``.
+
+    Args:
+        app: the application.
+        threads: how many views run at the same time.
+        proxy_hops: how many proxies in front say where a request comes from.
+        drain_seconds: how long the process goes on as before once it is told to stop, except that it is not ready.
+        stop_seconds: how long it then has to finish what has begun.
+        max_body_bytes: the most that the body of a request to a path may have.
+        missing: says what keeps the service from being ready; may take its time.
+        background: coroutine functions that run as long as the process serves.
+    """
+
+    def __init__(
+        self,
+        app: AsgiFlask,
+        *,
+        threads: int,
+        proxy_hops: int,
+        drain_seconds: int,
+        stop_seconds: int,
+        max_body_bytes: Callable[[str], int],
+        missing: Callable[[], list[str]],
+        background: Iterable[Callable[[], Awaitable[None]]] = (),
+    ) -> None:
+        self._app = app
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="view")
+        self._threads = Shares("requests", threads, max(1, threads // PART))
+        self._bodies = Shares("bytes of request bodies", MAX_BODIES_BYTES, MAX_BODIES_BYTES // PART)
+        self._max_body_bytes = max_body_bytes
+        self._missing = missing
+        self._background = list(background)
+        # Only says where a request comes from; the application has its own.
+        self.behind_proxy = proxy_hops > 0
+        self.drain_seconds, self.stop_seconds = drain_seconds, stop_seconds
+        self._proxy_fix = ProxyFix(lambda _environ, _start: (), x_for=proxy_hops)
+        self._checking: asyncio.Future[list[str]] | None = None
+        self._making: set[asyncio.Task[None]] = set()
+        self.draining = False
+        """Whether the process is about to stop: it still serves, and says that it is not ready."""
+        app.before_request(_raise_failure)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, or the process's lifespan."""
+        if scope["type"] == "http":
+            await self._serve(_Request(scope, receive, send))
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:  # a WebSocket, refused before it is accepted
+            await receive()
+            await send({"type": "websocket.close"})
+
+    def interrupt(self) -> None:
+        """End all responses that are being made, as if their readers had left: what was said so far is kept."""
+        for making in self._making:
+            making.cancel()
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        # Functions of agents that are not async run in the loop's own threads, of which there are few by default.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="agent"))
+        tasks = [asyncio.ensure_future(run()) for run in self._background]
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve(self, it: _Request) -> None:
+        address = self._address(it)
+        path = it.environ["PATH_INFO"]
+        try:
+            if path == "/healthz":
+                await self._answer_here(it)
+            elif path == "/readyz":
+                it.environ[MISSING] = await self._what_is_missing()
+                await self._answer_here(it)
+            else:
+                await self._read_body(it, address, self._max_body_bytes(path))
+                await self._answer_in_thread(it, address)
+        except _ClientLeft:
+            log.info("a client left before its request was whole")
+        except Exception as error:
+            if it.started:
+                log.exception("a response broke off")
+            else:
+                it.environ[_FAILURE] = error
+                await self._answer_here(it)
+        finally:
+            self._bodies.give_back(address, it.body_bytes)
+
+    def _address(self, it: _Request) -> str:
+        located = dict(it.environ)
+        self._proxy_fix(located, lambda *_: lambda _chunk: None)
+        return client_address(located.get("REMOTE_ADDR"))
+
+    async def _what_is_missing(self) -> list[str]:
+        """What keeps the service from being ready; one check for all who ask at the same time."""
+        if self.draining:
+            return ["a process that is not about to stop"]
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.get_running_loop().run_in_executor(None, self._missing)
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._checking), READINESS_SECONDS)
+        except TimeoutError:
+            return ["what this service needs (it does not answer in time)"]
+
+    async def _read_body(self, it: _Request, address: str, limit: int) -> None:
+        body = bytearray()
+        declared = it.environ.get("CONTENT_LENGTH", "")
+        too_large = declared.isdecimal() and int(declared) > limit
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                more = not too_large
+                while more:
+                    async with asyncio.timeout(SILENCE_SECONDS):
+                        message = await it.receive()
+                    if message["type"] != "http.request":
+                        raise _ClientLeft
+                    chunk, more = message.get("body", b""), message.get("more_body", False)
+                    if too_large := len(body) + len(chunk) > limit:
+                        break
+                    self._bodies.take(address, len(chunk))
+                    it.body_bytes += len(chunk)
+                    body += chunk
+        except TimeoutError:
+            raise RequestTimeout from None
+        if too_large:
+            if "HTTP_EXPECT" not in it.environ:
+                await _discard(it.receive)
+            raise RequestEntityTooLarge
+        it.environ["wsgi.input"] = io.BytesIO(body)
+        it.environ["CONTENT_LENGTH"] = str(len(body))
+
+    async def _answer_here(self, it: _Request) -> None:
+        """Answer without a thread what waits for nothing."""
+        it.environ.update({"wsgi.input": io.BytesIO(), "CONTENT_LENGTH": "0"})
+        it.deferred.produce = None
+        response = WsgiResponse()
+        body = it.context.run(self._call, it, response)
+        await it.respond(response, body)
+        it.context.run(response.close)
+
+    async def _answer_in_thread(self, it: _Request, address: str) -> None:
+        response = WsgiResponse()
+        self._threads.take(address)
+        running = self._pool.submit(it.context.run, self._call, it, response)
+        running.add_done_callback(lambda _: self._threads.give_back(address))
+        try:
+            body = await asyncio.shield(asyncio.wrap_future(running))
+        except asyncio.CancelledError:
+            running.add_done_callback(lambda _: response.close())  # for nobody reads it
+            raise
+        if it.deferred.produce is None:
+            await it.respond(response, body)
+            it.context.run(response.close)
+            return
+        try:
+            await self._send_deferred(it, response, it.deferred.produce)
+        finally:
+            it.environ[logs.SUPERSEDED] = not it.started
+            # In a thread, because what is released may be in Redis.
+            await asyncio.shield(asyncio.wrap_future(self._pool.submit(it.context.run, response.close)))
+            it.environ[logs.SUPERSEDED] = False
+
+    def _call(self, it: _Request, response: WsgiResponse) -> bytes:
+        """Run the application; its response's body, unless that is deferred."""
+        response.chunks = self._app.wsgi_app(it.environ, response.start)
+        return b"" if it.deferred.produce else b"".join(response.chunks)
+
+    async def _send_deferred(self, it: _Request, response: WsgiResponse, produce: Produce) -> None:
+        buffer = Buffer()
+        making = _start_making(produce, buffer, it.context)
+        self._making.add(making)
+        making.add_done_callback(self._making.discard)
+        watching = asyncio.create_task(_cancel_when_left(it.receive, making))
+        try:
+            chunk: bytes | None = await _first(buffer, making)
+            response.headers = [header for header in response.headers if header[0] != b"content-length"]
+            if not it.deferred.streaming:
+                await it.respond(response, chunk or b"")
+                return
+            await it.start(response)
+            while chunk is not None:
+                await it.send({"type": "http.response.body", "body": chunk or HEARTBEAT, "more_body": True})
+                chunk = await buffer.take(HEARTBEAT_SECONDS)
+            await it.send({"type": "http.response.body"})
+        finally:
+            watching.cancel()
+            making.cancel()
+            await asyncio.wait({making})
+
+
+def _raise_failure() -> None:
+    """Answer with the error that the adapter has met before the application was asked."""
+    if failure := request.environ.get(_FAILURE):
+        raise failure
+
+
+async def _discard(receive: Receive) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while (await receive()).get("more_body"):
+                pass
+
+
+async def _cancel_when_left(receive: Receive, making: asyncio.Task[None]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    making.cancel()

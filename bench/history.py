@@ -48,7 +48,7 @@ async def page_milliseconds(store: SqlStore, thread_id: str, after: str | None) 
 
 
 def measure(name: str, address: str) -> None:
-    store = SqlStore(open_database(address), retention_days=None)
+    store = SqlStore(open_database(address))
     thread_id = fill(store)
     places = {"newest": None, "middle": f"msg_{ITEMS // 2}", "oldest": "msg_20"}
     found = {place: asyncio.run(page_milliseconds(store, thread_id, after)) for place, after in places.items()}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Callable
+from functools import partial
 from pkgutil import extend_path
 from typing import cast
 
@@ -15,13 +18,13 @@ from chatkit.limits.rate import Limits
 from chatkit.settings import Backend, Settings, load
 from chatkit.tokens import TokenVerifier
 from chatkit.web.asgi import Adapter, AsgiFlask
-from chatkit.web.watchdog import watch_loop
 
 # OpenAI's server package is called chatkit as well. This joins the two: what is not found here is found there.
 __path__ = extend_path(__path__, __name__)
 
 log = logging.getLogger(__name__)
 
+MAINTENANCE_SECONDS = 30
 MAX_CHAT_BYTES = 8 * 1024 * 1024  # dictated audio comes in the body
 
 
@@ -50,7 +53,6 @@ def create_app(settings: Settings | None = None) -> AsgiFlask:
         stop_seconds=settings.stop_seconds,
         max_body_bytes=_max_body_bytes,
         missing=issuer.missing,
-        background=[watch_loop],
     )
     problems.register(app)
     identity.register(app, settings.secret_key, settings.secret_key_fallbacks)
@@ -67,6 +69,7 @@ def create_app(settings: Settings | None = None) -> AsgiFlask:
 
         selfhosted = cast(SelfhostedIssuer, issuer)
         app.register_blueprint(conversation.make_blueprint(settings, selfhosted, limits))
+        app.asgi.background.append(partial(_repeat, selfhosted.maintain))
         hand_over = selfhosted.hand_over if settings.auth_keep_conversations else None
     app.register_blueprint(sessions.blueprint(who, limits, issuer, hand_over))
     app.after_request(_keep_private)
@@ -75,6 +78,13 @@ def create_app(settings: Settings | None = None) -> AsgiFlask:
     app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
     app.wsgi_app = logs.RequestLog(app.wsgi_app)  # type: ignore[method-assign]
     return app
+
+
+async def _repeat(maintain: Callable[[], None]) -> None:
+    """Call ``maintain``, which may take its time, now and every ``MAINTENANCE_SECONDS``."""
+    while True:
+        await asyncio.to_thread(maintain)
+        await asyncio.sleep(MAINTENANCE_SECONDS)
 
 
 def _max_body_bytes(path: str) -> int:

@@ -68,6 +68,8 @@ class Settings:
     host_page: bool
     domain_key: str
     database_url: str = field(repr=False)
+    database_connections: int
+    """At most, of one process."""
     secret_key: str = field(repr=False)
     secret_key_fallbacks: tuple[str, ...] = field(repr=False)
     """Former values of ``secret_key``, whose signatures still count."""
@@ -348,6 +350,9 @@ class _SettingsSchema(Schema):
     host_page = fields.Boolean(data_key="CHATKIT_HOST_PAGE", load_default=True)
     domain_key = fields.String(data_key="CHATKIT_DOMAIN_KEY", load_default="local-dev", validate=_opaque)
     database_url = _DatabaseUrl(data_key="DATABASE_URL")
+    database_connections = fields.Integer(
+        data_key="CHATKIT_DATABASE_CONNECTIONS", load_default=5, validate=_whole(1, 100, "connections a process")
+    )
     secret_key = fields.String(
         data_key="SECRET_KEY",
         validate=validate.Length(min=MIN_SECRET, error="is too short: at least 32 random characters."),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -85,6 +87,19 @@ async def is_cancelled() -> str:
     raise asyncio.CancelledError
 
 
+@function_tool(failure_error_function=None)
+async def exits() -> str:
+    """Do what ``argparse`` does with wrong arguments."""
+    sys.exit(2)
+
+
+@function_tool
+async def blocks(seconds: float) -> str:
+    """Block the event loop, as no async function should."""
+    time.sleep(seconds)
+    return "blocked"
+
+
 @tool_input_guardrail
 def no_city(data: Any) -> ToolGuardrailFunctionOutput:
     return ToolGuardrailFunctionOutput.raise_exception()
@@ -117,6 +132,8 @@ guarded = Agent(
     output_guardrails=[no_secret],
 )
 guarded_tool = Agent(name="With a guarded tool", model="gpt-test", tools=[guarded_weather])
+exiting = Agent(name="Exiting", model="gpt-test", tools=[exits])
+blocking = Agent(name="Blocking", model="gpt-test", tools=[blocks])
 drafting = Agent(name="Drafting", model="gpt-test", tools=[drafts])
 locking = Agent(name="Locking", model="gpt-test", tools=[locks])
 counting = Agent(name="Counting", model="gpt-test", tools=[counts])
@@ -190,6 +207,10 @@ async def raises_cancelled(workflow_input: WorkflowInput) -> Any:
 
 async def cancelling_workflow(workflow_input: WorkflowInput) -> Any:
     await Runner.run(cancelling, workflow_input.input_as_text)
+
+
+async def exiting_workflow(workflow_input: WorkflowInput) -> Any:
+    sys.exit(2)
 
 
 async def cancels_itself(workflow_input: WorkflowInput) -> Any:

@@ -142,7 +142,7 @@ def store_class(engine: Engine) -> type[SqlStore]:
 
     class Store(SqlStore):
         def __init__(self, db_path: str) -> None:
-            super().__init__(engine, retention_days=None)
+            super().__init__(engine)
             self.db_path = db_path
             self._begun: set[str] = set()
 

@@ -85,6 +85,11 @@ class Service:
             output.append(self.log)
         return self.log
 
+    def log_so_far(self) -> str:
+        """What it has written, while it runs."""
+        self._written.flush()
+        return Path(f"/proc/self/fd/{self._written.fileno()}").read_text()
+
     def mint(self, **options: object) -> requests.Response:
         """``POST /api/chatkit/sessions``."""
         return requests.post(f"{self.url}/api/chatkit/sessions", timeout=30, **options)  # type: ignore[arg-type]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from sqlalchemy import create_engine, insert, text
 
 from chatkit.database import open_database
 from chatkit.settings import SettingsError
-from chatkit.tables import Base, ItemRow, ThreadRow
+from chatkit.tables import AttachmentRow, Base, ItemRow, ThreadRow
 from tests.service import PROJECT, environment, free_port
 
 
@@ -80,6 +82,47 @@ def test_conversations_of_an_earlier_version_come_along(database: str, monkeypat
     assert [tuple(row) for row in items] == [(f"msg_{number}", "user:ada") for number in range(3)]
 
 
+THREADS = [{"id": f"thr_{number}", "user_id": "anonymous:a", "used_at": 1, "data": "{}"} for number in (1, 2)]
+ITEMS = [{"thread_id": thread["id"], "user_id": "anonymous:a", "id": "msg_1", "data": "{}"} for thread in THREADS]
+ATTACHMENTS = [
+    {"id": f"atc_{number}", "user_id": "anonymous:a", "thread_id": thread, "data": "{}"}
+    for number, thread in enumerate(("thr_1", "thr_2", None))
+]
+
+
+def test_a_thread_deleted_in_a_shell_takes_its_items_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "chatkit.db"
+    upgrade = command.upgrade
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "upgrade", lambda config, _head: upgrade(config, "0004"))
+        engine = open_database(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        connection.execute(insert(ThreadRow), THREADS)
+        connection.execute(insert(ItemRow), ITEMS)
+        connection.execute(insert(AttachmentRow), ATTACHMENTS)
+    with closing(sqlite3.connect(path)) as shell:
+        shell.execute("DELETE FROM chat_threads WHERE id = 'thr_1'")
+        shell.commit()
+        assert shell.execute("SELECT count(*) FROM chat_items").fetchone() == (2,), "as it was before"
+
+        open_database(f"sqlite:///{path}")
+        assert shell.execute("SELECT thread_id FROM chat_items").fetchall() == [("thr_2",)]
+        assert shell.execute("SELECT id FROM chat_attachments ORDER BY id").fetchall() == [("atc_1",), ("atc_2",)]
+
+        shell.execute("DELETE FROM chat_threads")
+        shell.commit()
+        assert shell.execute("SELECT count(*) FROM chat_items").fetchone() == (0,)
+        assert shell.execute("SELECT id FROM chat_attachments").fetchall() == [("atc_2",)], "of no thread yet"
+
+
+def test_back_to_the_first_version_and_forth(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_database(database)
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "upgrade", lambda config, _head: command.downgrade(config, "0001"))
+        open_database(database)
+    test_migrations_make_what_the_code_expects(database)
+
+
 @pytest.mark.parametrize(
     "address",
     [
@@ -89,7 +132,8 @@ def test_conversations_of_an_earlier_version_come_along(database: str, monkeypat
         "sqlite:////dev/null",
     ],
 )
-def test_a_database_that_is_not_there(address: str) -> None:
+def test_a_database_that_is_not_there(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatkit.database.START_SECONDS", 0)
     with pytest.raises(SettingsError, match=r"^DATABASE_URL: ") as caught:
         open_database(address.format(port=free_port()))
     assert "hunter2" not in str(caught.value)

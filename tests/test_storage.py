@@ -26,6 +26,7 @@ from sqlalchemy import create_engine, insert, text
 from chatkit.conversation.history import IMAGE_CHARACTERS, MAX_CHARACTERS, MAX_ITEMS, load_history
 from chatkit.conversation.storage import ChatContext, SqlStore
 from chatkit.database import open_database
+from chatkit.issuers.selfhosted import SelfhostedIssuer
 from chatkit.tables import ItemRow
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ ADA, EVE = of("anonymous:ada"), of("anonymous:eve")
 
 @pytest.fixture
 def store(database: str) -> SqlStore:
-    return SqlStore(open_database(database), retention_days=None)
+    return SqlStore(open_database(database))
 
 
 def new_thread(store: SqlStore, context: ChatContext = ADA) -> str:
@@ -203,16 +204,20 @@ def test_a_thread_deleted_while_it_is_answered_does_not_come_back(store: SqlStor
 
 
 def test_retention(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = SqlStore(open_database(database), retention_days=30)
+    engine = open_database(database)
+    store, issuer = SqlStore(engine), SelfhostedIssuer(engine, ttl=600, retention_days=30)
     old, used = new_thread(store), new_thread(store)
     run(store.add_thread_item(old, message(old, "msg_1"), ADA))
     now, monotonic = time.time(), time.monotonic()
-    monkeypatch.setattr("chatkit.conversation.storage.time.time", lambda: now + 20 * 86400)
+    monkeypatch.setattr("time.time", lambda: now + 20 * 86400)
+    issuer.maintain()
     run(store.add_thread_item(used, message(used, "msg_1"), ADA))
-    monkeypatch.setattr("chatkit.conversation.storage.time.time", lambda: now + 31 * 86400)
-    monkeypatch.setattr("chatkit.conversation.storage.time.monotonic", lambda: monotonic + 7200)
-    new = new_thread(store)
-    assert {thread.id for thread in run(store.load_threads(10, None, "asc", ADA)).data} == {used, new}
+    monkeypatch.setattr("time.time", lambda: now + 31 * 86400)
+    issuer.maintain()
+    assert counts(database)["chat_threads"] == 2, "once an hour is enough"
+    monkeypatch.setattr("time.monotonic", lambda: monotonic + 7200)
+    issuer.maintain()
+    assert {thread.id for thread in run(store.load_threads(10, None, "asc", ADA)).data} == {used}
     assert counts(database)["chat_items"] == 1
 
 

@@ -29,7 +29,7 @@ def make_blueprint(settings: Settings, issuer: SelfhostedIssuer, limits: Limits)
     """
     client = make_openai_client(settings)
     server = ChatServer(
-        SqlStore(issuer.engine, settings.retention_days),
+        SqlStore(issuer.engine),
         make_assistants(settings, client),
         turn_seconds=settings.turn_seconds,
         openai_client=client,

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Engine, Table, Text, and_, bindparam, delete, exists, insert, select, update
+from sqlalchemy import Connection, Engine, QueuePool, Table, Text, and_, bindparam, delete, exc, exists, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from chatkit import database
 from chatkit.conversation.timestamps import in_local_time, in_utc
 from chatkit.store import NotFoundError, Store
 from chatkit.tables import AttachmentRow, ItemRow, ThreadRow
@@ -26,8 +27,6 @@ from chatkit.users import Primitive
 from chatkit.web.buffer import Buffer
 
 MAX_PAGE = 100
-PURGE_EVERY_SECONDS = 3600
-SECONDS_A_DAY = 86400
 
 _thread_item: TypeAdapter[Any] = TypeAdapter(ThreadItem)
 _attachment: TypeAdapter[Any] = TypeAdapter(Attachment)
@@ -78,7 +77,6 @@ _INSERT_THREAD = insert(_threads)
 _UPDATE_THREAD = update(_threads).where(_own_thread).values(data=bindparam("new_data"), used_at=bindparam("now"))
 _TOUCH_THREAD = update(_threads).where(_own_thread).values(used_at=bindparam("now"))
 _DELETE_THREAD = delete(_threads).where(_own_thread)
-_DELETE_UNUSED = delete(_threads).where(_threads.c.used_at < bindparam("oldest"))
 _SELECT_ITEM = select(_items.c.data).where(_own_item)
 _SAVE_ITEM = {  # adds, or replaces where it stands; both databases say it alike, but SQLAlchemy has it for each apart
     "sqlite": sqlite.insert(_items).on_conflict_do_update(
@@ -153,29 +151,36 @@ _ITEMS = _Pages.through(_items, _own_items, and_(_own_items, _items.c.id == bind
 
 
 class SqlStore(Store[ChatContext]):
-    """Threads and items of all users, each user reaching only their own.
+    """Threads and items of all users, each user reaching only their own."""
 
-    Args:
-        retention_days: how long a thread is kept after its last use; for ever unless set.
-    """
-
-    def __init__(self, engine: Engine, retention_days: int | None) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._retention_days = retention_days
-        self._next_purge = 0.0
         # A database call must not hold up the loop that all streams run on. SQLite has one writer at a time, and those that
-        # find it taken sleep; waiting in line here is faster.
-        workers = 1 if engine.dialect.name == "sqlite" else 4
+        # find it taken sleep; waiting in line here is faster. Of PostgreSQL's connections one is left for sessions.
+        workers = 1 if engine.dialect.name == "sqlite" else max(1, cast(QueuePool, engine.pool).size() - 1)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="storage")
 
     async def _run(self, work: Callable[[Connection], Result]) -> Result:
-        """Do ``work`` in a transaction, on another thread."""
+        """Do ``work`` in a transaction, on another thread.
+
+        Raises:
+            sqlalchemy.exc.TimeoutError: when no thread was free in time, because the database is slow.
+        """
 
         def transaction() -> Result:
             with self._engine.begin() as connection:
                 return work(connection)
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, transaction)
+        future = self._threads.submit(transaction)
+        result = asyncio.wrap_future(future)
+        try:
+            await asyncio.wait([result], timeout=database.WAIT_SECONDS)
+        except asyncio.CancelledError:
+            result.cancel()
+            raise
+        if future.cancel():
+            raise exc.TimeoutError("no thread was free for a database call")
+        return await result
 
     # Identifiers: 122 random bits, where the SDK's own have 32
 
@@ -206,7 +211,6 @@ class SqlStore(Store[ChatContext]):
 
         def work(connection: Connection) -> None:
             if thread.id in context.new_threads:
-                self._purge(connection)
                 new = {"id": thread.id, "user_id": context.user, "data": _thread_data(thread), "used_at": now}
                 connection.execute(_INSERT_THREAD, new)
                 return
@@ -322,13 +326,6 @@ class SqlStore(Store[ChatContext]):
     async def delete_attachment(self, attachment_id: str, context: ChatContext) -> None:
         own = {"user": context.user, "attachment": attachment_id}
         await self._run(lambda connection: _changed(connection.execute(_DELETE_ATTACHMENT, own)))
-
-    def _purge(self, connection: Connection) -> None:
-        """Delete threads that nobody has used for the retention time; at most once an hour, in passing."""
-        if self._retention_days is None or time.monotonic() < self._next_purge:
-            return
-        self._next_purge = time.monotonic() + PURGE_EVERY_SECONDS
-        connection.execute(_DELETE_UNUSED, {"oldest": time.time() - self._retention_days * SECONDS_A_DAY})
 
 
 def new_id(item_type: str) -> str:

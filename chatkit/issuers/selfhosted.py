@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,19 +14,26 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, case, delete, insert, or_, select, text, update
+from alembic.util import CommandError
+from sqlalchemy import Connection, Delete, Engine, bindparam, case, delete, insert, or_, select, update
 
-from chatkit import problems
+from chatkit import database, problems
 from chatkit.database import UNAVAILABLE, open_database
 from chatkit.issuers import Session
 from chatkit.settings import MAX_SESSION_TTL, Settings
 from chatkit.tables import AttachmentRow, ItemRow, SessionRow, ThreadRow
 from chatkit.users import Primitive, User
 
+log = logging.getLogger(__name__)
+
 KEEP_EXPIRED_SECONDS = 3600  # so that a page that was asleep is told "expired", which means: refresh
-PURGE_EVERY_SECONDS = 60
 THREADS_AT_ONCE = 500  # a database takes no endless list
 HIDDEN = ("hidden_context_item", "sdk_hidden_context")  # types of items that a model is given and nobody sees
+PURGE_THREADS_EVERY_SECONDS = 3600
+SECONDS_A_DAY = 86400
+PURGE_BATCH = 200  # rows; a batch holds its locks for some milliseconds
+PURGE_BATCHES = 100  # of one call of maintain(), so that it ends
+PURGE_PAUSE_SECONDS = 0.05  # between two batches, for other writers
 
 
 # Built once; building a statement takes longer than running it.
@@ -48,6 +57,23 @@ _SELECT_PERHAPS_HIDDEN = select(ItemRow.position, ItemRow.data).where(
 _DELETE_ITEM = delete(ItemRow).where(ItemRow.position == bindparam("item"))
 _END_SESSIONS = (
     update(SessionRow).where(SessionRow.user_id == bindparam("visitor"), SessionRow.expires_at > _now).values(expires_at=_now)
+)
+# Rows that another process is deleting, or that a request is using, are left to it. SQLite has one writer, and locks no rows.
+_DELETE_EXPIRED = delete(SessionRow).where(
+    SessionRow.id.in_(
+        select(SessionRow.id)
+        .where(SessionRow.expires_at < bindparam("oldest"))
+        .limit(PURGE_BATCH)
+        .with_for_update(skip_locked=True)
+    )
+)
+_DELETE_UNUSED = delete(ThreadRow).where(  # items and attachments follow
+    ThreadRow.position.in_(
+        select(ThreadRow.position)
+        .where(ThreadRow.used_at < bindparam("oldest"))
+        .limit(PURGE_BATCH)
+        .with_for_update(skip_locked=True)
+    )
 )
 
 
@@ -76,10 +102,13 @@ class SelfhostedIssuer:
 
     knows_owners = True
 
-    def __init__(self, engine: Engine, ttl: int) -> None:
+    def __init__(self, engine: Engine, ttl: int, retention_days: int | None = None) -> None:
         self.engine = engine
         self._ttl = ttl
-        self._next_purge = 0.0
+        self._retention_days = retention_days
+        self._next_thread_purge = 0.0
+        self._file = database.file_identity(engine)
+        self._file_lock = threading.Lock()
 
     @classmethod
     def open(cls, settings: Settings) -> SelfhostedIssuer:
@@ -88,16 +117,42 @@ class SelfhostedIssuer:
         Raises:
             SettingsError: when that can't be had.
         """
-        return cls(open_database(settings.database_url), settings.session_ttl or MAX_SESSION_TTL)
+        engine = open_database(settings.database_url, settings.database_connections)
+        return cls(engine, settings.session_ttl or MAX_SESSION_TTL, settings.retention_days)
 
     def missing(self) -> list[str]:
-        """See ``Issuer.missing``."""
+        """See ``Issuer.missing``. Stores a session and takes it back, because a database that only reads is not enough."""
+        row = {
+            "id": f"probe_{secrets.token_urlsafe(24)}",
+            "secret_hash": secrets.token_bytes(32),
+            "user_id": "",
+            "expires_at": 0,
+        }
         try:
+            self._reopen_replaced_file()
             with self.engine.connect() as connection:
-                connection.execute(text("SELECT 1"))
-        except UNAVAILABLE:
-            return ["DATABASE_URL (the database does not answer)"]
+                connection.execute(_INSERT_SESSION, {**row, "agent": None, "claims": None})
+                connection.rollback()
+        except (*UNAVAILABLE, CommandError, OSError) as error:
+            return [f"DATABASE_URL ({database.describe(error)})"]
         return []
+
+    def maintain(self) -> None:
+        """Delete what is no longer needed, and notice a SQLite file that was deleted. To be called about every 30 s.
+
+        Safe to run in several processes at once. Errors are logged, and the next call tries again.
+        """
+        try:
+            self._reopen_replaced_file()
+            self._purge(_DELETE_EXPIRED, time.time() - KEEP_EXPIRED_SECONDS)
+            days = self._retention_days
+            if days is not None and time.monotonic() >= self._next_thread_purge:
+                done = self._purge(_DELETE_UNUSED, time.time() - days * SECONDS_A_DAY)
+                self._next_thread_purge = time.monotonic() + (PURGE_THREADS_EVERY_SECONDS if done else 0)
+        except (*UNAVAILABLE, CommandError, OSError) as error:
+            log.error("Maintenance of the database failed: %s", database.describe(error))
+        except Exception as error:  # noqa: BLE001  nobody handles what a timer's call raises
+            log.error("Maintenance of the database failed (%s)", type(error).__name__)
 
     def issue(self, user: User) -> Session:
         """See ``Issuer.issue``.
@@ -117,7 +172,6 @@ class SelfhostedIssuer:
         }
         with _unless_unavailable("a session could not be stored"), self.engine.begin() as connection:
             connection.execute(_INSERT_SESSION, row)
-            self._purge(connection)
         return Session(session_id=session_id, client_secret=secret, expires_at=datetime.fromtimestamp(expires_at, UTC))
 
     def end(self, session_id: str, user: User) -> None:
@@ -162,12 +216,25 @@ class SelfhostedIssuer:
                 _delete_hidden(connection, moved[start : start + THREADS_AT_ONCE])
             connection.execute(_END_SESSIONS, of_visitor)
 
-    def _purge(self, connection: Connection) -> None:
-        """Delete what expired a while ago; at most once a minute, in passing, so that no timer is needed."""
-        if time.monotonic() < self._next_purge:
-            return
-        self._next_purge = time.monotonic() + PURGE_EVERY_SECONDS
-        connection.execute(delete(SessionRow).where(SessionRow.expires_at < time.time() - KEEP_EXPIRED_SECONDS))
+    def _purge(self, statement: Delete, oldest: float) -> bool:
+        """Delete in batches, so that nobody waits long for a lock. Whether nothing is left."""
+        for _ in range(PURGE_BATCHES):
+            with self.engine.begin() as connection:
+                deleted = connection.execute(statement, {"oldest": oldest}).rowcount
+            if deleted < PURGE_BATCH:
+                return True
+            time.sleep(PURGE_PAUSE_SECONDS)
+        return False
+
+    def _reopen_replaced_file(self) -> None:
+        """Open a SQLite file anew that was deleted or replaced: its open connections still use the old one."""
+        with self._file_lock:
+            if self._file is None or database.file_identity(self.engine) == self._file:
+                return
+            log.error("The SQLite file %s was deleted or replaced; opening it anew", self.engine.url.database)
+            database.migrate(self.engine.url, database.WAIT_SECONDS)
+            self.engine.dispose()
+            self._file = database.file_identity(self.engine)
 
 
 def _delete_hidden(connection: Connection, threads: Sequence[str]) -> None:

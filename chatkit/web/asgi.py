@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, copy_context
@@ -28,6 +28,7 @@ from chatkit.limits.concurrency import Shares
 from chatkit.limits.rate import client_address
 from chatkit.problems import NotFound, ServiceBusy
 from chatkit.web.buffer import Buffer
+from chatkit.web.watchdog import watch_loop
 from chatkit.web.wsgi import WsgiResponse, make_environ
 
 Scope = MutableMapping[str, Any]
@@ -36,8 +37,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Produce = Callable[[Buffer], Awaitable[None]]
 """Makes the chunks of a response."""
 
-BODY_SECONDS = 60  # for a whole body, from the end of the head on
-SILENCE_SECONDS = 20  # for its next piece
+BODY_SECONDS: float = 60  # for a whole body, from the end of the head on
+SILENCE_SECONDS: float = 20  # for its next piece
 DISCARD_SECONDS = 5  # for the rest of a body that is too large, so that its sender gets to read the response
 MAX_BODIES_BYTES = 64 * 1024 * 1024  # that wait at the same time in one process
 FIRST_CHUNK_SECONDS = 75  # a dictation is given 60
@@ -157,7 +158,6 @@ class Adapter:
         stop_seconds: how long it then has to finish what has begun.
         max_body_bytes: the most that the body of a request to a path may have.
         missing: says what keeps the service from being ready; may take its time.
-        background: coroutine functions that run as long as the process serves.
     """
 
     def __init__(
@@ -170,7 +170,6 @@ class Adapter:
         stop_seconds: int,
         max_body_bytes: Callable[[str], int],
         missing: Callable[[], list[str]],
-        background: Iterable[Callable[[], Awaitable[None]]] = (),
     ) -> None:
         self._app = app
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="view")
@@ -178,7 +177,8 @@ class Adapter:
         self._bodies = Shares("bytes of request bodies", MAX_BODIES_BYTES, MAX_BODIES_BYTES // PART)
         self._max_body_bytes = max_body_bytes
         self._missing = missing
-        self._background = list(background)
+        self.background: list[Callable[[], Awaitable[None]]] = [watch_loop]
+        """Coroutine functions that run as long as the process serves."""
         # Only says where a request comes from; the application has its own.
         self.behind_proxy = proxy_hops > 0
         self.drain_seconds, self.stop_seconds = drain_seconds, stop_seconds
@@ -208,7 +208,7 @@ class Adapter:
         await receive()
         # Functions of agents that are not async run in the loop's own threads, of which there are few by default.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="agent"))
-        tasks = [asyncio.ensure_future(run()) for run in self._background]
+        tasks = [asyncio.ensure_future(run()) for run in self.background]
         await send({"type": "lifespan.startup.complete"})
         await receive()
         for task in tasks:

@@ -21,10 +21,10 @@ from chatkit import logs
 from chatkit.envelopes import error_envelope
 from chatkit.web.asgi import AsgiFlask
 
-HEAD_SECONDS = 20  # for a client to send the whole head of a request, once it has connected or begun
-WRITE_SECONDS = 20  # for a client that does not read to take some of what waits for it
-HALF_CLOSED_SECONDS = 1
-ANNOUNCE_SECONDS = 0.7
+HEAD_SECONDS: float = 20  # for a client to send the whole head of a request, once it has connected or begun
+WRITE_SECONDS: float = 20  # for a client that does not read to take some of what waits for it
+HALF_CLOSED_SECONDS = 1  # until a client that sends no more is taken to have left
+ANNOUNCE_SECONDS = 0.7  # at a stop, before the port is closed
 IDLE_SECONDS = 2  # at a stop, for kept connections to send one more request and be told that they are closed
 INTERRUPT_SECONDS = 2  # before the end of a stop, for what is then still being answered to be kept
 PART = 4  # one address gets this part of the connections: a quarter
@@ -148,6 +148,26 @@ class Worker(_Worker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.connections: set[Protocol] = set()
         self._of_peer: Counter[str] = Counter()
+
+    def run(self) -> None:
+        """Serve until told to stop.
+
+        A ``SystemExit`` in any task stops the event loop, and agents' tools raise it (``argparse`` does). It ends its own
+        response, and no other.
+        """
+        serving = self.loop.create_task(self._serve())
+        try:
+            while not serving.done():
+                try:
+                    self.loop.run_until_complete(serving)
+                except (SystemExit, KeyboardInterrupt) as error:
+                    if serving.done():
+                        raise
+                    log.exception("a task raised %s, which ends its response", type(error).__name__)
+        except Exception:
+            log.exception("the worker failed")
+        finally:
+            self._cleanup()
 
     def connect(self, connection: Protocol) -> bool:
         """Count a new connection; whether it is within the bounds. Behind proxies all come from the proxies' addresses."""

@@ -399,6 +399,8 @@
     openai_unavailable: "OpenAI does not answer in time. Try again in a moment; status.openai.com says whether it is down.",
     origin_not_allowed: `The service does not know this address for its own: add ${location.origin} to CHATKIT_ALLOWED_ORIGINS and restart.`,
     database_unavailable: "The database of DATABASE_URL does not answer. Is it up?",
+    service_busy: "The process does all it can at once, or is about to stop. Try again in a moment.",
+    thread_not_active: "This conversation is locked or closed. Begin another one in the chat.",
     too_many_requests: "Wait a moment. The limits are set by RATE_LIMIT and CHATKIT_MAX_REQUESTS_PER_MINUTE.",
     authentication_required: "The service takes signed-in users only (AUTH_REQUIRED), and nobody is signed in on this page. Try it from your frontend.",
     script_not_loaded: "OpenAI's CDN can't be reached: no internet, an ad blocker, or a company's firewall. ChatKit comes from there and from nowhere else.",

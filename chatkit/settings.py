@@ -160,6 +160,9 @@ def _origin_pattern(text: str) -> re.Pattern[str]:
     return re.compile(re.escape(origin).replace(r"\*", "[a-z0-9-]+") + r"\Z")
 
 
+_THIS_MACHINE = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?\Z")
+"""Any port: dev servers take the next one when theirs is in use."""
+
 # Variables in which platforms name a service's public host.
 _PLATFORM_HOSTS = {
     "RENDER_EXTERNAL_HOSTNAME": "{}",
@@ -432,7 +435,7 @@ def _complete(loaded: dict[str, Any], platform_host: str | None, notices: tuple[
     unset = dict.fromkeys(declared.name for declared in dataclass_fields(Settings))
     defaults: dict[str, Any] = {
         "backend": Backend.SELFHOSTED if development else Backend.HOSTED,
-        "allowed_origins": (_origin_pattern("http://localhost:3000"),),
+        "allowed_origins": (_THIS_MACHINE if development else _origin_pattern("http://localhost:3000"),),
         "database_url": f"sqlite:///{INSTANCE / 'chatkit.db'}",
         "proxy_hops": 0 if development else 1,
     }

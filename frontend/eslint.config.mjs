@@ -6,7 +6,7 @@ export default [
   { ignores: ['.next*/', '.e2e/', 'next-env.d.ts'] },
   {
     ...compat.configs['flat/recommended'],
-    files: ['{app,components,host-page,lib}/**/*.{ts,tsx}'],
+    files: ['{app,components,host-page,lib}/**/*.{ts,tsx}', 'instrumentation-client.ts'],
     ignores: ['**/*.test.{ts,tsx}'],
     languageOptions: { parser, parserOptions: { ecmaFeatures: { jsx: true } } },
     linterOptions: { reportUnusedDisableDirectives: 'error' },

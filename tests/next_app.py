@@ -17,7 +17,7 @@ from tests.service import PROJECT, free_port
 
 FRONTEND = PROJECT / "frontend"
 NEXT = FRONTEND / "node_modules/.bin/next"
-PARTS = ["app", "components", "lib", "next.config.ts", "package.json", "tsconfig.json"]
+PARTS = ["app", "components", "instrumentation-client.ts", "lib", "next.config.ts", "package.json", "tsconfig.json"]
 
 
 class NextApp:

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import psutil
 import pytest
 import requests
 from playwright.sync_api import Browser, Page, Route, expect
@@ -24,6 +25,8 @@ from tests.service import Service, free_port
 from tests.upstream import API_KEY, WORKFLOW_ID, Upstream, failing, mint, minting
 
 LOADED = "Chat interface loaded"
+UNMOUNT = "<script>parent.postMessage('unmount', '*')</script>"
+"""In ChatKit's frame: this host is not on OpenAI's domain allowlist."""
 PORT = free_port()
 """Where each test's service listens: the address is a part of the app's build."""
 
@@ -107,6 +110,34 @@ def is_ready(page: Page) -> None:
     expect(page.get_by_text(LOADED)).to_be_attached()
 
 
+class TestADrawer:
+    """The hook stays while the chat comes and goes."""
+
+    def test_that_closes_is_no_error(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        with selfhosted():
+            page = visitor.open(f"{app.url}/drawer")
+            told = page.get_by_role("list", name="Told").get_by_role("listitem")
+            for text in ("First", "Second"):
+                expect(page.get_by_role("status")).to_have_text("ready")
+                say(page, text)
+                expect(answer_to(page, text)).to_be_visible()
+                page.get_by_role("button", name="Drawer").click()
+                expect(page.get_by_role("status")).to_have_text("not ready")
+                page.get_by_role("button", name="Drawer").click()
+            expect(page.get_by_role("status")).to_have_text("ready")
+            assert told.all_inner_texts() == []
+
+    def test_whose_chat_removes_itself_is_one(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        with selfhosted():
+            page = visitor.open(f"{app.url}/drawer")
+            expect(page.get_by_role("status")).to_have_text("ready")
+            page.get_by_role("button", name="Drawer").click()
+            visitor.cdn_frame += UNMOUNT
+            page.get_by_role("button", name="Drawer").click()
+            expect(page.get_by_role("list", name="Told")).to_contain_text("removed itself")
+            expect(page.get_by_role("status")).to_have_text("not ready")
+
+
 class TestAConversation:
     def test_from_loading_to_an_answer_and_on_after_a_reload(
         self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
@@ -155,10 +186,11 @@ class TestAConversation:
             # Somebody who has got hold of the thread's id.
             elsewhere.add_init_script(f"localStorage['chatkit.thread'] ??= {thread!r}")
             stranger = Visitor(elsewhere).open(app.url)
+            expect(stranger.get_by_text("What can I help with today?")).to_be_visible()
             is_ready(stranger)
-            expect(shown_error(stranger)).to_contain_text("404")
             assert "Mine" not in stranger.content()
             assert stranger.evaluate("localStorage['chatkit.thread']") is None, "what can't be loaded is not tried again"
+            assert not shown_error(stranger).count()
 
     def test_on_message_and_on_error_are_told(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         told_by = "Told"
@@ -328,10 +360,22 @@ class TestErrorsOnScreen:
             self.try_again(page)
 
     def test_the_domain_is_not_allowed(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
-        frame, visitor.cdn_frame = visitor.cdn_frame, "<script>parent.postMessage('unmount', '*')</script>"
+        frame, visitor.cdn_frame = visitor.cdn_frame, UNMOUNT
         with selfhosted():
             page = visitor.open(app.url)
-            expect(shown_error(page)).to_contain_text("The chat could not be loaded")
+            expect(shown_error(page)).to_contain_text("may not be allowed on this website")
+            visitor.cdn_frame = frame
+            self.try_again(page)
+
+    def test_ready_and_then_removed(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        frame = visitor.cdn_frame
+        visitor.cdn_frame = f"{frame}<script>setTimeout(() => parent.postMessage('unmount', '*'), 1500)</script>"
+        with selfhosted():
+            page = visitor.open(app.url)
+            is_ready(page)
+            expect(shown_error(page)).to_contain_text("may not be allowed on this website")
+            expect(page.get_by_text(LOADED)).not_to_be_attached()
+            assert [line for line in visitor.console if line.startswith("error: ") and "domain allowlist" in line]
             visitor.cdn_frame = frame
             self.try_again(page)
 
@@ -340,12 +384,83 @@ class TestErrorsOnScreen:
             page = visitor.open(app.url)
             is_ready(page)
         say(page, "Lost?")
-        expect(shown_error(page)).to_be_visible()
+        expect(shown_error(page)).to_have_text(self.NETWORK)
         expect(page.get_by_label("Message the AI")).to_have_value("Lost?")
+        assert [line for line in visitor.console if line.startswith("error: ChatKit: ") and "Failed to fetch" in line]
         with selfhosted():
             page.get_by_role("button", name="Send", exact=True).click()
             expect(answer_to(page, "Lost?")).to_be_visible()
             assert not shown_error(page).count()
+
+    def test_in_the_middle_of_an_answer(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        with selfhosted() as service:
+            page = visitor.open(app.url)
+            is_ready(page)
+            say(page, "Lost?")
+            expect(page.get_by_role("log").locator(".assistant")).to_contain_text("I am")
+            for worker in psutil.Process(service.process.pid).children():
+                worker.kill()
+            expect(shown_error(page)).to_have_text(self.NETWORK)
+
+    def test_too_much_in_the_middle_of_a_chat(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        with selfhosted(CHATKIT_MAX_REQUESTS_PER_MINUTE="1", WEB_CONCURRENCY="1"):
+            page = visitor.open(app.url)
+            is_ready(page)
+            if time.time() % 60 > 40:
+                time.sleep(20)  # both messages in one minute of the clock
+            say(page, "One")
+            expect(answer_to(page, "One")).to_be_visible()
+            say(page, "Two")
+            expect(shown_error(page)).to_have_text(self.BUSY)
+
+    def test_an_answer_that_fails_says_what_the_service_says(
+        self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
+    ) -> None:
+        with selfhosted():
+            page = visitor.open(app.url)
+            is_ready(page)
+            say(page, "error")
+            expect(shown_error(page)).to_have_text("Error: An error of the demo. Please try again.")
+
+    @pytest.mark.parametrize("status", [429, 503, 0])
+    def test_a_blip_does_not_forget_the_conversation(
+        self, status: int, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
+    ) -> None:
+        def refuse(route: Route) -> None:
+            if not status:
+                return route.abort()
+            if route.request.method == "OPTIONS":
+                return route.fallback()
+            cors = {"Access-Control-Allow-Origin": app.url, "Access-Control-Allow-Credentials": "true"}
+            return route.fulfill(status=status, headers=cors, json={"status": "error", "message": "…", "code": "some_code"})
+
+        with selfhosted():
+            page = visitor.open(app.url)
+            is_ready(page)
+            say(page, "Remember me")
+            expect(answer_to(page, "Remember me")).to_be_visible()
+            page.route("**/api/chatkit", refuse)
+            page.reload()
+            expect(shown_error(page)).to_contain_text({429: self.BUSY, 503: self.DOWN, 0: self.NETWORK}[status])
+            page.unroute("**/api/chatkit")
+            self.try_again(page)
+            expect(answer_to(page, "Remember me")).to_be_visible()
+
+    def test_focus_stays_in_the_chat_when_it_is_tried_again_by_keyboard(
+        self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
+    ) -> None:
+        focused = "document.activeElement.getAttribute('aria-label')"
+        page = visitor.open(app.url)
+        page.get_by_role("button", name="Try again").focus()
+        page.keyboard.press("Enter")
+        expect(shown_error(page)).to_be_visible()
+        assert page.evaluate(focused) == "Chat"
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("button", name="Try again")).to_be_focused()
+        with selfhosted():
+            page.keyboard.press("Enter")
+            is_ready(page)
+            assert page.evaluate(focused) == "Chat"
 
     @staticmethod
     def try_again(page: Page) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,9 @@ def hosted(upstream: Upstream, **variables: str) -> Service:
     return Service(**{"CHATKIT_BACKEND": "hosted", **own, **complete, **variables})
 
 
-def development(tmp_path: Path) -> Service:
+def development(tmp_path: Path, **variables: str) -> Service:
     """What ``make run`` starts, with a database of its own."""
-    return Service(CHATKIT_ENV="development", SECRET_KEY="", DATABASE_URL=f"sqlite:///{tmp_path}/chatkit.db")
+    return Service(CHATKIT_ENV="development", SECRET_KEY="", DATABASE_URL=f"sqlite:///{tmp_path}/chatkit.db", **variables)
 
 
 class TestInTheBrowser:
@@ -142,13 +143,28 @@ class TestInTheBrowser:
         visitor.context.add_init_script("sessionStorage.tried = 'yes'")
         with development(tmp_path) as service:
             page = visitor.open(service.url)
-            is_well(page)
-            expect(page.get_by_role("alert")).to_contain_text("404")
-            page.reload()
+            deadline = time.monotonic() + 15
+            while page.evaluate("localStorage['chatkit.thread']"):
+                assert time.monotonic() < deadline
+                page.wait_for_timeout(50)
             is_well(page)
             page.get_by_role("button", name="Say hello").click()
             expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
             expect(page.get_by_role("alert")).to_be_hidden()
+
+    def test_keeps_a_conversation_that_fails_to_load(self, tmp_path: Path, visitor: Visitor) -> None:
+        with development(tmp_path) as service:
+            page = visitor.open(service.url)
+            is_well(page)
+            page.get_by_role("button", name="Say hello").click()
+            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+            page.route("**/api/chatkit", lambda route: route.fulfill(status=503, json={}))
+            page.reload()
+            expect(page.get_by_role("alert")).to_contain_text("Service temporarily down")
+            page.unroute("**/api/chatkit")
+            page.get_by_role("button", name="New session").press("Enter")
+            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+            expect(page.get_by_role("button", name="New session")).to_be_focused()
 
     def test_an_impatient_visitor(self, tmp_path: Path, visitor: Visitor) -> None:
         with development(tmp_path) as service:
@@ -173,6 +189,27 @@ class TestInTheBrowser:
             assert axe_violations(page) == []
             assert page.evaluate("document.documentElement.scrollWidth") == 360
 
+    def test_dark_mode_follows_the_system(self, tmp_path: Path, visitor: Visitor) -> None:
+        with development(tmp_path) as service:
+            page = visitor.open(service.url)
+            is_well(page)
+            for scheme in ("dark", "light"):
+                page.emulate_media(color_scheme=scheme)
+                expect(page.locator("openai-chatkit")).to_have_attribute("color-scheme", scheme)
+                pressed = page.get_by_role("button", name="Dark mode").get_attribute("aria-pressed")
+                assert pressed == {"dark": "true", "light": "false"}[scheme]
+
+    @pytest.mark.parametrize("width", [780, 800, 1024, 1280])
+    def test_the_chat_has_more_room_than_its_status(self, width: int, tmp_path: Path, browser: Browser) -> None:
+        with development(tmp_path) as service, browser.new_context(viewport={"width": width, "height": 600}) as context:
+            page = Visitor(context).open(service.url)
+            is_well(page)
+            status, chat = page.locator("#status").bounding_box(), page.locator("#chat").bounding_box()
+            assert status
+            assert chat
+            assert chat["width"] > status["width"]
+            assert chat["y"] + chat["height"] <= 600
+
     def test_of_the_hosted_backend(self, upstream: Upstream, visitor: Visitor) -> None:
         with hosted(upstream) as service:
             page = visitor.open(service.url)
@@ -194,8 +231,11 @@ class TestWhatIsWrong:
             page = visitor.open(service.url)
             expect(step(page, "Session")).to_have_attribute("data-state", "failed")
             expect(page.get_by_role("alert")).to_contain_text(advice)
-            for fine in ("Settings", "Component", "Chat"):
+            for fine in ("Settings", "Component"):
                 expect(step(page, fine)).to_have_attribute("data-state", "ok")
+            expect(page.locator("openai-chatkit")).to_be_visible()  # it is ready, and of no use
+            expect(step(page, "Chat")).to_contain_text("not without a session")
+            assert axe_violations(page) == []
             upstream.behaviour = mint
             page.get_by_role("button", name="New session").click()
             is_well(page)
@@ -209,7 +249,12 @@ class TestWhatIsWrong:
             page = visitor.open(service.url)
             expect(step(page, "Settings")).to_have_attribute("data-state", "failed")
             expect(step(page, "Settings")).to_contain_text(missing)
-            expect(page.get_by_role("alert")).to_contain_text(f"Set {missing}")
+            expect(page.get_by_role("alert")).to_contain_text(f"Set {missing} and restart")
+
+    def test_two_missing_settings(self, upstream: Upstream, visitor: Visitor) -> None:
+        with hosted(upstream, OPENAI_API_KEY="", CHATKIT_WORKFLOW_ID="") as service:
+            page = visitor.open(service.url)
+            expect(page.get_by_role("alert")).to_contain_text("Set OPENAI_API_KEY and CHATKIT_WORKFLOW_ID and restart")
 
     def test_an_own_origin_that_is_not_listed(self, upstream: Upstream, visitor: Visitor) -> None:
         """What somebody in a hurry sees on a platform that does not tell the service its name."""
@@ -227,6 +272,7 @@ class TestWhatIsWrong:
             page = visitor.open(service.url)
             expect(step(page, "Component")).to_have_attribute("data-state", "failed")
             expect(step(page, "Session")).to_have_attribute("data-state", "ok")
+            expect(step(page, "Chat")).to_contain_text("not without the component")
             expect(page.get_by_role("alert")).to_contain_text("ad blocker")
             visitor.cdn_script = script
             page.get_by_role("button", name="New session").click()
@@ -239,6 +285,14 @@ class TestWhatIsWrong:
             expect(step(page, "Chat")).to_have_attribute("data-state", "failed")
             expect(page.get_by_role("alert")).to_contain_text("settings/organization/security/domain-allowlist")
 
+    def test_ready_and_then_removed(self, tmp_path: Path, visitor: Visitor) -> None:
+        visitor.cdn_frame += "<script>setTimeout(() => parent.postMessage('unmount', '*'), 1500)</script>"
+        with development(tmp_path) as service:
+            page = visitor.open(service.url)
+            is_well(page)
+            expect(step(page, "Chat")).to_have_attribute("data-state", "failed")
+            expect(page.get_by_role("alert")).to_contain_text("settings/organization/security/domain-allowlist")
+
     def test_a_frame_that_stays_blank(self, tmp_path: Path, visitor: Visitor) -> None:
         visitor.cdn_frame = ""
         with development(tmp_path) as service:
@@ -246,10 +300,36 @@ class TestWhatIsWrong:
             expect(step(page, "Chat")).to_have_attribute("data-state", "failed", timeout=30_000)
             expect(page.get_by_role("alert")).to_contain_text("stays blank")
 
-    def test_the_service_is_gone(self, tmp_path: Path, visitor: Visitor) -> None:
+    def test_the_service_is_gone_and_comes_back(self, tmp_path: Path, visitor: Visitor) -> None:
         with development(tmp_path) as service:
             page = visitor.open(service.url)
             is_well(page)
-        page.get_by_role("button", name="New session").click()
-        expect(step(page, "Settings")).to_contain_text("does not answer")
+        self.is_gone(page)
+        expect(page.get_by_role("alert")).to_be_hidden()  # nothing has been tried
+        with development(tmp_path, PORT=str(service.port)):
+            expect(step(page, "Settings")).to_contain_text("complete", timeout=30_000)
+            is_well(page)
+        assert len(visitor.calls()) == 1
+
+    def test_the_service_is_gone_in_the_middle_of_a_chat(self, tmp_path: Path, visitor: Visitor) -> None:
+        with development(tmp_path) as service:
+            page = visitor.open(service.url)
+            is_well(page)
+        page.get_by_role("button", name="Say hello").click()
+        expect(page.get_by_role("alert")).to_contain_text("Network connection lost. Please check your internet.")
         expect(page.get_by_role("alert")).to_contain_text("still running")
+        self.is_gone(page)
+        page.get_by_role("button", name="New session").click()
+        expect(step(page, "Session")).to_contain_text("none")
+        expect(page.get_by_role("alert")).to_contain_text("still running")
+        self.is_gone(page)
+        with development(tmp_path, PORT=str(service.port)):
+            expect(step(page, "Settings")).to_contain_text("complete", timeout=30_000)
+            is_well(page)
+            expect(page.get_by_role("alert")).to_be_hidden()
+
+    @staticmethod
+    def is_gone(page: Page) -> None:
+        expect(step(page, "Settings")).to_contain_text("does not answer", timeout=30_000)
+        for name in ("Session", "Chat"):
+            expect(step(page, name)).to_have_attribute("data-state", "failed")

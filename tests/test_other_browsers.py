@@ -71,6 +71,17 @@ def test_a_first_answer_a_new_secret_and_a_reload(browser: WebDriver, service: S
     assert minted == 3, "one for each visit, and one in place of the secret that had run out"
 
 
+def test_a_service_that_stops(browser: WebDriver, service: Service) -> None:
+    browser.get(service.url)
+    is_well(browser)
+    service.stop()
+    until(browser, lambda _: states(browser) == ["failed", "failed", "ok", "failed"])
+    chat(browser).find_element(By.CSS_SELECTOR, "input").send_keys("Lost?")
+    chat(browser).find_element(By.CSS_SELECTOR, "form button").click()
+    message = browser.find_element(By.ID, "error-message")
+    until(browser, lambda _: message.text == "Network connection lost. Please check your internet.")
+
+
 def test_dark_mode(browser: WebDriver, service: Service) -> None:
     browser.get(service.url)
     is_well(browser)

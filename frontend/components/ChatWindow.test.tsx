@@ -96,7 +96,7 @@ describe('an error', () => {
     await act(async () => {})
     await tell('chatkit.ready')
     await tell('chatkit.error', { error: new Error('The answer broke off') })
-    expect(screen.getByRole('alert')).toHaveTextContent('Error: The answer broke off')
+    expect(screen.getByRole('alert')).toHaveTextContent('Error: Something went wrong. Please try again.')
     expect(screen.queryByRole('button')).not.toBeInTheDocument()
     await tell('chatkit.response.start')
     expect(screen.queryByRole('alert')).not.toBeInTheDocument()
@@ -122,14 +122,47 @@ describe('the last conversation', () => {
     expect(localStorage.length).toBe(0)
   })
 
-  it('that can’t be loaded is not tried for ever', async () => {
+  it('that is gone makes room for a new one', async () => {
     localStorage.setItem('chatkit.thread', 'thr_deleted')
-    const { unmount } = render(<ChatWindow />)
+    const onError = vi.fn()
+    render(<ChatWindow config={{ ...chatKitConfig, onError }} />)
+    const failed = component()
+    expect(failed.options?.initialThread).toBe('thr_deleted')
     await tell('chatkit.thread.load.start', { threadId: 'thr_deleted' })
-    await tell('chatkit.error', { error: new Error('Not found') })
-    unmount()
-    render(<ChatWindow />)
+    await tell('chatkit.error', { error: new Error('threads.get_by_id was answered 404') })
+    expect(component()).not.toBe(failed)
     expect(component().options?.initialThread).toBeNull()
+    expect(localStorage.length).toBe(0)
+    expect(screen.queryByRole('alert')).not.toBeInTheDocument()
+    expect(onError).not.toHaveBeenCalled()
+    expect(document.body).toHaveFocus() // and is not taken from elsewhere
+  })
+
+  it('is loaded before the chat is shown', async () => {
+    localStorage.setItem('chatkit.thread', 'thr_1')
+    render(<ChatWindow />)
+    await act(async () => {})
+    await tell('chatkit.thread.load.start', { threadId: 'thr_1' })
+    await tell('chatkit.ready')
+    expect(screen.getByText('Loading chat...')).toBeInTheDocument()
+    await tell('chatkit.thread.load.end', { threadId: 'thr_1' })
+    expect(screen.getByText('Chat interface loaded')).toBeInTheDocument()
+    await tell('chatkit.thread.load.start', { threadId: 'thr_2' }) // chosen in ChatKit's own list
+    expect(screen.getByText('Chat interface loaded')).toBeInTheDocument()
+  })
+
+  it('that fails to load for another reason is kept, and can be tried again', async () => {
+    localStorage.setItem('chatkit.thread', 'thr_1')
+    render(<ChatWindow />)
+    await act(async () => {})
+    await tell('chatkit.ready')
+    await tell('chatkit.thread.load.start', { threadId: 'thr_1' })
+    await tell('chatkit.error', { error: new Error('threads.get_by_id was answered 503') })
+    expect(localStorage.getItem('chatkit.thread')).toBe('thr_1')
+    screen.getByRole('button', { name: 'Try again' }).focus()
+    fireEvent.click(screen.getByRole('button', { name: 'Try again' }))
+    expect(component().options?.initialThread).toBe('thr_1')
+    expect(screen.getByRole('region', { name: 'Chat' })).toHaveFocus()
   })
 
   it('that has been loaded survives an error', async () => {

@@ -1,19 +1,27 @@
 // @vitest-environment jsdom
 import { expect, it } from 'vitest'
 import { ComponentError } from '../lib/chatkit-component'
-import { SessionError } from '../lib/chatkit-config'
-import { adviceFor } from './advice'
+import { ServiceError } from '../lib/errors'
+import { adviceFor, missingIn } from './advice'
 
 it.each([
-  [new SessionError('…', '…', { status: 500, code: 'openai_session_not_created' }), /another project/],
-  [new SessionError('…', '…', { status: 403, code: 'origin_not_allowed' }), /add http:\/\/localhost:3000 to CHATKIT_ALLOWED_ORIGINS/],
+  [new ServiceError('…', '…', { status: 500, code: 'openai_session_not_created' }), /another project/],
+  [new ServiceError('…', '…', { status: 403, code: 'origin_not_allowed' }), /add http:\/\/localhost:3000 to CHATKIT_ALLOWED_ORIGINS/],
   [new ComponentError('script_not_loaded', '…'), /blocker/],
   [new ComponentError('not_ready', '…'), /domain-allowlist/],
   [new ComponentError('removed', '…'), /domain-allowlist/],
   [new Error('Domain verification failed for https://chat.example.com'), /domain-allowlist/],
-  [new SessionError('Failed to fetch', '…'), /still running/],
-  [new SessionError('…', '…', { status: 502 }), /log/],
+  [new ServiceError('Failed to fetch', '…'), /still running/],
+  [new ServiceError('…', '…', { status: 502 }), /log/],
+  [new ServiceError('An error of the demo.', '…', { code: 'custom' }), /log/],
   [new Error('something else'), /log/],
 ])('%s', (error, advice) => {
   expect(adviceFor(error)).toMatch(advice)
+})
+
+it('names every setting that is missing, where the error names the first', () => {
+  const missing = missingIn('Not ready. Missing: OPENAI_API_KEY, CHATKIT_WORKFLOW_ID')
+  const advice = adviceFor(new ServiceError('…', '…', { status: 500, code: 'openai_api_key_missing' }), missing)
+  expect(advice).toMatch(/^Set OPENAI_API_KEY and CHATKIT_WORKFLOW_ID and restart/)
+  expect(adviceFor(new ComponentError('script_not_loaded', '…'), missing)).toMatch(/blocker/)
 })

@@ -15,6 +15,8 @@ const ADVICE: Record<string, string> = {
   openai_unavailable: 'OpenAI does not answer in time. Try again in a moment; status.openai.com says whether it is down.',
   origin_not_allowed: `The service does not know this address for its own: add ${location.origin} to CHATKIT_ALLOWED_ORIGINS and restart.`,
   database_unavailable: 'The database of DATABASE_URL does not answer. Is it up?',
+  service_busy: 'The process does all it can at once, or is about to stop. Try again in a moment.',
+  thread_not_active: 'This conversation is locked or closed. Begin another one in the chat.',
   too_many_requests: 'Wait a moment. The limits are set by RATE_LIMIT and CHATKIT_MAX_REQUESTS_PER_MINUTE.',
   authentication_required: 'The service takes signed-in users only (AUTH_REQUIRED), and nobody is signed in on this page. Try it from your frontend.',
   script_not_loaded: "OpenAI's CDN can't be reached: no internet, an ad blocker, or a company's firewall. ChatKit comes from there and from nowhere else.",
@@ -22,12 +24,23 @@ const ADVICE: Record<string, string> = {
   removed: `ChatKit took itself away. ${ALLOWLIST}`,
 }
 
-/** A sentence that says what to do about `error`; there is one for every error. */
-export function adviceFor(error: Error & { code?: string; status?: number }): string {
+/** A sentence that says what to do about `error`; there is one for every error. `missing` are the settings that `/readyz` names. */
+export function adviceFor(error: Error & { code?: string; status?: number }, missing: readonly string[] = []): string {
+  if (missing.length > 1 && /^(openai_api_key|chatkit_workflow)_missing$/.test(error.code || '')) {
+    return `Set ${missing.join(' and ')} and restart, or set CHATKIT_BACKEND=selfhosted, which needs neither.`
+  }
   if (error.code && ADVICE[error.code]) return ADVICE[error.code]!
   if (/domain verification/i.test(error.message)) return ADVICE.removed!
-  if (error.name === 'SessionError' && error.status === undefined) {
-    return 'The service does not answer. Is it still running, and is this machine online?'
-  }
+  if (isOfTheNetwork(error)) return 'The service does not answer. Is it still running, and is this machine online?'
   return 'The log of the service and the console of this browser have more about it.'
+}
+
+/** Whether a call to the service has got no response. */
+export function isOfTheNetwork(error: Error & { code?: string; status?: number }): boolean {
+  return error.name === 'ServiceError' && error.status === undefined && error.code === undefined
+}
+
+/** The names in `Not ready. Missing: OPENAI_API_KEY, CHATKIT_WORKFLOW_ID`. */
+export function missingIn(message: string): string[] {
+  return message.match(/\b[A-Z]+_[A-Z_]+\b/g) || []
 }

@@ -2,17 +2,22 @@
 
 export const COMPONENT_URL = 'https://cdn.platform.openai.com/deployments/chatkit/chatkit.js'
 export const COMPONENT_LIMIT_MS = 20_000
+export const ALLOWLIST_URL = 'https://platform.openai.com/settings/organization/security/domain-allowlist'
 
 /** Why there is no chat although there may be a session. `message` is for developers, `userMessage` for everybody else. */
 export class ComponentError extends Error {
-  readonly userMessage = 'The chat could not be loaded. Please try again.'
+  readonly userMessage: string
 
   constructor(
-    readonly code: 'script_not_loaded' | 'not_ready' | 'removed',
+    readonly code: 'script_not_loaded' | 'not_drawn' | 'not_ready' | 'removed',
     message: string,
   ) {
     super(message)
     this.name = 'ComponentError'
+    this.userMessage =
+      code === 'removed'
+        ? 'The chat has closed. It may not be allowed on this website. Please try again.'
+        : 'The chat could not be loaded. Please try again.'
   }
 }
 
@@ -59,8 +64,8 @@ export function limitLoading(fail: (error: ComponentError) => void): () => void 
 }
 
 /**
- * Call `fail` when the component takes itself out of the page: the end of it on a host that OpenAI's domain allowlist does not
- * have. Returns what ends the watching.
+ * Call `fail` when the component is taken out of the page, unless with one of its ancestors. It does that to itself on a host
+ * that OpenAI's domain allowlist does not have, at times a while after it was ready. Returns what ends the watching.
  */
 export function watchRemoval(element: HTMLElement, fail: (error: ComponentError) => void): () => void {
   const observer = new MutationObserver(() => {
@@ -71,5 +76,5 @@ export function watchRemoval(element: HTMLElement, fail: (error: ComponentError)
 }
 
 function blank(code: ComponentError['code'], what: string): ComponentError {
-  return new ComponentError(code, `ChatKit ${what}: ${location.host} may be missing in OpenAI's domain allowlist`)
+  return new ComponentError(code, `ChatKit ${what}. ${location.host} may be missing in OpenAI's domain allowlist, ${ALLOWLIST_URL}`)
 }

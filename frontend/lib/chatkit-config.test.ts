@@ -1,6 +1,17 @@
+import { readFileSync, readdirSync } from 'node:fs'
 import type { HostedApiConfig } from '@openai/chatkit'
 import { afterEach, beforeEach, describe, expect, expectTypeOf, it, vi } from 'vitest'
-import { type SessionError, chatKitConfig, describeSession, endSessions, getClientSecret, letRunOut, setAuthToken, userMessage } from './chatkit-config'
+import {
+  type ChatKitConfig,
+  chatKitConfig,
+  describeSession,
+  endSessions,
+  getClientSecret,
+  letRunOut,
+  setAuthToken,
+} from './chatkit-config'
+import { type ServiceError, userMessage } from './errors'
+import { setService } from './service'
 
 const API_URL = 'http://localhost:8000'
 
@@ -24,7 +35,7 @@ function json(body: unknown, init: ResponseInit = {}) {
   return new Response(JSON.stringify(body), { headers: { 'Content-Type': 'application/json' }, ...init })
 }
 
-async function failure(): Promise<SessionError> {
+async function failure(): Promise<ServiceError> {
   return getClientSecret().then(
     () => Promise.reject(new Error('it did not fail')),
     (error) => error,
@@ -199,7 +210,7 @@ describe('errors say what a person can do', () => {
     [503, 'openai_unavailable', 'Service temporarily down. Please try again.'],
   ])('%i %s', async (status, code, userMessage) => {
     answers(json({ status: 'error', message: 'What it is', code }, { status, headers: { 'Retry-After': '7' } }))
-    expect(await failure()).toMatchObject({ name: 'SessionError', message: 'What it is', userMessage, status, code, retryAfter: 7 })
+    expect(await failure()).toMatchObject({ name: 'ServiceError', message: 'What it is', userMessage, status, code, retryAfter: 7 })
   })
 
   it('a proxy that answers HTML', async () => {
@@ -300,6 +311,15 @@ describe('signing out', () => {
     expect(await getClientSecret('cs_2')).toBe('cs_3')
   })
 
+  it('forgets the conversation of the one who signs out, even where the service does not answer', async () => {
+    const kept = new Map([['chatkit.thread', 'thr_of_ada']])
+    vi.stubGlobal('localStorage', { removeItem: (key: string) => kept.delete(key) })
+    answers(session('cs_1'), new TypeError('Failed to fetch'))
+    await getClientSecret()
+    await expect(endSessions()).rejects.toThrow('Failed to fetch')
+    expect(kept.size).toBe(0)
+  })
+
   it('of a session that is gone already is fine', async () => {
     answers(session('cs_1'), json({ status: 'error', message: 'Not found', code: 'not_found' }, { status: 404 }))
     await getClientSecret()
@@ -321,7 +341,7 @@ describe('signing out', () => {
 it('has a sentence for a person about every error', async () => {
   answers(json({ status: 'error', message: 'OpenAI authentication failed' }, { status: 401 }))
   expect(userMessage(await failure())).toBe('Unable to start chat. Please check configuration.')
-  expect(userMessage(new Error('of another kind'))).toBe('of another kind')
+  expect(userMessage(new Error('threads.create was answered 429'))).toBe('Something went wrong. Please try again.')
 })
 
 it('sends the visitor cookie', async () => {
@@ -341,7 +361,40 @@ it('logs the session id, and never a secret or a token', async () => {
   expect(everything.replace('ses_of_cs_very_secret', '')).not.toMatch(/cs_very_secret|jwt-very-secret/)
 })
 
-it('is what ChatKit takes', () => {
+it.each(['Failed to fetch', 'network error', 'NetworkError when attempting to fetch resource.', 'Error in input stream', 'Load failed'])(
+  'knows a lost network by the words of a browser: %s',
+  (words) => {
+    expect(userMessage(new TypeError(words))).toBe('Network connection lost. Please check your internet.')
+  },
+)
+
+it('reads no environment, and neither does anything beside it', () => {
+  const folder = new URL('.', import.meta.url)
+  const sources = readdirSync(folder).filter((name) => !name.includes('.test.'))
+  expect(sources).toContain('chatkit-config.ts')
+  expect(sources.filter((name) => readFileSync(new URL(name, folder), 'utf8').includes('process.'))).toEqual([])
+})
+
+it('calls the service where the app says it is', async () => {
+  setService({ apiUrl: 'https://api.example.com' })
+  answers(session('cs_1'))
+  await getClientSecret()
+  expect(fetchMock.mock.calls[0]?.[0]).toBe('https://api.example.com/api/chatkit/sessions')
+  setService({ apiUrl: '' })
+  answers(session('cs_2'))
+  await getClientSecret()
+  expect(fetchMock.mock.calls[1]?.[0]).toBe(`${API_URL}/api/chatkit/sessions`)
+})
+
+it('is what ChatKit takes, and what the contract says', () => {
+  interface OfTheContract {
+    api: { getClientSecret: (existing?: string) => Promise<string> }
+    theme?: { primaryColor?: string; darkMode?: boolean }
+    onMessage?: (message: string) => void
+    onError?: (error: Error) => void
+  }
+  expectTypeOf<OfTheContract>().toExtend<ChatKitConfig>()
+  expectTypeOf(chatKitConfig).toExtend<OfTheContract>()
   expectTypeOf(chatKitConfig.api).toExtend<HostedApiConfig>()
   expect(chatKitConfig.api.getClientSecret).toBe(getClientSecret)
   expect(chatKitConfig.theme).toEqual({ primaryColor: '#0070f3', darkMode: false })

@@ -5,10 +5,14 @@
  * secret that is alive is returned as it is, and one that has run out is replaced.
  */
 
+import { ServiceError, USER_MESSAGES, networkError, readJson, refusal } from './errors'
+import { forgetThread } from './last-thread'
+import { service } from './service'
+
 export interface ChatKitConfig {
   api: {
-    /** ChatKit itself says `null` where the contract says nothing. */
-    getClientSecret: (existing?: string | null) => Promise<string>
+    /** A method, so that a function of the contract's type, which does not take ChatKit's `null`, can be assigned. */
+    getClientSecret(existing?: string | null): Promise<string>
   }
   theme?: {
     primaryColor?: string
@@ -22,37 +26,6 @@ export interface ChatKitConfig {
 /** A signed-in user's token for `Authorization`, or a way to get the one that is valid now; nothing when nobody is signed in. */
 export type TokenSource = string | null | undefined | (() => string | null | undefined | Promise<string | null | undefined>)
 
-/** Why there is no session. `message` is for developers, `userMessage` for the person in front of the page. */
-export class SessionError extends Error {
-  readonly userMessage: string
-  /** The answer's HTTP status; absent when there was no answer. */
-  readonly status?: number
-  /** The service's stable word for what went wrong. */
-  readonly code?: string
-  /** Seconds until it makes sense to try again. */
-  readonly retryAfter?: number
-
-  constructor(message: string, userMessage: string, more: { status?: number; code?: string; retryAfter?: number } = {}) {
-    super(message)
-    this.name = 'SessionError'
-    this.userMessage = userMessage
-    this.status = more.status
-    this.code = more.code
-    this.retryAfter = more.retryAfter
-  }
-}
-
-export const USER_MESSAGES = {
-  configuration: 'Unable to start chat. Please check configuration.',
-  network: 'Network connection lost. Please check your internet.',
-  down: 'Service temporarily down. Please try again.',
-  busy: 'Too many requests. Please try again in a moment.',
-  again: 'Unable to start chat. Please try again.',
-  signIn: 'Please sign in, and try again.',
-} as const
-
-/** Where the service is, as `NEXT_PUBLIC_API_URL` said when the page was built. */
-export const API_URL = process.env.NEXT_PUBLIC_API_URL || 'http://localhost:8000'
 const CALL_LIMIT_MS = 15_000 // the service gives its own upstream ten seconds
 const LONGEST_LIFE_SECONDS = 600
 const MARGIN_MS = 15_000 // a message that is sent with a secret should arrive while it is alive
@@ -98,7 +71,7 @@ export function setAuthToken(source: TokenSource): void {
  * has run out there is a new one: the page's newest, if that is alive, else the service is asked for a session. Callers at the
  * same time share one call.
  *
- * Throws a `SessionError`, or what the token source has thrown.
+ * Throws a `ServiceError`, or what the token source has thrown.
  */
 export async function getClientSecret(existing?: string | null): Promise<string> {
   if (existing && !hasRunOut(existing)) {
@@ -116,18 +89,22 @@ export async function getClientSecret(existing?: string | null): Promise<string>
 }
 
 /**
- * End the sessions of this page, at a sign-out, so that their secrets open nothing any more. Call it before `setAuthToken`
- * says that nobody is signed in, because only the one whose sessions they are can end them.
+ * End the sessions of this page, at a sign-out, so that their secrets open nothing any more, and forget which conversation this
+ * browser was in. Call it before `setAuthToken` says that nobody is signed in, because only the one whose sessions they are can
+ * end them.
  *
- * Throws a `SessionError` when the service could not be told. They end by themselves then, within ten minutes.
+ * Throws a `ServiceError` when the service could not be told. They end by themselves then, within ten minutes.
  */
 export async function endSessions(): Promise<void> {
+  forgetThread()
   const alive = Array.from(issued.values()).filter((session) => ageMs(session) < session.lifeMs)
   await Promise.all(
     alive.map(async (session) => {
       session.usefulMs = -Infinity
       const response = await call('DELETE', `/${encodeURIComponent(session.sessionId)}`)
-      if (!response.ok && response.status !== 404) throw refusal(response, await readJson(response), 'The session could not be ended')
+      if (!response.ok && response.status !== 404) {
+        throw refusal(response, await readJson(response), 'The session could not be ended', sentenceFor)
+      }
       session.lifeMs = -Infinity
     }),
   )
@@ -170,11 +147,11 @@ async function createSession(): Promise<string> {
     const signIn = signIns
     const response = await call('POST')
     const body = await readJson(response)
-    if (!response.ok) throw refusal(response, body)
+    if (!response.ok) throw refusal(response, body, 'Session creation failed', sentenceFor)
     const data = body?.data
     const secret = data?.client_secret
     if (typeof secret !== 'string' || !secret) {
-      throw new SessionError(body ? 'No client secret in response' : 'Invalid response from server', USER_MESSAGES.again, {
+      throw new ServiceError(body ? 'No client secret in response' : 'Invalid response from server', USER_MESSAGES.again, {
         status: response.status,
       })
     }
@@ -203,53 +180,21 @@ async function call(method: 'POST' | 'DELETE', path = ''): Promise<Response> {
   const controller = new AbortController()
   const timer = setTimeout(() => controller.abort(), CALL_LIMIT_MS)
   try {
-    return await fetch(`${API_URL}/api/chatkit/sessions${path}`, {
+    return await fetch(`${service().apiUrl}/api/chatkit/sessions${path}`, {
       method,
       headers,
       credentials: 'include', // the visitor's cookie, which keeps a visitor the same person
       signal: controller.signal,
     })
   } catch (error) {
-    if (controller.signal.aborted) throw new SessionError('The session request took too long', USER_MESSAGES.down)
-    throw new SessionError(error instanceof Error ? error.message : 'Network error', USER_MESSAGES.network)
+    if (controller.signal.aborted) throw new ServiceError('The session request took too long', USER_MESSAGES.down)
+    throw networkError(error)
   } finally {
     clearTimeout(timer)
   }
 }
 
-/** What the service may have sent; nothing of it is believed before it is looked at. */
-interface Envelope {
-  message?: unknown
-  code?: unknown
-  data?: { client_secret?: unknown; session_id?: unknown; expires_in?: unknown } | null
-}
-
-async function readJson(response: Response): Promise<Envelope | null> {
-  try {
-    const body: unknown = await response.json()
-    return body !== null && typeof body === 'object' ? body : null
-  } catch {
-    return null
-  }
-}
-
-function refusal(response: Response, body: Envelope | null, what = 'Session creation failed'): SessionError {
-  const message = typeof body?.message === 'string' ? body.message : `${what}: ${response.statusText || response.status}`
-  const seconds = Number(response.headers.get('Retry-After') || NaN)
-  const code = typeof body?.code === 'string' ? body.code : undefined
-  return new SessionError(message, userMessageFor(response.status, code), {
-    status: response.status,
-    code,
-    retryAfter: Number.isFinite(seconds) ? seconds : undefined,
-  })
-}
-
-/** The sentence about `error` for the person in front of the page. */
-export function userMessage(error: Error): string {
-  return 'userMessage' in error && typeof error.userMessage === 'string' ? error.userMessage : error.message
-}
-
-function userMessageFor(status: number, code?: string): string {
+function sentenceFor(status: number, code?: string): string {
   if (code === 'authentication_required' || code === 'invalid_token') return USER_MESSAGES.signIn
   if (status === 429) return USER_MESSAGES.busy
   if (status > 500) return USER_MESSAGES.down

@@ -1,7 +1,9 @@
 import type { ChatKitOptions, CustomApiConfig, HostedApiConfig } from '@openai/chatkit'
 import { afterEach, beforeEach, describe, expect, expectTypeOf, it, vi } from 'vitest'
-import { chatKitApi, chatKitTheme } from './chatkit-options'
+import { type CallListeners, chatKitApi, chatKitTheme } from './chatkit-options'
+import type { ServiceError } from './errors'
 import { type GetClientSecret, PageSession } from './page-session'
+import { setService } from './service'
 
 const URL = 'http://localhost:8000/api/chatkit'
 const HELLO = JSON.stringify({ type: 'threads.create', params: { input: { content: [{ type: 'input_text', text: 'Hello' }] } } })
@@ -17,10 +19,14 @@ beforeEach(() => {
   getClientSecret = vi.fn(async (existing?: string | null) => existing || `cs_${++minted}`)
 })
 
-afterEach(() => void vi.unstubAllGlobals())
+afterEach(() => {
+  vi.unstubAllGlobals()
+  setService({})
+})
 
-function selfHosted(onMessage?: (message: string) => void): CustomApiConfig & { fetch: typeof fetch } {
-  return chatKitApi(PageSession.of(getClientSecret), 'local-dev', onMessage) as CustomApiConfig & { fetch: typeof fetch }
+function selfHosted(onMessage?: (message: string) => void, onFailure?: CallListeners['onFailure']): CustomApiConfig & { fetch: typeof fetch } {
+  setService({ domainKey: 'local-dev' })
+  return chatKitApi(PageSession.of(getClientSecret), { onMessage, onFailure }) as CustomApiConfig & { fetch: typeof fetch }
 }
 
 function refusal(code: string) {
@@ -34,7 +40,7 @@ function used(): (string | null)[] {
 
 describe('which chat', () => {
   it('a hosted one takes getClientSecret, and no domain key beside it', async () => {
-    const api = chatKitApi(PageSession.of(getClientSecret), null) as HostedApiConfig
+    const api = chatKitApi(PageSession.of(getClientSecret)) as HostedApiConfig
     expect(Object.keys(api)).toEqual(['getClientSecret'])
     expect(await api.getClientSecret(null)).toBe('cs_1')
     expect(await api.getClientSecret('cs_1')).toBe('cs_1')
@@ -153,6 +159,99 @@ describe('onMessage', () => {
     fetchMock.mockResolvedValueOnce(new Response('{}', { status: 503 }))
     await selfHosted(onMessage).fetch(URL, { method: 'POST', body: HELLO })
     expect(onMessage).toHaveBeenCalledTimes(1)
+  })
+})
+
+describe('onFailure', () => {
+  let failures: (ServiceError | null)[]
+  const ofOne = async (response: Response | Error, body = HELLO) => {
+    failures = []
+    fetchMock.mockImplementationOnce(() => (response instanceof Error ? Promise.reject(response) : Promise.resolve(response)))
+    const call = selfHosted(undefined, (error) => failures.push(error)).fetch(URL, { method: 'POST', body })
+    return call.then((answer) => answer.text()).catch((error: Error) => error.message)
+  }
+  const refused = (status: number, code: string, message: string) => new Response(JSON.stringify({ status: 'error', message, code }), { status })
+  const stream = (...chunks: (string | Error)[]) => {
+    const bytes = new TextEncoder()
+    const body = new ReadableStream({
+      pull(controller) {
+        const chunk = chunks.shift()
+        if (chunk === undefined) controller.close()
+        else if (chunk instanceof Error) controller.error(chunk)
+        else controller.enqueue(bytes.encode(chunk))
+      },
+    })
+    return new Response(body, { headers: { 'Content-Type': 'text/event-stream; charset=utf-8' } })
+  }
+
+  it.each([
+    [404, 'not_found', 'Not found', 'Not found'],
+    [403, 'attachments_off', 'This chat takes no attachments', 'This chat takes no attachments'],
+    [413, 'request_entity_too_large', 'Request entity too large', 'This message is too long. Please shorten it.'],
+    [429, 'too_many_requests', '…', 'Too many requests. Please try again in a moment.'],
+    [500, 'internal_server_error', '…', 'Service temporarily down. Please try again.'],
+    [503, 'database_unavailable', '…', 'Service temporarily down. Please try again.'],
+  ])('%i %s', async (status, code, message, userMessage) => {
+    await ofOne(refused(status, code, message))
+    expect(failures).toEqual([expect.objectContaining({ status, code, message, userMessage, threadId: undefined })])
+  })
+
+  it('a proxy that answers HTML', async () => {
+    expect(await ofOne(new Response('<html>', { status: 404, statusText: 'Not Found' }))).toBe('<html>')
+    expect(failures).toEqual([
+      expect.objectContaining({ message: 'The chat request failed: Not Found', userMessage: 'Something went wrong. Please try again.' }),
+    ])
+  })
+
+  it('no network', async () => {
+    expect(await ofOne(new TypeError('Failed to fetch'))).toBe('Failed to fetch')
+    expect(failures[0]).toMatchObject({ message: 'Failed to fetch', userMessage: 'Network connection lost. Please check your internet.' })
+  })
+
+  it('says which conversation could not be loaded', async () => {
+    const load = JSON.stringify({ type: 'threads.get_by_id', params: { thread_id: 'thr_1' } })
+    await ofOne(refused(503, 'database_unavailable', '…'), load)
+    expect(failures[0]).toMatchObject({ status: 503, threadId: 'thr_1' })
+    await ofOne(new TypeError('Failed to fetch'), load)
+    expect(failures[0]).toMatchObject({ threadId: 'thr_1' })
+  })
+
+  it('a call that its caller has called off is none', async () => {
+    await ofOne(new DOMException('aborted', 'AbortError'))
+    expect(failures).toEqual([])
+  })
+
+  it('a success ends it', async () => {
+    await ofOne(new Response('{}'))
+    expect(failures).toEqual([null])
+  })
+
+  it('an error that the service sends in the stream, cut where the network likes', async () => {
+    const whole = 'data: {"type":"progress_update"}\n\ndata: {"type":"error","code":"custom","message":"Zu spät.","allow_retry":true}\n\n'
+    const cut = whole.indexOf('custom')
+    expect(await ofOne(stream(whole.slice(0, cut), whole.slice(cut)))).toBe(whole)
+    expect(failures).toEqual([null, expect.objectContaining({ code: 'custom', message: 'Zu spät.', userMessage: 'Zu spät.' })])
+  })
+
+  it('one without a message has a sentence all the same', async () => {
+    await ofOne(stream('data: {"type":"error","code":"stream.error","allow_retry":true}\n\n'))
+    expect(failures[1]).toMatchObject({ message: 'The answer failed: stream.error', userMessage: 'Something went wrong. Please try again.' })
+  })
+
+  it('a stream that breaks off', async () => {
+    await ofOne(stream('data: {"type":"progress_update"}\n\n', new TypeError('network error')))
+    expect(failures[1]).toMatchObject({ message: 'network error', userMessage: 'Network connection lost. Please check your internet.' })
+  })
+
+  it('a stream that its reader has left is none, and the service hears of it', async () => {
+    const left = vi.fn()
+    const body = new ReadableStream({ cancel: left })
+    failures = []
+    fetchMock.mockResolvedValueOnce(new Response(body, { headers: { 'Content-Type': 'text/event-stream' } }))
+    const response = await selfHosted(undefined, (error) => failures.push(error)).fetch(URL, { method: 'POST', body: HELLO })
+    await response.body!.cancel('left')
+    expect(left).toHaveBeenCalledExactlyOnceWith('left')
+    expect(failures).toEqual([null])
   })
 })
 

@@ -22,7 +22,7 @@ export class PageSession {
 
   /** A secret that is alive. `existing` is what the caller has used so far. Throws what `getClientSecret` throws. */
   async secret(existing?: string | null): Promise<string> {
-    this.held = await this.getClientSecret(existing || this.held)
+    this.held = await this.getClientSecret(existing || this.held || undefined)
     return this.held
   }
 

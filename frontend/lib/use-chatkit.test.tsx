@@ -1,20 +1,12 @@
 // @vitest-environment jsdom
 import { ChatKit, type ChatKitEvents, type ChatKitOptions, type CustomApiConfig, type HostedApiConfig } from '@openai/chatkit-react'
-import { act, cleanup, render, renderHook, waitFor } from '@testing-library/react'
+import { act, cleanup, render, renderHook } from '@testing-library/react'
 import { StrictMode } from 'react'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { COMPONENT_LIMIT_MS, ComponentError, loadChatKit } from './chatkit-component'
 import type { ChatKitConfig } from './chatkit-config'
+import { setService } from './service'
 import { type Chat, useChatKit } from './use-chatkit'
-
-const domainKey = vi.hoisted(() => ({ value: null as string | null }))
-
-vi.mock('./chatkit-options', async (original) => ({
-  ...(await original<typeof import('./chatkit-options')>()),
-  get DOMAIN_KEY() {
-    return domainKey.value
-  },
-}))
 
 vi.mock('./chatkit-component', async (original) => {
   const module = await original<typeof import('./chatkit-component')>()
@@ -55,7 +47,8 @@ async function draw(config: Partial<ChatKitConfig> = {}, more?: Parameters<typeo
 }
 
 beforeEach(() => {
-  domainKey.value = null
+  setService({})
+  vi.spyOn(console, 'error').mockImplementation(() => {})
   if (!customElements.get('openai-chatkit')) customElements.define('openai-chatkit', Component)
   getClientSecret = vi.fn(async (existing?: string | null) => existing || 'cs_1')
 })
@@ -92,11 +85,11 @@ describe('what ChatKit is given', () => {
     expect(Object.keys(options!.api)).toEqual(['getClientSecret'])
     expect(options!.theme).toEqual({ colorScheme: 'dark', color: { accent: { primary: '#0070f3', level: 2 } } })
     expect(await (options!.api as HostedApiConfig).getClientSecret(null)).toBe('cs_1')
-    expect(getClientSecret.mock.calls).toEqual([[null], ['cs_1']])
+    expect(getClientSecret.mock.calls).toEqual([[undefined], ['cs_1']])
   })
 
   it('self-hosted: the address, the key and fetch, and getClientSecret nowhere', async () => {
-    domainKey.value = 'local-dev'
+    setService({ domainKey: 'local-dev' })
     await draw()
     const [options] = component().options
     expect(options!.api).toEqual({ url: 'http://localhost:8000/api/chatkit', domainKey: 'local-dev', fetch: expect.any(Function) })
@@ -157,7 +150,7 @@ describe('error', () => {
     getClientSecret.mockRejectedValue(refused)
     await draw({ onError })
     component().tell('chatkit.ready')
-    expect(last).toMatchObject({ error: refused, isReady: false })
+    expect(last).toMatchObject({ error: { message: 'Unable to start chat. Please try again.', cause: refused }, isReady: false })
     const { getClientSecret: asked } = component().options[0]!.api as HostedApiConfig
     await act(async () => void (await expect(asked(null)).rejects.toBe(refused)))
     component().tell('chatkit.error', { error: new Error('call failed') }) // what ChatKit makes of it
@@ -170,7 +163,7 @@ describe('error', () => {
   it('of something that is no Error becomes one', async () => {
     getClientSecret.mockRejectedValue('plain text')
     await draw()
-    expect(last.error).toEqual(new Error('plain text'))
+    expect(last.error?.cause).toEqual(new Error('plain text'))
   })
 
   it('of ChatKit is shown until the next answer begins, and costs a hosted chat its session', async () => {
@@ -179,31 +172,82 @@ describe('error', () => {
     component().tell('chatkit.ready')
     const broken = new Error('broken')
     component().tell('chatkit.error', { error: broken })
-    expect(last).toMatchObject({ error: broken, isReady: true })
+    expect(last).toMatchObject({ error: { message: 'Something went wrong. Please try again.', cause: broken }, isReady: true })
+    expect(console.error).toHaveBeenCalledWith('ChatKit:', broken)
     expect(onError).toHaveBeenCalledExactlyOnceWith(broken)
     component().tell('chatkit.response.start')
     expect(last.error).toBeNull()
     getClientSecret.mockClear()
     await (component().options[0]!.api as HostedApiConfig).getClientSecret(null)
-    expect(getClientSecret).toHaveBeenCalledWith(null)
+    expect(getClientSecret).toHaveBeenCalledWith(undefined)
   })
 
   it('a component that never gets ready', async () => {
     vi.useFakeTimers()
     await draw()
     await act(async () => void vi.advanceTimersByTime(COMPONENT_LIMIT_MS))
-    expect(last.error).toMatchObject({ code: 'not_ready' })
+    expect(last.error?.cause).toMatchObject({ code: 'not_ready' })
+    expect(console.error).toHaveBeenCalledWith('ChatKit:', expect.objectContaining({ message: expect.stringContaining('domain allowlist') }))
     component().tell('chatkit.ready') // late is better than never
     expect(last).toMatchObject({ error: null, isReady: true })
   })
 
   it('a component that takes itself away', async () => {
     await draw()
+    component().tell('chatkit.ready')
+    expect(last.isReady).toBe(true)
+    vi.useFakeTimers()
     const removed = component()
     const { parentNode } = removed
-    removed.remove()
-    await waitFor(() => expect(last.error).toMatchObject({ code: 'removed' }))
+    await act(async () => removed.remove())
+    expect(last).toMatchObject({ isReady: false, error: { cause: { code: 'removed' } } })
+    await act(async () => void vi.advanceTimersByTime(COMPONENT_LIMIT_MS))
+    act(() => void removed.dispatchEvent(new CustomEvent('chatkit.error', { detail: { error: new Error('Domain verification failed') } })))
+    expect(last.error?.cause).toMatchObject({ code: 'removed' })
     parentNode!.append(removed) // React, too, wants to remove it in the end
+  })
+
+  it('a component that is no longer drawn is none', async () => {
+    const onError = vi.fn()
+    const config = { api: { getClientSecret }, onError }
+    function Drawer({ open }: { open: boolean }) {
+      last = useChatKit(config)
+      return open && <ChatKit control={last.chat.control} />
+    }
+    const { rerender } = render(<Drawer open />)
+    await act(async () => {})
+    for (let times = 0; times < 2; times++) {
+      component().tell('chatkit.ready')
+      expect(last.isReady).toBe(true)
+      vi.useFakeTimers()
+      await act(async () => rerender(<Drawer open={false} />))
+      await act(async () => void vi.advanceTimersByTime(COMPONENT_LIMIT_MS))
+      expect(last).toMatchObject({ isReady: false, error: null })
+      vi.useRealTimers()
+      await act(async () => rerender(<Drawer open />))
+    }
+    expect(onError).not.toHaveBeenCalled()
+    const again = component()
+    const { parentNode } = again
+    await act(async () => again.remove())
+    expect(onError).toHaveBeenCalledExactlyOnceWith(expect.objectContaining({ code: 'removed' }))
+    parentNode!.append(again)
+  })
+
+  it('a self-hosted chat’s is what its call has failed with, and not ChatKit’s words for it', async () => {
+    setService({ domainKey: 'local-dev' })
+    const refusal = { status: 'error', message: 'Too many requests. Please try again in a moment.', code: 'too_many_requests' }
+    vi.stubGlobal('fetch', vi.fn(async () => new Response(JSON.stringify(refusal), { status: 429 })))
+    const onError = vi.fn()
+    await draw({ onError })
+    const api = component().options[0]!.api as CustomApiConfig
+    await act(async () => void (await api.fetch!(api.url, { method: 'POST', body: '{}' })))
+    expect(last.error).toBeNull()
+    component().tell('chatkit.error', { error: new Error('threads.create was answered 429') })
+    expect(last.error?.message).toBe(refusal.message)
+    expect(onError).toHaveBeenCalledExactlyOnceWith(expect.objectContaining({ status: 429, code: 'too_many_requests' }))
+    component().tell('chatkit.error', { error: new Error('something else') })
+    expect(last.error?.message).toBe('Something went wrong. Please try again.')
   })
 
   it('a script that never loads', async () => {
@@ -211,19 +255,19 @@ describe('error', () => {
     const onError = vi.fn()
     vi.mocked(loadChatKit).mockRejectedValueOnce(blocked)
     await draw({ onError })
-    expect(last).toMatchObject({ error: blocked, isReady: false })
+    expect(last).toMatchObject({ error: { cause: blocked }, isReady: false })
     expect(onError).toHaveBeenCalledExactlyOnceWith(blocked)
   })
 
   it('a hook whose chat nobody draws', () => {
     const { result } = renderHook(() => useChatKit({ api: { getClientSecret } }))
-    expect(result.current.error?.message).toContain('not drawn')
+    expect(result.current.error?.cause.message).toContain('not drawn')
   })
 })
 
 describe('onMessage', () => {
   it('self-hosted: what passes through fetch', async () => {
-    domainKey.value = 'local-dev'
+    setService({ domainKey: 'local-dev' })
     vi.stubGlobal('fetch', vi.fn(async () => new Response('{}')))
     const onMessage = vi.fn()
     await draw({ onMessage })

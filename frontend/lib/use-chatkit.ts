@@ -6,8 +6,10 @@ import { type UseChatKitOptions, type UseChatKitReturn, useChatKit as useChatKit
 import { useEffect, useEffectEvent, useMemo, useRef, useState } from 'react'
 import { ComponentError, limitLoading, loadChatKit, watchRemoval } from './chatkit-component'
 import type { ChatKitConfig } from './chatkit-config'
-import { DOMAIN_KEY, chatKitApi, chatKitTheme, messageText } from './chatkit-options'
+import { chatKitApi, chatKitTheme, messageText } from './chatkit-options'
+import { type ServiceError, USER_MESSAGES, UserFacingError } from './errors'
 import { PageSession, type Session } from './page-session'
+import { service } from './service'
 
 export interface Chat {
   /**
@@ -15,11 +17,14 @@ export interface Chat {
    * alone in an element of its own, because ChatKit may remove itself, and React can't cope with that beside others.
    */
   chat: UseChatKitReturn
-  /** There is a session, and the component has loaded. */
+  /** There is a session, and the component has loaded and is in the page. */
   isReady: boolean
-  /** What went wrong last, until something works again. `userMessage(error)` is the sentence to show. */
-  error: Error | null
+  /** What went wrong last, until something works again. Its `message` is a sentence to show, its `cause` the error itself. */
+  error: UserFacingError | null
 }
+
+/** How far the component is: being loaded, loaded, ready; not in the page, or gone from it by itself. */
+type Stage = 'loading' | 'loaded' | 'ready' | 'undrawn' | 'removed'
 
 /**
  * A chat as the contract configures it.
@@ -33,13 +38,14 @@ export interface Chat {
 export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 'api' | 'theme' | 'onError'> = {}): Chat {
   const [pageSession] = useState(() => PageSession.of(config.api.getClientSecret))
   const [hasSession, setHasSession] = useState(false)
-  const [hasScript, setHasScript] = useState(false)
-  const [hasLoaded, setHasLoaded] = useState(false)
-  const [error, setError] = useState<Error | null>(null)
+  const [stage, setStage] = useState<Stage>('loading')
+  const [error, setError] = useState<UserFacingError | null>(null)
   const sessionError = useRef<Error | null>(null)
+  const failedCall = useRef<ServiceError | null>(null)
+  const watched = useRef({ element: null as HTMLElement | null, stop: () => {} })
 
-  function report(reason: Error) {
-    setError(reason)
+  function report(reason: Error, sentence?: string) {
+    setError(new UserFacingError(reason, sentence))
     config.onError?.(reason)
   }
 
@@ -49,12 +55,12 @@ export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 
         const alive = await pageSession.secret(existing)
         const over = sessionError.current
         sessionError.current = null
-        setError((shown) => (shown === over ? null : shown))
+        setError((shown) => (shown?.cause === over ? null : shown))
         setHasSession(true)
         return alive
       } catch (cause) {
         const reason = cause instanceof Error ? cause : new Error(String(cause))
-        if (reason !== sessionError.current) report(reason) // callers that share a call share its failure
+        if (reason !== sessionError.current) report(reason, USER_MESSAGES.again) // callers that share a call share its failure
         sessionError.current = reason
         throw reason
       }
@@ -64,25 +70,32 @@ export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 
 
   const chatKit = useChatKitItself({
     ...more,
-    api: chatKitApi(session, DOMAIN_KEY, config.onMessage),
+    api: chatKitApi(session, { onMessage: config.onMessage, onFailure: (failure) => (failedCall.current = failure) }),
     theme: chatKitTheme(config.theme),
     onReady() {
-      setHasLoaded(true)
-      setError((shown) => (shown instanceof ComponentError ? null : shown))
+      setStage('ready')
+      setError((shown) => (shown?.cause instanceof ComponentError ? null : shown))
       more.onReady?.()
     },
     onResponseStart() {
       setError(null)
       more.onResponseStart?.()
     },
-    onError({ error: reason }) {
-      if (sessionError.current) return // ChatKit's words for the call that it could not make, which is reported already
-      if (!DOMAIN_KEY) pageSession.drop() // it may be the secret that OpenAI no longer takes; our own service says so itself
-      report(reason)
+    onError({ error: itsWords }) {
+      if (sessionError.current) return // of the call that ChatKit could not make, which is reported already
+      const reason = failedCall.current ?? itsWords
+      failedCall.current = null
+      if (!service().domainKey) pageSession.drop() // it may be the secret that OpenAI no longer takes; our own service says so itself
+      console.error('ChatKit:', reason)
+      if (stage !== 'removed') report(reason) // else there is an error that says more
     },
   })
+  const { ref, sendUserMessage } = chatKit
 
-  const reportLater = useEffectEvent(report)
+  const failToLoad = useEffectEvent((reason: ComponentError) => {
+    console.error('ChatKit:', reason)
+    report(reason)
+  })
   const getSession = useEffectEvent(() => {
     session.secret().catch(() => {}) // reported already
   })
@@ -91,27 +104,50 @@ export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 
     let left = false
     getSession() // before ChatKit asks for it: whether there is a chat at all shows at once
     loadChatKit().then(
-      () => left || setHasScript(true),
-      (reason: Error) => left || reportLater(reason),
+      () => left || setStage((now) => (now === 'loading' ? 'loaded' : now)),
+      (reason: ComponentError) => left || failToLoad(reason),
     )
+    if (!ref.current) {
+      setStage('undrawn')
+      failToLoad(new ComponentError('not_drawn', '<ChatKit control={chat.control} /> is not drawn. Draw it while isReady is false, too.'))
+    }
     return () => {
       left = true
     }
-  }, [])
-
-  useEffect(() => {
-    if (hasScript && !hasLoaded) return limitLoading(reportLater)
-  }, [hasScript, hasLoaded])
-
-  const { ref, sendUserMessage } = chatKit
-  useEffect(() => {
-    if (ref.current) return watchRemoval(ref.current, reportLater)
-    reportLater(new Error('<ChatKit control={chat.control} /> is not drawn. Draw it from the start, while isReady is false, too.'))
   }, [ref])
+
+  useEffect(() => {
+    if (stage === 'loaded' && ref.current) return limitLoading(failToLoad)
+  }, [stage, ref])
+
+  // After each rendering: React may have drawn another element, or none.
+  useEffect(() => {
+    const element = ref.current
+    if (element === watched.current.element) return
+    watched.current.stop()
+    if (!element) setStage('undrawn')
+    else if (watched.current.element || stage === 'undrawn') setStage('loaded')
+    const stop = element
+      ? watchRemoval(element, (reason) => {
+          if (ref.current !== element) return setStage('undrawn') // by React: a drawer has closed, say
+          setStage('removed')
+          failToLoad(reason)
+        })
+      : () => {}
+    watched.current = { element, stop }
+  })
+
+  useEffect(
+    () => () => {
+      watched.current.stop()
+      watched.current = { element: null, stop: () => {} }
+    },
+    [],
+  )
 
   const tellMessage = config.onMessage
   const chat = useMemo<UseChatKitReturn>(() => {
-    if (DOMAIN_KEY || !tellMessage) return chatKit
+    if (service().domainKey || !tellMessage) return chatKit
     return {
       ...chatKit,
       async sendUserMessage(message) {
@@ -120,5 +156,5 @@ export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 
       },
     }
   }, [chatKit, sendUserMessage, tellMessage])
-  return { chat, isReady: hasSession && hasLoaded, error }
+  return { chat, isReady: hasSession && stage === 'ready', error }
 }

@@ -3,15 +3,13 @@
 import { useState } from 'react'
 import { ChatWindow } from '@/components/ChatWindow'
 import { endSessions, setAuthToken } from '@/lib/chatkit-config'
-import { threadKeeper } from '@/lib/last-thread'
 
-/** A chat for whoever is signed in, with the token of the address's fragment. */
+/** Signing in and out as docs/sign-in.md has it, with the token of the address's fragment. */
 export default function Page() {
   const [user, setUser] = useState('')
   async function change(next: string) {
     if (user) await endSessions()
     setAuthToken(next)
-    threadKeeper().onThreadChange({ threadId: null })
     setUser(next)
   }
   return (

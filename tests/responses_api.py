@@ -138,11 +138,18 @@ def works(kind: str, *phases: str, **fields: Any) -> Events:
 
 
 def streaming(*turns: Events) -> Behaviour:
-    """Answers one call of the API after another; the last is repeated. A number is a pause in seconds."""
+    """Answers one call of the API after another; the last is repeated. A number is a pause in seconds.
+
+    A call that doesn't ask for a stream gets the whole response at once.
+    """
     left = list(turns)
 
     def behave(handler: Handler) -> None:
         events = left.pop(0) if len(left) > 1 else left[0]
+        if not handler.server.upstream.received[-1].body.get("stream"):
+            *_, completed = _whole(events)
+            handler.answer(200, completed["response"])  # type: ignore[index]
+            return
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
         handler.send_header("Connection", "close")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -154,6 +155,8 @@ def test_an_agent_that_is_a_tool_speaks_to_its_caller_only(start: Start, upstrea
     upstream.behaviour = streaming(calls("expert", input="Weather?"), says("secret of the expert"), says("All is well"))
     _, events = caller.create("Hello")
     assert texts(events) == ["All is well"]
+    given = upstream.received[-1].body["input"]
+    assert [item["output"] for item in given if item.get("type") == "function_call_output"] == ["secret of the expert"]
 
 
 def test_agents_that_run_side_by_side(start: Start, upstream: Upstream) -> None:
@@ -250,8 +253,42 @@ def test_dictation(start: Start, upstream: Upstream) -> None:
     answer = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm;codecs=opus")
     assert (answer.status_code, answer.json()) == (200, {"text": "Hello there"})
     assert upstream.received[0].path == "/v1/audio/transcriptions"
-    upstream.behaviour = failing(500, "server_error")
-    assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm").status_code == 503
+
+
+UNAVAILABLE = (503, "openai_unavailable")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [
+        (failing(401, "invalid_api_key", X_Request_Id="req_7"), (401, "openai_authentication_failed")),
+        (failing(429, "rate_limit_exceeded", X_Request_Id="req_7"), (429, "openai_rate_limited")),
+        (failing(500, "server_error", X_Request_Id="req_7"), UNAVAILABLE),
+        (u.answering(200, b"{"), UNAVAILABLE),
+        (u.answering(200, b"text", Content_Type="text/plain"), UNAVAILABLE),
+        (u.answering(200, {"text": 7}), UNAVAILABLE),
+        (u.answering(200, {}), UNAVAILABLE),
+        (u.Handler.hang_up, UNAVAILABLE),
+    ],
+    ids=["401", "429", "500", "no json", "text", "another type", "nothing", "hangs up"],
+)
+def test_a_dictation_that_fails(start: Start, upstream: Upstream, recorder: Recorder, behaviour: Any, expected: Any) -> None:
+    caller = start("simple")
+    upstream.behaviour = behaviour
+    before = len(recorder.lines)
+    answer = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm")
+    assert (answer.status_code, answer.json()["code"]) == expected
+    (line,) = [line for line in recorder.lines[before:] if "transcription failed" in line]
+    if expected != UNAVAILABLE:
+        assert f"OpenAI answered {answer.status_code} (request req_7)" in line
+
+
+@pytest.mark.parametrize("mime_type", ["audio/webm\r\nX-Injected: yes", "text/html", "audio/" + "x" * 60_000, ""])
+def test_a_media_type_that_is_none(start: Start, upstream: Upstream, mime_type: str) -> None:
+    """It becomes a header within the request to OpenAI."""
+    caller = start("simple")
+    assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type=mime_type).status_code == 400
+    assert upstream.received == []
 
 
 FOUND = {
@@ -295,7 +332,9 @@ def test_outside_a_turn_the_runner_is_the_sdks() -> None:
     assert type(runner).run_streamed is AgentRunner.run_streamed
 
 
-@pytest.mark.parametrize("agent", ["raises_cancelled", "cancels_itself", "cancelling", "cancelling_workflow"])
+@pytest.mark.parametrize(
+    "agent", ["raises_cancelled", "cancels_itself", "cancelling", "cancelling_workflow", "cancels_itself_for_user"]
+)
 def test_an_agent_that_is_cancelled_by_itself(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
     caller = start(agent)
     upstream.behaviour = streaming(calls("is_cancelled"))
@@ -331,3 +370,50 @@ def test_nothing_is_left_behind(start: Start, upstream: Upstream, recorder: Reco
     gc.collect()
     time.sleep(0.2)
     assert [line for line in recorder.lines[before:] if any(words in line for words in LEFT_BEHIND)] == []
+
+
+def test_a_widget_of_an_agent_with_an_output_type_is_shown(start: Start, upstream: Upstream) -> None:
+    """In an exported workflow; what the agent itself says is for the workflow."""
+    caller = start("typed_workflow")
+    upstream.behaviour = streaming(calls("shows_a_widget"), says('{"word":"a"}'))
+    thread_id, _ = caller.create("Hello")
+    kinds = [item.type for item in caller.items(thread_id, order="asc").data]
+    assert kinds == ["user_message", "widget", "assistant_message"]
+
+
+def test_a_timeout_of_the_agents_own_is_logged_as_such(start: Start, recorder: Recorder) -> None:
+    caller = start("times_out")
+    before = len(recorder.lines)
+    caller.create("Hello")
+    lines = "\n".join(recorder.lines[before:])
+    assert "CHATKIT_TURN_SECONDS" not in lines
+    assert "Traceback" in lines
+
+
+@pytest.mark.parametrize(
+    "agent", ["exiting_workflow", "interrupted_workflow", "leaving_workflow", "exits_for_user", "exits_for_user_later"]
+)
+def test_an_agent_that_exits_ends_its_own_turn_only(start: Start, recorder: Recorder, agent: str) -> None:
+    """asyncio lets SystemExit and KeyboardInterrupt of a task out of the loop, and with it goes every other stream."""
+    caller = start(agent)
+    before = len(recorder.lines)
+    _, events = caller.create("Hello")
+    assert errors(events) == [(*STREAM_ERROR, True)]
+    assert [line for line in recorder.lines[before:] if "the assistant failed" in line]
+    assert caller.post("threads.list").status_code == 200
+
+
+@pytest.mark.parametrize("agent", ["blocking", "blocks_for_user"])
+def test_a_function_that_blocks_holds_up_its_own_turn_only(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(calls("blocks"), says("Done")) if agent == "blocking" else streaming(says("Done"))
+    with ThreadPoolExecutor() as pool:
+        answering = pool.submit(Caller(caller.url).create, "Hello")
+        delays = []
+        while not answering.done():
+            started = time.monotonic()
+            assert caller.post("threads.list").status_code == 200
+            delays.append(time.monotonic() - started)
+    assert texts(answering.result()[1]) == ["Done"]
+    assert len(delays) > 5
+    assert max(delays) < 1

@@ -82,3 +82,13 @@ def test_a_guardrail_of_a_tool(start: Start, upstream: Upstream) -> None:
     upstream.behaviour = streaming(calls("guarded_weather", city="Paris"))
     _, events = caller.create("hello")
     assert errors(events) == STOPPED
+
+
+def test_a_guardrail_removes_thoughts_that_went_on_after_a_client_tool(start: Start, upstream: Upstream) -> None:
+    caller = start("asking_guarded")
+    asks = [*thinks("Ask"), *calls("ask_page", question="Colour?")]
+    upstream.behaviour = streaming(asks, [*thinks("A secret thought"), *says("the secret word")])
+    thread_id, _ = caller.create("Hello")
+    events = list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
+    assert errors(events) == STOPPED
+    assert "secret" not in caller.items(thread_id).model_dump_json()

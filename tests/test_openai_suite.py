@@ -130,7 +130,11 @@ def test_of_events_and_model_input(case: Case, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(events, "stream_agent_response", partial(stream_agent_response, **converter))
         return events.agent_events(context, result)
 
+    def our_input(items: Any) -> Any:
+        listed = items if isinstance(items, list) else [items]
+        return to_model_input(listed, listed[-1])  # for them the last item is the one to be answered
+
     agents.set_tracing_disabled(True)  # as the service does; else traces go to OpenAI where there is a key
     monkeypatch.setattr(theirs, "stream_agent_response", our_events)
-    monkeypatch.setattr(theirs, "simple_to_agent_input", to_model_input)
+    monkeypatch.setattr(theirs, "simple_to_agent_input", our_input)
     case.run()

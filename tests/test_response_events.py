@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,8 @@ from chatkit.agents import stream_agent_response
 from tests.chat import errors, texts
 from tests.conftest import Recorder, Start
 from tests.responses_api import Events, calls, cites, draws, refuses, says, streaming, thinks, works
-from tests.upstream import Upstream
+from tests.test_guardrails import on_screen
+from tests.upstream import Behaviour, Handler, Upstream
 
 SHAPES = ["simple", "for_user", "run_workflow"]
 URL = {
@@ -263,3 +265,71 @@ def test_a_thought_a_tool_and_a_citation(start: Start, upstream: Upstream, agent
     assert errors(events) == []
     kept = caller.items(thread_id, order="asc").data[1:]
     assert [item(one) for one in kept] == [("workflow", ["Ask"]), ("message", "Sunny", [SHOWN_URL])]
+
+
+def completing(*deltas: dict[str, Any]) -> Behaviour:
+    """A stream of the Chat Completions API."""
+
+    def behave(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        handler.close_connection = True
+        whole = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-test"}
+        for delta in [*deltas, None]:
+            choice = {"index": 0, "delta": delta or {}, "finish_reason": None if delta else "stop"}
+            handler.wfile.write(f"data: {json.dumps({**whole, 'choices': [choice]})}\n\n".encode())
+        handler.wfile.write(b"data: [DONE]\n\n")
+
+    return behave
+
+
+def test_a_client_tool_call_does_not_overwrite_the_message_before_it(start: Start, upstream: Upstream) -> None:
+    """Outside the Responses API messages and calls have one id: ``__fake_id__``."""
+    caller = start("chat_completions")
+    function = {"name": "ask_page", "arguments": '{"question": "Colour?"}'}
+    call = {"tool_calls": [{"index": 0, "id": "call_9", "type": "function", "function": function}]}
+    upstream.behaviour = completing({"role": "assistant", "content": "Let me see"}, call)
+    thread_id, events = caller.create("Go")
+    assert errors(events) == []
+    kept = caller.items(thread_id, order="asc").data
+    assert [item.type for item in kept] == ["user_message", "assistant_message", "client_tool_call"]
+
+
+RANGE = {"start_index": 0, "end_index": 3}
+ODD: dict[str, dict[str, Any]] = {
+    "of a kind to come": {"type": "future_citation", **RANGE},
+    "without a title": {"type": "url_citation", "url": "https://example.com", **RANGE},
+    "a title that is null": {"type": "url_citation", "url": "https://example.com", "title": None, **RANGE},
+    "without a file's name": {"type": "file_citation", "file_id": "file_1", "index": 3},
+    "a file's name that is null": {"type": "file_citation", "file_id": "file_1", "filename": None, "index": 3},
+    "without a place": {"type": "url_citation", "url": "https://example.com", "title": "An example"},
+}
+
+
+@pytest.mark.parametrize("agent", ["simple", "run_workflow"])
+@pytest.mark.parametrize("annotation", ODD)
+def test_a_citation_that_cant_be_shown_costs_no_answer(start: Start, upstream: Upstream, annotation: str, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(cites("Hello", ODD[annotation]))
+    _, events = caller.create("Go")
+    assert (errors(events), texts(events)) == ([], ["Hello"])
+
+
+def test_a_refusal_leaves_the_text_before_it(start: Start, upstream: Upstream) -> None:
+    caller = start("chat_completions")
+    upstream.behaviour = completing({"role": "assistant", "content": "Some of it. "}, {"refusal": "The rest I can't"})
+    thread_id, events = caller.create("Go")
+    assert errors(events) == []
+    kept = caller.items(thread_id).data[0]
+    assert "".join(part.text for part in kept.content) == "Some of it. The rest I can't"
+
+
+def test_an_image_that_fails_does_not_stay_on_the_screen(start: Start, upstream: Upstream) -> None:
+    caller = start("simple")
+    failed: list[Any] = draws("AAAA", "AAA")
+    failed[-1]["item"] = {**failed[-1]["item"], "status": "failed", "result": None}
+    upstream.behaviour = streaming([*failed, *says("It failed")])
+    thread_id, events = caller.create("Draw")
+    assert set(on_screen(events)) == {item.id for item in caller.items(thread_id).data}

@@ -139,15 +139,17 @@ def test_what_blocks_the_loop_is_named_and_replaced(tmp_path: Path) -> None:
     with Upstream() as upstream:
         variables = selfhosted(tmp_path, WEB_CONCURRENCY="1", OPENAI_API_KEY=API_KEY, CHATKIT_API_BASE=upstream.url)
         sooner = "--timeout 6"  # in place of 30
-        with Service(**variables, CHATKIT_AGENT="tests.agents_under_test:blocking", GUNICORN_CMD_ARGS=sooner) as service:
-            upstream.behaviour = streaming(calls("blocks", seconds=4), says("There"))
+        with Service(
+            **variables, CHATKIT_AGENT="tests.agents_under_test:blocking_the_loop", GUNICORN_CMD_ARGS=sooner
+        ) as service:
+            upstream.behaviour = streaming(calls("blocks_the_loop", seconds=4), says("There"))
             caller = Caller(service.url)
             (worker,) = psutil.Process(service.process.pid).children()
             assert texts(caller.create("Block")[1]) == ["There"]
             assert "time.sleep(seconds)" in service.log_so_far()
             time.sleep(1)
             assert "the event loop goes on" in service.log_so_far()
-            upstream.behaviour = streaming(calls("blocks", seconds=120))
+            upstream.behaviour = streaming(calls("blocks_the_loop", seconds=120))
             blocked = threading.Thread(
                 target=read_to_its_end, args=(caller.stream("threads.create", input=user_input("Block")),)
             )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+import tracemalloc
+from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pytest
 from chatkit.store import NotFoundError
 from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageItem,
+    ClientToolCallItem,
     FileAttachment,
     GeneratedImage,
     GeneratedImageItem,
@@ -20,11 +22,13 @@ from chatkit.types import (
     ThreadMetadata,
     UserMessageItem,
     UserMessageTextContent,
+    Workflow,
+    WorkflowItem,
 )
 from sqlalchemy import create_engine, insert, text
 
 from chatkit.conversation.history import IMAGE_CHARACTERS, MAX_CHARACTERS, MAX_ITEMS, load_history
-from chatkit.conversation.storage import ChatContext, SqlStore
+from chatkit.conversation.storage import MAX_PAGE_BYTES, ChatContext, SqlStore
 from chatkit.database import open_database
 from chatkit.issuers.selfhosted import SelfhostedIssuer
 from chatkit.tables import ItemRow
@@ -118,6 +122,32 @@ def test_a_page_has_a_sensible_size_whatever_is_asked_for(store: SqlStore, limit
     assert 1 <= len(run(store.load_thread_items(thread_id, None, limit, "asc", ADA)).data) <= 100
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_a_page_ends_with_the_item_that_makes_it_heavy(store: SqlStore, order: str) -> None:
+    thread_id = new_thread(store)
+    for name, size in (("a", 10), ("b", MAX_PAGE_BYTES), ("c", 10), ("d", 2 * MAX_PAGE_BYTES), ("e", 10)):
+        run(store.add_thread_item(thread_id, message(thread_id, name, "x" * size), ADA))
+    pages, after = [], None
+    while True:
+        page = run(store.load_thread_items(thread_id, after, 10, order, ADA))
+        pages.append("".join(item.id for item in page.data))
+        if not (after := page.after):
+            break
+    assert pages == (["ab", "cd", "e"] if order == "asc" else ["ed", "cb", "a"])
+
+
+def test_what_is_behind_a_heavy_page_is_not_read(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    for number in range(40):
+        run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}", "x" * (MAX_PAGE_BYTES // 2)), ADA))
+    tracemalloc.start()
+    page = run(store.load_thread_items(thread_id, None, 100, "asc", ADA))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(page.data) == 2
+    assert peak < 10 * MAX_PAGE_BYTES, "all would be 20 of them"
+
+
 def test_an_item_saved_again_stays_in_its_place(store: SqlStore) -> None:
     thread_id = new_thread(store)
     for name in ("a", "b"):
@@ -127,12 +157,57 @@ def test_an_item_saved_again_stays_in_its_place(store: SqlStore) -> None:
     assert page.data == [message(thread_id, "a", "changed"), message(thread_id, "b")]
 
 
-def test_an_item_in_front_of_the_last_one(store: SqlStore) -> None:
+def client_tool_call(thread_id: str, name: str, status: Literal["pending", "completed"] = "pending") -> ClientToolCallItem:
+    return ClientToolCallItem(
+        id=name, thread_id=thread_id, created_at=MOMENT, status=status, call_id="call", name="ask_page", arguments={}
+    )
+
+
+def answered_call(thread_id: str, name: str) -> ClientToolCallItem:
+    return client_tool_call(thread_id, name, "completed")
+
+
+def thought(thread_id: str, name: str) -> WorkflowItem:
+    return WorkflowItem(id=name, thread_id=thread_id, created_at=MOMENT, workflow=Workflow(type="reasoning", tasks=[]))
+
+
+IN_FRONT: dict[str, tuple[list[Callable[[str, str], Any]], list[str]]] = {
+    "an empty thread": ([], ["new"]),
+    "a message": ([message], ["0", "new"]),
+    "a call": ([client_tool_call], ["new", "0"]),
+    "a message and a call": ([message, client_tool_call], ["0", "new", "1"]),
+    "a thought and a call": ([message, thought, client_tool_call], ["0", "new", "1", "2"]),
+    "a call that has its output": ([answered_call], ["0", "new"]),
+    "a call before a message": ([client_tool_call, message], ["0", "1", "new"]),
+}
+
+
+@pytest.mark.parametrize("case", IN_FRONT)
+def test_an_item_in_front_of_a_pending_call(store: SqlStore, case: str) -> None:
     thread_id = new_thread(store)
-    for name in ("a", "b"):
-        run(store.add_thread_item(thread_id, message(thread_id, name), ADA))
-    run(store.add_before(thread_id, message(thread_id, "new"), message(thread_id, "b"), ADA))
-    assert [item.id for item in run(store.load_thread_items(thread_id, None, 10, "asc", ADA)).data] == ["a", "new", "b"]
+    makers, order = IN_FRONT[case]
+    for number, make in enumerate(makers):
+        run(store.add_thread_item(thread_id, make(thread_id, str(number)), ADA))
+    call = run(store.add_before_call(thread_id, message(thread_id, "new"), ADA))
+    assert [item.id for item in run(store.load_thread_items(thread_id, None, 10, "asc", ADA)).data] == order
+    assert call == (order[-1] if order[-1] != "new" else None)
+
+
+def test_a_pending_call_is_moved_to_the_end(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    for item in (client_tool_call(thread_id, "call"), message(thread_id, "a")):
+        run(store.add_thread_item(thread_id, item, ADA))
+
+    def order() -> list[str]:
+        return [item.id for item in run(store.load_thread_items(thread_id, None, 10, "asc", ADA)).data]
+
+    run(store.move_to_end(thread_id, "call", ADA))
+    assert order() == ["a", "call"]
+    run(store.save_item(thread_id, answered_call(thread_id, "call"), ADA))
+    run(store.add_thread_item(thread_id, message(thread_id, "b"), ADA))
+    for gone_or_done in ("call", "nowhere"):
+        run(store.move_to_end(thread_id, gone_or_done, ADA))
+    assert order() == ["a", "call", "b"]
 
 
 def test_a_thread_is_saved_without_what_others_have_changed_meanwhile(store: SqlStore) -> None:
@@ -166,7 +241,7 @@ def test_nobody_reaches_what_is_another_users(store: SqlStore, database: str) ->
         store.load_item(thread_id, "msg_1", EVE),
         store.add_thread_item(thread_id, message(thread_id, "msg_2"), EVE),
         store.save_item(thread_id, message(thread_id, "msg_1", "changed"), EVE),
-        store.add_before(thread_id, message(thread_id, "msg_2"), message(thread_id, "msg_1"), EVE),
+        store.add_before_call(thread_id, message(thread_id, "msg_2"), EVE),
         store.save_feedback(thread_id, ["msg_1"], "negative", EVE),
         store.load_threads(10, thread_id, "asc", EVE),
         store.delete_thread(thread_id, EVE),

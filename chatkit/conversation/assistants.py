@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import json
@@ -21,8 +22,8 @@ from chatkit import logs
 from chatkit.agents import AgentContext
 from chatkit.conversation import exported_workflow
 from chatkit.conversation.demo import DemoAssistant
-from chatkit.conversation.events import agent_events, assistant_message
-from chatkit.conversation.history import load_history, to_model_input, to_model_text
+from chatkit.conversation.events import KEEP_REFUSED_MESSAGE, agent_events, assistant_message, outcome
+from chatkit.conversation.history import load_history, newest_question, to_model_input, to_model_text
 from chatkit.conversation.storage import ChatContext, SqlStore
 from chatkit.settings import PROJECT, Settings, SettingsError
 from chatkit.types import ThreadItem, ThreadMetadata, ThreadStreamEvent, UserMessageItem
@@ -60,21 +61,33 @@ class Assistant(Protocol):
 
 @dataclass
 class AgentAssistant:
-    """An Agents SDK agent, or whatever agent ``choose`` has for the user of a request."""
+    """An Agents SDK agent, or whatever agent the function ``choose`` has for the user of a request."""
 
-    choose: Callable[[ChatContext], agents.Agent[Any] | Awaitable[agents.Agent[Any]]]
+    choose: agents.Agent[Any] | Callable[[ChatContext], Any]
 
     async def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
-        agent = self.choose(turn.context)
-        if inspect.isawaitable(agent):
-            agent = await agent
+        agent = self.choose
+        if not isinstance(agent, agents.Agent):
+            # In a task of its own, because it is an operator's code, which may cancel its task.
+            agent, error = await asyncio.create_task(outcome(_call(agent, turn.context)))
+            if error:
+                raise error
         if not isinstance(agent, agents.Agent):
             raise TypeError(f"the agents' function returned {type(agent).__name__}, not an Agents SDK agent")
         context = turn.agent_context()
-        result = agents.Runner.run_streamed(agent, await to_model_input(await turn.history()), context=context)
+        history = await turn.history()
+        # After a client tool the question is still the user's last message.
+        given = await to_model_input(history, newest_question(history))
+        result = agents.Runner.run_streamed(agent, given, context=context, error_handlers=KEEP_REFUSED_MESSAGE)
         async with aclosing(agent_events(context, result)) as events:
             async for event in events:
                 yield event
+
+
+async def _call(function: Callable[[ChatContext], Any], context: ChatContext) -> Any:
+    """What ``function`` returns. In a thread, because one that is not async may block."""
+    result = await asyncio.to_thread(function, context)
+    return await result if inspect.isawaitable(result) else result
 
 
 @dataclass
@@ -86,11 +99,11 @@ class WorkflowAssistant:
 
     async def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
         history = await turn.history()
-        earlier, text = history, ""
+        earlier, asking, text = history, newest_question(history), ""
         if turn.message is not None:
-            earlier = [item for item in history if item.id != turn.message.id]
+            earlier, asking = [item for item in history if item.id != turn.message.id], None
             text = await to_model_text(turn.message)
-        running = exported_workflow.Run(turn.agent_context, await to_model_input(earlier))
+        running = exported_workflow.Run(turn.agent_context, await to_model_input(earlier, asking))
         async with aclosing(running.events(self.run_workflow(self.input_type(input_as_text=text)))) as events:
             async for event in events:
                 yield event
@@ -147,7 +160,7 @@ def _default_assistant(settings: Settings) -> Assistant:
         assistant, found = _load(settings.agent)
     elif settings.openai_api_key:
         plain = agents.Agent(name="Assistant", instructions=settings.instructions, model=settings.model)
-        assistant = AgentAssistant(lambda _context: plain)
+        assistant = AgentAssistant(plain)
         found = f"a plain assistant on {settings.model or 'the default model of the Agents SDK'}"
     else:
         assistant, found = DemoAssistant(), "the demo, because neither CHATKIT_AGENT nor OPENAI_API_KEY is set"
@@ -179,7 +192,7 @@ def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Assistant, str]:
         raise SettingsError(f"{variable}: the module {module_name} has no {attribute}.")
     value = getattr(module, attribute)
     if isinstance(value, agents.Agent):
-        return AgentAssistant(lambda _context: value), f"the Agents SDK agent {value.name!r} ({name})"
+        return AgentAssistant(value), f"the Agents SDK agent {value.name!r} ({name})"
     if not inspect.isroutine(value):
         raise SettingsError(
             f"{variable}: {name} is of type {type(value).__name__}; it has to be an Agents SDK Agent, a function from the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -21,7 +22,7 @@ from chatkit.conversation.assistants import Assistant, Turn
 from chatkit.conversation.demo import DemoAssistant, demo_widget
 from chatkit.conversation.drafts import Drafts
 from chatkit.conversation.events import assistant_message, message_text, text_of
-from chatkit.conversation.storage import ChatContext, SqlStore, new_id
+from chatkit.conversation.storage import ChatContext, SqlStore, ThreadGone, new_id
 from chatkit.conversation.timestamps import in_utc
 from chatkit.database import UNAVAILABLE
 from chatkit.errors import BaseStreamError, CustomStreamError, ErrorCode, StreamError
@@ -31,7 +32,6 @@ from chatkit.types import (
     AssistantMessageItem,
     AudioInput,
     ChatKitReq,
-    ClientToolCallItem,
     ErrorEvent,
     FeedbackKind,
     HiddenContextItem,
@@ -52,9 +52,13 @@ from chatkit.types import (
 log = logging.getLogger(__name__)
 
 TRANSCRIPTION_SECONDS = 60
-MAX_TITLE = 60
+MAX_TITLE = 60  # of one that we give
+MAX_GIVEN_TITLE = 200
 MAX_FEEDBACK_ITEMS = 100
+MAX_ANSWERS = 100  # to the questions of a structured input
 TRANSCRIPTION_MODEL = "gpt-4o-mini-transcribe"
+
+_MEDIA_TYPE = re.compile(r"audio/[\w.+-]{1,50}", re.ASCII)
 
 _answered: ContextVar[ChatContext | None] = ContextVar("answered", default=None)
 """The context of the request that the current task answers, for what the SDK calls without it."""
@@ -68,10 +72,10 @@ def _event(data: bytes) -> bytes:
 
 
 def read_request(body: bytes) -> Any:
-    """The ``ChatKitReq`` in ``body``.
+    """The ``ChatKitReq`` in ``body``. A title that is too long is cut.
 
     Raises:
-        InvalidRequestBody: it is none.
+        InvalidRequestBody: it is none, or asks for too much.
         NotFound: it names something by an id with a NUL, which PostgreSQL refuses to compare with anything.
     """
     try:
@@ -82,6 +86,10 @@ def read_request(body: bytes) -> Any:
     ids = [getattr(params, name, None) or "" for name in ("thread_id", "item_id", "attachment_id", "after")]
     if any("\0" in given for given in (*ids, *getattr(params, "item_ids", ()))):
         raise problems.NotFound("an id with a NUL")
+    if len(getattr(getattr(params, "input", None), "answers", ())) > MAX_ANSWERS:
+        raise problems.InvalidRequestBody(f"more than {MAX_ANSWERS} answers")
+    if chat_request.type == "threads.update":
+        params.title = params.title[:MAX_GIVEN_TITLE]
     return chat_request
 
 
@@ -126,21 +134,27 @@ class ChatServer(ChatKitServer[ChatContext]):
         if getattr(getattr(request.params, "input", None), "attachments", None):
             raise problems.AttachmentsOff("a message with an attachment")
         put = context.buffer.put
-        begun = False
+        last: ThreadStreamEvent | None = None
         _answered.set(context)
         try:
             await self._refuse_unless_active(request, context)
+            if request.type == "threads.retry_after_item":
+                # The SDK reads all that comes after the message, and deletes one item after another.
+                await self.store.delete_after(request.params.thread_id, request.params.item_id, context)
             if is_streaming_req(request):
                 async with aclosing(self._process_streaming_impl(request, context)) as events:
                     async for event in events:
                         put(_event(self._serialize(event)))
-                        begun = True
+                        last = event
             else:
                 put(await self._process_non_streaming(request, context))
         except Exception as error:
-            if begun:
-                log.exception("a stream broke off")
-                put(_event(self._serialize(ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=True))))
+            if last is not None:
+                gone = isinstance(error, ThreadGone)  # which is logged already
+                if not gone:
+                    log.exception("a stream broke off")
+                if not isinstance(last, ErrorEvent):
+                    put(_event(self._serialize(ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=not gone))))
             elif problem := _problem(error):
                 raise problem from error
             else:
@@ -164,11 +178,7 @@ class ChatServer(ChatKitServer[ChatContext]):
         said = ""
         try:
             async with aclosing(self._assistant(context).answer(turn)) as events:
-                while True:
-                    async with asyncio.timeout_at(deadline):
-                        event = await anext(events, None)
-                    if event is None:
-                        return
+                while (event := await self._next(events, deadline, said)) is not None:
                     if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, AssistantMessageItem):
                         said = message_text(event.item)
                     if isinstance(event, ThreadItemDoneEvent | ThreadItemReplacedEvent):
@@ -177,18 +187,31 @@ class ChatServer(ChatKitServer[ChatContext]):
                         await self._drafts.finish([event.item_id])
                     yield event
                     await context.buffer.room()
-        except asyncio.CancelledError as error:
-            if asyncio.current_task().cancelling():  # type: ignore[union-attr]
-                raise  # by whoever reads the answer
-            raise _stream_error(error, self._turn_seconds) from error
-        except agents.ModelRefusalError as error:
-            if error.refusal != said:
-                raise _stream_error(error, self._turn_seconds) from error
-            log.info("the model refused")  # and said so, which is its answer
-        except Exception as error:
-            raise _stream_error(error, self._turn_seconds) from error
         finally:
             await self._drafts.finish(context.drafts)
+
+    async def _next(self, events: AsyncGenerator[ThreadStreamEvent], deadline: float, said: str) -> ThreadStreamEvent | None:
+        """The next of the assistant's ``events``, or ``None`` at their end.
+
+        Whatever the assistant raises ends its turn alone, SystemExit and GeneratorExit included.
+
+        Raises:
+            BaseStreamError: what the user is told of it.
+        """
+        timeout = asyncio.timeout_at(deadline)
+        try:
+            async with timeout:
+                return await anext(events, None)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                raise  # by whoever reads the answer
+            if isinstance(error, agents.ModelRefusalError) and said.endswith(error.refusal):
+                log.info("the model refused")  # and said so, which is its answer
+                return None
+            if timeout.expired():
+                log.warning("the answer took more than CHATKIT_TURN_SECONDS=%d", self._turn_seconds)
+                raise CustomStreamError("The answer took too long. Please try again.", allow_retry=True) from error
+            raise _stream_error(error) from error
 
     def _update_pending_items(self, pending_items: dict[str, ThreadItem], event: ThreadItemUpdatedEvent) -> None:
         """Have the message that ``event`` goes on with stored soon. The SDK calls this with each update."""
@@ -206,9 +229,11 @@ class ChatServer(ChatKitServer[ChatContext]):
             text = f"Your page sent the action {action.type} with {action.payload}."
             yield assistant_message(thread, self.store, context, text)
             return
-        yield ThreadItemDoneEvent(item=_for_the_model(thread, action, sender))
+        call = await self.store.add_before_call(thread.id, _for_the_model(thread, action, sender), context)
         async for event in self.respond(thread, None, context):
             yield event
+            if call and isinstance(event, ThreadItemDoneEvent):  # which the SDK has stored behind the call
+                await self.store.move_to_end(thread.id, call, context)
 
     async def sync_action(
         self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
@@ -219,14 +244,7 @@ class ChatServer(ChatKitServer[ChatContext]):
             item = sender.model_copy(update={"widget": demo_widget(pressed if isinstance(pressed, int) else 0)})
             await self.store.save_item(thread.id, item, context)
             return SyncCustomActionResponse(updated_item=item)
-        hidden = _for_the_model(thread, action, sender)
-        newest = await self.store.load_thread_items(thread.id, None, 1, "desc", context)
-        last = newest.data[0] if newest.data else None
-        if isinstance(last, ClientToolCallItem) and last.status == "pending":
-            # The SDK takes a client tool's output only while its call is the thread's last item.
-            await self.store.add_before(thread.id, hidden, last, context)
-        else:
-            await self.store.add_thread_item(thread.id, hidden, context)
+        await self.store.add_before_call(thread.id, _for_the_model(thread, action, sender), context)
         return SyncCustomActionResponse()
 
     async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
@@ -244,13 +262,23 @@ class ChatServer(ChatKitServer[ChatContext]):
         """What was said, by OpenAI's transcription, where there is a key for it."""
         if self._openai is None:
             raise problems.ApiKeyMissing("dictation needs OPENAI_API_KEY")
+        if not _MEDIA_TYPE.fullmatch(audio_input.media_type):
+            raise problems.InvalidRequestBody("a media type that is none")
         file = ("audio." + audio_input.media_type.rpartition("/")[2], io.BytesIO(audio_input.data), audio_input.media_type)
         try:
             async with asyncio.timeout(TRANSCRIPTION_SECONDS):
                 result = await self._openai.audio.transcriptions.create(model=TRANSCRIPTION_MODEL, file=file)
-        except (openai.APIError, TimeoutError) as error:
+            return TranscriptionResult(text=result.text)
+        except openai.APIStatusError as error:
+            # Its text quotes the key and what was sent.
+            about = f"transcription failed: OpenAI answered {error.status_code}{_reference(error)}"
+            if isinstance(error, openai.AuthenticationError):
+                raise problems.OpenAIAuthenticationFailed(about) from error
+            if isinstance(error, openai.RateLimitError):
+                raise problems.OpenAIRateLimited(about) from error
+            raise problems.OpenAIUnavailable(about) from error
+        except Exception as error:  # no response in time, or a success that is no transcription
             raise problems.OpenAIUnavailable("transcription failed") from error
-        return TranscriptionResult(text=result.text)
 
 
 def _for_the_model(thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None) -> HiddenContextItem:
@@ -274,10 +302,10 @@ def _title(message: UserMessageItem) -> str | None:
 
 def _problem(error: Exception) -> problems.Problem | None:
     """The row of the contract for what went wrong before anything was answered, where it has one."""
-    if isinstance(error, NotFoundError):
-        return problems.NotFound("no such thread, item or attachment of this user")
     if isinstance(error, UNAVAILABLE):
         return problems.DatabaseUnavailable("the conversation could not be reached")
+    if isinstance(error, NotFoundError):
+        return problems.NotFound("no such thread, item or attachment of this user")
     if isinstance(error, ValueError):  # how the SDK says that a request does not fit the state of its thread
         return problems.InvalidRequestBody("the request does not fit its thread")
     return None
@@ -292,19 +320,22 @@ _NOT_ANSWERED_HERE = (
 )
 
 
-def _stream_error(error: BaseException, turn_seconds: int) -> BaseStreamError:
+def _reference(error: openai.APIStatusError) -> str:
+    """What helps to find a call at OpenAI, if that is what their header has."""
+    known = error.request_id and re.fullmatch(r"[A-Za-z0-9_-]{1,80}", error.request_id)
+    return f" (request {error.request_id})" if known else ""
+
+
+def _stream_error(error: BaseException) -> BaseStreamError:
     """What the user is told when an answer fails: nothing internal, and whether trying again makes sense."""
     if isinstance(error, BaseStreamError):
         return error
-    if isinstance(error, TimeoutError):
-        log.warning("the answer took more than CHATKIT_TURN_SECONDS=%d", turn_seconds)
-        return CustomStreamError("The answer took too long. Please try again.", allow_retry=True)
     if isinstance(error, _NOT_ANSWERED_HERE):
         log.info("a guardrail or the model refused to answer (%s)", type(error).__name__)
         return CustomStreamError("This can't be answered here.", allow_retry=False)
     if isinstance(error, openai.APIStatusError):
         # Its text quotes the key and what was sent, so only its kind is logged.
-        log.error("the model's service answered %d (request %s)", error.status_code, error.request_id)
+        log.error("the model's service answered %d%s", error.status_code, _reference(error))
         if error.status_code == 429:
             return CustomStreamError("The assistant is busy. Please try again in a moment.", allow_retry=True)
         return StreamError(ErrorCode.STREAM_ERROR, allow_retry=error.status_code >= 500)

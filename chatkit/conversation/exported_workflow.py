@@ -5,8 +5,8 @@ runner that can be replaced (``agents.run.set_default_agent_runner``; the Agents
 pinned, and ``tests/test_agents.py`` would tell). Ours runs streamed while a turn of the chat is on, passes the events on to
 that turn, and puts the thread's earlier messages in front, which the hosted service did and the exported code does not.
 
-What the user gets to see: the messages of each agent that answers in text. The result of an agent with an ``output_type`` is
-for the workflow, which branches on it or returns it.
+What the user gets to see: the messages of each agent that answers in text, and whatever an agent's tools show. The result of
+an agent with an ``output_type`` is for the workflow, which branches on it or returns it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from agents import Agent, RunResult
 from agents.run import AgentRunner, set_default_agent_runner
 
 from chatkit.agents import AgentContext
-from chatkit.conversation.events import agent_events, message_text
+from chatkit.conversation.events import KEEP_REFUSED_MESSAGE, agent_events, message_text, outcome
 from chatkit.types import AssistantMessageItem, ThreadItemDoneEvent, ThreadItemRemovedEvent, ThreadStreamEvent
 
 _current: ContextVar[Run | None] = ContextVar("workflow_run", default=None)
@@ -55,15 +55,17 @@ class Run:
         try:
             while (event := await self._events.get()) is not None:
                 yield event
-            self.result = await task
+            self.result, error = await task
+            if error:
+                raise error
         finally:
             self._closed = True
             task.cancel()
 
-    async def _work(self, workflow: Awaitable[Any]) -> Any:
+    async def _work(self, workflow: Awaitable[Any]) -> tuple[Any, BaseException | None]:
         _current.set(self)
         try:
-            return await workflow
+            return await outcome(workflow)
         finally:
             if not self._closed:  # nobody would take it
                 await self._events.put(None)
@@ -99,17 +101,11 @@ class _Runner(AgentRunner):
             given = [*run.earlier, *given]
         context = run.new_context()
         kwargs["context"] = kwargs.get("context") or context  # so that tools know the thread and the user
+        kwargs["error_handlers"] = {**KEEP_REFUSED_MESSAGE, **(kwargs.get("error_handlers") or {})}
         result: Any = self.run_streamed(agent, given, **kwargs)
-        if agent.output_type in (None, str):
-            async with aclosing(agent_events(context, result)) as events:
-                async for event in events:
-                    await run.show(event)
-        else:
-            try:
-                async for _ in result.stream_events():
-                    pass
-            finally:
-                result.cancel()
+        async with aclosing(agent_events(context, result, speaks=agent.output_type in (None, str))) as events:
+            async for event in events:
+                await run.show(event)
         return result  # type: ignore[no-any-return]  # has all that the exported code reads of a RunResult
 
 

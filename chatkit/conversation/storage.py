@@ -7,6 +7,7 @@ only grows within a thread, so they stay right while items are added and when cl
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -15,21 +16,52 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Engine, QueuePool, Table, Text, and_, bindparam, delete, exc, exists, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    QueuePool,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exc,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from chatkit import database
 from chatkit.conversation.timestamps import in_local_time, in_utc
+from chatkit.errors import ErrorCode, StreamError
 from chatkit.store import NotFoundError, Store
 from chatkit.tables import AttachmentRow, ItemRow, ThreadRow
-from chatkit.types import AssistantMessageItem, Attachment, Page, ThreadItem, ThreadMetadata
+from chatkit.types import (
+    AssistantMessageItem,
+    Attachment,
+    ClientToolCallItem,
+    Page,
+    ThreadItem,
+    ThreadMetadata,
+    UserMessageItem,
+    WorkflowItem,
+)
 from chatkit.users import Primitive
 from chatkit.web.buffer import Buffer
 
 MAX_PAGE = 100
+MAX_PAGE_BYTES = 4 * 1024 * 1024  # a page ends with the row that reaches this; a generated image is some megabytes
+
+log = logging.getLogger(__name__)
 
 _thread_item: TypeAdapter[Any] = TypeAdapter(ThreadItem)
 _attachment: TypeAdapter[Any] = TypeAdapter(Attachment)
+
+_ABSENT: Any = object()
 
 _PREFIXES = {
     "thread": "thr",
@@ -45,6 +77,13 @@ _PREFIXES = {
 Result = TypeVar("Result")
 
 
+class ThreadGone(NotFoundError, StreamError):
+    """A thread has been deleted while a request worked on it. Within a stream the SDK makes an error event of it."""
+
+    def __init__(self) -> None:
+        StreamError.__init__(self, ErrorCode.STREAM_ERROR, allow_retry=False)
+
+
 @dataclass(frozen=True)
 class ChatContext:
     """What one request's handling knows: whose it is, and where its response goes."""
@@ -55,12 +94,12 @@ class ChatContext:
     """The name of the agent that this user is for; ``None`` is everybody else's."""
     claims: Mapping[str, Primitive] = field(default_factory=dict)
     """What the agent may know of a user who is signed in (``CHATKIT_STATE_CLAIMS``)."""
-    new_threads: set[str] = field(default_factory=set)
-    """Threads that this request has begun and that are not stored yet."""
     drafts: set[str] = field(default_factory=set)
     """The ids of messages that have been begun in this request's turn."""
-    known_threads: dict[str, ThreadMetadata] = field(default_factory=dict)
-    """Threads as this request has last loaded or stored them, by id."""
+    threads: dict[str, list[tuple[ThreadMetadata, ThreadMetadata]]] = field(default_factory=dict)
+    """By id, each object that this request has for a thread, with what was stored when it was last loaded or saved.
+
+    A thread that this request has begun and that is not stored yet has none."""
 
 
 # Each statement is built once; building one takes longer than running it. Each names the user.
@@ -99,6 +138,11 @@ _UPDATE_FEEDBACK = (
     update(_items).where(_own_items, _items.c.id.in_(bindparam("items", expanding=True))).values(feedback=bindparam("kind"))
 )
 _DELETE_ITEM = delete(_items).where(_own_item)
+_INSERT_ITEM = insert(_items)
+_SELECT_LAST_ITEMS = select(_items.c.id, _items.c.data).where(_own_items).order_by(_items.c.position.desc()).limit(2)
+_DELETE_LATER_ITEMS = delete(_items).where(
+    _own_items, _items.c.position > select(_items.c.position).where(_own_item).scalar_subquery()
+)
 _SELECT_ATTACHMENT = select(_attachments.c.data).where(_own_attachment)
 _INSERT_ATTACHMENT = insert(_attachments)
 _UPDATE_ATTACHMENT = (
@@ -109,19 +153,22 @@ _DELETE_ATTACHMENT = delete(_attachments).where(_own_attachment)
 
 @dataclass(frozen=True)
 class _Pages:
-    """The statements that page through a table, by order and by whether there is a cursor."""
+    """The statements that page through a table, by database, by order and by whether there is a cursor."""
 
     cursor: Any
-    statements: dict[tuple[str, bool], Any]
+    statements: dict[tuple[str, str, bool], Any]
 
     @classmethod
     def through(cls, table: Any, own: Any, cursor: Any) -> _Pages:
-        query = select(table.c.id, table.c.data).where(own).limit(bindparam("limit"))
+        query = select(table.c.id, table.c.data, table.c.position).where(own).limit(bindparam("limit"))
         ordered = {"asc": query.order_by(table.c.position), "desc": query.order_by(table.c.position.desc())}
         start: Any = bindparam("start")
         behind = {"asc": table.c.position > start, "desc": table.c.position < start}
-        statements = {(order, False): ordered[order] for order in ordered}
-        statements |= {(order, True): ordered[order].where(behind[order]) for order in ordered}
+        statements: dict[tuple[str, str, bool], Any] = {}
+        for order, first in ordered.items():
+            for after, statement in ((False, first), (True, first.where(behind[order]))):
+                statements["sqlite", order, after] = statement
+                statements["postgresql", order, after] = _without_heavy_data(statement.subquery(), order)
         return cls(select(table.c.position).where(cursor), statements)
 
     def load(
@@ -133,15 +180,33 @@ class _Pages:
         order: str,
         named: dict[str, Any],
     ) -> Page[Any]:
-        """At most ``limit`` rows behind ``after``, in ``order``; an ``after`` that is nobody's is not found."""
+        """At most ``limit`` rows and about ``MAX_PAGE_BYTES`` behind ``after``, in ``order``.
+
+        An ``after`` that is nobody's is not found.
+        """
         limit = max(1, min(limit, MAX_PAGE))
         values = {**named, "limit": limit + 1}
         if after:
             values["start"] = _only(connection.execute(self.cursor, {**named, "after": after}))
-        statement = self.statements["desc" if order == "desc" else "asc", bool(after)]
-        rows = connection.execute(statement, values).all()
-        shown, more = rows[:limit], len(rows) > limit
+        statement = self.statements[connection.dialect.name, "desc" if order == "desc" else "asc", bool(after)]
+        shown: list[Any] = []
+        size, more = 0, False
+        with connection.execute(statement, values) as rows:
+            for row in rows:  # SQLite reads them one by one
+                if more := row.data is None or len(shown) == limit or size >= MAX_PAGE_BYTES:
+                    break
+                shown.append(row)
+                size += len(row.data)
         return Page(data=[read(row.data) for row in shown], has_more=more, after=shown[-1].id if more else None)
+
+
+def _without_heavy_data(rows: Any, order: str) -> Any:
+    """``rows``, with no ``data`` behind the first ``MAX_PAGE_BYTES`` of it: PostgreSQL sends all rows before one is read."""
+    position = rows.c.position if order == "asc" else rows.c.position.desc()
+    before = func.sum(func.octet_length(rows.c.data)).over(order_by=position) - func.octet_length(rows.c.data)
+    weighed = select(rows.c.id, rows.c.data, rows.c.position, before.label("before")).subquery()
+    position = weighed.c.position if order == "asc" else weighed.c.position.desc()
+    return select(weighed.c.id, case((weighed.c.before < MAX_PAGE_BYTES, weighed.c.data)).label("data")).order_by(position)
 
 
 _THREADS = _Pages.through(
@@ -182,11 +247,31 @@ class SqlStore(Store[ChatContext]):
             raise exc.TimeoutError("no thread was free for a database call")
         return await result
 
+    async def _change(self, thread_id: str, context: ChatContext, work: Callable[[Connection], Result]) -> Result:
+        """Do ``work`` on a thread, in turn with all others who change it.
+
+        Raises:
+            ThreadGone: it is not there, or another user's.
+        """
+        own = {"user": context.user, "thread": thread_id, "now": int(time.time())}
+
+        def changing(connection: Connection) -> Result:
+            # Writers to one thread take turns here, in all processes, so that positions grow as they commit.
+            if not connection.execute(_TOUCH_THREAD, own).rowcount:
+                raise ThreadGone
+            return work(connection)
+
+        try:
+            return await self._run(changing)
+        except ThreadGone:
+            log.info("a thread is not there (any more) and can't be changed")
+            raise
+
     # Identifiers: 122 random bits, where the SDK's own have 32
 
     def generate_thread_id(self, context: ChatContext) -> str:
         thread_id = new_id("thread")
-        context.new_threads.add(thread_id)
+        context.threads[thread_id] = []
         return thread_id
 
     def generate_item_id(self, item_type: Any, thread: ThreadMetadata, context: ChatContext) -> str:
@@ -197,35 +282,40 @@ class SqlStore(Store[ChatContext]):
     async def load_thread(self, thread_id: str, context: ChatContext) -> ThreadMetadata:
         own = {"user": context.user, "thread": thread_id}
         thread = _read_thread(await self._run(lambda connection: _only(connection.execute(_SELECT_THREAD, own))))
-        context.known_threads[thread_id] = thread.model_copy(deep=True)
+        context.threads.setdefault(thread_id, []).append((thread, thread.model_copy(deep=True)))
         return thread
 
     async def save_thread(self, thread: ThreadMetadata, context: ChatContext) -> None:
         """Store what this request has changed of a thread; the rest of ``thread`` becomes what others have changed.
 
-        A user can rename a thread while it is being answered, and the answer's own copy does not know.
+        A user can rename a thread while it is being answered, and the answer's own copy does not know. A tool can change
+        ``thread`` while it is being saved; that stays, for the next time.
         """
-        now = int(time.time())
-        own = {"user": context.user, "thread": thread.id}
-        known = context.known_threads.get(thread.id)
+        own = {"user": context.user, "thread": thread.id, "now": int(time.time())}
+        mine = thread.model_copy(deep=True)
+        objects = context.threads.get(thread.id)
 
-        def work(connection: Connection) -> None:
-            if thread.id in context.new_threads:
-                new = {"id": thread.id, "user_id": context.user, "data": _thread_data(thread), "used_at": now}
-                connection.execute(_INSERT_THREAD, new)
-                return
-            # Touched first, so that no other process writes between the reading and the writing; and only if it is still
-            # there: a thread deleted while it is answered does not come back.
-            _changed(connection.execute(_TOUCH_THREAD, {**own, "now": now}))
+        def add(connection: Connection) -> ThreadMetadata:
+            new = {"id": thread.id, "user_id": context.user, "data": _thread_data(mine), "used_at": own["now"]}
+            connection.execute(_INSERT_THREAD, new)
+            return mine
+
+        def change(connection: Connection) -> ThreadMetadata:
             stored = _read_thread(_only(connection.execute(_SELECT_THREAD, own)))
-            for name in ThreadMetadata.model_fields:
-                if known is not None and getattr(thread, name) == getattr(known, name):
-                    setattr(thread, name, getattr(stored, name))
-            connection.execute(_UPDATE_THREAD, {**own, "new_data": _thread_data(thread), "now": now})
+            changed = stored.model_copy(update=_merge(mine, known, stored)) if known else mine
+            connection.execute(_UPDATE_THREAD, {**own, "new_data": _thread_data(changed)})
+            return changed
 
-        await self._run(work)
-        context.new_threads.discard(thread.id)
-        context.known_threads[thread.id] = thread.model_copy(deep=True)
+        if objects == []:
+            written = await self._run(add)
+        else:
+            # Without an entry of its own it is a copy, of what this request has had first.
+            known = next((known for it, known in objects if it is thread), objects[0][1]) if objects else None
+            written = await self._change(thread.id, context, change)
+        for name, value in _merge(thread, mine, written).items():
+            setattr(thread, name, value)
+        others = [pair for pair in objects or () if pair[0] is not thread]
+        context.threads[thread.id] = [*others, (thread, written.model_copy(deep=True))]
 
     async def load_threads(self, limit: int, after: str | None, order: str, context: ChatContext) -> Page[ThreadMetadata]:
         own = {"user": context.user}
@@ -260,27 +350,63 @@ class SqlStore(Store[ChatContext]):
 
     async def save_item(self, thread_id: str, item: ThreadItem, context: ChatContext) -> None:
         """Add an item, or replace the one with its id where that stands: the SDK adds a workflow again when it goes on."""
-        await self._run(lambda connection: self._save_items(connection, thread_id, [item], context))
+        new = {"thread_id": thread_id, "user_id": context.user, "id": item.id, "data": in_utc(item).model_dump_json()}
+        await self._change(thread_id, context, lambda connection: connection.execute(_SAVE_ITEM[connection.dialect.name], new))
 
-    async def add_before(self, thread_id: str, item: ThreadItem, last: ThreadItem, context: ChatContext) -> None:
-        """Add an item in front of the thread's ``last`` one."""
+    async def add_before_call(self, thread_id: str, item: ThreadItem, context: ChatContext) -> str | None:
+        """Add an item at the end of a thread, or in front of the client tool call that is pending there.
+
+        The SDK takes a client tool's output only while its call is the thread's last item, and goes on with a workflow only
+        if that is directly in front of the call.
+
+        Returns:
+            the id of the call, if there is one.
+        """
+        own = {"user": context.user, "thread": thread_id}
+        row = {"thread_id": thread_id, "user_id": context.user}
+
+        def work(connection: Connection) -> str | None:
+            rows = connection.execute(_SELECT_LAST_ITEMS, own).all()
+            last = [_read_item(it.data) for it in rows]
+            pending = bool(last) and _is_pending(last[0])
+            moved = rows[: 1 + isinstance(last[-1], WorkflowItem)] if pending else []
+            for it in moved:
+                connection.execute(_DELETE_ITEM, {**own, "item": it.id})
+            connection.execute(_INSERT_ITEM, {**row, "id": item.id, "data": in_utc(item).model_dump_json()})
+            for it in reversed(moved):
+                connection.execute(_INSERT_ITEM, {**row, "id": it.id, "data": it.data})
+            return last[0].id if pending else None
+
+        return await self._change(thread_id, context, work)
+
+    async def move_to_end(self, thread_id: str, call_id: str, context: ChatContext) -> None:
+        """Make a client tool call the thread's last item, if it is still pending."""
+        own = {"user": context.user, "thread": thread_id, "item": call_id}
 
         def work(connection: Connection) -> None:
-            own = {"user": context.user, "thread": thread_id, "item": last.id}
-            _changed(connection.execute(_TOUCH_THREAD, {**own, "now": int(time.time())}))  # all writers lock the thread first
-            _changed(connection.execute(_DELETE_ITEM, own))
-            self._save_items(connection, thread_id, [item, last], context)
+            data = connection.execute(_SELECT_ITEM, own).scalar_one_or_none()
+            if data is not None and _is_pending(_read_item(data)):
+                connection.execute(_DELETE_ITEM, own)
+                row = {"thread_id": thread_id, "user_id": context.user, "id": call_id, "data": data}
+                connection.execute(_INSERT_ITEM, row)
 
-        await self._run(work)
+        await self._change(thread_id, context, work)
 
-    def _save_items(self, connection: Connection, thread_id: str, items: list[ThreadItem], context: ChatContext) -> None:
-        own = {"user": context.user, "thread": thread_id}
-        # Touching the thread first also makes writers to one thread take turns, so that positions grow as they commit.
-        _changed(connection.execute(_TOUCH_THREAD, {**own, "now": int(time.time())}))
-        for item in items:
-            data = in_utc(item).model_dump_json()
-            new = {"thread_id": thread_id, "user_id": context.user, "id": item.id, "data": data}
-            connection.execute(_SAVE_ITEM[connection.dialect.name], new)
+    async def delete_after(self, thread_id: str, item_id: str, context: ChatContext) -> None:
+        """Delete all items behind a message of the user.
+
+        Raises:
+            NotFoundError: there is no such item.
+            ValueError: it is something else.
+        """
+        own = {"user": context.user, "thread": thread_id, "item": item_id}
+
+        def work(connection: Connection) -> None:
+            if not isinstance(_read_item(_only(connection.execute(_SELECT_ITEM, own))), UserMessageItem):
+                raise ValueError("not a message of the user")
+            connection.execute(_DELETE_LATER_ITEMS, own)
+
+        await self._change(thread_id, context, work)
 
     async def save_drafts(self, drafts: Iterable[tuple[str, AssistantMessageItem]]) -> None:
         """Store unfinished messages, each with the ``User.id`` of its thread's owner."""
@@ -331,6 +457,24 @@ class SqlStore(Store[ChatContext]):
 def new_id(item_type: str) -> str:
     """An identifier that nobody can guess."""
     return f"{_PREFIXES[item_type]}_{uuid.uuid4().hex}"
+
+
+def _merge(mine: ThreadMetadata, base: ThreadMetadata, theirs: ThreadMetadata) -> dict[str, Any]:
+    """The fields of a thread that two have changed since ``base``: mine where I changed them, else theirs."""
+
+    def pick(mine: Any, base: Any, theirs: Any) -> Any:
+        return theirs if mine == base else mine
+
+    versions = (mine, base, theirs)
+    fields = {name: pick(*(getattr(thread, name) for thread in versions)) for name in ThreadMetadata.model_fields}
+    keys = {**theirs.metadata, **mine.metadata}
+    merged = {key: pick(*(thread.metadata.get(key, _ABSENT) for thread in versions)) for key in keys}
+    fields["metadata"] = {key: value for key, value in merged.items() if value is not _ABSENT}
+    return fields
+
+
+def _is_pending(item: ThreadItem) -> bool:
+    return isinstance(item, ClientToolCallItem) and item.status == "pending"
 
 
 def _thread_data(thread: ThreadMetadata) -> str:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import requests
 
-from tests.chat import Caller, errors, texts, user_input
+from tests.chat import Caller, deltas, errors, texts, user_input
 from tests.responses_api import calls, says, streaming
 from tests.service import Service
 from tests.upstream import API_KEY, Upstream
@@ -124,7 +124,7 @@ def test_an_agent_that_exits_ends_its_own_answer_only(tmp_path: Path, agent: str
             (worker,) = psutil.Process(service.process.pid).children()
             if agent == "exiting":
                 stream = other.stream("threads.create", input=user_input("Count"))
-                next(stream)
+                next(event for event in stream if deltas([event]))
             _, events = caller.create("Exit")
             assert len(errors(events)) == 1
             if agent == "exiting":

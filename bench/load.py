@@ -197,17 +197,24 @@ class Streams:
     def percentile(self, share: float) -> float:
         return sorted(self.first)[int(share * (len(self.first) - 1))] if self.first else float("nan")
 
+    def count(self, reply: Reply) -> None:
+        self.statuses[reply.status] += 1
+        if reply.whole_stream:
+            self.complete += 1
+            self.first.append(reply.first)
+            self.longest_gap = max(self.longest_gap, reply.longest_gap)
+        else:
+            self.broken += 1
 
-async def read_stream(port: int, visitor: Visitor, seen: Streams) -> None:
+    def add(self, other: Streams) -> None:
+        self.complete += other.complete
+        self.broken += other.broken
+        self.statuses += other.statuses
+
+
+async def read_stream(port: int, visitor: Visitor, text: str = "Hello") -> Reply:
     """Begin a thread, and read its stream to its end."""
-    reply = await call(port, "POST", "/api/chatkit", message("Hello"), visitor)
-    seen.statuses[reply.status] += 1
-    if reply.whole_stream:
-        seen.complete += 1
-        seen.first.append(reply.first)
-        seen.longest_gap = max(seen.longest_gap, reply.longest_gap)
-    else:
-        seen.broken += 1
+    return await call(port, "POST", "/api/chatkit", message(text), visitor)
 
 
 async def readers(port: int, visitors: list[Visitor], seconds: float) -> Streams:
@@ -217,7 +224,7 @@ async def readers(port: int, visitors: list[Visitor], seconds: float) -> Streams
 
     async def reader(visitor: Visitor) -> None:
         while True:
-            await read_stream(port, visitor, seen)
+            seen.count(await read_stream(port, visitor))
             if time.monotonic() >= until:
                 return
 

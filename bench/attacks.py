@@ -162,7 +162,7 @@ async def large_bodies(target: Target, until: float) -> Done:
 
 
 async def slow_clients(target: Target, until: float) -> Done:
-    """500 connections without a whole head, 100 without a whole body, and 20 that don't read two megabytes."""
+    """500 connections without a whole head, 100 without a whole body, and 40 that don't read half a megabyte."""
     visitors = await mint(target.port, 20, network=17)
 
     async def idle() -> None:
@@ -196,7 +196,7 @@ async def slow_clients(target: Target, until: float) -> Done:
 
         return once
 
-    each = [idle, *map(drips, visitors * 5), *map(reads_nothing, visitors)]
+    each = [idle, *map(drips, visitors * 5), *map(reads_nothing, visitors * 2)]
     return await _together(until, 1, each)
 
 

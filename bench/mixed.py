@@ -1,9 +1,9 @@
 """Trouble in turns, and what others notice of it: ``python -m bench.mixed [--minutes 60] [--nginx]``.
 
 Meanwhile a health check comes each 100 ms, each on a connection of its own, as platforms' do, and a user who has nothing to do
-with it makes a turn a second. The run fails, and says why, if a health check takes more than a second, the user's turn more than
-twice its usual time, a worker is not replaced, a response has a status that its trouble does not explain, or a worker's memory
-is not bounded.
+with it makes a turn a second. The run fails, and says why, if a health check takes more than a second, the user's turn more
+than twice its usual time, a worker is not replaced, a response has a status that its trouble does not explain, or a worker takes
+too much memory.
 
 What is fair where a worker's event loop is blocked on purpose: the workers accept from one socket, so a new connection is taken
 by one that is not blocked, and is held to the bounds like any other. What the blocked worker had accepted before has to wait:
@@ -77,7 +77,7 @@ PHASES = (
     Phase("a table lock", attacks.table_lock, frozenset({200, 503}), "database_unavailable|not_ready", locks=True),
     Phase("a database pool of 4", attacks.small_pool),
     Phase("a hanging OpenAI", attacks.hanging_openai, frozenset({200}) | REFUSED, "openai_unavailable|model's service"),
-    Phase("a flood of feedback", attacks.feedback_flood, frozenset({200, 400, 429})),
+    Phase("a flood of feedback", attacks.feedback_flood, frozenset({200, 400, 404, 429})),
     Phase("bodies of 8 MiB", attacks.large_bodies, frozenset({413}) | REFUSED),
     Phase("slow clients", attacks.slow_clients, frozenset({0, 400, 408})),
     Phase("two greedy addresses", attacks.greedy_addresses, frozenset({200, 429}), "model's service"),
@@ -386,7 +386,7 @@ def nginx(folder: Path, behind: list[int]) -> Iterator[list[int]]:
         yield ports
 
 
-async def all_phases(server: Server, target: Target, logs: list[Log], minutes: float) -> list[str]:
+async def take_turns(phases: list[Phase], server: Server, target: Target, logs: list[Log], minutes: float) -> list[str]:
     wrong = []
     user = User(target.port)
     usual = 0.0
@@ -394,13 +394,13 @@ async def all_phases(server: Server, target: Target, logs: list[Log], minutes: f
         await asyncio.wrap_future(pool.submit(attacks.run, attacks.nothing, target, 1))
         for _ in range(3):
             await user.turn()  # warm up
-        for phase in PHASES:
+        for earlier, phase in zip((phases[0], *phases), phases, strict=False):
             started = time.monotonic()
-            attack = asyncio.wrap_future(pool.submit(attacks.run, phase.attack, target, minutes * 60 / len(PHASES)))
+            attack = asyncio.wrap_future(pool.submit(attacks.run, phase.attack, target, minutes * 60 / len(phases)))
             seen = await judge(server, target, user, attack)
             usual = usual or sorted(sample.seconds for sample in seen.turns)[len(seen.turns) // 2]
             accepting = await workers_that_accept(server)
-            unexpected = [line for log in logs for line in log.unexpected(phase.log)]
+            unexpected = [line for log in logs for line in log.unexpected(f"{earlier.log}|{phase.log}")]
             verdict = Verdict(phase, seen, attack.result(), unexpected, accepting, usual)
             verdict.show(time.monotonic() - started)
             wrong += [f"{phase.name}: {reason}" for reason in verdict.wrong()]
@@ -409,9 +409,11 @@ async def all_phases(server: Server, target: Target, logs: list[Log], minutes: f
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--minutes", type=float, default=6)
     parser.add_argument("--nginx", action="store_true", help="put nginx in front")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the first phase, and those with TEXT in their name")
     asked = parser.parse_args()
+    phases = [PHASES[0], *(phase for phase in PHASES[1:] if asked.only in phase.name)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         database = stack.enter_context(postgres())
@@ -442,8 +444,8 @@ def main() -> None:
         if asked.nginx:
             ports = stack.enter_context(nginx(folder, ports))
         way = "through nginx" if asked.nginx else "directly"
-        print(f"{len(PHASES)} phases in {asked.minutes:g} minutes, {way}, {WORKERS} workers, PostgreSQL", flush=True)
-        wrong = asyncio.run(all_phases(server, Target(ports[0], ports[1], database), logs, asked.minutes))
+        print(f"{len(phases)} phases in {asked.minutes:g} minutes, {way}, {WORKERS} workers, PostgreSQL", flush=True)
+        wrong = asyncio.run(take_turns(phases, server, Target(ports[0], ports[1], database), logs, asked.minutes))
     if wrong:
         sys.exit("\nWrong:\n  " + "\n  ".join(wrong))
     print("\nNothing was wrong.")

@@ -2,8 +2,8 @@
 
 Meanwhile a health check comes each 100 ms, each on a connection of its own, as platforms' do, and a user who has nothing to do
 with it makes a turn a second. The run fails, and says why, if a health check takes more than a second, the user's turn more
-than twice its usual time, a worker is not replaced, a response has a status that its trouble does not explain, or a worker takes
-too much memory.
+than twice its usual time, a worker is not replaced, a response has a status that its trouble does not explain, or a worker
+takes too much memory.
 
 What is fair where a worker's event loop is blocked on purpose: the workers accept from one socket, so a new connection is taken
 by one that is not blocked, and is held to the bounds like any other. What the blocked worker had accepted before has to wait:
@@ -214,13 +214,14 @@ class Verdict:
     usual: float
 
     def held(self, samples: list[Sample]) -> list[Sample]:
-        """Those that are held to the bounds: not what the worker had accepted when it was blocked on purpose."""
+        """Those that are held to the bounds: not what a worker had accepted when it was blocked."""
         if not self.phase.blocks:
             return samples
         return [
             sample
             for sample in samples
-            if not any(
+            if sample.seconds < MAX_CHECK_SECONDS
+            or not any(
                 sample.began < began + BEGUN_SECONDS and sample.began + sample.seconds > began for began, _ in self.done.blocked
             )
         ]
@@ -258,13 +259,15 @@ class Verdict:
 
     def show(self, seconds: float) -> None:
         checks, turns, held = self.seen.checks, self.seen.turns, self.held(self.seen.turns)
-        excused = f", {len(turns) - len(held)} that the blocked worker had begun" if len(held) < len(turns) else ""
+        waited = len(checks) - len(self.held(checks))
+        excused = f", {len(turns) - len(held)} not judged because their worker was blocked" if len(held) < len(turns) else ""
         times = sorted(sample.seconds for sample in held)
         pids = {pid for found in self.seen.workers for pid in found}
         ends = "/".join(f"{size:.0f}" for size in self.seen.workers[-1].values())
         print(
             f"\n{self.phase.name} ({seconds:.0f} s)\n"
-            f"  health check   {_shown(self.held(checks))}  of {len(checks)}; kept connections worst {self.seen.kept:.3f} s\n"
+            f"  health check   {_shown(self.held(checks))}  ({waited} not judged); "
+            f"kept connections worst {self.seen.kept:.3f} s\n"
             f"  of the hosted  {_shown(self.held(self.seen.hosted_checks))}\n"
             f"  readiness      {_shown(self.held(self.seen.ready))}\n"
             f"  user's turns   p50 {times[len(times) // 2]:.2f} s, worst {times[-1]:.2f} s ({times[-1] / self.usual:.2f}x)  "

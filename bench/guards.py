@@ -12,7 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from bench.load import callers
-from bench.sessions import PROCFILE, certificates, others, running, upstream
+from bench.server import PROCFILE, running
+from bench.sessions import certificates, others, upstream
 from tests.provider import SECRET, Provider, claims, shared
 from tests.redis_server import Redis
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
+
+from tests.chat import user_input
 
 
 @dataclass
@@ -33,7 +38,9 @@ async def _call(
     return int(head[9:12]), b"connection: close" not in head
 
 
-async def _caller(port: int, outcome: Outcome, until: float, calls: int, method: str, path: str, more: str) -> None:
+async def _caller(
+    port: int, outcome: Outcome, until: float, calls: int, pause: float, kept: bool, method: str, path: str, more: str
+) -> None:
     connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
     while calls and time.monotonic() < until:
         calls -= 1
@@ -50,9 +57,10 @@ async def _caller(port: int, outcome: Outcome, until: float, calls: int, method:
             continue
         outcome.count(status)
         outcome.latencies.append(time.monotonic() - started)
-        if not goes_on:
+        if not goes_on or not kept:
             connection[1].close()
             connection = None
+        await asyncio.sleep(pause)
     if connection:
         connection[1].close()
 
@@ -66,18 +74,179 @@ async def callers(
     method: str = "POST",
     path: str = "/api/chatkit/sessions",
     authorization: str = "",
-    addresses: int = 1,
+    addresses: int = 25,
+    pause: float = 0,
+    kept: bool = True,
 ) -> Outcome:
     """``number`` callers at once, each calling again and again until ``seconds`` or its ``calls`` are over.
 
-    They come from so many ``addresses``, as a proxy in front says it.
+    They come from so many ``addresses``, as a proxy in front says it, wait for ``pause`` after each call, and use their
+    connections again if these are ``kept``.
     """
     outcome = Outcome()
     more = f"Authorization: {authorization}\r\n" if authorization else ""
     started = time.monotonic()
     from_there = [f"{more}X-Forwarded-For: 10.1.{one // 250}.{one % 250 + 1}\r\n" for one in range(addresses)]
     await asyncio.gather(
-        *(_caller(port, outcome, started + seconds, calls, method, path, from_there[one % addresses]) for one in range(number))
+        *(
+            _caller(port, outcome, started + seconds, calls, pause, kept, method, path, from_there[one % addresses])
+            for one in range(number)
+        )
     )
     outcome.seconds = time.monotonic() - started
     return outcome
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """An anonymous user with a session of the chat, who calls from one address."""
+
+    secret: str = ""
+    address: str = "10.1.0.1"
+
+
+@dataclass
+class Reply:
+    """The response to one request. Times in seconds."""
+
+    status: int = 0
+    """0: the connection ended, or could not be made, before there was a status."""
+    received: bytes = b""
+    started: float = field(default_factory=time.monotonic)
+    first: float = 0
+    """Until the first event."""
+    longest_gap: float = 0
+    """Between two events."""
+    seconds: float = 0
+
+    @property
+    def whole_stream(self) -> bool:
+        """Whether this is a stream with its ten words and its last event."""
+        return self.received.count(b"text_delta") == 10 and b'"thread.item.done","item":{"id":"msg' in self.received
+
+    def json(self) -> Any:
+        return json.loads(self.received.partition(b"\r\n\r\n")[2])
+
+
+async def call(port: int, method: str, path: str, body: bytes = b"", visitor: Visitor = Visitor()) -> Reply:
+    """One request on a connection of its own."""
+    reply = Reply()
+    last = 0.0
+    writer = None
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_head(method, path, len(body), visitor) + body)
+        while part := await reader.read(65536):
+            now = time.monotonic()
+            if b"data: " in part:
+                if reply.first:
+                    reply.longest_gap = max(reply.longest_gap, now - last)
+                else:
+                    reply.first = now - reply.started
+                last = now
+            reply.received += part
+    except OSError:
+        pass
+    finally:
+        if writer:
+            writer.close()
+    reply.status = int(reply.received[9:12] or 0)
+    reply.seconds = time.monotonic() - reply.started
+    return reply
+
+
+def request_head(method: str, path: str, length: int, visitor: Visitor, connection: str = "close") -> bytes:
+    bearer = f"Authorization: Bearer {visitor.secret}\r\n" if visitor.secret else ""
+    return (
+        f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{bearer}"
+        f"X-Forwarded-For: {visitor.address}\r\nContent-Type: application/json\r\nConnection: {connection}\r\n"
+        f"Content-Length: {length}\r\n\r\n"
+    ).encode()
+
+
+def message(text: str) -> bytes:
+    """The request that begins a thread with ``text``."""
+    return json.dumps({"type": "threads.create", "params": {"input": user_input(text)}}).encode()
+
+
+async def mint(port: int, number: int, addresses: int = 25, network: int = 2) -> list[Visitor]:
+    """So many visitors at so many addresses (of 10.network.0.0/16), each with a session."""
+    few = asyncio.Semaphore(8)
+
+    async def one(index: int) -> Visitor:
+        address = f"10.{network}.{index % addresses // 250}.{index % addresses % 250 + 1}"
+        async with few:
+            reply = await call(port, "POST", "/api/chatkit/sessions", visitor=Visitor("", address))
+        assert reply.status == 200, reply.received
+        return Visitor(reply.json()["data"]["client_secret"], address)
+
+    return await asyncio.gather(*(one(index) for index in range(number)))
+
+
+@dataclass
+class Streams:
+    """What the readers of streams saw. Times in seconds."""
+
+    complete: int = 0
+    broken: int = 0
+    """Without their last event, or refused."""
+    statuses: Counter[int] = field(default_factory=Counter)
+    first: list[float] = field(default_factory=list)
+    longest_gap: float = 0
+
+    def percentile(self, share: float) -> float:
+        return sorted(self.first)[int(share * (len(self.first) - 1))] if self.first else float("nan")
+
+    def count(self, reply: Reply) -> None:
+        self.statuses[reply.status] += 1
+        if reply.whole_stream:
+            self.complete += 1
+            self.first.append(reply.first)
+            self.longest_gap = max(self.longest_gap, reply.longest_gap)
+        else:
+            self.broken += 1
+
+    def add(self, other: Streams) -> None:
+        self.complete += other.complete
+        self.broken += other.broken
+        self.statuses += other.statuses
+
+
+async def read_stream(port: int, visitor: Visitor, text: str = "Hello") -> Reply:
+    """Begin a thread, and read its stream to its end."""
+    return await call(port, "POST", "/api/chatkit", message(text), visitor)
+
+
+async def readers(port: int, visitors: list[Visitor], seconds: float) -> Streams:
+    """A reader for each of ``visitors``, who reads one stream after another, and at least one."""
+    seen = Streams()
+    until = time.monotonic() + seconds
+
+    async def reader(visitor: Visitor) -> None:
+        while True:
+            seen.count(await read_stream(port, visitor))
+            if time.monotonic() >= until:
+                return
+
+    await asyncio.gather(*(reader(visitor) for visitor in visitors))
+    return seen
+
+
+async def idle_connections(port: int, number: int, seconds: float) -> int:
+    """Connections that say nothing, or, every other, a byte of a header each second; how many are open at the end."""
+    connections = []
+    for index in range(number):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        if index % 2:
+            writer.write(b"GET /healthz HTTP/1.1\r\nX-Drip: ")
+        connections.append((reader, writer))
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        await asyncio.sleep(1)
+        for _, writer in connections[1::2]:
+            if not writer.is_closing():
+                writer.write(b"x")
+    still_open = sum(not writer.is_closing() and not reader.at_eof() for reader, writer in connections)
+    for _, writer in connections:
+        writer.close()
+    return still_open

@@ -8,78 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-import requests
 import trustme
 
 from bench.load import Outcome, callers
+from bench.server import OURS, UVICORN, running
 from tests.service import PROJECT, environment, free_port
 
-PROCFILE = shlex.split((PROJECT / "Procfile").read_text().partition("web:")[2])
-OURS = [*PROCFILE[:-1], "bench.trusting:app"]
-UVICORN = ["uvicorn", "--workers", "2", "--log-level", "warning", "--no-access-log"]
 DESIGNS = {
     "this service": OURS,
     "FastAPI, a client per call": [*UVICORN, "bench.peers:per_call"],
     "FastAPI, OpenAI's SDK pooled": [*UVICORN, "bench.peers:pooled"],
 }
-
-
-class Server:
-    """A server process with its workers."""
-
-    def __init__(self, command: list[str], variables: dict[str, str]) -> None:
-        self.port = free_port()
-        self.started = time.monotonic()
-        if command[0] == "uvicorn":
-            command = [*command, "--port", str(self.port)]
-        self.process = psutil.Popen(
-            command, cwd=PROJECT, env={**variables, "PORT": str(self.port)}, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
-        )
-
-    def wait(self, path: str = "/healthz") -> float:
-        """Seconds from the start to the first answer."""
-        while True:
-            try:
-                requests.request("GET" if path == "/healthz" else "POST", f"http://127.0.0.1:{self.port}{path}", timeout=20)
-            except requests.ConnectionError:
-                assert self.process.poll() is None, "the server did not start"
-                time.sleep(0.01)
-            else:
-                return time.monotonic() - self.started
-
-    def tree(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
-
-    def cpu(self) -> float:
-        """Seconds of CPU that it has used so far, workers included."""
-        return sum(times.user + times.system for times in (process.cpu_times() for process in self.tree()))
-
-    def memory(self) -> float:
-        """Megabytes, what is shared counted once."""
-        return sum(process.memory_full_info().pss for process in self.tree()) / 1e6
-
-
-@contextmanager
-def running(command: list[str], variables: dict[str, str]) -> Iterator[Server]:
-    server = Server(command, variables)
-    try:
-        yield server
-    finally:
-        if server.process.is_running():
-            server.process.terminate()
-        server.process.wait(40)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import defaultdict
 from collections.abc import AsyncGenerator
 from datetime import datetime
@@ -28,6 +29,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 
 WORDS = "one two three four five six seven eight nine ten"
+SECONDS_A_WORD = float(os.environ["BENCH_SECONDS_A_WORD"])
 
 
 class MemoryStore(Store[None]):
@@ -94,7 +96,7 @@ class Server(ChatKitServer[None]):
             yield ThreadItemUpdatedEvent(
                 item_id=item.id, update=AssistantMessageContentPartTextDelta(content_index=0, delta=f" {word}")
             )
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(SECONDS_A_WORD)
         whole = AssistantMessageContent(text=WORDS)
         yield ThreadItemUpdatedEvent(item_id=item.id, update=AssistantMessageContentPartDone(content_index=0, content=whole))
         yield ThreadItemDoneEvent(item=item.model_copy(update={"content": [whole]}))

@@ -155,7 +155,7 @@ def streaming(*turns: Events) -> Behaviour:
         handler.send_header("Connection", "close")
         handler.end_headers()
         handler.close_connection = True
-        for number, event in enumerate(_whole(events)):
+        for number, event in enumerate(whole(events)):
             if isinstance(event, float):
                 time.sleep(event)
                 continue
@@ -166,7 +166,8 @@ def streaming(*turns: Events) -> Behaviour:
     return behave
 
 
-def _whole(events: Events) -> Iterator[dict[str, Any] | float]:
+def whole(events: Events) -> Iterator[dict[str, Any] | float]:
+    """All events of a response that consists of ``events``."""
     output = [event["item"] for event in events if isinstance(event, dict) and event["type"] == "response.output_item.done"]
     response: dict[str, Any] = {
         "id": "resp_1",

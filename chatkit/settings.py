@@ -383,7 +383,7 @@ class _SettingsSchema(Schema):
     )
     port = fields.Integer(data_key="PORT", load_default=8000, validate=_whole(1, 65535, "a TCP port"))
     workers = fields.Integer(data_key="WEB_CONCURRENCY", load_default=2, validate=_whole(1, 64, "processes"))
-    threads = fields.Integer(data_key="GUNICORN_THREADS", load_default=128, validate=_whole(1, 1024, "threads a process"))
+    threads = fields.Integer(data_key="GUNICORN_THREADS", load_default=256, validate=_whole(1, 1024, "threads a process"))
     stop_seconds = fields.Integer(data_key="CHATKIT_STOP_SECONDS", load_default=25, validate=_whole(3, 3600, "seconds"))
     drain_seconds = fields.Integer(data_key="CHATKIT_DRAIN_SECONDS", load_default=0, validate=_whole(0, 300, "seconds"))
 

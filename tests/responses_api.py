@@ -147,7 +147,7 @@ def streaming(*turns: Events) -> Behaviour:
     def behave(handler: Handler) -> None:
         events = left.pop(0) if len(left) > 1 else left[0]
         if not handler.server.upstream.received[-1].body.get("stream"):
-            *_, completed = _whole(events)
+            *_, completed = whole(events)
             handler.answer(200, completed["response"])  # type: ignore[index]
             return
         handler.send_response(200)

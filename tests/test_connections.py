@@ -259,3 +259,19 @@ def test_no_address_gets_more_than_a_quarter_of_the_connections(tmp_path: Path) 
             stack.enter_context(connect(service))
         time.sleep(0.3)
         assert responses(read(connect(service)))[0][0] == 503
+
+
+def test_a_burst_of_connections_waits_in_the_queue(tmp_path: Path) -> None:
+    """More than asyncio's own hundred, while the loop is busy with something else."""
+    variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db", "WEB_CONCURRENCY": "1"}
+    with Service(**variables) as service, ExitStack() as stack:
+        (worker,) = psutil.Process(service.process.pid).children()
+        worker.suspend()
+        try:
+            started = time.monotonic()
+            for _ in range(400):
+                stack.enter_context(connect(service))
+            assert time.monotonic() - started < 1, "none is sent a second time"
+        finally:
+            worker.resume()
+        is_well(service)

@@ -34,7 +34,7 @@ def test_production_defaults() -> None:
         Backend.HOSTED,
         "https://api.openai.com",
     )
-    assert (settings.port, settings.workers, settings.threads, settings.proxy_hops) == (8000, 2, 128, 1)
+    assert (settings.port, settings.workers, settings.threads, settings.proxy_hops) == (8000, 2, 256, 1)
     assert settings.session_ttl is None
     assert settings.allowed_origins[0].fullmatch("http://localhost:3000")
     assert settings.database_url.endswith("/instance/chatkit.db")

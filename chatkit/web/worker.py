@@ -11,6 +11,7 @@ import json
 import logging
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -148,6 +149,11 @@ class Worker(_Worker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.connections: set[Protocol] = set()
         self._of_peer: Counter[str] = Counter()
+
+    def _setup_event_loop(self) -> None:
+        super()._setup_event_loop()
+        # asyncio would shorten the queue of connections to accept to 100, and a burst then waits for seconds.
+        self.loop.create_server = partial(self.loop.create_server, backlog=self.cfg.backlog)
 
     def run(self) -> None:
         """Serve until told to stop.

@@ -2,6 +2,7 @@
 
 import gc
 import resource
+from contextlib import suppress
 
 from chatkit import logs
 from chatkit.settings import SettingsError, load
@@ -10,6 +11,8 @@ try:
     settings = load()
 except SettingsError as error:
     raise SystemExit(f"chatkit: cannot start. {error}") from None
+
+MOST_FILES = 10_240  # that macOS lets a process open
 
 bind = f"127.0.0.1:{settings.port}" if settings.development else f"0.0.0.0:{settings.port}"
 workers = settings.workers
@@ -29,8 +32,11 @@ logconfig_dict = logs.configuration(settings.log_level, readable=settings.develo
 
 def post_fork(_server: object, _worker: object) -> None:
     """In each worker: allow as many open files as the system does, because each connection is one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY or most > MOST_FILES:
+        most = MOST_FILES
+    with suppress(ValueError, OSError):  # macOS refuses some numbers
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(files, most), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def when_ready(_server: object) -> None:

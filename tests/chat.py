@@ -47,7 +47,7 @@ class Caller:
         with self.send({"type": type_, "params": params}, stream=True) as response:
             assert response.status_code == 200, response.text
             assert response.headers["Content-Type"].startswith("text/event-stream")
-            for line in response.iter_lines():
+            for line in response.iter_lines(1024 * 1024):  # an event may hold an image
                 if line.startswith(b"data: "):
                     yield _event.validate_json(line[6:])
 

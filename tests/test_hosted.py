@@ -114,13 +114,13 @@ def test_one_connection_serves_call_after_call(upstream: Upstream) -> None:
 
 
 def test_calls_at_the_same_time_do_not_wait_for_each_other(upstream: Upstream) -> None:
-    upstream.behaviour = delayed(0.3)
+    upstream.behaviour = delayed(1)
     issuer = make_issuer(upstream.url, GUNICORN_THREADS="20")
     started = time.monotonic()
     with ThreadPoolExecutor(20) as pool:
         ids = {minted.session_id for minted in pool.map(issuer.issue, [USER] * 20)}
     assert len(ids) == 20
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     assert upstream.connections == 20
 
 

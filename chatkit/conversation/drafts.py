@@ -33,7 +33,7 @@ class Drafts:
             self._task = asyncio.get_running_loop().create_task(self._store_them(), context=Context())
 
     async def finish(self, message_ids: Iterable[str]) -> None:
-        """Store none of these any more; once this returns, whatever is stored under their ids stays."""
+        """Store none of these any more; once this returns, no draft overwrites what is stored under their ids."""
         for message_id in message_ids:
             self._changed.pop(message_id, None)
         if self._storing.locked():

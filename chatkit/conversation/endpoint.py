@@ -22,7 +22,7 @@ from chatkit.web.buffer import Buffer
 
 PATH = "/api/chatkit"
 MAX_BODY_BYTES = 8 * 1024 * 1024  # dictated audio comes in the body
-MAX_MESSAGE_BYTES = 64 * 1024  # all else: a model reads it, and somebody pays for that
+MAX_MESSAGE_BYTES = 64 * 1024  # everything else: it is sent to a model, which costs money
 MAX_BYTES = {"input.transcribe": MAX_BODY_BYTES, "threads.add_client_tool_output": 256 * 1024}
 MAX_PARSED_BYTES = 256 * 1024  # what is longer is parsed only if it looks like a dictation
 MAX_SIGNS_OF_DICTATION = 40

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _TAKE = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+if redis.call('ZSCORE', KEYS[1], ARGV[3]) then return 1 end
 if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
 redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[3])
 redis.call('EXPIRE', KEYS[1], ARGV[2])
@@ -50,6 +51,7 @@ class Shares:
         self._total = total
         self._each = each
         self._held: Counter[str] = Counter()
+        self._all = 0
         self._lock = threading.Lock()
 
     def take(self, holder: str, amount: int = 1) -> None:
@@ -62,14 +64,16 @@ class Shares:
         with self._lock:
             if self._held[holder] + amount > self._each:
                 raise TooManyRequests(f"more than {self._each} {self._what} at once", retry_after=RETRY_SECONDS)
-            if self._held.total() + amount > self._total:
+            if self._all + amount > self._total:
                 raise ServiceBusy(f"all {self._total} {self._what} are taken")
             self._held[holder] += amount
+            self._all += amount
 
     def give_back(self, holder: str, amount: int = 1) -> None:
         """End what ``take`` began."""
         with self._lock:
             self._held[holder] -= amount
+            self._all -= amount
             if not self._held[holder]:
                 del self._held[holder]
 
@@ -108,7 +112,7 @@ class SharedLeases:
             TooManyRequests: the user holds as many as there may be.
         """
         key, lease = f"chatkit:{self._what}:{user}", uuid.uuid4().hex
-        taken = False
+        taken = True  # also where Redis does not say: it may carry out later what we have given up
         try:
             taken = bool(self._take(keys=[key], args=[self._each, self._seconds, lease]))
         except redis.RedisError as error:

@@ -1,11 +1,11 @@
-"""Serves the Flask application on an event loop: views run in threads, and nothing that lasts holds one.
+"""Serves the Flask application on an event loop. Views run in threads; streams run on the loop and hold none.
 
 A request's body is read on the loop, within its size and its time, before any thread is taken. Then the Flask application runs
-in a bounded pool of threads up to its response. A view that answers with ``deferred`` leaves the rest to the loop, where
-OpenAI's server lives: its chunks are sent as they are made, and the task that makes them is cancelled when the client leaves.
+in a bounded pool of threads up to its response. A view that returns ``deferred`` leaves the rest to the loop, where OpenAI's
+server runs: its chunks are sent as they are made, and the task that makes them is cancelled when the client leaves.
 
-What is refused here is rendered by the same Flask application, in the same envelope and with the same headers, by raising the
-error as the first thing of the request. That takes no thread, because nothing of it waits.
+What is refused here is rendered by the same Flask application, in the same envelope and with the same headers: a
+``before_request`` function raises the error. This runs on the loop, because it does not block.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from chatkit import logs
-from chatkit.limits.concurrency import Shares
+from chatkit.limits.concurrency import PART, Shares
 from chatkit.limits.rate import client_address
 from chatkit.problems import NotFound, ServiceBusy
 from chatkit.web.buffer import Buffer
@@ -41,6 +41,8 @@ BODY_SECONDS: float = 60  # for a whole body, from the end of the head on
 SILENCE_SECONDS: float = 20  # for its next piece
 DISCARD_SECONDS = 5  # for the rest of a body that is too large, so that its sender gets to read the response
 MAX_BODIES_BYTES = 64 * 1024 * 1024  # that wait at the same time in one process
+MAX_PIECES = 20_000  # of one body; 8 MiB come in some thousands
+PIECES_AT_ONCE = 64  # before others on the loop get their turn
 FIRST_EVENT_SECONDS = 30  # of a stream; no model has been asked until then
 JSON_SECONDS = 75  # a dictation is given 60
 HEARTBEAT_SECONDS = 10  # platforms cut connections that are silent for 30 to 60 s
@@ -48,7 +50,6 @@ HEARTBEAT = b": keep-alive\n\n"
 READINESS_SECONDS = 0.8  # a health check that takes a second is taken for failed
 READINESS_KEPT_SECONDS = 1.0
 AGENT_THREADS = 128
-PART = 4  # one address gets this part of what there is: a quarter
 
 _DEFERRED = "chatkit.deferred"
 _FAILURE = "chatkit.failure"
@@ -59,7 +60,7 @@ log = logging.getLogger(__name__)
 
 
 class _ClientLeft(Exception):
-    """The client has left before its request was whole."""
+    """The client has left before its response has begun."""
 
 
 class _Deferred:
@@ -89,7 +90,6 @@ async def _everything(produce: Produce) -> bytes:
     chunks = [await _first(buffer, making, JSON_SECONDS)]
     while (chunk := await buffer.take(JSON_SECONDS)) is not None:
         chunks.append(chunk)
-    await making
     return b"".join(chunks)
 
 
@@ -111,7 +111,7 @@ async def _first(buffer: Buffer, making: asyncio.Task[None], seconds: float) -> 
     chunk = await buffer.take(seconds)
     if chunk is None:
         if making.cancelled():
-            raise ServiceBusy("the process is about to stop, or the client has left")
+            raise ServiceBusy("the process is about to stop")
         raise NotFound("nothing to answer: no such item in this thread")
     if not chunk:
         raise ServiceBusy(f"nothing to send after {seconds} s")
@@ -159,7 +159,7 @@ class Adapter:
         drain_seconds: how long the process goes on as before once it is told to stop, except that it is not ready.
         stop_seconds: how long it then has to finish what has begun.
         max_body_bytes: the most that the body of a request to a path may have.
-        missing: says what keeps the service from being ready; may take its time.
+        missing: returns what the service lacks to be ready; may block.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class Adapter:
                 await self._read_body(it, address, self._max_body_bytes(path))
                 await self._answer_in_thread(it, address)
         except _ClientLeft:
-            log.info("a client left before its request was whole")
+            it.context.run(log.info, "a client left before its response had begun")
         except Exception as error:
             if it.started:
                 log.exception("a response broke off")
@@ -251,7 +251,7 @@ class Adapter:
     async def _what_is_missing(self) -> list[str]:
         """What keeps the service from being ready; one check a second for all who ask, because it costs a transaction."""
         if self.draining:
-            return ["a process that is not about to stop"]
+            return ["a process that is not shutting down"]
         loop = asyncio.get_running_loop()
         if self._check is None or (self._check.done() and loop.time() - self._checked_at > READINESS_KEPT_SECONDS):
             self._check = loop.run_in_executor(self._checker, self._missing)
@@ -264,17 +264,21 @@ class Adapter:
     async def _read_body(self, it: _Request, address: str, limit: int) -> None:
         body = bytearray()
         declared = it.environ.get("CONTENT_LENGTH", "")
-        too_large = declared.isdecimal() and int(declared) > limit
+        too_large = declared.isdecimal() and (len(declared) > len(str(limit)) or int(declared) > limit)
+        pieces = 0
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 more = not too_large
                 while more:
                     async with asyncio.timeout(SILENCE_SECONDS):
                         message = await it.receive()
+                    pieces += 1
+                    if pieces % PIECES_AT_ONCE == 0:
+                        await asyncio.sleep(0)
                     if message["type"] != "http.request":
                         raise _ClientLeft
                     chunk, more = message.get("body", b""), message.get("more_body", False)
-                    if too_large := len(body) + len(chunk) > limit:
+                    if too_large := len(body) + len(chunk) > limit or pieces > MAX_PIECES:
                         break
                     self._bodies.take(address, len(chunk))
                     it.body_bytes += len(chunk)
@@ -310,7 +314,7 @@ class Adapter:
         try:
             body = await asyncio.shield(asyncio.wrap_future(running))
         except asyncio.CancelledError:
-            running.add_done_callback(lambda _: response.close())  # for nobody reads it
+            running.add_done_callback(lambda _: it.context.run(response.close))  # nobody reads it
             raise
         if it.deferred.produce is None:
             await self._respond(it, response, body)
@@ -336,7 +340,12 @@ class Adapter:
         watching = asyncio.create_task(_cancel_when_left(it.receive, making))
         try:
             seconds = FIRST_EVENT_SECONDS if it.deferred.streaming else JSON_SECONDS
-            chunk: bytes | None = await _first(buffer, making, seconds)
+            try:
+                chunk: bytes | None = await _first(buffer, making, seconds)
+            except ServiceBusy:
+                if watching.done():
+                    raise _ClientLeft from None
+                raise
             response.headers = [header for header in response.headers if header[0] != b"content-length"]
             if not it.deferred.streaming:
                 await it.respond(response, chunk or b"")
@@ -361,8 +370,11 @@ def _raise_failure() -> None:
 async def _discard(receive: Receive) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(DISCARD_SECONDS):
+            pieces = 0
             while (await receive()).get("more_body"):
-                pass
+                pieces += 1
+                if pieces % PIECES_AT_ONCE == 0:
+                    await asyncio.sleep(0)
 
 
 async def _cancel_when_left(receive: Receive, making: asyncio.Task[None]) -> None:

@@ -1,4 +1,4 @@
-"""The way of a response's chunks from the task that makes them to the one that sends them, both on the same event loop."""
+"""A queue of a response's chunks between the task that makes them and the task that sends them, on one event loop."""
 
 from __future__ import annotations
 

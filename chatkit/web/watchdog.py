@@ -1,4 +1,4 @@
-"""Says what blocks the event loop: while it is blocked, nothing else of the process can."""
+"""Logs what blocks the event loop. A blocked loop can't do this itself."""
 
 from __future__ import annotations
 
@@ -36,8 +36,13 @@ class _Watchdog:
 
     def watch(self) -> None:
         blocked = False
+        waited_since = time.monotonic()
         while not self.stopped.wait(BEAT_SECONDS):
-            lag = time.monotonic() - self.beat
+            now = time.monotonic()
+            waited, waited_since = now - waited_since, now
+            if waited >= BLOCKED_SECONDS:
+                continue  # this thread did not run either: the process was frozen
+            lag = now - self.beat
             if blocked and lag < BLOCKED_SECONDS:
                 blocked = False
                 log.warning("the event loop goes on")

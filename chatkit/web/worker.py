@@ -1,34 +1,42 @@
-"""gunicorn's ASGI worker with bounds for connections, and JSON errors for what is no HTTP.
+"""gunicorn's ASGI worker with bounds for connections, and JSON errors for malformed HTTP.
 
 It replaces gunicorn's protocol class by a subclass and uses some of its private attributes; requirements.txt pins gunicorn, and
-tests/test_connections.py would tell.
+tests/test_connections.py fails if they change.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import json
 import logging
+import os
+import resource
+import sys
+import termios
 from collections import Counter
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+from gunicorn.asgi.parser import ParseError
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 
 from chatkit import logs
 from chatkit.envelopes import error_envelope
+from chatkit.limits.concurrency import PART
 from chatkit.web.asgi import AsgiFlask
 
 HEAD_SECONDS: float = 20  # for a client to send the whole head of a request, once it has connected or begun
 WRITE_SECONDS: float = 20  # for a client that does not read to take some of what waits for it
 HALF_CLOSED_SECONDS = 1  # until a client that sends no more is taken to have left
 ANNOUNCE_SECONDS = 0.7  # at a stop, before the port is closed
+MAX_TINY_CHUNKS, MIN_CHUNK_BYTES = 1000, 64  # so many chunks of a body may be smaller than that on average
 IDLE_SECONDS = 2  # at a stop, for kept connections to send one more request and be told that they are closed
 INTERRUPT_SECONDS = 2  # before the end of a stop, for what is then still being answered to be kept
-PART = 4  # one address gets this part of the connections: a quarter
 
 # Python's own phrases differ from version to version, and the codes are to be stable.
 _PHRASES = {414: "Request URI Too Long", 431: "Request Header Fields Too Large"}
@@ -45,6 +53,7 @@ class Protocol(_Protocol):  # type: ignore[misc]
 
     peer = ""
     """The address that it comes from."""
+    _pieces = _piece_bytes = 0  # of the body that is being read
     _begun = False  # a head, of which not all has come
     _deadline: asyncio.TimerHandle | None = None
     _write_deadline: asyncio.TimerHandle | None = None
@@ -67,6 +76,26 @@ class Protocol(_Protocol):  # type: ignore[misc]
             self._cancel("_deadline")
         self._begun = self._deadline is not None
 
+    def _feed_callback_parser(self, data: bytes) -> bool:
+        try:
+            return bool(super()._feed_callback_parser(data))
+        except ValueError:  # of a Content-Length with more digits than Python reads
+            self._send_error_response(400, "an unreadable head")
+            self._close_transport()
+            return False
+
+    def _on_headers_complete(self) -> Any:
+        self._pieces = self._piece_bytes = 0
+        return super()._on_headers_complete()
+
+    def _on_body(self, chunk: bytes) -> None:
+        """Refuse a body in tiny chunks: each costs the loop as much as a large one."""
+        self._pieces += 1
+        self._piece_bytes += len(chunk)
+        if self._pieces > MAX_TINY_CHUNKS and self._piece_bytes < MIN_CHUNK_BYTES * self._pieces:
+            raise ParseError("a body in tiny chunks")
+        super()._on_body(chunk)
+
     def _expect_head(self) -> None:
         self._deadline = self.worker.loop.call_later(HEAD_SECONDS, self._give_up_waiting)
 
@@ -76,18 +105,32 @@ class Protocol(_Protocol):  # type: ignore[misc]
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._write_deadline = self.worker.loop.call_later(WRITE_SECONDS, self._give_up_writing)
+        self._expect_reading()
+
+    def _expect_reading(self) -> None:
+        self._write_deadline = self.worker.loop.call_later(WRITE_SECONDS, self._give_up_writing, self._unread())
+
+    def _unread(self) -> int:
+        """The bytes that the client has not taken yet, here and in the system's buffer, which holds megabytes."""
+        unread: int = self.transport.get_write_buffer_size()
+        with suppress(OSError):
+            queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+            unread += int.from_bytes(queued, sys.byteorder)
+        return unread
 
     def resume_writing(self) -> None:
         self._cancel("_write_deadline")
         super().resume_writing()
 
-    def _give_up_writing(self) -> None:
+    def _give_up_writing(self, waiting: int) -> None:
+        if self._unread() != waiting:  # it has taken some
+            self._expect_reading()
+            return
         log.info("a client took nothing of its response for %d s", WRITE_SECONDS)
         self.transport.abort()
 
     def eof_received(self) -> bool:
-        """The client sends no more. It may still read: it gets the response to a whole request, and to half a one."""
+        """The client sends no more. It may still read, so it gets a response, even to an incomplete request."""
         receiver = self._body_receiver
         if receiver is not None and receiver._complete:
             # Most have left, and what lasts is ended. Not at once, because the application may still be reading the body.
@@ -140,6 +183,12 @@ class Protocol(_Protocol):  # type: ignore[misc]
 gasgi.ASGIProtocol = Protocol  # type: ignore[attr-defined]
 
 
+def _allowed_connections(wanted: int) -> int:
+    """As many as are wanted, but leave a quarter of the files for OpenAI, the database and Redis."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if files == resource.RLIM_INFINITY else min(wanted, files * 3 // 4)
+
+
 class Worker(_Worker):  # type: ignore[misc]
     """gunicorn's ASGI worker. Its application is an ``AsgiFlask``."""
 
@@ -149,11 +198,23 @@ class Worker(_Worker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.connections: set[Protocol] = set()
         self._of_peer: Counter[str] = Counter()
+        self._most = 0
+        self._next_notice = 0.0
 
     def _setup_event_loop(self) -> None:
         super()._setup_event_loop()
         # asyncio would shorten the queue of connections to accept to 100, and a burst then waits for seconds.
         self.loop.create_server = partial(self.loop.create_server, backlog=self.cfg.backlog)
+        self.loop.set_exception_handler(self._log_loop_error)
+
+    def _log_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log what asyncio reports; that no more files can be opened only once a second."""
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)):
+            loop.default_exception_handler(context)
+        elif loop.time() > self._next_notice:
+            self._next_notice = loop.time() + 1
+            log.error("no more connections can be accepted: the limit of open files is reached")
 
     def run(self) -> None:
         """Serve until told to stop.
@@ -174,12 +235,16 @@ class Worker(_Worker):  # type: ignore[misc]
             log.exception("the worker failed")
         finally:
             self._cleanup()
+        # Python would wait for the threads of tools, which can't be interrupted.
+        log.info("the worker has stopped")
+        logging.shutdown()
+        os._exit(0)
 
     def connect(self, connection: Protocol) -> bool:
         """Count a new connection; whether it is within the bounds. Behind proxies all come from the proxies' addresses."""
         self.connections.add(connection)
         self._of_peer[connection.peer] += 1
-        total = self.cfg.worker_connections
+        total = self._most = self._most or _allowed_connections(self.cfg.worker_connections)
         each = total if self.asgi.asgi.behind_proxy else total // PART
         return bool(len(self.connections) <= total and self._of_peer[connection.peer] <= each)
 
@@ -225,6 +290,7 @@ class Worker(_Worker):  # type: ignore[misc]
                     waiting.append(listener.sock.accept()[0])
         for server in self.servers:
             server.close()
+        self.loop.call_later(IDLE_SECONDS, self._close_idle)  # also where no signal has brought us here
         for connection in waiting:
             connection.setblocking(False)
             await self.loop.connect_accepted_socket(lambda: Protocol(self), connection)

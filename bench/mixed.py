@@ -185,7 +185,7 @@ async def count_connections(database: psycopg.AsyncConnection) -> int:
 
 
 async def workers_that_accept(server: Server) -> int:
-    """How many workers take a connection, of those that there are; whoever is faster takes the next."""
+    """How many of the workers take a connection; the faster one takes the next."""
     accepting: set[int] = set()
     writers = []
     for _ in range(300):

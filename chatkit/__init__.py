@@ -15,6 +15,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from chatkit import health, host_page, identity, logs, origins, problems, sessions
 from chatkit.issuers import make_issuer
 from chatkit.limits.rate import Limits
+from chatkit.request_body import CHAT_PATH, MAX_CHAT_BYTES
 from chatkit.settings import Backend, Settings, load
 from chatkit.tokens import TokenVerifier
 from chatkit.web.asgi import Adapter, AsgiFlask
@@ -25,7 +26,6 @@ __path__ = extend_path(__path__, __name__)
 log = logging.getLogger(__name__)
 
 MAINTENANCE_SECONDS = 30
-MAX_CHAT_BYTES = 8 * 1024 * 1024  # dictated audio comes in the body
 
 
 def create_app(settings: Settings | None = None) -> AsgiFlask:
@@ -89,7 +89,7 @@ async def _repeat(maintain: Callable[[], None]) -> None:
 
 def _max_body_bytes(path: str) -> int:
     """The most that the body of a request to ``path`` may have. Views that want less say so themselves."""
-    return MAX_CHAT_BYTES if path == "/api/chatkit" else sessions.MAX_BODY_BYTES
+    return MAX_CHAT_BYTES if path == CHAT_PATH else sessions.MAX_BODY_BYTES
 
 
 def _keep_private(response: Response) -> Response:

@@ -7,6 +7,9 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from chatkit.problems import InvalidRequestBody, NotJson
 
+CHAT_PATH = "/api/chatkit"
+MAX_CHAT_BYTES = 8 * 1024 * 1024  # of a body to CHAT_PATH: it may hold dictated audio
+
 
 def read_json_body(limit: int) -> bytes:
     """The body, at most ``limit`` bytes, unparsed; empty where there is none.

@@ -10,8 +10,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,25 +51,6 @@ def seconds_of_health_check(service: Service) -> float:
     started = time.monotonic()
     requests.get(f"{service.url}/healthz", timeout=60)
     return time.monotonic() - started
-
-
-@contextmanager
-def health_checks(service: Service) -> Iterator[list[float]]:
-    """The seconds that each health check took meanwhile."""
-    seconds: list[float] = []
-    over = threading.Event()
-
-    def check() -> None:
-        while not over.wait(0.05):
-            seconds.append(seconds_of_health_check(service))
-
-    checking = threading.Thread(target=check)
-    checking.start()
-    try:
-        yield seconds
-    finally:
-        over.set()
-        checking.join()
 
 
 def lines(log: str) -> list[dict[str, Any]]:

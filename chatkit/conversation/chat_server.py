@@ -204,9 +204,9 @@ class ChatServer(ChatKitServer[ChatContext]):
                 return await anext(events, None)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and asyncio.current_task().cancelling():  # type: ignore[union-attr]
-                raise  # by whoever reads the answer
+                raise  # the reader cancelled it
             if isinstance(error, agents.ModelRefusalError) and said.endswith(error.refusal):
-                log.info("the model refused")  # and said so, which is its answer
+                log.info("the model refused")  # the refusal has been shown already
                 return None
             if timeout.expired():
                 log.warning("the answer took more than CHATKIT_TURN_SECONDS=%d", self._turn_seconds)

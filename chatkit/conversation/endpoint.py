@@ -15,15 +15,13 @@ from chatkit.issuers.selfhosted import LiveSession, SelfhostedIssuer
 from chatkit.limits.concurrency import ChatConcurrency
 from chatkit.limits.rate import Limits, address
 from chatkit.problems import ClientSecretMissing
-from chatkit.request_body import read_json_body
+from chatkit.request_body import CHAT_PATH, MAX_CHAT_BYTES, read_json_body
 from chatkit.types import is_streaming_req
 from chatkit.web.asgi import deferred
 from chatkit.web.buffer import Buffer
 
-PATH = "/api/chatkit"
-MAX_BODY_BYTES = 8 * 1024 * 1024  # dictated audio comes in the body
 MAX_MESSAGE_BYTES = 64 * 1024  # everything else: it is sent to a model, which costs money
-MAX_BYTES = {"input.transcribe": MAX_BODY_BYTES, "threads.add_client_tool_output": 256 * 1024}
+MAX_BYTES = {"input.transcribe": MAX_CHAT_BYTES, "threads.add_client_tool_output": 256 * 1024}
 MAX_PARSED_BYTES = 256 * 1024  # what is longer is parsed only if it looks like a dictation
 MAX_SIGNS_OF_DICTATION = 40
 
@@ -32,7 +30,7 @@ def blueprint(server: ChatServer, issuer: SelfhostedIssuer, limits: Limits, conc
     """``POST /api/chatkit``, for the bearer of a live session's secret, within ``limits`` and ``concurrency``."""
     bp = Blueprint("conversation", __name__)
 
-    @bp.post(PATH)
+    @bp.post(CHAT_PATH)
     def chat() -> Response:
         """Handle one request of the ChatKit protocol."""
         limits.count("requests")
@@ -60,7 +58,7 @@ def blueprint(server: ChatServer, issuer: SelfhostedIssuer, limits: Limits, conc
 
 
 def _read() -> Any:
-    body = read_json_body(MAX_BODY_BYTES)
+    body = read_json_body(MAX_CHAT_BYTES)
     if len(body) > MAX_PARSED_BYTES and not _looks_like_dictation(body):
         raise RequestEntityTooLarge
     chat_request = read_request(body)

@@ -42,11 +42,11 @@ class Shares:
 
     Args:
         what: what it is, for the log.
-        total: how much there is in this process.
+        total: how much there is in this process; ``None`` where only holders are limited.
         each: how much of it one holder gets.
     """
 
-    def __init__(self, what: str, total: int, each: int) -> None:
+    def __init__(self, what: str, total: int | None, each: int) -> None:
         self._what = what
         self._total = total
         self._each = each
@@ -64,7 +64,7 @@ class Shares:
         with self._lock:
             if self._held[holder] + amount > self._each:
                 raise TooManyRequests(f"more than {self._each} {self._what} at once", retry_after=RETRY_SECONDS)
-            if self._all + amount > self._total:
+            if self._total is not None and self._all + amount > self._total:
                 raise ServiceBusy(f"all {self._total} {self._what} are taken")
             self._held[holder] += amount
             self._all += amount
@@ -139,7 +139,7 @@ class ChatConcurrency:
     """
 
     def __init__(self, client: redis.Redis | None, turn_seconds: int) -> None:
-        self._users = {what: Shares(f"{what} of a user", 10**9, each) for what, each in MAX_CONCURRENT_PER_USER.items()}
+        self._users = {what: Shares(f"{what} of a user", None, each) for what, each in MAX_CONCURRENT_PER_USER.items()}
         self._addresses = {
             what: Shares(f"{what} of an address", total, total // PART) for what, total in MAX_CONCURRENT.items()
         }

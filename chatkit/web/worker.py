@@ -33,9 +33,9 @@ from chatkit.web.asgi import AsgiFlask
 HEAD_SECONDS: float = 20  # for a client to send the whole head of a request, once it has connected or begun
 WRITE_SECONDS: float = 20  # for a client that does not read to take some of what waits for it
 HALF_CLOSED_SECONDS = 1  # until a client that sends no more is taken to have left
-ANNOUNCE_SECONDS = 0.7  # at a stop, before the port is closed
+ANNOUNCE_SECONDS = 0.7  # at shutdown, before the port is closed
 MAX_TINY_CHUNKS, MIN_CHUNK_BYTES = 1000, 64  # so many chunks of a body may be smaller than that on average
-IDLE_SECONDS = 2  # at a stop, for kept connections to send one more request and be told that they are closed
+IDLE_SECONDS = 2  # at shutdown, for kept connections to send one more request and be told that they are closed
 INTERRUPT_SECONDS = 2  # before the end of a stop, for what is then still being answered to be kept
 
 # Python's own phrases differ from version to version, and the codes are to be stable.

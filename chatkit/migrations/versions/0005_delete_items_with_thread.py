@@ -1,4 +1,4 @@
-"""In SQLite, delete items and attachments with their thread, whoever deletes it.
+"""In SQLite, delete items and attachments with their thread, also when a shell deletes it.
 
 SQLite enforces foreign keys only on connections that ask for it, and the sqlite3 shell does not. A trigger always runs.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import select
 import sqlite3
 import stat
 import time
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 MIGRATIONS = Path(__file__).parent / "migrations"
 WAIT_SECONDS = 5  # for a connection, for a free one of the pool, for a lock, for a statement
 SERVER_SECONDS = 7  # for any reply of PostgreSQL; longer than WAIT_SECONDS, so that the server reports its own timeout first
+IDLE_SECONDS = 5  # a connection that was idle for longer is tried first; the network may have dropped it
 START_SECONDS = 30  # how long a PostgreSQL server that is down is retried at start-up
 RETRY_SECONDS = 3
 MIGRATION_SECONDS = 60  # for another process to finish its migration
@@ -84,12 +86,13 @@ def make_engine(address: str | URL) -> Engine:
 
 def _make_pooled_engine(url: URL, connections: int) -> Engine:
     """An engine for requests. Callers wait in line for a connection, and nothing they do takes longer than its limit."""
-    # Pinging finds connections that the server has closed, such as after a restart.
-    pool = {"pool_size": connections, "max_overflow": 0, "pool_timeout": WAIT_SECONDS, "pool_pre_ping": not _is_sqlite(url)}
-    engine = _create_engine(url, **pool)
-    if not _is_sqlite(url):
-        event.listen(engine, "begin", _limit_transaction)
-        event.listen(engine, "do_connect", _connect_with_limit)
+    pool = {"pool_size": connections, "max_overflow": 0, "pool_timeout": WAIT_SECONDS}
+    if _is_sqlite(url):
+        return _create_engine(url, **pool)
+    engine = _create_engine(url, isolation_level="AUTOCOMMIT", **pool)  # _begin begins transactions
+    event.listen(engine, "begin", _begin)
+    event.listen(engine, "do_connect", _connect_with_limit)
+    event.listen(engine, "checkout", _check_connection)
     return engine
 
 
@@ -138,25 +141,40 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _limit_transaction(connection: Connection) -> None:
-    """Limit each statement of this transaction.
+def _begin(connection: Connection) -> None:
+    """Begin a transaction, each statement of which is limited, in one round trip.
 
     PgBouncer refuses these settings at connection time, and a ``SET`` would stay on a server connection that others share.
     """
     limit = int(WAIT_SECONDS * 1000)
-    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {limit}; SET LOCAL lock_timeout = {limit}")
+    connection.exec_driver_sql(f"BEGIN; SET LOCAL statement_timeout = {limit}; SET LOCAL lock_timeout = {limit}")
 
 
 class _LimitedConnection(psycopg.Connection[Any]):
     """Gives up a server that is connected and does not answer, which no timeout of the server's own covers."""
 
+    used_at = 0.0
+
     def wait(self, gen: PQGen[_Value], interval: float = 0.1, timeout: float | None = None) -> _Value:
         try:
+            self.used_at = time.monotonic()
             return super().wait(gen, interval, timeout or SERVER_SECONDS)
         except psycopg.OperationalError:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 self.close()  # what it is doing is unknown
             raise
+
+
+def _check_connection(connection: _LimitedConnection, _record: Any, _fairy: Any) -> None:
+    """Find connections that the server has closed, such as after a restart. Asking it each time takes a round trip."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    closed = poll.poll(0)  # nothing is to come on an idle connection but its end
+    try:
+        if closed or time.monotonic() - connection.used_at > IDLE_SECONDS:
+            connection.execute("SELECT 1")
+    except psycopg.Error as error:
+        raise exc.InvalidatePoolError from error
 
 
 def _connect_with_limit(_dialect: Any, _record: Any, arguments: Any, keywords: Any) -> _LimitedConnection:

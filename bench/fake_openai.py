@@ -1,6 +1,6 @@
 """A stand-in for OpenAI in a process of its own: ``python -m bench.fake_openai PORT``.
 
-The model ``speaks`` says ten words, ``speaks-long`` half a megabyte as fast as they are taken. Nothing else gets a response.
+The model ``speaks`` says ten words, ``speaks-long`` half a megabyte in three seconds. Nothing else gets a response.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.responses_api import Events, says, whole
 SECONDS_A_WORD = 0.05
 MODELS: dict[str, Events] = {
     "speaks": says("one two three four five six seven eight nine ten", pause=SECONDS_A_WORD),
-    "speaks-long": says(" ".join(["x" * 4_096] * 128)),
+    "speaks-long": says(" ".join(["x" * 4_096] * 128), pause=3 / 128),
 }
 
 

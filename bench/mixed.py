@@ -74,7 +74,13 @@ PHASES = (
     Phase("nothing"),
     Phase("an agent that blocks for 10 s", attacks.Blocking(10), frozenset({200}), BLOCKED, blocks=True),
     Phase("an agent that blocks for 45 s", attacks.Blocking(45), frozenset({0, 200, 502}), KILLED, blocks=True, replaces=True),
-    Phase("a table lock", attacks.table_lock, frozenset({200, 503}), "database_unavailable|not_ready", locks=True),
+    Phase(
+        "a table lock",
+        attacks.table_lock,
+        frozenset({200, 503}),
+        "database_unavailable|not_ready|QueryCanceled|LockNotAvailable",
+        locks=True,
+    ),
     Phase("a database pool of 4", attacks.small_pool),
     Phase("a hanging OpenAI", attacks.hanging_openai, frozenset({200}) | REFUSED, "openai_unavailable|model's service"),
     Phase("a flood of feedback", attacks.feedback_flood, frozenset({200, 400, 404, 429})),
@@ -123,7 +129,8 @@ class User:
             [self._visitor] = await mint(self._port, 1, network=3)
             self._until = time.monotonic() + SESSION_SECONDS
         reply = await read_stream(self._port, self._visitor)
-        return Sample(reply.started, reply.seconds, reply.status, reply.whole_stream)
+        ended = reply.whole_stream or b'data: {"type":"error"' in reply.received
+        return Sample(reply.started, reply.seconds, reply.status, ended)
 
 
 async def check(port: int, path: str, samples: list[Sample]) -> None:
@@ -240,7 +247,7 @@ class Verdict:
         yield from _unexpected("turn", Counter(sample.status for sample in self.held(self.seen.turns)), ready)
         broken = [sample for sample in self.held(self.seen.turns) if sample.status == 200 and not sample.whole]
         if broken:
-            yield f"{len(broken)} turns without their last event"
+            yield f"{len(broken)} turns without their last event, and without an error"
         yield from _unexpected("attack", self.done.statuses, self.phase.statuses)
         if self.seen.workers[0].keys() != self.seen.workers[-1].keys() and not self.phase.replaces:
             yield "a worker was replaced"

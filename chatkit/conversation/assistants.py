@@ -24,7 +24,7 @@ from chatkit.conversation import exported_workflow
 from chatkit.conversation.demo import DemoAssistant
 from chatkit.conversation.events import KEEP_REFUSED_MESSAGE, agent_events, assistant_message, outcome
 from chatkit.conversation.history import load_history, newest_question, to_model_input, to_model_text
-from chatkit.conversation.storage import ChatContext, SqlStore
+from chatkit.conversation.storage import ChatContext, SqlStore, current
 from chatkit.settings import PROJECT, Settings, SettingsError
 from chatkit.types import ThreadItem, ThreadMetadata, ThreadStreamEvent, UserMessageItem
 
@@ -126,16 +126,23 @@ def make_openai_client(settings: Settings) -> openai.AsyncOpenAI | None:
     """The way to OpenAI for everything in the chat; none without a key."""
     if not settings.openai_api_key:
         return None
-    return openai.AsyncOpenAI(
+    client = openai.AsyncOpenAI(
         api_key=settings.openai_api_key,
         base_url=f"{settings.api_base}/v1",
         timeout=settings.turn_seconds,
-        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [_add_request_id]}),
+        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [_before_request]}),
     )
+    _ = client.responses, client.audio  # imports their modules now; in the first turn that would block the event loop
+    return client
 
 
-async def _add_request_id(request: httpx2.Request) -> None:
-    """Name our request to OpenAI. An event hook runs for each try, in the context of the task that makes the call."""
+async def _before_request(request: httpx2.Request) -> None:
+    """Name our request to OpenAI, and say that the turn has started: from here on it waits.
+
+    An event hook runs for each try, in the context of the task that makes the call.
+    """
+    if context := current.get():
+        context.started()
     if request_id := logs.request_id.get():
         request.headers["X-Client-Request-Id"] = request_id
 

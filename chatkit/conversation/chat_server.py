@@ -8,7 +8,6 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
@@ -22,7 +21,7 @@ from chatkit.conversation.assistants import Assistant, Turn
 from chatkit.conversation.demo import DemoAssistant, demo_widget
 from chatkit.conversation.drafts import Drafts
 from chatkit.conversation.events import assistant_message, message_text, text_of
-from chatkit.conversation.storage import ChatContext, SqlStore, ThreadGone, new_id
+from chatkit.conversation.storage import ChatContext, SqlStore, ThreadGone, current, new_id
 from chatkit.conversation.timestamps import in_utc
 from chatkit.database import UNAVAILABLE
 from chatkit.errors import BaseStreamError, CustomStreamError, ErrorCode, StreamError
@@ -59,9 +58,6 @@ MAX_ANSWERS = 100  # to the questions of a structured input
 TRANSCRIPTION_MODEL = "gpt-4o-mini-transcribe"
 
 _MEDIA_TYPE = re.compile(r"audio/[\w.+-]{1,50}", re.ASCII)
-
-_answered: ContextVar[ChatContext | None] = ContextVar("answered", default=None)
-"""The context of the request that the current task answers, for what the SDK calls without it."""
 
 # The SDK makes this anew for each request, which takes longer than all the rest of handling one.
 _request: TypeAdapter[Any] = TypeAdapter(ChatKitReq)
@@ -135,7 +131,7 @@ class ChatServer(ChatKitServer[ChatContext]):
             raise problems.AttachmentsOff("a message with an attachment")
         put = context.buffer.put
         last: ThreadStreamEvent | None = None
-        _answered.set(context)
+        current.set(context)
         try:
             await self._refuse_unless_active(request, context)
             if request.type == "threads.retry_after_item":
@@ -179,6 +175,7 @@ class ChatServer(ChatKitServer[ChatContext]):
         try:
             async with aclosing(self._assistant(context).answer(turn)) as events:
                 while (event := await self._next(events, deadline, said)) is not None:
+                    context.started()
                     if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, AssistantMessageItem):
                         said = message_text(event.item)
                     if isinstance(event, ThreadItemDoneEvent | ThreadItemReplacedEvent):
@@ -217,7 +214,7 @@ class ChatServer(ChatKitServer[ChatContext]):
         """Have the message that ``event`` goes on with stored soon. The SDK calls this with each update."""
         super()._update_pending_items(pending_items, event)
         message = pending_items.get(event.item_id)
-        if isinstance(message, AssistantMessageItem) and (context := _answered.get()):
+        if isinstance(message, AssistantMessageItem) and (context := current.get()):
             context.drafts.add(message.id)
             self._drafts.changed(context.user, message)
 

@@ -14,6 +14,7 @@ from chatkit.conversation.storage import ChatContext
 from chatkit.issuers.selfhosted import LiveSession, SelfhostedIssuer
 from chatkit.limits.concurrency import ChatConcurrency
 from chatkit.limits.rate import Limits, address
+from chatkit.limits.starts import Starts
 from chatkit.problems import ClientSecretMissing
 from chatkit.request_body import CHAT_PATH, MAX_CHAT_BYTES, read_json_body
 from chatkit.types import is_streaming_req
@@ -24,11 +25,14 @@ MAX_MESSAGE_BYTES = 64 * 1024  # everything else: it is sent to a model, which c
 MAX_BYTES = {"input.transcribe": MAX_CHAT_BYTES, "threads.add_client_tool_output": 256 * 1024}
 MAX_PARSED_BYTES = 256 * 1024  # what is longer is parsed only if it looks like a dictation
 MAX_SIGNS_OF_DICTATION = 40
+# Starting a turn costs some milliseconds of the event loop.
+STARTING, STARTING_OF_AN_ADDRESS, START_SECONDS = 32, 2, 0.25
 
 
 def blueprint(server: ChatServer, issuer: SelfhostedIssuer, limits: Limits, concurrency: ChatConcurrency) -> Blueprint:
     """``POST /api/chatkit``, for the bearer of a live session's secret, within ``limits`` and ``concurrency``."""
     bp = Blueprint("conversation", __name__)
+    starts = Starts(STARTING, STARTING_OF_AN_ADDRESS, START_SECONDS)
 
     @bp.post(CHAT_PATH)
     def chat() -> Response:
@@ -44,8 +48,15 @@ def blueprint(server: ChatServer, issuer: SelfhostedIssuer, limits: Limits, conc
         with ExitStack() as held:
             held.enter_context(concurrency.held("turns" if is_turn else "requests", session.user, address()))
 
+            holder = address()
+
             async def produce(buffer: Buffer) -> None:
-                await server.answer(chat_request, ChatContext(session.user, buffer, session.agent, session.claims))
+                started = await starts.enter(holder)
+                try:
+                    context = ChatContext(session.user, buffer, session.agent, session.claims, started=started)
+                    await server.answer(chat_request, context)
+                finally:
+                    started()
 
             response = deferred(produce, streaming=is_streaming_req(chat_request))
             if is_streaming_req(chat_request):

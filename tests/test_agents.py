@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from agents.run import AgentRunner, get_default_agent_runner
 
-from chatkit.conversation import exported_workflow
-from chatkit.conversation.assistants import _load
+from chatkit.backends.selfhosted.chat import exported_workflow
+from chatkit.backends.selfhosted.chat.assistants import _load
 from chatkit.settings import SettingsError
 from chatkit.web import asgi
 from tests import upstream as u

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from marshmallow import ValidationError
 
-from chatkit.envelopes import ErrorSchema, read_session_request
+from chatkit.web.errors import ErrorSchema
+from chatkit.web.schemas import read_session_request
 from tests.conftest import MakeApp
 from tests.test_sessions import ENDPOINT
 from tests.upstream import Upstream

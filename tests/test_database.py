@@ -14,9 +14,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, insert, text
 
-from chatkit.database import open_database
+from chatkit.backends.selfhosted.database.engine import open_database
+from chatkit.backends.selfhosted.database.tables import AttachmentRow, Base, ItemRow, ThreadRow
 from chatkit.settings import SettingsError
-from chatkit.tables import AttachmentRow, Base, ItemRow, ThreadRow
 from tests.service import PROJECT, environment, free_port
 
 
@@ -35,7 +35,7 @@ def test_opening_again_changes_nothing(database: str) -> None:
 
 
 def test_several_processes_start_at_once_on_an_empty_database(database: str) -> None:
-    code = "import sys; from chatkit.database import open_database; open_database(sys.argv[1])"
+    code = "import sys; from chatkit.backends.selfhosted.database.engine import open_database; open_database(sys.argv[1])"
     starting = [
         subprocess.Popen([sys.executable, "-c", code, database], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
         for _ in range(6)
@@ -133,7 +133,7 @@ def test_back_to_the_first_version_and_forth(database: str, monkeypatch: pytest.
     ],
 )
 def test_a_database_that_is_not_there(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatkit.database.START_SECONDS", 0)
+    monkeypatch.setattr("chatkit.backends.selfhosted.database.engine.START_SECONDS", 0)
     with pytest.raises(SettingsError, match=r"^DATABASE_URL: ") as caught:
         open_database(address.format(port=free_port()))
     assert "hunter2" not in str(caught.value)

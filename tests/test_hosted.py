@@ -16,9 +16,9 @@ import pytest
 import requests_mock
 import trustme
 
-from chatkit.issuers.hosted import HostedIssuer
+from chatkit.backends.hosted.sessions_api import SessionsApi
+from chatkit.identity.user import User
 from chatkit.settings import Settings
-from chatkit.users import User
 from tests.service import SECRET_KEY
 from tests.upstream import API_KEY, WORKFLOW_ID, Received, Upstream, answering, delayed, mint, minting, session
 
@@ -26,8 +26,8 @@ COMPLETE = {"SECRET_KEY": SECRET_KEY, "OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFL
 USER = User("anonymous", "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f")
 
 
-def make_issuer(base: str, **variables: str) -> HostedIssuer:
-    return HostedIssuer(Settings.load({**COMPLETE, "CHATKIT_API_BASE": base, **variables}))
+def sessions_api(base: str, **variables: str) -> SessionsApi:
+    return SessionsApi(Settings.load({**COMPLETE, "CHATKIT_API_BASE": base, **variables}))
 
 
 ARGUMENTS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
@@ -66,7 +66,7 @@ def test_the_request_is_the_one_openais_sdk_sends(upstream: Upstream, case: str)
     variables, arguments = ARGUMENTS[case]
     with openai.OpenAI(api_key=API_KEY, base_url=f"{upstream.url}/v1", max_retries=0) as sdk:
         theirs = sdk.beta.chatkit.sessions.create(**cast(Any, {"user": USER.id, "workflow": {"id": WORKFLOW_ID}, **arguments}))
-    ours = make_issuer(upstream.url, **variables).issue(USER)
+    ours = sessions_api(upstream.url, **variables).issue(USER)
     sent_by_them, sent_by_us = map(what_counts, upstream.received)
     assert sent_by_us == sent_by_them
     assert ours.client_secret.startswith("ek_test_")
@@ -78,7 +78,7 @@ KNOWN = User("user", "ada", claims={"email": "ada@example.com", "seats": 3, "sha
 
 def test_a_workflow_and_state_variables_for_a_user(upstream: Upstream) -> None:
     variables = {"CHATKIT_WORKFLOW_VERSION": "3", "CHATKIT_WORKFLOWS": "pro=wf_test_pro"}
-    issuer = make_issuer(upstream.url, CHATKIT_AGENT_CLAIM="plan", **variables)
+    issuer = sessions_api(upstream.url, CHATKIT_AGENT_CLAIM="plan", **variables)
     with openai.OpenAI(api_key=API_KEY, base_url=f"{upstream.url}/v1", max_retries=0) as sdk:
         for workflow in ({"id": "wf_test_pro"}, {"id": WORKFLOW_ID, "version": "3"}):
             state: Any = {**workflow, "state_variables": dict(KNOWN.claims)}
@@ -97,12 +97,12 @@ def what_counts(received: Received) -> tuple[str, str, Any, dict[str, str | None
 
 
 def test_nothing_but_what_was_set_is_sent(upstream: Upstream) -> None:
-    make_issuer(upstream.url).issue(USER)
+    sessions_api(upstream.url).issue(USER)
     assert upstream.received[0].body == {"user": USER.id, "workflow": {"id": WORKFLOW_ID}}
 
 
 def test_one_connection_serves_call_after_call(upstream: Upstream) -> None:
-    issuer = make_issuer(upstream.url)
+    issuer = sessions_api(upstream.url)
     for _ in range(10):
         issuer.issue(USER)
     assert upstream.connections == 1
@@ -115,7 +115,7 @@ def test_one_connection_serves_call_after_call(upstream: Upstream) -> None:
 
 def test_calls_at_the_same_time_do_not_wait_for_each_other(upstream: Upstream) -> None:
     upstream.behaviour = delayed(1)
-    issuer = make_issuer(upstream.url, GUNICORN_THREADS="20")
+    issuer = sessions_api(upstream.url, GUNICORN_THREADS="20")
     started = time.monotonic()
     with ThreadPoolExecutor(20) as pool:
         ids = {minted.session_id for minted in pool.map(issuer.issue, [USER] * 20)}
@@ -126,7 +126,7 @@ def test_calls_at_the_same_time_do_not_wait_for_each_other(upstream: Upstream) -
 
 def test_cookies_of_the_upstream_do_not_travel_from_user_to_user(upstream: Upstream) -> None:
     upstream.behaviour = lambda handler: handler.answer(200, session(), Set_Cookie="who=first; Path=/")
-    issuer = make_issuer(upstream.url)
+    issuer = sessions_api(upstream.url)
     issuer.issue(USER)
     issuer.issue(USER)
     assert "cookie" not in upstream.received[1].headers
@@ -137,7 +137,7 @@ def test_the_machines_proxy_and_netrc_are_not_used(upstream: Upstream, monkeypat
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    make_issuer(upstream.url).issue(USER)
+    sessions_api(upstream.url).issue(USER)
     assert upstream.received[0].headers["authorization"] == f"Bearer {API_KEY}"
 
 
@@ -158,12 +158,12 @@ def test_remaining_life(upstream: Upstream, expires_at: Any, ttl: str, expected:
     if isinstance(expires_at, int | float):
         expires_at = time.time() + expires_at
     upstream.behaviour = minting(expires_at=expires_at)
-    minted = make_issuer(upstream.url, CHATKIT_SESSION_TTL=ttl).issue(USER)
+    minted = sessions_api(upstream.url, CHATKIT_SESSION_TTL=ttl).issue(USER)
     assert (minted.expires_at - datetime.now(UTC)).total_seconds() == pytest.approx(expected, abs=2)
 
 
 def test_a_session_does_not_show_its_secret(upstream: Upstream) -> None:
-    assert "ek_test_" not in repr(make_issuer(upstream.url).issue(USER))
+    assert "ek_test_" not in repr(sessions_api(upstream.url).issue(USER))
     assert API_KEY not in repr(Settings.load(COMPLETE))
     assert WORKFLOW_ID not in repr(Settings.load(COMPLETE))
     assert SECRET_KEY not in repr(Settings.load(COMPLETE))
@@ -175,7 +175,7 @@ def test_unit_reading_of_an_answer(encoding: dict[str, str]) -> None:
     import json
 
     content = json.dumps(session(id="cksess_1", client_secret="ek_test_1")).encode()
-    issuer = make_issuer("https://api.openai.com")
+    issuer = sessions_api("https://api.openai.com")
     with requests_mock.Mocker(session=issuer.http) as mocked:
         mocked.post(
             "https://api.openai.com/v1/chatkit/sessions",
@@ -200,7 +200,7 @@ def tls_upstream(authority: trustme.CA) -> Iterator[Upstream]:
 
 
 def test_over_tls(tls_upstream: Upstream, authority: trustme.CA, tmp_path: Any) -> None:
-    issuer = make_issuer(tls_upstream.url)
+    issuer = sessions_api(tls_upstream.url)
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     issuer.http.verify = str(tmp_path / "ca.pem")
     tls_upstream.behaviour = mint
@@ -211,5 +211,5 @@ def test_over_tls(tls_upstream: Upstream, authority: trustme.CA, tmp_path: Any) 
 
 def test_a_certificate_nobody_vouches_for(tls_upstream: Upstream) -> None:
     with pytest.raises(Exception, match="no answer from OpenAI"):
-        make_issuer(tls_upstream.url).issue(USER)
+        sessions_api(tls_upstream.url).issue(USER)
     assert tls_upstream.received == []

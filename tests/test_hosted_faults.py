@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from flask.testing import FlaskClient
 
-from chatkit.issuers import hosted
+from chatkit.backends.hosted import sessions_api
 from tests import upstream as u
 from tests.conftest import MakeApp
 from tests.service import free_port
@@ -77,7 +77,7 @@ ROWS: dict[str, tuple[Behaviour, tuple[int, str, str]]] = {
 @pytest.fixture(autouse=True)
 def short_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second instead of ten; test_gunicorn has the real time."""
-    monkeypatch.setattr(hosted, "CALL_SECONDS", 1.0)
+    monkeypatch.setattr(sessions_api, "CALL_SECONDS", 1.0)
 
 
 @pytest.mark.parametrize("case", ROWS)

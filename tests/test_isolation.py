@@ -18,7 +18,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import create_engine, text
 
-from chatkit.conversation import demo
+from chatkit.backends.selfhosted.chat import demo
 from tests.chat import user_input
 from tests.conftest import MakeApp
 from tests.provider import SECRET, shared

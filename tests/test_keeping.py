@@ -120,7 +120,7 @@ def test_a_token_that_does_not_hold_takes_nothing(make_app: MakeApp) -> None:
 
 
 def test_all_or_nothing(make_app: MakeApp, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatkit.database.WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("chatkit.backends.selfhosted.database.engine.WAIT_SECONDS", 0.2)
     app = make_app(CHATKIT_BACKEND="selfhosted", AUTH_JWT_SECRET=SECRET, AUTH_KEEP_CONVERSATIONS="true")
     client = app.test_client()
     client.post(ENDPOINT)

@@ -9,8 +9,8 @@ import pytest
 from flask import Flask
 from sqlalchemy import create_engine, insert, text
 
-from chatkit.issuers import selfhosted
-from chatkit.tables import ItemRow, ThreadRow
+from chatkit.backends.selfhosted import sessions
+from chatkit.backends.selfhosted.database.tables import ItemRow, ThreadRow
 from tests.chat import user_input
 from tests.conftest import MakeApp
 from tests.provider import SECRET, shared
@@ -80,7 +80,7 @@ def test_what_was_planted_does_not_reach_the_model(app: Flask, database: str, up
 
 
 def test_of_every_kind_in_many_threads_and_nothing_else(app: Flask, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selfhosted, "THREADS_AT_ONCE", 7)
+    monkeypatch.setattr(sessions, "THREADS_AT_ONCE", 7)
     client = app.test_client()
     attacker = Person(client, {})
     attacker.mint()

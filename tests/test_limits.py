@@ -18,10 +18,10 @@ import requests
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from chatkit.conversation.endpoint import MAX_MESSAGE_BYTES
+from chatkit.backends.selfhosted.chat.blueprint import MAX_MESSAGE_BYTES
 from chatkit.limits.concurrency import MAX_CONCURRENT_PER_USER, SharedLeases, Shares
 from chatkit.limits.rate import REDIS_SECONDS, TURNS_A_MINUTE, TURNS_A_SESSION
-from chatkit.problems import ServiceBusy, TooManyRequests
+from chatkit.web.errors import ServiceBusy, TooManyRequests
 from tests.chat import Caller, user_input
 from tests.conftest import MakeApp
 from tests.provider import SECRET, shared

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from chatkit import logs
+from chatkit.web import logs
 from tests.chat import Caller
 from tests.service import Service
 

@@ -16,7 +16,7 @@ from tests.chat import Caller, texts, user_input
 from tests.conftest import MakeApp
 from tests.provider import SECRET, shared
 from tests.service import Service
-from tests.test_hosted import COMPLETE, USER, make_issuer, what_counts
+from tests.test_hosted import COMPLETE, USER, sessions_api, what_counts
 from tests.test_sessions import ENDPOINT, error_of
 from tests.upstream import API_KEY, Upstream, answering, failing
 
@@ -122,7 +122,7 @@ def test_other_methods(app: Any) -> None:
 def test_the_request_is_the_one_openais_sdk_sends(upstream: Upstream) -> None:
     with openai.OpenAI(api_key=API_KEY, base_url=f"{upstream.url}/v1", max_retries=0) as sdk:
         sdk.beta.chatkit.sessions.cancel("cksess_1")
-    make_issuer(upstream.url).end("cksess_1", USER)
+    sessions_api(upstream.url).end("cksess_1", USER)
     by_them, by_us = map(what_counts, upstream.received)
     assert by_us[:2] == by_them[:2] == ("POST", "/v1/chatkit/sessions/cksess_1/cancel")
     for name in ("authorization", "openai-beta"):

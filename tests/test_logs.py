@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from chatkit import logs
+from chatkit.web import logs
 from tests import service
 from tests.conftest import Recorder
 from tests.provider import SECRET, shared

@@ -24,7 +24,7 @@ def caller(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         address = new_postgres_database(request.getfixturevalue("postgres"))
     with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=address, WEB_CONCURRENCY="1") as running:
         yield Caller(running.url)
-    assert "fault of our own" not in running.log
+    assert "unhandled exception" not in running.log
 
 
 @pytest.fixture(scope="module")

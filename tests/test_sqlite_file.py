@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chatkit.database import open_database
+from chatkit.backends.selfhosted.database.engine import open_database
 from tests.chat import Caller
 from tests.service import Service
 
@@ -41,9 +41,9 @@ def test_a_file_that_is_there_is_left_to_the_operator(tmp_path: Path, allowed: i
     path = tmp_path / "chatkit.db"
     open_database(f"sqlite:///{path}").dispose()
     path.chmod(allowed)
-    with caplog.at_level(logging.WARNING, "chatkit.database"):
+    with caplog.at_level(logging.WARNING, "chatkit.backends.selfhosted.database.engine"):
         open_database(f"sqlite:///{path}").dispose()
     assert mode(path) == allowed
-    said = [record.getMessage() for record in caplog.records if record.name == "chatkit.database"]
+    said = [record.getMessage() for record in caplog.records if record.name == "chatkit.backends.selfhosted.database.engine"]
     assert len(said) == (1 if allowed & 0o004 else 0)
     assert all("chmod 600" in text and str(tmp_path) not in text for text in said)

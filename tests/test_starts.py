@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chatkit.conversation import endpoint
+from chatkit.backends.selfhosted.chat import blueprint
 from chatkit.limits.starts import Starts
 from tests import agents_under_test
 from tests.agents_under_test import simple
@@ -110,7 +110,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     async def choose(user: str) -> Any:
         users.append(user)
-        await asyncio.sleep(endpoint.START_SECONDS / 2)
+        await asyncio.sleep(blueprint.START_SECONDS / 2)
         return simple
 
     monkeypatch.setattr(agents_under_test, "choose_late", choose, raising=False)
@@ -143,7 +143,7 @@ def visitor_at(url: str, address: str) -> Caller:
 
 def test_a_model_that_is_asked_makes_room(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model responds after longer than the burst may take."""
-    monkeypatch.setattr(endpoint, "START_SECONDS", 60)
+    monkeypatch.setattr(blueprint, "START_SECONDS", 60)
     upstream.behaviour = streaming([0.5, *says("Hi.")])
     url = start("simple").url
     burst = [visitor_at(url, "10.0.0.1") for _ in range(8)]
@@ -151,4 +151,4 @@ def test_a_model_that_is_asked_makes_room(start: Start, upstream: Upstream, monk
     with ThreadPoolExecutor(len(burst)) as threads:
         for turn in [threads.submit(visitor.create, "Hello") for visitor in burst]:
             assert texts(turn.result()[1]) == ["Hi."]
-    assert time.monotonic() - began < len(burst) * 0.5 / endpoint.STARTING_OF_AN_ADDRESS
+    assert time.monotonic() - began < len(burst) * 0.5 / blueprint.STARTING_OF_AN_ADDRESS

@@ -27,11 +27,11 @@ from chatkit.types import (
 )
 from sqlalchemy import create_engine, insert, text
 
-from chatkit.conversation.history import IMAGE_CHARACTERS, MAX_CHARACTERS, MAX_ITEMS, load_history
-from chatkit.conversation.storage import MAX_PAGE_BYTES, ChatContext, SqlStore
-from chatkit.database import open_database
-from chatkit.issuers.selfhosted import SelfhostedIssuer
-from chatkit.tables import ItemRow
+from chatkit.backends.selfhosted.chat.history import IMAGE_CHARACTERS, MAX_CHARACTERS, MAX_ITEMS, load_history
+from chatkit.backends.selfhosted.chat.store import MAX_PAGE_BYTES, ChatContext, SqlStore
+from chatkit.backends.selfhosted.database.engine import open_database
+from chatkit.backends.selfhosted.database.tables import ItemRow
+from chatkit.backends.selfhosted.sessions import SessionStore
 
 T = TypeVar("T")
 MOMENT = datetime(2026, 11, 23)  # noqa: DTZ001  naive, as the SDK's; the same for all: order must not depend on clocks
@@ -280,7 +280,7 @@ def test_a_thread_deleted_while_it_is_answered_does_not_come_back(store: SqlStor
 
 def test_retention(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = open_database(database)
-    store, issuer = SqlStore(engine), SelfhostedIssuer(engine, ttl=600, retention_days=30)
+    store, issuer = SqlStore(engine), SessionStore(engine, ttl=600, retention_days=30)
     old, used = new_thread(store), new_thread(store)
     run(store.add_thread_item(old, message(old, "msg_1"), ADA))
     now, monotonic = time.time(), time.monotonic()

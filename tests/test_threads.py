@@ -12,7 +12,7 @@ import pytest
 from chatkit.types import ClosedStatus, LockedStatus
 from sqlalchemy import create_engine, text
 
-from chatkit.conversation.storage import SqlStore
+from chatkit.backends.selfhosted.chat.store import SqlStore
 from tests.chat import Caller, errors, texts, user_input
 from tests.conftest import Recorder, Start
 from tests.responses_api import asked, calls, draws, says, streaming, thinks

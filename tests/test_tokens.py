@@ -13,9 +13,9 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import create_engine, text
 
-from chatkit import published_keys
-from chatkit.published_keys import FETCH_SECONDS, FETCHES_A_MINUTE, FRESH_SECONDS, USABLE_SECONDS
-from chatkit.tokens import LEEWAY_SECONDS
+from chatkit.identity import jwks
+from chatkit.identity.bearer_tokens import LEEWAY_SECONDS
+from chatkit.identity.jwks import FETCH_SECONDS, FETCHES_A_MINUTE, FRESH_SECONDS, USABLE_SECONDS
 from tests import upstream as u
 from tests.conftest import MakeApp, Recorder
 from tests.provider import SECRET, Provider, claims, private_key, public_jwk, shared
@@ -49,7 +49,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds by which the monotonic clock of the keys is moved on, in a list to change."""
     moved = [0.0]
     monotonic = time.monotonic
-    monkeypatch.setattr(published_keys, "time", type("Clock", (), {"monotonic": lambda: monotonic() + moved[0]}))
+    monkeypatch.setattr(jwks, "time", type("Clock", (), {"monotonic": lambda: monotonic() + moved[0]}))
     return moved
 
 
@@ -460,7 +460,7 @@ def test_the_key_server_goes_away_and_comes_back(
     provider.publish(*provider.published)
     clock[0] = USABLE_SECONDS + 120
     assert mint(with_keys, token).status_code == 200
-    lines = [line for line in recorder.lines[said:] if "the keys can" in line and '"chatkit.published_keys"' in line]
+    lines = [line for line in recorder.lines[said:] if "the keys can" in line and '"chatkit.identity.jwks"' in line]
     assert len(lines) == 2, "once when it goes and once when it comes back"
 
 
@@ -474,7 +474,7 @@ def test_the_key_server_goes_away_and_comes_back(
         u.answering(200, {"keys": {"kid": "x"}}),
         u.answering(200, {"keys": []}),
         u.answering(200, b'{"keys":' + b"[" * 100_000),
-        u.answering(200, b'{"keys": [' + b" " * published_keys.MAX_BYTES + b"]}"),
+        u.answering(200, b'{"keys": [' + b" " * jwks.MAX_BYTES + b"]}"),
         u.Handler.hang_up,
         u.endless,
         u.silent(10),
@@ -512,7 +512,7 @@ def test_a_key_server_at_its_worst(with_keys: FlaskClient, provider: Provider, b
         ("its numbers are none", "RS256", {"n": 5}),
     ],
 )
-def test_published_keys_that_are_not_used(
+def test_jwks_that_are_not_used(
     make_app: MakeApp, provider: Provider, why: str, algorithm: str, changes: dict[str, Any]
 ) -> None:
     client = make_app(AUTH_JWKS_URL=provider.url, AUTH_JWT_ISSUER=ISSUER).test_client()

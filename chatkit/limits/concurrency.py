@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import redis
 
-from chatkit.problems import ServiceBusy, TooManyRequests
+from chatkit.web.errors import ServiceBusy, TooManyRequests
 
 RETRY_SECONDS = 5
 LEASE_MARGIN_SECONDS = 60  # for what is around a turn

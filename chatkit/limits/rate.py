@@ -17,8 +17,8 @@ from limits.errors import StorageError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from chatkit.problems import TooManyRequests
 from chatkit.settings import Settings
+from chatkit.web.errors import TooManyRequests
 
 What = Literal["sessions", "endings", "requests", "turns"]
 TURNS_A_MINUTE = 30  # of one user, where CHATKIT_MAX_REQUESTS_PER_MINUTE does not say

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, copy_context
@@ -23,12 +23,12 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from chatkit import logs
 from chatkit.limits.concurrency import PART, Shares
 from chatkit.limits.rate import client_address
 from chatkit.limits.starts import Starts
-from chatkit.problems import NotFound, ServiceBusy
+from chatkit.web import logs
 from chatkit.web.buffer import Buffer
+from chatkit.web.errors import NotFound, ServiceBusy
 from chatkit.web.watchdog import watch_loop
 from chatkit.web.wsgi import WsgiResponse, make_environ
 
@@ -163,6 +163,7 @@ class Adapter:
         stop_seconds: how long it then has to finish what has begun.
         max_body_bytes: the most that the body of a request to a path may have.
         missing: returns what the service lacks to be ready; may block.
+        background: coroutine functions that run as long as the process serves.
     """
 
     def __init__(
@@ -175,6 +176,7 @@ class Adapter:
         stop_seconds: int,
         max_body_bytes: Callable[[str], int],
         missing: Callable[[], list[str]],
+        background: Sequence[Callable[[], Awaitable[None]]],
     ) -> None:
         self._app = app
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="view")
@@ -183,8 +185,7 @@ class Adapter:
         self._bodies = Shares("bytes of request bodies", MAX_BODIES_BYTES, MAX_BODIES_BYTES // PART)
         self._max_body_bytes = max_body_bytes
         self._missing = missing
-        self.background: list[Callable[[], Awaitable[None]]] = [watch_loop]
-        """Coroutine functions that run as long as the process serves."""
+        self._background = [watch_loop, *background]
         self.behind_proxy = proxy_hops > 0
         self.drain_seconds, self.stop_seconds = drain_seconds, stop_seconds
         # Only says where a request comes from; the application has its own.
@@ -216,7 +217,7 @@ class Adapter:
         await receive()
         # Functions of agents that are not async run in the loop's own threads, of which there are few by default.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="agent"))
-        tasks = [asyncio.ensure_future(run()) for run in self.background]
+        tasks = [asyncio.ensure_future(run()) for run in self._background]
         await send({"type": "lifespan.startup.complete"})
         await receive()
         for task in tasks:

@@ -25,10 +25,10 @@ from gunicorn.asgi.parser import ParseError
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 
-from chatkit import logs
-from chatkit.envelopes import error_envelope
 from chatkit.limits.concurrency import PART
+from chatkit.web import logs
 from chatkit.web.asgi import AsgiFlask
+from chatkit.web.errors import error_envelope
 
 HEAD_SECONDS: float = 20  # for a client to send the whole head of a request, once it has connected or begun
 WRITE_SECONDS: float = 20  # for a client that does not read to take some of what waits for it

@@ -1,0 +1,63 @@
+"""The self-hosted backend: sessions in SQL, and the chat that they open, on the same database."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import chatkit.logger
+from chatkit.backends.interface import Session
+from chatkit.backends.selfhosted.chat.assistants import make_assistants, make_openai_client
+from chatkit.backends.selfhosted.chat.blueprint import blueprint
+from chatkit.backends.selfhosted.chat.server import ChatServer
+from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.database.engine import open_database
+from chatkit.backends.selfhosted.sessions import SessionStore
+from chatkit.identity.user import User
+from chatkit.limits.concurrency import ChatConcurrency
+from chatkit.limits.rate import Limits, redis_client
+from chatkit.settings import MAX_SESSION_TTL, Settings
+
+MAINTENANCE_SECONDS = 30
+
+# OpenAI's package logs to "chatkit", our name too, and would write each line a second time when LOG_LEVEL is set.
+chatkit.logger.logger.handlers.clear()
+logging.getLogger("chatkit").setLevel(logging.NOTSET)
+
+
+class SelfhostedBackend:
+    """See ``Backend``.
+
+    Raises:
+        SettingsError: when the database or an agent can't be had.
+    """
+
+    def __init__(self, settings: Settings, limits: Limits) -> None:
+        engine = open_database(settings.database_url, settings.database_connections)
+        self._sessions = SessionStore(engine, settings.session_ttl or MAX_SESSION_TTL, settings.retention_days)
+        self._keeps_conversations = settings.auth_keep_conversations
+        client = make_openai_client(settings)
+        assistants = make_assistants(settings, client)
+        server = ChatServer(SqlStore(engine), assistants, turn_seconds=settings.turn_seconds, openai_client=client)
+        concurrency = ChatConcurrency(redis_client(settings), settings.turn_seconds)
+        self.blueprints = [blueprint(server, self._sessions, limits, concurrency)]
+        self.background = [self._maintain]
+
+    def issue(self, user: User) -> Session:
+        return self._sessions.issue(user)
+
+    def end(self, session_id: str, user: User) -> None:
+        self._sessions.end(session_id, user)
+
+    def take_over(self, visitor: User, user: User) -> bool:
+        if self._keeps_conversations:
+            self._sessions.hand_over(visitor, user)
+        return self._keeps_conversations
+
+    def missing(self) -> list[str]:
+        return self._sessions.missing()
+
+    async def _maintain(self) -> None:
+        while True:
+            await asyncio.to_thread(self._sessions.maintain)
+            await asyncio.sleep(MAINTENANCE_SECONDS)

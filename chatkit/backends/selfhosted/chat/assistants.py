@@ -1,0 +1,239 @@
+"""Who answers: the agent that ``CHATKIT_AGENT`` names, a plain one where there is only a key, or the demo."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
+
+import agents
+import openai
+from pydantic import BaseModel
+
+from chatkit.agents import AgentContext
+from chatkit.backends.selfhosted.chat import exported_workflow
+from chatkit.backends.selfhosted.chat.demo import DemoAssistant
+from chatkit.backends.selfhosted.chat.events import KEEP_REFUSED_MESSAGE, agent_events, assistant_message, outcome
+from chatkit.backends.selfhosted.chat.history import load_history, newest_question, to_model_input, to_model_text
+from chatkit.backends.selfhosted.chat.store import ChatContext, SqlStore, current
+from chatkit.settings import PROJECT, Settings, SettingsError
+from chatkit.types import ThreadItem, ThreadMetadata, ThreadStreamEvent, UserMessageItem
+from chatkit.web import logs
+
+if TYPE_CHECKING:
+    import httpx2
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Turn:
+    """What an assistant is to answer: a thread, and the message in it that is new, if the turn began with one."""
+
+    thread: ThreadMetadata
+    message: UserMessageItem | None
+    store: SqlStore
+    context: ChatContext
+
+    async def history(self) -> list[ThreadItem]:
+        """The thread's items as far as a model gets to see them, the new message included."""
+        return await load_history(self.store, self.thread.id, self.context)
+
+    def agent_context(self) -> AgentContext[ChatContext]:
+        """What OpenAI's server package hands to the tools of an agent, for one run of it."""
+        return AgentContext(thread=self.thread, store=self.store, request_context=self.context)
+
+
+class Assistant(Protocol):
+    """Answers turns."""
+
+    def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+        """The events of the answer, as they are made."""
+
+
+@dataclass
+class AgentAssistant:
+    """An Agents SDK agent, or whatever agent the function ``choose`` has for the user of a request."""
+
+    choose: agents.Agent[Any] | Callable[[ChatContext], Any]
+
+    async def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+        agent = self.choose
+        if not isinstance(agent, agents.Agent):
+            # In a task of its own, because it is an operator's code, which may cancel its task.
+            agent, error = await asyncio.create_task(outcome(_call(agent, turn.context)))
+            if error:
+                raise error
+        if not isinstance(agent, agents.Agent):
+            raise TypeError(f"the agents' function returned {type(agent).__name__}, not an Agents SDK agent")
+        context = turn.agent_context()
+        history = await turn.history()
+        # After a client tool the question is still the user's last message.
+        given = await to_model_input(history, newest_question(history))
+        result = agents.Runner.run_streamed(agent, given, context=context, error_handlers=KEEP_REFUSED_MESSAGE)
+        async with aclosing(agent_events(context, result)) as events:
+            async for event in events:
+                yield event
+
+
+async def _call(function: Callable[[ChatContext], Any], context: ChatContext) -> Any:
+    """What ``function`` returns. In a thread, because one that is not async may block."""
+    result = await asyncio.to_thread(function, context)
+    return await result if inspect.isawaitable(result) else result
+
+
+@dataclass
+class WorkflowAssistant:
+    """The ``run_workflow`` of a module that Agent Builder exported, as it is."""
+
+    run_workflow: Callable[[Any], Awaitable[Any]]
+    input_type: type[BaseModel]
+
+    async def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+        history = await turn.history()
+        earlier, asking, text = history, newest_question(history), ""
+        if turn.message is not None:
+            earlier, asking = [item for item in history if item.id != turn.message.id], None
+            text = await to_model_text(turn.message)
+        running = exported_workflow.Run(turn.agent_context, await to_model_input(earlier, asking))
+        async with aclosing(running.events(self.run_workflow(self.input_type(input_as_text=text)))) as events:
+            async for event in events:
+                yield event
+        finished = _finished_text(running.result, shown=list(running.shown.values()))
+        if finished:
+            yield assistant_message(turn.thread, turn.store, turn.context, finished)
+
+
+def _finished_text(result: Any, shown: list[str]) -> str:
+    """What is left to say of a workflow's result when ``shown`` has been streamed."""
+    if isinstance(result, dict) and isinstance(result.get("output_text"), str):
+        text: str = result["output_text"]
+        return "" if text in shown else text
+    if shown or result is None:
+        return ""
+    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, indent=2, default=str)
+
+
+def make_openai_client(settings: Settings) -> openai.AsyncOpenAI | None:
+    """The way to OpenAI for everything in the chat; none without a key."""
+    if not settings.openai_api_key:
+        return None
+    client = openai.AsyncOpenAI(
+        api_key=settings.openai_api_key,
+        base_url=f"{settings.api_base}/v1",
+        timeout=settings.turn_seconds,
+        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [_before_request]}),
+    )
+    _ = client.responses, client.audio  # imports their modules now; in the first turn that would block the event loop
+    return client
+
+
+async def _before_request(request: httpx2.Request) -> None:
+    """Name our request to OpenAI, and say that the turn has started: from here on it waits.
+
+    An event hook runs for each try, in the context of the task that makes the call.
+    """
+    if context := current.get():
+        context.started()
+    if request_id := logs.request_id.get():
+        request.headers["X-Client-Request-Id"] = request_id
+
+
+def make_assistants(settings: Settings, client: openai.AsyncOpenAI | None) -> dict[str | None, Assistant]:
+    """The assistants that these settings ask for, on ``client``, by the name of the agent; ``None`` is for everybody else.
+
+    Raises:
+        SettingsError: when ``CHATKIT_AGENT`` or one of ``CHATKIT_AGENTS`` can't be had, in words.
+    """
+    _prepare_agents_sdk(settings, client)
+    assistants: dict[str | None, Assistant] = {None: _default_assistant(settings)}
+    for name, agent in settings.agents.items():
+        assistants[name], found = _load(agent, "CHATKIT_AGENTS")
+        log.info("Users whose %s is %r are answered by %s", settings.agent_claim, name, found)
+    return assistants
+
+
+def _default_assistant(settings: Settings) -> Assistant:
+    assistant: Assistant
+    if settings.agent:
+        assistant, found = _load(settings.agent)
+    elif settings.openai_api_key:
+        plain = agents.Agent(name="Assistant", instructions=settings.instructions, model=settings.model)
+        assistant = AgentAssistant(plain)
+        found = f"a plain assistant on {settings.model or 'the default model of the Agents SDK'}"
+    else:
+        assistant, found = DemoAssistant(), "the demo, because neither CHATKIT_AGENT nor OPENAI_API_KEY is set"
+    log.info("The chat is answered by %s", found)
+    return assistant
+
+
+def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -> None:
+    """Hand the settings to the Agents SDK, which keeps its own for the process."""
+    agents.set_tracing_disabled(not settings.tracing)
+    if client is not None:
+        agents.set_default_openai_client(client, use_for_tracing=bool(settings.tracing))
+        # An exported workflow makes clients of its own, for guardrails and files, and they look only here.
+        os.environ.setdefault("OPENAI_API_KEY", client.api_key)
+    exported_workflow.install()
+
+
+def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Assistant, str]:
+    """The assistant that ``package.module:name`` is, and what was found there. ``variable`` named it."""
+    module_name, _, attribute = name.partition(":")
+    if str(PROJECT) not in sys.path:
+        sys.path.insert(0, str(PROJECT))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise SettingsError(f"{variable}: the module {module_name} can't be imported ({reason}).") from error
+    if not hasattr(module, attribute):
+        raise SettingsError(f"{variable}: the module {module_name} has no {attribute}.")
+    value = getattr(module, attribute)
+    if isinstance(value, agents.Agent):
+        return AgentAssistant(value), f"the Agents SDK agent {value.name!r} ({name})"
+    if not inspect.isroutine(value):
+        raise SettingsError(
+            f"{variable}: {name} is of type {type(value).__name__}; it has to be an Agents SDK Agent, a function from the "
+            "user to one, or the run_workflow that Agent Builder exported."
+        )
+    required = [
+        parameter
+        for parameter in inspect.signature(value).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    found = f"the agents that the function {name} has for each user"
+    if len(required) == 2:
+        return AgentAssistant(lambda context: value(context.user, context.claims)), found
+    if len(required) != 1:
+        raise SettingsError(
+            f"{variable}: the function {name} takes {len(required)} arguments; it has to take the user, the user and their "
+            "claims, or Agent Builder's workflow_input."
+        )
+    input_type = _workflow_input(value, required[0].name, module)
+    if input_type is None:
+        return AgentAssistant(lambda context: value(context.user)), found
+    if not inspect.iscoroutinefunction(value):
+        raise SettingsError(f"{variable}: {name} takes a workflow's input and is no async function; export it anew.")
+    return WorkflowAssistant(value, input_type), f"the exported workflow {name}"
+
+
+def _workflow_input(function: Any, parameter: str, module: Any) -> type[BaseModel] | None:
+    """The model of a workflow's input, if that is what ``function`` takes."""
+    try:
+        declared = get_type_hints(function).get(parameter)
+    except NameError:
+        declared = None
+    if declared is None and parameter == "workflow_input":
+        declared = getattr(module, "WorkflowInput", None)
+    if inspect.isclass(declared) and issubclass(declared, BaseModel) and "input_as_text" in declared.model_fields:
+        return declared
+    return None

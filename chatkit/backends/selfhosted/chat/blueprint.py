@@ -1,0 +1,99 @@
+"""Blueprint: the ChatKit protocol over HTTP, JSON responses and event streams."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from flask import Blueprint, Response, request
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from chatkit.backends.selfhosted.chat.server import ChatServer, read_request
+from chatkit.backends.selfhosted.chat.store import ChatContext
+from chatkit.backends.selfhosted.sessions import LiveSession, SessionStore
+from chatkit.limits.concurrency import ChatConcurrency
+from chatkit.limits.rate import Limits, address
+from chatkit.limits.starts import Starts
+from chatkit.types import is_streaming_req
+from chatkit.web import logs
+from chatkit.web.asgi import deferred
+from chatkit.web.buffer import Buffer
+from chatkit.web.errors import ClientSecretMissing
+from chatkit.web.request_body import CHAT_PATH, MAX_CHAT_BYTES, read_json_body
+
+MAX_MESSAGE_BYTES = 64 * 1024  # everything else: it is sent to a model, which costs money
+MAX_BYTES = {"input.transcribe": MAX_CHAT_BYTES, "threads.add_client_tool_output": 256 * 1024}
+MAX_PARSED_BYTES = 256 * 1024  # what is longer is parsed only if it looks like a dictation
+MAX_SIGNS_OF_DICTATION = 40
+# Starting a turn costs some milliseconds of the event loop.
+STARTING, STARTING_OF_AN_ADDRESS, START_SECONDS = 32, 2, 0.25
+
+
+def blueprint(server: ChatServer, sessions: SessionStore, limits: Limits, concurrency: ChatConcurrency) -> Blueprint:
+    """``POST /api/chatkit``, for the bearer of a live session's secret, within ``limits`` and ``concurrency``."""
+    bp = Blueprint("conversation", __name__)
+    starts = Starts(STARTING, STARTING_OF_AN_ADDRESS, START_SECONDS)
+
+    @bp.post(CHAT_PATH)
+    def chat() -> Response:
+        """Handle one request of the ChatKit protocol."""
+        limits.count("requests")
+        session = _session(sessions)
+        limits.count("requests", session.user)
+        chat_request = _read()
+        is_turn = _is_turn(chat_request)
+        if is_turn:
+            limits.count("turns")
+            limits.count("turns", session.user)
+        with ExitStack() as held:
+            held.enter_context(concurrency.held("turns" if is_turn else "requests", session.user, address()))
+
+            holder = address()
+
+            async def produce(buffer: Buffer) -> None:
+                started = await starts.enter(holder)
+                try:
+                    context = ChatContext(session.user, buffer, session.agent, session.claims, started=started)
+                    await server.answer(chat_request, context)
+                finally:
+                    started()
+
+            response = deferred(produce, streaming=is_streaming_req(chat_request))
+            if is_streaming_req(chat_request):
+                response.headers["X-Accel-Buffering"] = "no"
+                response.headers["Cache-Control"] = "no-store, no-transform"
+            response.call_on_close(held.pop_all().close)
+            return response
+
+    return bp
+
+
+def _read() -> Any:
+    body = read_json_body(MAX_CHAT_BYTES)
+    if len(body) > MAX_PARSED_BYTES and not _looks_like_dictation(body):
+        raise RequestEntityTooLarge
+    chat_request = read_request(body)
+    if len(body) > MAX_BYTES.get(chat_request.type, MAX_MESSAGE_BYTES):
+        raise RequestEntityTooLarge
+    return chat_request
+
+
+def _looks_like_dictation(body: bytes) -> bool:
+    """Whether ``body`` is little more than one long string, as audio in base64 is; all else would take long to parse."""
+    return b'"input.transcribe"' in body and all(
+        body.count(sign) <= MAX_SIGNS_OF_DICTATION for sign in (b'"', b",", b"[", b"{")
+    )
+
+
+def _is_turn(chat_request: Any) -> bool:
+    """Whether a model is asked, now or, with what is kept of this, later."""
+    return is_streaming_req(chat_request) or chat_request.type in ("input.transcribe", "threads.sync_custom_action")
+
+
+def _session(sessions: SessionStore) -> LiveSession:
+    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise ClientSecretMissing("no bearer")
+    session = sessions.find(secret.strip())
+    logs.session_id.set(session.session_id)
+    return session

@@ -1,0 +1,1 @@
+"""The database of the self-hosted backend."""

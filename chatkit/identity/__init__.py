@@ -1,0 +1,1 @@
+"""Who calls: verified users and visitors."""

@@ -89,6 +89,24 @@ def test_a_table_lock_ends_in_503_after_five_seconds(make_app: MakeApp, postgres
     assert client.get("/readyz").status_code == 200
 
 
+def test_waiting_in_line_and_for_a_lock_share_one_limit(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT_SECONDS", 2)
+    store = SqlStore(open_database(postgresql, connections=2))  # of which it uses one
+
+    async def refused(after: float) -> float:
+        await asyncio.sleep(after)
+        started = time.monotonic()
+        with pytest.raises(UNAVAILABLE):
+            await store.load_thread("thr_1", ADA)
+        return time.monotonic() - started
+
+    async def two() -> list[float]:
+        return list(await asyncio.gather(refused(0), refused(1)))
+
+    with locked(postgresql, "chat_threads"):
+        assert all(1.7 < seconds < 2.6 for seconds in asyncio.run(two()))
+
+
 def test_a_slow_statement_ends_and_the_limit_stays_in_its_transaction(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAIT_SECONDS", 1)
     engine = open_database(postgresql)

@@ -233,15 +233,18 @@ class SqlStore(Store[ChatContext]):
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="storage")
 
     async def _run(self, work: Callable[[Connection], Result]) -> Result:
-        """Do ``work`` in a transaction, on another thread.
+        """Do ``work`` in a transaction, on another thread. Waiting for a thread and for locks takes ``WAIT_SECONDS`` in all.
 
         Raises:
             sqlalchemy.exc.TimeoutError: when no thread was free in time, because the database is slow.
         """
+        deadline = time.monotonic() + database.WAIT_SECONDS
 
         def transaction() -> Result:
-            with self._engine.begin() as connection:
-                return work(connection)
+            with self._engine.connect() as connection:
+                connection.execution_options(**{database.DEADLINE: deadline})
+                with connection.begin():
+                    return work(connection)
 
         future = self._threads.submit(transaction)
         result = asyncio.wrap_future(future)

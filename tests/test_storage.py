@@ -27,8 +27,9 @@ from chatkit.types import (
 )
 from sqlalchemy import create_engine, insert, text
 
+from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.history import IMAGE_CHARACTERS, MAX_CHARACTERS, MAX_ITEMS, load_history
-from chatkit.backends.selfhosted.chat.store import MAX_PAGE_BYTES, ChatContext, SqlStore
+from chatkit.backends.selfhosted.chat.store import MAX_PAGE_BYTES, SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import ItemRow
 from chatkit.backends.selfhosted.sessions import SessionStore

@@ -12,10 +12,9 @@ from typing import Any
 
 import jwt
 import requests
-import urllib3
 
 from chatkit.web import errors
-from chatkit.web.http_client import bounded_session, call_budget
+from chatkit.web.http_client import CallFailed, bounded_session, call
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ class PublishedKeys:
     def _try_to_fetch(self) -> None:
         try:
             keys = _read(self._get())
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        except (CallFailed, requests.RequestException, ValueError) as error:
             if not self._failing:
                 kept = f"; those of {self._fetched.age():.0f} s ago are used for now" if self._fetched.keys else ""
                 log.warning("AUTH_JWKS_URL: the keys can't be fetched (%s)%s", _in_words(error), kept)
@@ -109,13 +108,10 @@ class PublishedKeys:
             self._fetched, self._failing = _Fetched(keys, time.monotonic()), False
 
     def _get(self) -> bytes:
-        with (
-            call_budget(FETCH_SECONDS, MAX_BYTES),
-            self._http.get(self._url, timeout=FETCH_SECONDS, allow_redirects=False, stream=True) as response,
-        ):
-            if response.status_code != 200:
-                raise ValueError(f"the answer was {response.status_code}")
-            body: bytes = response.raw.read(MAX_BYTES + 1, decode_content=True)
+        request = self._http.prepare_request(requests.Request("GET", self._url))
+        status, _, body = call(self._http, request, seconds=FETCH_SECONDS, max_bytes=MAX_BYTES)
+        if status != 200:
+            raise ValueError(f"the answer was {status}")
         if len(body) > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES} bytes")
         return body
@@ -151,4 +147,4 @@ def _key(published: Any) -> jwt.PyJWK | None:
 
 def _in_words(error: Exception) -> str:
     """Its text where it is ours; that of a library may quote anything."""
-    return str(error) if type(error) is ValueError else type(error).__name__
+    return str(error) if type(error) is ValueError else type(error.__cause__ or error).__name__

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import http.client
 import io
+import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any
+from typing import Any, NamedTuple
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,19 +43,57 @@ class _Budget:
 _budget: ContextVar[_Budget] = ContextVar("call_budget")
 
 
-@contextmanager
-def call_budget(seconds: float, answer_bytes: int) -> Iterator[None]:
-    """Let all calls made inside, through a ``bounded_session``, take ``seconds`` and receive ``answer_bytes`` in all."""
+class CallFailed(Exception):
+    """There was no response in time. The cause is the exception of the library that noticed."""
+
+
+class ResponseUnreadable(CallFailed):
+    """The response is not encoded as it says."""
+
+
+class Response(NamedTuple):
+    """What the other side responded."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    """Decoded. One byte more than was allowed where there was more."""
+
+
+def call(session: requests.Session, request: requests.PreparedRequest, *, seconds: float, max_bytes: int) -> Response:
+    """Send ``request`` through a ``bounded_session``, and once more if the connection broke, as a kept one may.
+
+    Both tries together take ``seconds`` and receive about ``max_bytes``. Redirects are not followed.
+
+    Raises:
+        CallFailed: there was no response in time.
+        ResponseUnreadable: the body can't be decoded.
+    """
     # Status line, headers and a chunk's framing come on top of the body's bytes.
-    token = _budget.set(_Budget(time.monotonic() + seconds, answer_bytes + 64 * 1024))
+    token = _budget.set(_Budget(time.monotonic() + seconds, max_bytes + 64 * 1024))
     try:
-        yield
+        try:
+            return _send(session, request, seconds, max_bytes)
+        except requests.Timeout:
+            raise
+        except requests.ConnectionError as error:
+            log.info("a connection broke (%s), trying once more", type(error).__name__)
+            return _send(session, request, seconds, max_bytes)
+    except (requests.exceptions.ContentDecodingError, urllib3.exceptions.DecodeError) as error:
+        raise ResponseUnreadable("the response is not encoded as it says") from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        raise CallFailed("no response in time") from error
     finally:
         _budget.reset(token)
 
 
+def _send(session: requests.Session, request: requests.PreparedRequest, seconds: float, max_bytes: int) -> Response:
+    with session.send(request, timeout=seconds, allow_redirects=False, stream=True) as response:
+        return Response(response.status_code, response.headers, response.raw.read(max_bytes + 1, decode_content=True))
+
+
 def bounded_session(connections: int) -> requests.Session:
-    """A ``requests.Session`` that keeps up to ``connections`` open, and whose calls have to be made in a ``call_budget``."""
+    """A ``requests.Session`` for ``call``, which keeps up to ``connections`` open."""
     session = requests.Session()
     session.trust_env = False  # no proxy and no .netrc of the machine gets to see what is sent
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # nothing carries over from call to call
@@ -63,7 +103,7 @@ def bounded_session(connections: int) -> requests.Session:
 
 
 class _BoundedAdapter(HTTPAdapter):
-    """A transport of ``requests`` whose calls keep to the ``call_budget`` they are made in."""
+    """A transport of ``requests`` whose calls keep to the budget of ``call``."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)

@@ -14,13 +14,12 @@ from typing import Any
 from urllib.parse import quote
 
 import requests
-import urllib3
 
 from chatkit.backends.interface import Session
 from chatkit.identity.user import User
 from chatkit.settings import MAX_SESSION_TTL, Settings
 from chatkit.web import errors, logs
-from chatkit.web.http_client import bounded_session, call_budget
+from chatkit.web.http_client import CallFailed, Response, ResponseUnreadable, bounded_session, call
 
 log = logging.getLogger(__name__)
 
@@ -74,41 +73,24 @@ class SessionsApi:
         elif not 200 <= status < 300:
             raise errors.SessionNotEnded(about)
 
-    def _call(self, url: str, body: dict[str, Any] | None) -> tuple[int, Any, bytes]:
-        """Status, headers and body of OpenAI's answer to a POST.
+    def _call(self, url: str, body: dict[str, Any] | None) -> Response:
+        """OpenAI's response to a POST.
 
         Raises:
             OpenAIUnavailable: there was none in time.
             SessionNotCreated: it can't be read.
         """
-        try:
-            with call_budget(CALL_SECONDS, MAX_ANSWER_BYTES):
-                return self._post(url, body)
-        except (requests.exceptions.ContentDecodingError, urllib3.exceptions.DecodeError) as error:
-            raise errors.SessionNotCreated("OpenAI's answer is not encoded as it says") from error
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise errors.OpenAIUnavailable("no answer from OpenAI") from error
-
-    def _post(self, url: str, body: dict[str, Any] | None) -> tuple[int, Any, bytes]:
-        """Post once; once more if the connection broke, which a pooled one may do just as it is used."""
-        try:
-            return self._post_once(url, body)
-        except requests.Timeout:
-            raise
-        except requests.ConnectionError as error:
-            log.info("connection to OpenAI broke (%s), trying once more", type(error).__name__)
-            return self._post_once(url, body)
-
-    def _post_once(self, url: str, body: dict[str, Any] | None) -> tuple[int, Any, bytes]:
         request = self._prepared.copy()
         request.url = url
         if request_id := logs.request_id.get():
             request.headers["X-Client-Request-Id"] = request_id
         request.prepare_body(data=None, files=None, json=body)
-        with self.http.send(request, timeout=CALL_SECONDS, allow_redirects=False, stream=True) as response:
-            # One byte more than allowed tells an answer that is too long from one that just fits.
-            content = response.raw.read(MAX_ANSWER_BYTES + 1, decode_content=True)
-            return response.status_code, response.headers, content
+        try:
+            return call(self.http, request, seconds=CALL_SECONDS, max_bytes=MAX_ANSWER_BYTES)
+        except ResponseUnreadable as error:
+            raise errors.SessionNotCreated("OpenAI's answer is not encoded as it says") from error
+        except CallFailed as error:
+            raise errors.OpenAIUnavailable("no answer from OpenAI") from error
 
     def _request_body(self, user: User) -> dict[str, Any]:
         settings = self._settings

@@ -12,20 +12,20 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import agents
 import openai
 from pydantic import BaseModel
 
-from chatkit.agents import AgentContext
 from chatkit.backends.selfhosted.chat import exported_workflow
+from chatkit.backends.selfhosted.chat.context import ChatContext, current
 from chatkit.backends.selfhosted.chat.demo import DemoAssistant
 from chatkit.backends.selfhosted.chat.events import KEEP_REFUSED_MESSAGE, agent_events, assistant_message, outcome
-from chatkit.backends.selfhosted.chat.history import load_history, newest_question, to_model_input, to_model_text
-from chatkit.backends.selfhosted.chat.store import ChatContext, SqlStore, current
+from chatkit.backends.selfhosted.chat.history import newest_question, to_model_input, to_model_text
+from chatkit.backends.selfhosted.chat.turn import Assistant, Turn
 from chatkit.settings import PROJECT, Settings, SettingsError
-from chatkit.types import ThreadItem, ThreadMetadata, ThreadStreamEvent, UserMessageItem
+from chatkit.types import ThreadStreamEvent
 from chatkit.web import logs
 
 if TYPE_CHECKING:
@@ -35,32 +35,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Turn:
-    """What an assistant is to answer: a thread, and the message in it that is new, if the turn began with one."""
-
-    thread: ThreadMetadata
-    message: UserMessageItem | None
-    store: SqlStore
-    context: ChatContext
-
-    async def history(self) -> list[ThreadItem]:
-        """The thread's items as far as a model gets to see them, the new message included."""
-        return await load_history(self.store, self.thread.id, self.context)
-
-    def agent_context(self) -> AgentContext[ChatContext]:
-        """What OpenAI's server package hands to the tools of an agent, for one run of it."""
-        return AgentContext(thread=self.thread, store=self.store, request_context=self.context)
-
-
-class Assistant(Protocol):
-    """Answers turns."""
-
-    def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
-        """The events of the answer, as they are made."""
-
-
-@dataclass
-class AgentAssistant:
+class AgentAssistant(Assistant):
     """An Agents SDK agent, or whatever agent the function ``choose`` has for the user of a request."""
 
     choose: agents.Agent[Any] | Callable[[ChatContext], Any]
@@ -91,7 +66,7 @@ async def _call(function: Callable[[ChatContext], Any], context: ChatContext) ->
 
 
 @dataclass
-class WorkflowAssistant:
+class WorkflowAssistant(Assistant):
     """The ``run_workflow`` of a module that Agent Builder exported, as it is."""
 
     run_workflow: Callable[[Any], Awaitable[Any]]

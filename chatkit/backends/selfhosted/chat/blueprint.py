@@ -8,8 +8,8 @@ from typing import Any
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.server import ChatServer, read_request
-from chatkit.backends.selfhosted.chat.store import ChatContext
 from chatkit.backends.selfhosted.sessions import LiveSession, SessionStore
 from chatkit.limits.concurrency import ChatConcurrency
 from chatkit.limits.rate import Limits, address

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from chatkit.actions import Action
 from chatkit.backends.selfhosted.chat.events import assistant_message, text_of
 from chatkit.backends.selfhosted.chat.store import new_id
+from chatkit.backends.selfhosted.chat.turn import Assistant, Turn
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
     AssistantMessageContent,
@@ -31,9 +33,6 @@ from chatkit.types import (
 )
 from chatkit.widgets import DynamicWidgetRoot
 
-if TYPE_CHECKING:
-    from chatkit.backends.selfhosted.chat.assistants import Turn
-
 SECONDS_A_WORD = 0.03
 
 INTRODUCTION = (
@@ -44,8 +43,8 @@ INTRODUCTION = (
 )
 
 
-class DemoAssistant:
-    """Answers by a word of the message."""
+class DemoAssistant(Assistant):
+    """Responds by a word of the message."""
 
     async def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
         if turn.message is None:
@@ -56,6 +55,16 @@ class DemoAssistant:
             events = shows(turn) if shows else _speak(turn, INTRODUCTION.format(said=said[:200]))
         async for event in events:
             yield event
+
+    async def answer_action(self, turn: Turn, action: Action[str, Any]) -> AsyncGenerator[ThreadStreamEvent]:
+        text = f"Your page sent the action {action.type} with {action.payload}."
+        yield assistant_message(turn.thread, turn.store, turn.context, text)
+
+    def updated_widget(self, action: Action[str, Any]) -> DynamicWidgetRoot | None:
+        if not isinstance(action.payload, dict):
+            return None
+        pressed = action.payload.get("pressed")
+        return _widget(pressed if isinstance(pressed, int) else 0)
 
     async def _after_the_pages_answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
         last = (await turn.history())[-1]
@@ -95,7 +104,7 @@ def _item(turn: Turn, kind: str) -> dict[str, Any]:
     return {"id": new_id(kind), "thread_id": turn.thread.id, "created_at": datetime.now()}  # noqa: DTZ005
 
 
-def demo_widget(pressed: int) -> DynamicWidgetRoot:
+def _widget(pressed: int) -> DynamicWidgetRoot:
     """A card with two buttons: one asks for an answer in the chat, the other for a change of the card alone."""
     press = {"type": "demo.press", "payload": {"pressed": pressed + 1}}
     return DynamicWidgetRoot.model_validate(
@@ -112,9 +121,7 @@ def demo_widget(pressed: int) -> DynamicWidgetRoot:
 
 
 async def _show_widget(turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
-    yield ThreadItemDoneEvent(
-        item=WidgetItem(**_item(turn, "message"), widget=demo_widget(0), copy_text="A widget of the demo")
-    )
+    yield ThreadItemDoneEvent(item=WidgetItem(**_item(turn, "message"), widget=_widget(0), copy_text="A widget of the demo"))
 
 
 async def _show_progress(turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:

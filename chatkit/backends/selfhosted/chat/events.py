@@ -23,7 +23,8 @@ from openai.types.responses.response_output_text import Annotation
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from chatkit.agents import AgentContext, stream_agent_response
-from chatkit.backends.selfhosted.chat.store import ChatContext, SqlStore, new_id
+from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.store import SqlStore, new_id
 from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageItem,

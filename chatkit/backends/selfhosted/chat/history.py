@@ -12,7 +12,8 @@ from itertools import dropwhile
 from typing import Any
 
 from chatkit.agents import ThreadItemConverter
-from chatkit.backends.selfhosted.chat.store import ChatContext, SqlStore
+from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.types import (
     Attachment,
     GeneratedImageItem,

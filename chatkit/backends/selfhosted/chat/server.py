@@ -16,12 +16,12 @@ import openai
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from chatkit.actions import Action
-from chatkit.backends.selfhosted.chat.assistants import Assistant, Turn
-from chatkit.backends.selfhosted.chat.demo import DemoAssistant, demo_widget
+from chatkit.backends.selfhosted.chat.context import ChatContext, current
 from chatkit.backends.selfhosted.chat.drafts import Drafts
-from chatkit.backends.selfhosted.chat.events import assistant_message, message_text, text_of
-from chatkit.backends.selfhosted.chat.store import ChatContext, SqlStore, ThreadGone, current, new_id
+from chatkit.backends.selfhosted.chat.events import message_text, text_of
+from chatkit.backends.selfhosted.chat.store import SqlStore, ThreadGone, new_id
 from chatkit.backends.selfhosted.chat.timestamps import in_utc
+from chatkit.backends.selfhosted.chat.turn import Assistant, Turn
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE
 from chatkit.errors import BaseStreamError, CustomStreamError, ErrorCode, StreamError
 from chatkit.server import ChatKitServer
@@ -221,10 +221,11 @@ class ChatServer(ChatKitServer[ChatContext]):
     async def action(
         self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
     ) -> AsyncGenerator[ThreadStreamEvent]:
-        """Tell the assistant what the user did with a widget, and let it answer."""
-        if isinstance(self._assistant(context), DemoAssistant):
-            text = f"Your page sent the action {action.type} with {action.payload}."
-            yield assistant_message(thread, self.store, context, text)
+        """Let the assistant respond to what the user did with a widget."""
+        events = self._assistant(context).answer_action(Turn(thread, None, self.store, context), action)
+        if events is not None:
+            async for event in events:
+                yield event
             return
         call = await self.store.add_before_call(thread.id, _for_the_model(thread, action, sender), context)
         async for event in self.respond(thread, None, context):
@@ -235,10 +236,10 @@ class ChatServer(ChatKitServer[ChatContext]):
     async def sync_action(
         self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
     ) -> SyncCustomActionResponse:
-        """Change the demo's widget. An agent's widget stays as it is: its action is kept for the next answer."""
-        if isinstance(self._assistant(context), DemoAssistant) and sender is not None and isinstance(action.payload, dict):
-            pressed = action.payload.get("pressed")
-            item = sender.model_copy(update={"widget": demo_widget(pressed if isinstance(pressed, int) else 0)})
+        """Change the widget, or keep the action for the model's next turn."""
+        widget = self._assistant(context).updated_widget(action)
+        if sender is not None and widget is not None:
+            item = sender.model_copy(update={"widget": widget})
             await self.store.save_item(thread.id, item, context)
             return SyncCustomActionResponse(updated_item=item)
         await self.store.add_before_call(thread.id, _for_the_model(thread, action, sender), context)

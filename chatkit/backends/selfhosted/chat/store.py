@@ -10,10 +10,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter
@@ -36,11 +35,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.timestamps import in_local_time, in_utc
 from chatkit.backends.selfhosted.database import engine as database
 from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, ThreadRow
 from chatkit.errors import ErrorCode, StreamError
-from chatkit.identity.user import Primitive
 from chatkit.store import NotFoundError, Store
 from chatkit.types import (
     AssistantMessageItem,
@@ -52,7 +51,6 @@ from chatkit.types import (
     UserMessageItem,
     WorkflowItem,
 )
-from chatkit.web.buffer import Buffer
 
 MAX_PAGE = 100
 MAX_PAGE_BYTES = 4 * 1024 * 1024  # a page ends with the row that reaches this; a generated image is some megabytes
@@ -83,30 +81,6 @@ class ThreadGone(NotFoundError, StreamError):
 
     def __init__(self) -> None:
         StreamError.__init__(self, ErrorCode.STREAM_ERROR, allow_retry=False)
-
-
-@dataclass(frozen=True)
-class ChatContext:
-    """What one request's handling knows: whose it is, and where its response goes."""
-
-    user: str
-    buffer: Buffer = field(compare=False)
-    agent: str | None = None
-    """The name of the agent that this user is for; ``None`` is everybody else's."""
-    claims: Mapping[str, Primitive] = field(default_factory=dict)
-    """What the agent may know of a user who is signed in (``CHATKIT_STATE_CLAIMS``)."""
-    started: Callable[[], None] = field(default=lambda: None, compare=False)
-    """To be called when the processor has done what starting this request takes."""
-    drafts: set[str] = field(default_factory=set)
-    """The ids of messages that have been begun in this request's turn."""
-    threads: dict[str, list[tuple[ThreadMetadata, ThreadMetadata]]] = field(default_factory=dict)
-    """By id, each object that this request has for a thread, with what was stored when it was last loaded or saved.
-
-    A thread that this request has begun and that is not stored yet has none."""
-
-
-current: ContextVar[ChatContext | None] = ContextVar("current", default=None)
-"""The context of the request that the current task handles, for what is called without it."""
 
 
 # Each statement is built once; building one takes longer than running it. Each names the user.

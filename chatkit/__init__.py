@@ -42,7 +42,7 @@ def create_app(settings: Settings | None = None) -> AsgiFlask:
         # A page of another site could otherwise reach this machine under that site's name (DNS rebinding).
         app.config["TRUSTED_HOSTS"] = ["localhost", "127.0.0.1"]
 
-    limits = Limits(app, settings)
+    limits = Limits(settings)
     backend = open_backend(settings, limits)
     app.asgi = Adapter(
         app,

@@ -1,19 +1,21 @@
-"""How often: what one user and one address may do in a minute, counted by Flask-Limiter, in Redis or in this process."""
+"""How often: what one user and one address may do per minute, counted in Redis or in this process."""
 
 from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
-from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, Literal
 
 import redis
-from flask import Flask, g, request
-from flask_limiter import Limiter, RateLimitExceeded
+from flask import request
+from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.errors import StorageError
+from limits.storage import MemoryStorage, RedisStorage
+from limits.strategies import FixedWindowRateLimiter
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -21,41 +23,36 @@ from chatkit.settings import Settings
 from chatkit.web.errors import TooManyRequests
 
 What = Literal["sessions", "endings", "requests", "turns"]
-TURNS_A_MINUTE = 30  # of one user, where CHATKIT_MAX_REQUESTS_PER_MINUTE does not say
-TURNS_A_SESSION = 10  # that an address may have, on average
-REQUESTS_A_TURN = 10  # of the chat, turns included: lists, pages of items, feedback
+TURNS_PER_MINUTE = 30  # of one user, where CHATKIT_MAX_REQUESTS_PER_MINUTE does not say
+TURNS_PER_SESSION = 10  # that an address may have, on average
+REQUESTS_PER_TURN = 10  # of the chat, turns included: lists, pages of items, feedback
 REDIS_SECONDS = 0.25  # a count is not worth a longer wait
+RETRY_SECONDS = 1  # after Redis could not be reached
+
+log = logging.getLogger(__name__)
 
 
 class Limits:
-    """Counts what the senders of requests do, and refuses what is too much.
+    """Counts requests, and refuses what is too much.
 
-    An address is limited besides the user, because whoever drops the cookie is a new visitor, and who guesses tokens is nobody.
-    Without Redis, or while it can't be reached, each process counts for itself.
+    An address is limited besides the user, because a caller without a cookie is a new visitor each time, and one who guesses
+    tokens is no user. Without Redis, or while it can't be reached, each process counts for itself.
     """
 
-    def __init__(self, app: Flask, settings: Settings) -> None:
-        self._limiter = Limiter(
-            lambda: str(g.counted),
-            app=app,
-            storage_uri=settings.redis_url or "memory://",
-            storage_options=_redis_options() if settings.redis_url else {},
-            strategy="fixed-window",
-            in_memory_fallback_enabled=bool(settings.redis_url),
-            swallow_errors=True,
-        )
-        self._limiter.request_filter(lambda: "counted" not in g)  # it would look for limits before each view; ours are in them
+    def __init__(self, settings: Settings) -> None:
         of_user, of_address = settings.rate_limit
-        turns = settings.max_requests_per_minute or TURNS_A_MINUTE
-        self._rules = {
-            ("sessions", "user"): self._rule("sessions of a user", of_user),
-            ("sessions", "address"): self._rule("sessions of an address", of_address),
-            ("endings", "address"): self._rule("endings of an address", of_address),
-            ("turns", "user"): self._rule("turns of a user", turns),
-            ("turns", "address"): self._rule("turns of an address", of_address * TURNS_A_SESSION),
-            ("requests", "user"): self._rule("chat requests of a user", turns * REQUESTS_A_TURN),
-            ("requests", "address"): self._rule("chat requests of an address", of_address * TURNS_A_SESSION * REQUESTS_A_TURN),
+        turns = settings.max_requests_per_minute or TURNS_PER_MINUTE
+        per_minute = {
+            ("sessions", "user"): of_user,
+            ("sessions", "address"): of_address,
+            ("endings", "address"): of_address,
+            ("turns", "user"): turns,
+            ("turns", "address"): of_address * TURNS_PER_SESSION,
+            ("requests", "user"): turns * REQUESTS_PER_TURN,
+            ("requests", "address"): of_address * TURNS_PER_SESSION * REQUESTS_PER_TURN,
         }
+        self._rules = {rule: RateLimitItemPerMinute(amount) for rule, amount in per_minute.items()}
+        self._counter = _Counter(settings.redis_url)
 
     def count(self, what: What, user: str | None = None) -> None:
         """Count one of ``what`` for ``user`` (a ``User.id``), or for the address that the current request comes from.
@@ -63,31 +60,53 @@ class Limits:
         Raises:
             TooManyRequests: it is more than the minute's share.
         """
-        g.counted, whose = (user, "user") if user else (address(), "address")
-        try:
-            self._rules[what, whose]()
-        except RateLimitExceeded as exceeded:
-            allowed = exceeded.limit.limit.amount
+        whose = "user" if user else "address"
+        rule = self._rules[what, whose]
+        retry_after = self._counter.hit(rule, what, whose, user or address())
+        if retry_after is not None:
             raise TooManyRequests(
-                f"more than {allowed} {what} a minute of one {whose}",
-                retry_after=self._seconds_left(),
-                allowed=allowed,
-            ) from None
+                f"more than {rule.amount} {what} per minute of one {whose}", retry_after=retry_after, allowed=rule.amount
+            )
 
-    def _rule(self, name: str, a_minute: int) -> Callable[[], None]:
-        def rule() -> None:
-            """Flask-Limiter counts its calls."""
 
-        rule.__qualname__ = name  # by which it tells one from the other
-        return self._limiter.shared_limit(f"{a_minute}/minute", scope=name)(rule)
+class _Counter:
+    """Counts in Redis, and in this process without one or while it can't be reached."""
 
-    def _seconds_left(self) -> int:
-        """Until the minute of the limit that was just hit is over."""
-        limit = self._limiter.current_limit
-        try:
-            return max(1, int(limit.reset_at - time.time())) if limit else 60
-        except StorageError:
-            return 60
+    def __init__(self, redis_url: str | None) -> None:
+        self._own = FixedWindowRateLimiter(MemoryStorage())
+        self._shared = FixedWindowRateLimiter(RedisStorage(redis_url, **_redis_options())) if redis_url else None
+        self._lost = False
+        self._try_again_at = 0.0
+        self._changing = threading.Lock()
+
+    def hit(self, rule: RateLimitItem, *key: str) -> int | None:
+        """Count one; ``None``, or where it is too much the seconds until the minute is over."""
+        if self._shared and time.monotonic() >= self._try_again_at:
+            try:
+                seconds = _hit(self._shared, rule, key)
+            except StorageError:
+                self._note(lost=True)
+            else:
+                self._note(lost=False)
+                return seconds
+        return _hit(self._own, rule, key)
+
+    def _note(self, *, lost: bool) -> None:
+        """Log a change once, whatever number of requests notices it."""
+        if lost:
+            self._try_again_at = time.monotonic() + RETRY_SECONDS
+        with self._changing:
+            changed, self._lost = self._lost != lost, lost
+        if changed and lost:
+            log.error("REDIS_URL: Redis can't be used (is it up?); each process counts for itself until it can")
+        elif changed:
+            log.info("REDIS_URL: Redis can be used again, and counts")
+
+
+def _hit(limiter: FixedWindowRateLimiter, rule: RateLimitItem, key: tuple[str, ...]) -> int | None:
+    if limiter.hit(rule, *key):
+        return None
+    return max(1, int(limiter.get_window_stats(rule, *key).reset_time - time.time()))
 
 
 def address() -> str:
@@ -112,11 +131,11 @@ def client_address(text: str | None) -> str:
 
 
 def redis_client(settings: Settings) -> redis.Redis | None:
-    """The way to Redis for what Flask-Limiter does not count; none without ``REDIS_URL``."""
+    """The way to Redis for what is not counted per minute; none without ``REDIS_URL``."""
     if not settings.redis_url:
         return None
     options = _redis_options()
-    del options["wrap_exceptions"]  # Flask-Limiter's own
+    del options["wrap_exceptions"]  # the storage's own
     return redis.Redis.from_url(settings.redis_url, **options)
 
 
@@ -127,28 +146,3 @@ def _redis_options() -> dict[str, Any]:
         "retry": Retry(NoBackoff(), 1),  # once, because a connection that was kept may be one of before a restart
         "wrap_exceptions": True,
     }
-
-
-_CHANGES = {
-    "Rate limit storage unreachable": "REDIS_URL: Redis can't be used (is it up?); each process counts for itself until it can",
-    "Rate limit storage recovered": "REDIS_URL: Redis can be used again, and counts",
-}
-
-
-class _Changes(logging.Filter):
-    """Of what Flask-Limiter logs, the two changes, in our words and once each.
-
-    The rest holds users and addresses, or is said again for each request that was on its way when Redis went.
-    """
-
-    _said = ""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        words = next((words for beginning, words in _CHANGES.items() if record.msg.startswith(beginning)), self._said)
-        if words == self._said:
-            return False
-        record.msg = self._said = words
-        return True
-
-
-logging.getLogger("flask-limiter").addFilter(_Changes())

@@ -1,4 +1,4 @@
-"""The README's snippet as the one page of an empty Next.js app, beside a copy of ``frontend/lib`` and no stylesheet."""
+"""The snippet of docs/frontend.md as the one page of an empty Next.js app, beside a copy of ``frontend/lib``, unstyled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAYOUT = """export default function Layout({ children }: { children: React.React
 
 class EmptyApp(NextApp):
     def _copy(self) -> None:
-        snippet = re.search(r"```tsx\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+        snippet = re.search(r"```tsx\n(.*?)```", (PROJECT / "docs/frontend.md").read_text(), re.DOTALL)
         assert snippet
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.copytree(FRONTEND / "lib", self.folder / "lib", ignore=shutil.ignore_patterns("*.test.*"))

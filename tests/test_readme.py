@@ -1,4 +1,4 @@
-"""What the README promises, done as a newcomer does it: a copy of the project, an empty environment, its own commands."""
+"""What the documentation says: the README's commands in a copy of the project with an empty environment, tables, links."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 import signal
@@ -15,12 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dotenv import dotenv_values
 
-from chatkit.settings import VARIABLES
+from chatkit.settings import VARIABLES, Settings
 from chatkit.web.errors import ApiError, NotFound, NotReady
 from tests.service import PROJECT, free_port, output
 
 README = (PROJECT / "README.md").read_text()
+DOCS = PROJECT / "docs"
+PAGES = [*sorted(PROJECT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
+NEXT_PUBLIC = (PROJECT / "frontend/.env.example").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -161,19 +166,74 @@ def test_nothing_but_what_git_ignores_is_left_behind(make_run: tuple[int, Path])
     assert {name for name in left if not (PROJECT / name).exists()} == set()
 
 
-def test_the_readme_names_every_setting() -> None:
-    settings = README.partition("## Settings")[2].partition("\n## ")[0]
-    first_column = " ".join(line.split("|")[1] for line in settings.splitlines() if line.startswith("|"))
-    assert set(re.findall(r"`([A-Z_]+)`", first_column)) == VARIABLES
+def test_the_table_of_settings_has_each_once() -> None:
+    names = re.findall(r"^\| `([A-Z_]+)` \|", (DOCS / "settings.md").read_text(), re.MULTILINE)
+    assert sorted(names) == sorted(VARIABLES)
 
 
-def test_the_readme_has_every_row() -> None:
-    answers = README.partition("## Answers")[2].partition("\n## ")[0]
-    for problem in ApiError.__subclasses__():
-        if problem not in (NotReady, NotFound):  # of /readyz, and one that has the row of its code already
-            assert f"| {problem.status.value} | `{problem.code}` | {problem.message} |" in answers
+def test_the_tables_of_errors_have_every_row() -> None:
+    api = (DOCS / "api.md").read_text()
+    for error in ApiError.__subclasses__():
+        if error not in (NotReady, NotFound):  # of /readyz, and one that has the row of its code already
+            assert f"| {error.status.value} | `{error.code}` | {error.message} |" in api
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
-        assert (PROJECT / target).exists(), target
+def test_the_documentation_names_only_settings_that_exist() -> None:
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(r"\b((?:CHATKIT|AUTH)_[A-Z_]*[A-Z]|RATE_LIMIT|REDIS_URL|DATABASE_URL)\b", page.read_text())
+    }
+    assert len(named) > 30
+    assert {name for name in named if f"NEXT_PUBLIC_{name}" not in NEXT_PUBLIC} <= VARIABLES
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.encode()) <= 7000
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of ``page``."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"(?ms)^```.*?^```", "", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text())
+    for target, _, anchor in (link.partition("#") for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)):
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\(([^)#]+\.md)", README))
+    assert linked == {str(page.relative_to(PROJECT)) for page in PAGES if page.name != "README.md"}
+
+
+def test_files_in_the_commands_of_the_deployment_page_exist() -> None:
+    blocks = re.findall(r"(?ms)^```console\n(.*?)^```", (DOCS / "deployment.md").read_text())
+    named = set(re.findall(r"/opt/chatkit/(?!\.venv)(\S+)", "".join(blocks)))
+    assert named == {"requirements.txt", "deploy/chatkit.service", "deploy/nginx.conf"}
+    assert all((PROJECT / name).exists() for name in named)
+
+
+def test_the_secrets_that_the_deployment_page_generates_are_accepted(tmp_path: Path) -> None:
+    command = re.search(r"^\$ (python3 -c .* >> \.env)$", (DOCS / "deployment.md").read_text(), re.MULTILINE)
+    assert command
+    subprocess.run(["sh", "-c", command[1]], cwd=tmp_path, check=True)
+    given = dotenv_values(tmp_path / ".env")
+    assert set(given) == {"SECRET_KEY", "POSTGRES_PASSWORD"}
+    Settings.load({}, given)
+
+
+def test_the_settings_for_production_are_accepted() -> None:
+    """The least that docs/deployment.md tells to set, and all that docs/security.md does, with secrets put in."""
+    for page, heading in (("deployment.md", "Set at least these"), ("security.md", "## Production, on one page")):
+        block = re.search(r"```sh\n(.*?)```", (DOCS / page).read_text().partition(heading)[2], re.DOTALL)
+        assert block
+        given = dict(re.findall(r"^([A-Z_]+)=(\S+)", block[1], re.MULTILINE))
+        assert given.keys() <= VARIABLES
+        given |= {"SECRET_KEY": secrets.token_hex(32), "DATABASE_URL": "postgresql://database.example.com/chatkit"}
+        assert Settings.load(given).backend == "selfhosted"

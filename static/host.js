@@ -52,7 +52,10 @@
     return () => observer.disconnect();
   }
   function blank(code, what) {
-    return new ComponentError(code, `ChatKit ${what}. ${location.host} may be missing in OpenAI's domain allowlist, ${ALLOWLIST_URL}`);
+    return new ComponentError(
+      code,
+      `ChatKit ${what}. ${location.host} may be missing in OpenAI's domain allowlist, ${ALLOWLIST_URL}`
+    );
   }
 
   // lib/errors.ts

@@ -59,7 +59,10 @@ describe('ChatKit initialization, as the contract tests it', () => {
         expect.objectContaining({ api: expect.objectContaining({ getClientSecret: expect.any(Function) }) }),
       )
     })
-    expect(fetchMock).toHaveBeenCalledWith('http://localhost:8000/api/chatkit/sessions', expect.objectContaining({ method: 'POST' }))
+    expect(fetchMock).toHaveBeenCalledWith(
+      'http://localhost:8000/api/chatkit/sessions',
+      expect.objectContaining({ method: 'POST' }),
+    )
   })
 
   it('should display chat interface after initialization', async () => {
@@ -76,7 +79,9 @@ describe('ChatKit initialization, as the contract tests it', () => {
 
 describe('an error', () => {
   it('is shown in a sentence for a person, with a retry that works', async () => {
-    fetchMock.mockResolvedValueOnce(new Response(JSON.stringify({ status: 'error', message: 'OpenAI authentication failed' }), { status: 401 }))
+    fetchMock.mockResolvedValueOnce(
+      new Response(JSON.stringify({ status: 'error', message: 'OpenAI authentication failed' }), { status: 401 }),
+    )
     render(<ChatWindow />)
     expect(await screen.findByRole('alert')).toHaveTextContent('Error: Unable to start chat. Please check configuration.')
     expect(screen.queryByText('Loading chat...')).not.toBeInTheDocument()

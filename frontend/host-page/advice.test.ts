@@ -6,7 +6,10 @@ import { adviceFor, missingIn } from './advice'
 
 it.each([
   [new ServiceError('…', '…', { status: 500, code: 'openai_session_not_created' }), /another project/],
-  [new ServiceError('…', '…', { status: 403, code: 'origin_not_allowed' }), /add http:\/\/localhost:3000 to CHATKIT_ALLOWED_ORIGINS/],
+  [
+    new ServiceError('…', '…', { status: 403, code: 'origin_not_allowed' }),
+    /add http:\/\/localhost:3000 to CHATKIT_ALLOWED_ORIGINS/,
+  ],
   [new ComponentError('script_not_loaded', '…'), /blocker/],
   [new ComponentError('not_ready', '…'), /domain-allowlist/],
   [new ComponentError('removed', '…'), /domain-allowlist/],

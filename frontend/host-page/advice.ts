@@ -18,8 +18,10 @@ const ADVICE: Record<string, string> = {
   service_busy: 'The process does all it can at once, or is about to stop. Try again in a moment.',
   thread_not_active: 'This conversation is locked or closed. Begin another one in the chat.',
   too_many_requests: 'Wait a moment. The limits are set by RATE_LIMIT and CHATKIT_MAX_REQUESTS_PER_MINUTE.',
-  authentication_required: 'The service takes signed-in users only (AUTH_REQUIRED), and nobody is signed in on this page. Try it from your frontend.',
-  script_not_loaded: "OpenAI's CDN can't be reached: no internet, an ad blocker, or a company's firewall. ChatKit comes from there and from nowhere else.",
+  authentication_required:
+    'The service takes signed-in users only (AUTH_REQUIRED), and nobody is signed in on this page. Try it from your frontend.',
+  script_not_loaded:
+    "OpenAI's CDN can't be reached: no internet, an ad blocker, or a company's firewall. ChatKit comes from there and from nowhere else.",
   not_ready: `The frame stays blank. ${ALLOWLIST}`,
   removed: `ChatKit took itself away. ${ALLOWLIST}`,
 }

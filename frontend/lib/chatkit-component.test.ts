@@ -56,7 +56,9 @@ describe('the script of the CDN', () => {
     const loading = load()
     customElements.define('openai-chatkit', class extends HTMLElement {})
     await loading
-    await (await freshLoader())()
+    await (
+      await freshLoader()
+    )()
   })
 })
 

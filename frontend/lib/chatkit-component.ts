@@ -76,5 +76,8 @@ export function watchRemoval(element: HTMLElement, fail: (error: ComponentError)
 }
 
 function blank(code: ComponentError['code'], what: string): ComponentError {
-  return new ComponentError(code, `ChatKit ${what}. ${location.host} may be missing in OpenAI's domain allowlist, ${ALLOWLIST_URL}`)
+  return new ComponentError(
+    code,
+    `ChatKit ${what}. ${location.host} may be missing in OpenAI's domain allowlist, ${ALLOWLIST_URL}`,
+  )
 }

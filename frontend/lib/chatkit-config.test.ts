@@ -210,7 +210,14 @@ describe('errors say what a person can do', () => {
     [503, 'openai_unavailable', 'Service temporarily down. Please try again.'],
   ])('%i %s', async (status, code, userMessage) => {
     answers(json({ status: 'error', message: 'What it is', code }, { status, headers: { 'Retry-After': '7' } }))
-    expect(await failure()).toMatchObject({ name: 'ServiceError', message: 'What it is', userMessage, status, code, retryAfter: 7 })
+    expect(await failure()).toMatchObject({
+      name: 'ServiceError',
+      message: 'What it is',
+      userMessage,
+      status,
+      code,
+      retryAfter: 7,
+    })
   })
 
   it('a proxy that answers HTML', async () => {
@@ -329,7 +336,12 @@ describe('signing out', () => {
   })
 
   it('that fails says so, is no longer handed out, and can be tried again', async () => {
-    answers(session('cs_1'), new Response('<html>', { status: 502, statusText: 'Bad Gateway' }), new Response('{}'), session('cs_2'))
+    answers(
+      session('cs_1'),
+      new Response('<html>', { status: 502, statusText: 'Bad Gateway' }),
+      new Response('{}'),
+      session('cs_2'),
+    )
     await getClientSecret()
     await expect(endSessions()).rejects.toMatchObject({ message: 'The session could not be ended: Bad Gateway', status: 502 })
     await endSessions()
@@ -361,12 +373,15 @@ it('logs the session id, and never a secret or a token', async () => {
   expect(everything.replace('ses_of_cs_very_secret', '')).not.toMatch(/cs_very_secret|jwt-very-secret/)
 })
 
-it.each(['Failed to fetch', 'network error', 'NetworkError when attempting to fetch resource.', 'Error in input stream', 'Load failed'])(
-  'knows a lost network by the words of a browser: %s',
-  (words) => {
-    expect(userMessage(new TypeError(words))).toBe('Network connection lost. Please check your internet.')
-  },
-)
+it.each([
+  'Failed to fetch',
+  'network error',
+  'NetworkError when attempting to fetch resource.',
+  'Error in input stream',
+  'Load failed',
+])('knows a lost network by the words of a browser: %s', (words) => {
+  expect(userMessage(new TypeError(words))).toBe('Network connection lost. Please check your internet.')
+})
 
 it('reads no environment, and neither does anything beside it', () => {
   const folder = new URL('.', import.meta.url)

@@ -167,7 +167,8 @@ async function createSession(): Promise<string> {
 
 /** Counted from before the call, so that the time it took is not given twice; and a margin earlier, but not before half its life. */
 function remember(secret: string, sessionId: string, asked: Moment, expiresIn: unknown): void {
-  const seconds = typeof expiresIn === 'number' && expiresIn > 0 ? Math.min(expiresIn, LONGEST_LIFE_SECONDS) : LONGEST_LIFE_SECONDS
+  const seconds =
+    typeof expiresIn === 'number' && expiresIn > 0 ? Math.min(expiresIn, LONGEST_LIFE_SECONDS) : LONGEST_LIFE_SECONDS
   const lifeMs = seconds * 1000
   issued.set(secret, { sessionId, asked, lifeMs, usefulMs: lifeMs - Math.min(MARGIN_MS, lifeMs / 2) })
   newest = secret

@@ -6,7 +6,10 @@ import { type GetClientSecret, PageSession } from './page-session'
 import { setService } from './service'
 
 const URL = 'http://localhost:8000/api/chatkit'
-const HELLO = JSON.stringify({ type: 'threads.create', params: { input: { content: [{ type: 'input_text', text: 'Hello' }] } } })
+const HELLO = JSON.stringify({
+  type: 'threads.create',
+  params: { input: { content: [{ type: 'input_text', text: 'Hello' }] } },
+})
 
 let fetchMock: ReturnType<typeof vi.fn>
 let minted: number
@@ -24,7 +27,10 @@ afterEach(() => {
   setService({})
 })
 
-function selfHosted(onMessage?: (message: string) => void, onFailure?: CallListeners['onFailure']): CustomApiConfig & { fetch: typeof fetch } {
+function selfHosted(
+  onMessage?: (message: string) => void,
+  onFailure?: CallListeners['onFailure'],
+): CustomApiConfig & { fetch: typeof fetch } {
   setService({ domainKey: 'local-dev' })
   return chatKitApi(PageSession.of(getClientSecret), { onMessage, onFailure }) as CustomApiConfig & { fetch: typeof fetch }
 }
@@ -137,7 +143,14 @@ describe('onMessage', () => {
       'the next message, with a tag in it',
       said({
         type: 'threads.add_user_message',
-        params: { input: { content: [{ type: 'input_text', text: 'Ask ' }, { type: 'input_tag', text: '@Ada', id: 'ada' }] } },
+        params: {
+          input: {
+            content: [
+              { type: 'input_text', text: 'Ask ' },
+              { type: 'input_tag', text: '@Ada', id: 'ada' },
+            ],
+          },
+        },
       }),
       ['Ask @Ada'],
     ],
@@ -170,7 +183,8 @@ describe('onFailure', () => {
     const call = selfHosted(undefined, (error) => failures.push(error)).fetch(URL, { method: 'POST', body })
     return call.then((answer) => answer.text()).catch((error: Error) => error.message)
   }
-  const refused = (status: number, code: string, message: string) => new Response(JSON.stringify({ status: 'error', message, code }), { status })
+  const refused = (status: number, code: string, message: string) =>
+    new Response(JSON.stringify({ status: 'error', message, code }), { status })
   const stream = (...chunks: (string | Error)[]) => {
     const bytes = new TextEncoder()
     const body = new ReadableStream({
@@ -199,13 +213,19 @@ describe('onFailure', () => {
   it('a proxy that answers HTML', async () => {
     expect(await ofOne(new Response('<html>', { status: 404, statusText: 'Not Found' }))).toBe('<html>')
     expect(failures).toEqual([
-      expect.objectContaining({ message: 'The chat request failed: Not Found', userMessage: 'Something went wrong. Please try again.' }),
+      expect.objectContaining({
+        message: 'The chat request failed: Not Found',
+        userMessage: 'Something went wrong. Please try again.',
+      }),
     ])
   })
 
   it('no network', async () => {
     expect(await ofOne(new TypeError('Failed to fetch'))).toBe('Failed to fetch')
-    expect(failures[0]).toMatchObject({ message: 'Failed to fetch', userMessage: 'Network connection lost. Please check your internet.' })
+    expect(failures[0]).toMatchObject({
+      message: 'Failed to fetch',
+      userMessage: 'Network connection lost. Please check your internet.',
+    })
   })
 
   it('says which conversation could not be loaded', async () => {
@@ -227,7 +247,8 @@ describe('onFailure', () => {
   })
 
   it('an error that the service sends in the stream, cut where the network likes', async () => {
-    const whole = 'data: {"type":"progress_update"}\n\ndata: {"type":"error","code":"custom","message":"Zu spät.","allow_retry":true}\n\n'
+    const whole =
+      'data: {"type":"progress_update"}\n\ndata: {"type":"error","code":"custom","message":"Zu spät.","allow_retry":true}\n\n'
     const cut = whole.indexOf('custom')
     expect(await ofOne(stream(whole.slice(0, cut), whole.slice(cut)))).toBe(whole)
     expect(failures).toEqual([null, expect.objectContaining({ code: 'custom', message: 'Zu spät.', userMessage: 'Zu spät.' })])
@@ -235,12 +256,18 @@ describe('onFailure', () => {
 
   it('one without a message has a sentence all the same', async () => {
     await ofOne(stream('data: {"type":"error","code":"stream.error","allow_retry":true}\n\n'))
-    expect(failures[1]).toMatchObject({ message: 'The answer failed: stream.error', userMessage: 'Something went wrong. Please try again.' })
+    expect(failures[1]).toMatchObject({
+      message: 'The answer failed: stream.error',
+      userMessage: 'Something went wrong. Please try again.',
+    })
   })
 
   it('a stream that breaks off', async () => {
     await ofOne(stream('data: {"type":"progress_update"}\n\n', new TypeError('network error')))
-    expect(failures[1]).toMatchObject({ message: 'network error', userMessage: 'Network connection lost. Please check your internet.' })
+    expect(failures[1]).toMatchObject({
+      message: 'network error',
+      userMessage: 'Network connection lost. Please check your internet.',
+    })
   })
 
   it('a stream that its reader has left is none, and the service hears of it', async () => {
@@ -258,7 +285,10 @@ describe('onFailure', () => {
 it.each([
   [undefined, { colorScheme: 'light' }],
   [{ darkMode: true }, { colorScheme: 'dark' }],
-  [{ primaryColor: '#0070f3', darkMode: false }, { colorScheme: 'light', color: { accent: { primary: '#0070f3', level: 2 } } }],
+  [
+    { primaryColor: '#0070f3', darkMode: false },
+    { colorScheme: 'light', color: { accent: { primary: '#0070f3', level: 2 } } },
+  ],
 ] as const)('the theme %j in ChatKit’s terms', (theme, expected) => {
   expect(chatKitTheme(theme)).toEqual(expected)
 })

@@ -27,7 +27,10 @@ export function chatKitTheme(theme: ChatKitConfig['theme']): ThemeOption {
 }
 
 /** `fetch` with the page's secret. A call whose secret turns out to be gone is repeated, once, with a new one. */
-function chatFetch(session: Session, { onMessage, onFailure = () => {} }: CallListeners): NonNullable<CustomApiConfig['fetch']> {
+function chatFetch(
+  session: Session,
+  { onMessage, onFailure = () => {} }: CallListeners,
+): NonNullable<CustomApiConfig['fetch']> {
   return async (input, init) => {
     const request = await readRequest(input, init)
     const fail = (cause: unknown) => {
@@ -72,7 +75,11 @@ function isEventStream(response: Response): boolean {
 }
 
 /** `response` with its stream, in which the service may send an error, and which may break off. */
-function watchStream(response: Response, onFailure: (error: ServiceError) => void, onBreak: (cause: unknown) => void): Response {
+function watchStream(
+  response: Response,
+  onFailure: (error: ServiceError) => void,
+  onBreak: (cause: unknown) => void,
+): Response {
   const reader = response.body!.getReader()
   const decoder = new TextDecoder()
   let rest = ''
@@ -110,7 +117,10 @@ function errorIn(line: string): ServiceError | null {
 /** Whether the service says that a secret has run out, or that it has none such. */
 async function isGone(response: Response): Promise<boolean> {
   if (response.status !== 401) return false
-  const { code } = await response.clone().json().catch(() => ({}))
+  const { code } = await response
+    .clone()
+    .json()
+    .catch(() => ({}))
   return code === 'client_secret_expired' || code === 'client_secret_unknown'
 }
 

@@ -49,5 +49,7 @@ export function threadKeeper() {
 
 /** Of a hosted chat there are only ChatKit's words. */
 function isNotFound(error: Error): boolean {
-  return error instanceof ServiceError ? error.status === 404 && error.code === 'not_found' : /\b404\b|not found/i.test(error.message)
+  return error instanceof ServiceError
+    ? error.status === 404 && error.code === 'not_found'
+    : /\b404\b|not found/i.test(error.message)
 }

@@ -1,5 +1,11 @@
 // @vitest-environment jsdom
-import { ChatKit, type ChatKitEvents, type ChatKitOptions, type CustomApiConfig, type HostedApiConfig } from '@openai/chatkit-react'
+import {
+  ChatKit,
+  type ChatKitEvents,
+  type ChatKitOptions,
+  type CustomApiConfig,
+  type HostedApiConfig,
+} from '@openai/chatkit-react'
 import { act, cleanup, render, renderHook } from '@testing-library/react'
 import { StrictMode } from 'react'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
@@ -92,7 +98,11 @@ describe('what ChatKit is given', () => {
     setService({ domainKey: 'local-dev' })
     await draw()
     const [options] = component().options
-    expect(options!.api).toEqual({ url: 'http://localhost:8000/api/chatkit', domainKey: 'local-dev', fetch: expect.any(Function) })
+    expect(options!.api).toEqual({
+      url: 'http://localhost:8000/api/chatkit',
+      domainKey: 'local-dev',
+      fetch: expect.any(Function),
+    })
   })
 
   it('what the app adds', async () => {
@@ -125,7 +135,9 @@ it('strict mode and five chats at once: one session', async () => {
   const shared = new Promise<string>((resolve) => (give = resolve))
   const asked = vi.fn(() => shared)
   let underWay: Promise<string> | null = null
-  const config = { api: { getClientSecret: (existing?: string | null) => (existing ? Promise.resolve(existing) : (underWay ||= asked())) } }
+  const config = {
+    api: { getClientSecret: (existing?: string | null) => (existing ? Promise.resolve(existing) : (underWay ||= asked())) },
+  }
   render(
     <StrictMode>
       {[1, 2, 3, 4, 5].map((key) => (
@@ -150,7 +162,10 @@ describe('error', () => {
     getClientSecret.mockRejectedValue(refused)
     await draw({ onError })
     component().tell('chatkit.ready')
-    expect(last).toMatchObject({ error: { message: 'Unable to start chat. Please try again.', cause: refused }, isReady: false })
+    expect(last).toMatchObject({
+      error: { message: 'Unable to start chat. Please try again.', cause: refused },
+      isReady: false,
+    })
     const { getClientSecret: asked } = component().options[0]!.api as HostedApiConfig
     await act(async () => void (await expect(asked(null)).rejects.toBe(refused)))
     component().tell('chatkit.error', { error: new Error('call failed') }) // what ChatKit makes of it
@@ -187,7 +202,10 @@ describe('error', () => {
     await draw()
     await act(async () => void vi.advanceTimersByTime(COMPONENT_LIMIT_MS))
     expect(last.error?.cause).toMatchObject({ code: 'not_ready' })
-    expect(console.error).toHaveBeenCalledWith('ChatKit:', expect.objectContaining({ message: expect.stringContaining('domain allowlist') }))
+    expect(console.error).toHaveBeenCalledWith(
+      'ChatKit:',
+      expect.objectContaining({ message: expect.stringContaining('domain allowlist') }),
+    )
     component().tell('chatkit.ready') // late is better than never
     expect(last).toMatchObject({ error: null, isReady: true })
   })
@@ -202,7 +220,12 @@ describe('error', () => {
     await act(async () => removed.remove())
     expect(last).toMatchObject({ isReady: false, error: { cause: { code: 'removed' } } })
     await act(async () => void vi.advanceTimersByTime(COMPONENT_LIMIT_MS))
-    act(() => void removed.dispatchEvent(new CustomEvent('chatkit.error', { detail: { error: new Error('Domain verification failed') } })))
+    act(
+      () =>
+        void removed.dispatchEvent(
+          new CustomEvent('chatkit.error', { detail: { error: new Error('Domain verification failed') } }),
+        ),
+    )
     expect(last.error?.cause).toMatchObject({ code: 'removed' })
     parentNode!.append(removed) // React, too, wants to remove it in the end
   })
@@ -237,7 +260,10 @@ describe('error', () => {
   it('a self-hosted chat’s is what its call has failed with, and not ChatKit’s words for it', async () => {
     setService({ domainKey: 'local-dev' })
     const refusal = { status: 'error', message: 'Too many requests. Please try again in a moment.', code: 'too_many_requests' }
-    vi.stubGlobal('fetch', vi.fn(async () => new Response(JSON.stringify(refusal), { status: 429 })))
+    vi.stubGlobal(
+      'fetch',
+      vi.fn(async () => new Response(JSON.stringify(refusal), { status: 429 })),
+    )
     const onError = vi.fn()
     await draw({ onError })
     const api = component().options[0]!.api as CustomApiConfig
@@ -268,11 +294,17 @@ describe('error', () => {
 describe('onMessage', () => {
   it('self-hosted: what passes through fetch', async () => {
     setService({ domainKey: 'local-dev' })
-    vi.stubGlobal('fetch', vi.fn(async () => new Response('{}')))
+    vi.stubGlobal(
+      'fetch',
+      vi.fn(async () => new Response('{}')),
+    )
     const onMessage = vi.fn()
     await draw({ onMessage })
     const api = component().options[0]!.api as CustomApiConfig
-    const body = JSON.stringify({ type: 'threads.create', params: { input: { content: [{ type: 'input_text', text: 'Hello' }] } } })
+    const body = JSON.stringify({
+      type: 'threads.create',
+      params: { input: { content: [{ type: 'input_text', text: 'Hello' }] } },
+    })
     await api.fetch!(api.url, { method: 'POST', body })
     await last.chat.sendUserMessage({ text: 'passes through fetch as well' })
     expect(onMessage.mock.calls).toEqual([['Hello']])
@@ -282,7 +314,12 @@ describe('onMessage', () => {
     const onMessage = vi.fn()
     await draw({ onMessage })
     await last.chat.sendUserMessage({ text: 'Hello' })
-    await last.chat.sendUserMessage({ content: [{ type: 'input_text', text: 'Hello, ' }, { type: 'input_tag', text: '@Ada', id: 'ada' }] })
+    await last.chat.sendUserMessage({
+      content: [
+        { type: 'input_text', text: 'Hello, ' },
+        { type: 'input_tag', text: '@Ada', id: 'ada' },
+      ],
+    })
     expect(component().sendUserMessage).toHaveBeenCalledTimes(2)
     expect(onMessage.mock.calls).toEqual([['Hello'], ['Hello, @Ada']])
   })

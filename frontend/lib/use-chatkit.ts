@@ -109,7 +109,12 @@ export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 
     )
     if (!ref.current) {
       setStage('undrawn')
-      failToLoad(new ComponentError('not_drawn', '<ChatKit control={chat.control} /> is not drawn. Draw it while isReady is false, too.'))
+      failToLoad(
+        new ComponentError(
+          'not_drawn',
+          '<ChatKit control={chat.control} /> is not drawn. Draw it while isReady is false, too.',
+        ),
+      )
     }
     return () => {
       left = true

@@ -7,7 +7,7 @@ import {
   type HostedApiConfig,
 } from '@openai/chatkit-react'
 import { act, cleanup, render, renderHook } from '@testing-library/react'
-import { StrictMode } from 'react'
+import { StrictMode, useEffect } from 'react'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { COMPONENT_LIMIT_MS, ComponentError, loadChatKit } from './chatkit-component'
 import type { ChatKitConfig } from './chatkit-config'
@@ -33,6 +33,11 @@ class Component extends HTMLElement {
   }
 }
 
+const HELLO = JSON.stringify({
+  type: 'threads.create',
+  params: { input: { content: [{ type: 'input_text', text: 'Hello' }] } },
+})
+
 let getClientSecret: ReturnType<typeof vi.fn<ChatKitConfig['api']['getClientSecret']>>
 let last: Chat
 
@@ -40,9 +45,18 @@ function component(): Component {
   return document.querySelector<Component>('openai-chatkit')!
 }
 
+/** `useChatKit`, whose latest result is kept in `last`. */
+function useObserved(...parameters: Parameters<typeof useChatKit>): Chat {
+  const result = useChatKit(...parameters)
+  useEffect(() => {
+    last = result
+  })
+  return result
+}
+
 function Drawn({ config, more }: { config: ChatKitConfig; more?: Parameters<typeof useChatKit>[1] }) {
-  last = useChatKit(config, more)
-  return <ChatKit control={last.chat.control} data-ready={last.isReady} />
+  const { chat, isReady } = useObserved(config, more)
+  return <ChatKit control={chat.control} data-ready={isReady} />
 }
 
 async function draw(config: Partial<ChatKitConfig> = {}, more?: Parameters<typeof useChatKit>[1]) {
@@ -234,8 +248,8 @@ describe('error', () => {
     const onError = vi.fn()
     const config = { api: { getClientSecret }, onError }
     function Drawer({ open }: { open: boolean }) {
-      last = useChatKit(config)
-      return open && <ChatKit control={last.chat.control} />
+      const { chat } = useObserved(config)
+      return open && <ChatKit control={chat.control} />
     }
     const { rerender } = render(<Drawer open />)
     await act(async () => {})
@@ -322,5 +336,55 @@ describe('onMessage', () => {
     })
     expect(component().sendUserMessage).toHaveBeenCalledTimes(2)
     expect(onMessage.mock.calls).toEqual([['Hello'], ['Hello, @Ada']])
+  })
+})
+
+describe('a handler that changes while a call is pending', () => {
+  const pending = () => {
+    let settle = { resolve: (_: unknown) => {}, reject: (_: Error) => {} }
+    const promise = new Promise<never>((resolve, reject) => (settle = { resolve: resolve as typeof settle.resolve, reject }))
+    return { promise, ...settle }
+  }
+
+  /** Draw with a first handler, begin the call, draw with a second one, end the call: returns how often each was called. */
+  async function change(name: 'onError' | 'onMessage', begin: () => unknown, end: () => void) {
+    const [first, second] = [vi.fn(), vi.fn()]
+    const { rerender } = await draw({ [name]: first })
+    await act(async () => void begin())
+    rerender(<Drawn config={{ api: { getClientSecret }, [name]: second }} />)
+    await act(async () => end())
+    return [first.mock.calls.length, second.mock.calls.length]
+  }
+
+  it('onError, of a session', async () => {
+    const { promise, reject } = pending()
+    getClientSecret.mockReturnValue(promise)
+    expect(
+      await change(
+        'onError',
+        () => {},
+        () => reject(new Error('refused')),
+      ),
+    ).toEqual([0, 1])
+  })
+
+  it('onMessage, self-hosted', async () => {
+    setService({ domainKey: 'local-dev' })
+    const { promise, resolve } = pending()
+    vi.stubGlobal('fetch', () => promise)
+    const send = () => {
+      const { url, fetch } = component().options[0]!.api as CustomApiConfig
+      void fetch!(url, { method: 'POST', body: HELLO })
+    }
+    expect(await change('onMessage', send, () => resolve(new Response('{}')))).toEqual([0, 1])
+  })
+
+  it('onMessage, hosted', async () => {
+    const { promise, resolve } = pending()
+    const send = () => {
+      component().sendUserMessage.mockReturnValue(promise)
+      void last.chat.sendUserMessage({ text: 'Hello' })
+    }
+    expect(await change('onMessage', send, () => resolve(undefined))).toEqual([0, 1])
   })
 })

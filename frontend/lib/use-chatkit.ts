@@ -3,10 +3,10 @@
 /** The contract's `useChatKit(config)`, a thin wrapper over the hook of `@openai/chatkit-react`. */
 
 import { type UseChatKitOptions, type UseChatKitReturn, useChatKit as useChatKitItself } from '@openai/chatkit-react'
-import { useEffect, useEffectEvent, useMemo, useRef, useState } from 'react'
+import { useEffect, useEffectEvent, useLayoutEffect, useMemo, useRef, useState } from 'react'
 import { ComponentError, limitLoading, loadChatKit, watchRemoval } from './chatkit-component'
 import type { ChatKitConfig } from './chatkit-config'
-import { chatKitApi, chatKitTheme, messageText } from './chatkit-options'
+import { type CallListeners, chatKitApi, chatKitTheme, messageText } from './chatkit-options'
 import { type ServiceError, USER_MESSAGES, UserFacingError } from './errors'
 import { PageSession, type Session } from './page-session'
 import { service } from './service'
@@ -44,12 +44,17 @@ export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 
   const failedCall = useRef<ServiceError | null>(null)
   const watched = useRef({ element: null as HTMLElement | null, stop: () => {} })
 
+  const latest = useRef(config) // a call may end after a rendering that has changed the handlers
+  useLayoutEffect(() => {
+    latest.current = config
+  })
+
   function report(reason: Error, sentence?: string) {
     setError(new UserFacingError(reason, sentence))
-    config.onError?.(reason)
+    latest.current.onError?.(reason)
   }
 
-  const session: Session = {
+  const [session] = useState<Session>(() => ({
     async secret(existing) {
       try {
         const alive = await pageSession.secret(existing)
@@ -66,11 +71,15 @@ export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 
       }
     },
     drop: (secret) => pageSession.drop(secret),
-  }
+  }))
+  const [listeners] = useState<CallListeners>(() => ({
+    onMessage: (message) => latest.current.onMessage?.(message),
+    onFailure: (failure) => (failedCall.current = failure),
+  }))
 
   const chatKit = useChatKitItself({
     ...more,
-    api: chatKitApi(session, { onMessage: config.onMessage, onFailure: (failure) => (failedCall.current = failure) }),
+    api: chatKitApi(session, listeners),
     theme: chatKitTheme(config.theme),
     onReady() {
       setStage('ready')
@@ -96,13 +105,10 @@ export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 
     console.error('ChatKit:', reason)
     report(reason)
   })
-  const getSession = useEffectEvent(() => {
-    session.secret().catch(() => {}) // reported already
-  })
 
   useEffect(() => {
     let left = false
-    getSession() // before ChatKit asks for it: whether there is a chat at all shows at once
+    session.secret().catch(() => {}) // reported already; before ChatKit asks for it, so that it shows at once whether there is a chat
     loadChatKit().then(
       () => left || setStage((now) => (now === 'loading' ? 'loaded' : now)),
       (reason: ComponentError) => left || failToLoad(reason),
@@ -119,14 +125,13 @@ export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 
     return () => {
       left = true
     }
-  }, [ref])
+  }, [ref, session])
 
   useEffect(() => {
     if (stage === 'loaded' && ref.current) return limitLoading(failToLoad)
   }, [stage, ref])
 
-  // After each rendering: React may have drawn another element, or none.
-  useEffect(() => {
+  const watchElement = useEffectEvent(() => {
     const element = ref.current
     if (element === watched.current.element) return
     watched.current.stop()
@@ -141,6 +146,7 @@ export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 
       : () => {}
     watched.current = { element, stop }
   })
+  useEffect(() => watchElement()) // after each rendering: React may have drawn another element, or none
 
   useEffect(
     () => () => {
@@ -150,16 +156,15 @@ export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 
     [],
   )
 
-  const tellMessage = config.onMessage
   const chat = useMemo<UseChatKitReturn>(() => {
-    if (service().domainKey || !tellMessage) return chatKit
+    if (service().domainKey) return chatKit
     return {
       ...chatKit,
       async sendUserMessage(message) {
         await sendUserMessage(message)
-        tellMessage(message.text ?? messageText(message.content ?? []))
+        latest.current.onMessage?.(message.text ?? messageText(message.content ?? []))
       },
     }
-  }, [chatKit, sendUserMessage, tellMessage])
+  }, [chatKit, sendUserMessage])
   return { chat, isReady: hasSession && stage === 'ready', error }
 }

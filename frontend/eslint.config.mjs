@@ -1,5 +1,5 @@
 import compat from 'eslint-plugin-compat'
-import jsxA11y from 'eslint-plugin-jsx-a11y' // runs on ESLint 10, though it declares 9 as its last: hence "overrides" in package.json
+import jsxA11y from 'eslint-plugin-jsx-a11y' // declares ESLint 9 as its last, but runs on 10: hence "overrides"
 import reactHooks from 'eslint-plugin-react-hooks'
 import { parser } from 'typescript-eslint'
 

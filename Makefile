@@ -17,9 +17,10 @@ test: $(VENV)/installed-dev frontend/node_modules/installed .openai-chatkit/down
 	cd frontend && npm test
 	$(VENV)/bin/pytest
 
-format: $(VENV)/installed-dev
+format: $(VENV)/installed-dev frontend/node_modules/installed
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+	cd frontend && npm run format
 
 lock: $(VENV)/installed-dev
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header \

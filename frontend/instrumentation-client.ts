@@ -1,4 +1,4 @@
-/** Runs in the browser before any page of this app. Next.js puts the variables' values here when it builds the app. */
+/** Runs in the browser before the app. Next.js inlines the environment variables at build time. */
 
 import { setService } from '@/lib/service'
 

@@ -2,7 +2,7 @@
 (() => {
   // lib/chatkit-component.ts
   var COMPONENT_URL = "https://cdn.platform.openai.com/deployments/chatkit/chatkit.js";
-  var COMPONENT_LIMIT_MS = 2e4;
+  var COMPONENT_TIMEOUT_MS = 2e4;
   var ALLOWLIST_URL = "https://platform.openai.com/settings/organization/security/domain-allowlist";
   var ComponentError = class extends Error {
     constructor(code, message) {
@@ -22,37 +22,40 @@
   }
   function load() {
     return new Promise((resolve, reject) => {
-      const own = document.querySelector(`script[src="${COMPONENT_URL}"]`);
-      const script2 = own || document.createElement("script");
-      const fail = (what) => {
+      const existing = document.querySelector(`script[src="${COMPONENT_URL}"]`);
+      const script2 = existing || document.createElement("script");
+      const fail = (reason) => {
         clearTimeout(timer);
         script2.remove();
-        reject(new ComponentError("script_not_loaded", `${COMPONENT_URL} ${what}`));
+        reject(new ComponentError("script_not_loaded", `${COMPONENT_URL} ${reason}`));
       };
-      const timer = setTimeout(() => fail("takes too long"), COMPONENT_LIMIT_MS);
+      const timer = setTimeout(() => fail("timed out"), COMPONENT_TIMEOUT_MS);
       script2.addEventListener("error", () => fail("could not be loaded"));
       void customElements.whenDefined("openai-chatkit").then(() => {
         clearTimeout(timer);
         resolve();
       });
-      if (own) return;
+      if (existing) return;
       script2.src = COMPONENT_URL;
       document.head.append(script2);
     });
   }
-  function limitLoading(fail) {
-    const timer = setTimeout(() => fail(blank("not_ready", "has not become ready")), COMPONENT_LIMIT_MS);
+  function startReadyTimeout(fail) {
+    const timer = setTimeout(() => fail(allowlistError("not_ready", "has not become ready")), COMPONENT_TIMEOUT_MS);
     return () => clearTimeout(timer);
   }
   function watchRemoval(element, fail) {
     const observer = new MutationObserver(() => {
-      if (!element.isConnected) fail(blank("removed", "has removed itself from the page"));
+      if (!element.isConnected) fail(allowlistError("removed", "has removed itself from the page"));
     });
     if (element.parentNode) observer.observe(element.parentNode, { childList: true });
     return () => observer.disconnect();
   }
-  function blank(code, what) {
-    return new ComponentError(code, `ChatKit ${what}. ${location.host} may be missing in OpenAI's domain allowlist, ${ALLOWLIST_URL}`);
+  function allowlistError(code, what) {
+    return new ComponentError(
+      code,
+      `ChatKit ${what}. ${location.host} may be missing in OpenAI's domain allowlist, ${ALLOWLIST_URL}`
+    );
   }
 
   // lib/errors.ts
@@ -67,14 +70,14 @@
     failed: "Something went wrong. Please try again."
   };
   var ServiceError = class extends Error {
-    constructor(message, userMessage2, more = {}) {
+    constructor(message, userMessage2, details = {}) {
       super(message);
       this.name = "ServiceError";
       this.userMessage = userMessage2;
-      this.status = more.status;
-      this.code = more.code;
-      this.retryAfter = more.retryAfter;
-      this.threadId = more.threadId;
+      this.status = details.status;
+      this.code = details.code;
+      this.retryAfter = details.retryAfter;
+      this.threadId = details.threadId;
     }
   };
   async function readJson(response) {
@@ -85,21 +88,21 @@
       return null;
     }
   }
-  function refusal(response, body, what, sentence, threadId) {
+  function responseError(response, body, fallback, userMessageFor3, threadId) {
     const { status } = response;
     const message = typeof (body == null ? void 0 : body.message) === "string" ? body.message : void 0;
     const code = typeof (body == null ? void 0 : body.code) === "string" ? body.code : void 0;
     const seconds = Number(response.headers.get("Retry-After") || NaN);
     const retryAfter = Number.isFinite(seconds) ? seconds : void 0;
-    const technical = message ?? `${what}: ${response.statusText || status}`;
-    return new ServiceError(technical, sentence(status, code, message), { status, code, retryAfter, threadId });
+    const technical = message ?? `${fallback}: ${response.statusText || status}`;
+    return new ServiceError(technical, userMessageFor3(status, code, message), { status, code, retryAfter, threadId });
   }
   function networkError(cause, threadId) {
     return new ServiceError(cause instanceof Error ? cause.message : "Network error", USER_MESSAGES.network, { threadId });
   }
-  function userMessage(error2, otherwise = USER_MESSAGES.failed) {
+  function userMessage(error2, fallback = USER_MESSAGES.failed) {
     if ("userMessage" in error2 && typeof error2.userMessage === "string") return error2.userMessage;
-    return isNetworkFailure(error2) ? USER_MESSAGES.network : otherwise;
+    return isNetworkFailure(error2) ? USER_MESSAGES.network : fallback;
   }
   function isNetworkFailure({ message }) {
     return /failed to fetch|load failed|network ?error|error in input stream|connection was lost/i.test(message);
@@ -115,24 +118,24 @@
     }
   }
   function forgetThread() {
-    remember(null);
+    storeThread(null);
   }
-  function remember(id) {
+  function storeThread(id) {
     try {
       if (id) localStorage.setItem(KEY, id);
       else localStorage.removeItem(KEY);
     } catch {
     }
   }
-  function threadKeeper() {
+  function trackLastThread() {
     let isLoading = false;
     return {
-      onThreadChange: ({ threadId }) => remember(threadId),
+      onThreadChange: ({ threadId }) => storeThread(threadId),
       onThreadLoadStart: () => void (isLoading = true),
       onThreadLoadEnd: () => void (isLoading = false),
       /**
-       * Returns what `error` says about the conversation that was to be loaded. One that is gone, deleted or another user's, is
-       * forgotten: it would fail each time. After any other error it may load at the next try.
+       * Return whether `error` means that a conversation was not found or failed to load. One that was not found, because it was
+       * deleted or belongs to another user, is forgotten: it would fail again. After any other error a retry may load it.
        */
       onError(error2) {
         const threadId = error2 instanceof ServiceError ? error2.threadId : void 0;
@@ -140,7 +143,7 @@
         isLoading = false;
         if (!isNotFound(error2)) return "not_loaded";
         if (!threadId || threadId === lastThread()) forgetThread();
-        return "gone";
+        return "not_found";
       }
     };
   }
@@ -159,35 +162,35 @@
   }
 
   // lib/chatkit-config.ts
-  var CALL_LIMIT_MS = 15e3;
-  var LONGEST_LIFE_SECONDS = 600;
-  var MARGIN_MS = 15e3;
+  var CALL_TIMEOUT_MS = 15e3;
+  var MAX_LIFETIME_SECONDS = 600;
+  var EXPIRY_MARGIN_MS = 15e3;
   var issued = /* @__PURE__ */ new Map();
   var newest = null;
-  var underWay = null;
-  var signIns = 0;
+  var pending = null;
+  var authChanges = 0;
   var tokenSource;
   async function getClientSecret(existing) {
-    if (existing && !hasRunOut(existing)) {
+    if (existing && !isExpired(existing)) {
       console.log("Reusing existing ChatKit client secret");
       return existing;
     }
-    if (existing && newest && !hasRunOut(newest)) return newest;
-    if (!underWay) {
+    if (existing && newest && !isExpired(newest)) return newest;
+    if (!pending) {
       const call2 = createSession().finally(() => {
-        if (underWay === call2) underWay = null;
+        if (pending === call2) pending = null;
       });
-      underWay = call2;
+      pending = call2;
     }
-    return underWay;
+    return pending;
   }
   function describeSession(secret) {
     const session3 = issued.get(secret);
-    return session3 ? { sessionId: session3.sessionId, secondsLeft: Math.max(0, (session3.lifeMs - ageMs(session3)) / 1e3) } : null;
+    return session3 ? { sessionId: session3.sessionId, secondsLeft: Math.max(0, (session3.lifetimeMs - ageMs(session3)) / 1e3) } : null;
   }
-  function letRunOut(secret) {
+  function expire(secret) {
     const session3 = issued.get(secret);
-    if (session3) session3.lifeMs = session3.usefulMs = -Infinity;
+    if (session3) session3.lifetimeMs = session3.reusableMs = -Infinity;
   }
   var chatKitConfig = {
     api: { getClientSecret },
@@ -196,21 +199,21 @@
   function now() {
     return { monotonic: performance.now(), wall: Date.now() };
   }
-  function ageMs({ asked }) {
-    return Math.max(performance.now() - asked.monotonic, Date.now() - asked.wall);
+  function ageMs({ requestedAt }) {
+    return Math.max(performance.now() - requestedAt.monotonic, Date.now() - requestedAt.wall);
   }
-  function hasRunOut(secret) {
+  function isExpired(secret) {
     const session3 = issued.get(secret);
-    return session3 !== void 0 && ageMs(session3) >= session3.usefulMs;
+    return session3 !== void 0 && ageMs(session3) >= session3.reusableMs;
   }
   async function createSession() {
     console.log("Creating new ChatKit session");
     try {
-      const asked = now();
-      const signIn = signIns;
+      const requestedAt = now();
+      const authChangesBefore = authChanges;
       const response = await call("POST");
       const body = await readJson(response);
-      if (!response.ok) throw refusal(response, body, "Session creation failed", sentenceFor);
+      if (!response.ok) throw responseError(response, body, "Session creation failed", userMessageFor);
       const data = body == null ? void 0 : body.data;
       const secret = data == null ? void 0 : data.client_secret;
       if (typeof secret !== "string" || !secret) {
@@ -218,8 +221,8 @@
           status: response.status
         });
       }
-      remember2(secret, String(data == null ? void 0 : data.session_id), asked, data == null ? void 0 : data.expires_in);
-      if (signIn !== signIns) letRunOut(secret);
+      remember(secret, String(data == null ? void 0 : data.session_id), requestedAt, data == null ? void 0 : data.expires_in);
+      if (authChanges !== authChangesBefore) expire(secret);
       console.log("Got ChatKit session:", data == null ? void 0 : data.session_id);
       return secret;
     } catch (error2) {
@@ -227,10 +230,15 @@
       throw error2;
     }
   }
-  function remember2(secret, sessionId, asked, expiresIn) {
-    const seconds = typeof expiresIn === "number" && expiresIn > 0 ? Math.min(expiresIn, LONGEST_LIFE_SECONDS) : LONGEST_LIFE_SECONDS;
-    const lifeMs = seconds * 1e3;
-    issued.set(secret, { sessionId, asked, lifeMs, usefulMs: lifeMs - Math.min(MARGIN_MS, lifeMs / 2) });
+  function remember(secret, sessionId, requestedAt, expiresIn) {
+    const seconds = typeof expiresIn === "number" && expiresIn > 0 ? Math.min(expiresIn, MAX_LIFETIME_SECONDS) : MAX_LIFETIME_SECONDS;
+    const lifetimeMs = seconds * 1e3;
+    issued.set(secret, {
+      sessionId,
+      requestedAt,
+      lifetimeMs,
+      reusableMs: lifetimeMs - Math.min(EXPIRY_MARGIN_MS, lifetimeMs / 2)
+    });
     newest = secret;
   }
   async function call(method, path = "") {
@@ -238,23 +246,23 @@
     const token = typeof tokenSource === "function" ? await tokenSource() : tokenSource;
     if (token) headers.Authorization = `Bearer ${token}`;
     const controller = new AbortController();
-    const timer = setTimeout(() => controller.abort(), CALL_LIMIT_MS);
+    const timer = setTimeout(() => controller.abort(), CALL_TIMEOUT_MS);
     try {
       return await fetch(`${service().apiUrl}/api/chatkit/sessions${path}`, {
         method,
         headers,
         credentials: "include",
-        // the visitor's cookie, which keeps a visitor the same person
+        // the cookie that identifies an anonymous visitor
         signal: controller.signal
       });
     } catch (error2) {
-      if (controller.signal.aborted) throw new ServiceError("The session request took too long", USER_MESSAGES.down);
+      if (controller.signal.aborted) throw new ServiceError("The session request timed out", USER_MESSAGES.down);
       throw networkError(error2);
     } finally {
       clearTimeout(timer);
     }
   }
-  function sentenceFor(status, code) {
+  function userMessageFor(status, code) {
     if (code === "authentication_required" || code === "invalid_token") return USER_MESSAGES.signIn;
     if (status === 429) return USER_MESSAGES.busy;
     if (status > 500) return USER_MESSAGES.down;
@@ -275,8 +283,8 @@
   } }) {
     return async (input, init) => {
       const request = await readRequest(input, init);
-      const fail = (cause) => {
-        if (!(cause instanceof Error && cause.name === "AbortError")) onFailure(networkError(cause, request.loads));
+      const reportNetworkError = (cause) => {
+        if (!(cause instanceof Error && cause.name === "AbortError")) onFailure(networkError(cause, request.threadId));
       };
       const send = async (secret2) => {
         const headers = new Headers((init == null ? void 0 : init.headers) || (input instanceof Request ? input.headers : void 0));
@@ -284,26 +292,27 @@
         try {
           return await fetch(input instanceof Request ? input.clone() : input, { ...init, headers });
         } catch (cause) {
-          fail(cause);
+          reportNetworkError(cause);
           throw cause;
         }
       };
       const secret = await session3.secret();
       let response = await send(secret);
-      if (await isGone(response)) {
-        session3.drop(secret);
+      if (await isSecretRejected(response)) {
+        session3.invalidate(secret);
         response = await send(await session3.secret());
       }
       if (!response.ok) {
-        onFailure(refusal(response, await readJson(response.clone()), "The chat request failed", sentenceFor2, request.loads));
+        const body = await readJson(response.clone());
+        onFailure(responseError(response, body, "The chat request failed", userMessageFor2, request.threadId));
         return response;
       }
       onFailure(null);
       if (request.message) onMessage == null ? void 0 : onMessage(request.message);
-      return isEventStream(response) ? watchStream(response, onFailure, fail) : response;
+      return isEventStream(response) ? watchStream(response, onFailure, reportNetworkError) : response;
     };
   }
-  function sentenceFor2(status, code, message) {
+  function userMessageFor2(status, code, message) {
     if (status >= 500) return USER_MESSAGES.down;
     if (status === 429) return USER_MESSAGES.busy;
     if (status === 413) return USER_MESSAGES.tooLong;
@@ -312,19 +321,19 @@
   function isEventStream(response) {
     return /^text\/event-stream\b/.test(response.headers.get("Content-Type") || "");
   }
-  function watchStream(response, onFailure, onBreak) {
+  function watchStream(response, onFailure, onDisconnect) {
     const reader = response.body.getReader();
     const decoder = new TextDecoder();
-    let rest = "";
+    let incompleteLine = "";
     const body = new ReadableStream({
       async pull(controller) {
         const { done, value } = await reader.read().catch((cause) => {
-          onBreak(cause);
+          onDisconnect(cause);
           throw cause;
         });
         if (done) return controller.close();
-        const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
-        rest = lines.pop();
+        const lines = (incompleteLine + decoder.decode(value, { stream: true })).split("\n");
+        incompleteLine = lines.pop();
         for (const line of lines) {
           const error2 = errorIn(line);
           if (error2) onFailure(error2);
@@ -339,12 +348,12 @@
     if (!line.startsWith('data: {"type":"error"')) return null;
     try {
       const { code, message } = JSON.parse(line.slice("data: ".length));
-      return new ServiceError(message || `The answer failed: ${code}`, message || USER_MESSAGES.failed, { code });
+      return new ServiceError(message || `The response failed: ${code}`, message || USER_MESSAGES.failed, { code });
     } catch {
       return null;
     }
   }
-  async function isGone(response) {
+  async function isSecretRejected(response) {
     if (response.status !== 401) return false;
     const { code } = await response.clone().json().catch(() => ({}));
     return code === "client_secret_expired" || code === "client_secret_unknown";
@@ -354,7 +363,7 @@
     try {
       const { type, params } = JSON.parse(body);
       if (type === "threads.create" || type === "threads.add_user_message") return { message: messageText(params.input.content) };
-      return type === "threads.get_by_id" ? { loads: params.thread_id } : {};
+      return type === "threads.get_by_id" ? { threadId: params.thread_id } : {};
     } catch {
       return {};
     }
@@ -367,45 +376,45 @@
   var _PageSession = class _PageSession {
     constructor(getClientSecret2) {
       this.getClientSecret = getClientSecret2;
-      this.held = null;
+      this.current = null;
     }
-    /** The one session of all that get their secrets from this function, so that five chats on a page need one call. */
+    /** The session for this `getClientSecret`, always the same one, so that several chats on a page need one call. */
     static of(getClientSecret2) {
       const session3 = _PageSession.all.get(getClientSecret2) || new _PageSession(getClientSecret2);
       _PageSession.all.set(getClientSecret2, session3);
       return session3;
     }
-    /** A secret that is alive. `existing` is what the caller has used so far. Throws what `getClientSecret` throws. */
+    /** Return a valid secret. `existing` is the one that the caller used last. Throws the errors of `getClientSecret`. */
     async secret(existing) {
-      this.held = await this.getClientSecret(existing || this.held || void 0);
-      return this.held;
+      this.current = await this.getClientSecret(existing || this.current || void 0);
+      return this.current;
     }
-    /** The secret in use no longer works, whatever the clock says. Another one that has taken its place meanwhile is kept. */
-    drop(secret = this.held) {
-      if (this.held === secret) this.held = null;
+    /** Discard a secret that was rejected. A newer one that has replaced it meanwhile is kept. */
+    invalidate(secret = this.current) {
+      if (this.current === secret) this.current = null;
     }
   };
   _PageSession.all = /* @__PURE__ */ new WeakMap();
   var PageSession = _PageSession;
 
   // host-page/advice.ts
-  var ALLOWLIST = "On a public host that is nearly always the domain allowlist: add this host at platform.openai.com/settings/organization/security/domain-allowlist, and for a self-hosted chat set CHATKIT_DOMAIN_KEY to its key.";
+  var ALLOWLIST = "On a public host this is usually the domain allowlist: add this host at platform.openai.com/settings/organization/security/domain-allowlist, and for a self-hosted chat set CHATKIT_DOMAIN_KEY to its key.";
   var ADVICE = {
     openai_api_key_missing: "Set OPENAI_API_KEY and restart, or set CHATKIT_BACKEND=selfhosted, which needs no key.",
     chatkit_workflow_missing: "Set CHATKIT_WORKFLOW_ID and restart, or set CHATKIT_BACKEND=selfhosted, which needs no workflow.",
-    openai_authentication_failed: "OpenAI refuses the key: it is wrong or revoked. Set another OPENAI_API_KEY and restart.",
-    openai_session_not_created: "Nearly always the key belongs to another project than the workflow. A machine-wide OPENAI_API_KEY comes before the one in .env. The log has what OpenAI answered. Since 30 November 2026 hosted workflows are gone: set CHATKIT_BACKEND=selfhosted.",
-    openai_rate_limited: "Wait a moment. If it stays, look at the OpenAI project's limits and budget.",
-    openai_unavailable: "OpenAI does not answer in time. Try again in a moment; status.openai.com says whether it is down.",
-    origin_not_allowed: `The service does not know this address for its own: add ${location.origin} to CHATKIT_ALLOWED_ORIGINS and restart.`,
-    database_unavailable: "The database of DATABASE_URL does not answer. Is it up?",
-    service_busy: "The process does all it can at once, or is about to stop. Try again in a moment.",
-    thread_not_active: "This conversation is locked or closed. Begin another one in the chat.",
+    openai_authentication_failed: "OpenAI rejected the key: it is wrong or revoked. Set another OPENAI_API_KEY and restart.",
+    openai_session_not_created: "Usually the key belongs to another project than the workflow. An OPENAI_API_KEY in the environment overrides .env. The log has the response of OpenAI. Hosted workflows end on 30 November 2026: set CHATKIT_BACKEND=selfhosted.",
+    openai_rate_limited: "Wait a moment. If it persists, check the limits and the budget of the OpenAI project.",
+    openai_unavailable: "OpenAI does not respond in time. Try again in a moment, or check status.openai.com.",
+    origin_not_allowed: `This origin is not allowed: add ${location.origin} to CHATKIT_ALLOWED_ORIGINS and restart.`,
+    database_unavailable: "The database of DATABASE_URL does not respond. Is it running?",
+    service_busy: "The process is at its concurrency limit, or shutting down. Try again in a moment.",
+    thread_not_active: "This conversation is locked or closed. Start another one in the chat.",
     too_many_requests: "Wait a moment. The limits are set by RATE_LIMIT and CHATKIT_MAX_REQUESTS_PER_MINUTE.",
-    authentication_required: "The service takes signed-in users only (AUTH_REQUIRED), and nobody is signed in on this page. Try it from your frontend.",
-    script_not_loaded: "OpenAI's CDN can't be reached: no internet, an ad blocker, or a company's firewall. ChatKit comes from there and from nowhere else.",
+    authentication_required: "The service requires signed-in users (AUTH_REQUIRED), and this page has no sign-in. Try it from your frontend.",
+    script_not_loaded: "OpenAI's CDN, the only source of ChatKit, can't be reached: no internet connection, an ad blocker, or a firewall.",
     not_ready: `The frame stays blank. ${ALLOWLIST}`,
-    removed: `ChatKit took itself away. ${ALLOWLIST}`
+    removed: `ChatKit has removed itself. ${ALLOWLIST}`
   };
   function adviceFor(error2, missing = []) {
     if (missing.length > 1 && /^(openai_api_key|chatkit_workflow)_missing$/.test(error2.code || "")) {
@@ -413,13 +422,13 @@
     }
     if (error2.code && ADVICE[error2.code]) return ADVICE[error2.code];
     if (/domain verification/i.test(error2.message)) return ADVICE.removed;
-    if (isOfTheNetwork(error2)) return "The service does not answer. Is it still running, and is this machine online?";
-    return "The log of the service and the console of this browser have more about it.";
+    if (isNetworkError(error2)) return "The service does not respond. Is it still running, and is this machine online?";
+    return "See the log of the service and the console of this browser.";
   }
-  function isOfTheNetwork(error2) {
+  function isNetworkError(error2) {
     return error2.name === "ServiceError" && error2.status === void 0 && error2.code === void 0;
   }
-  function missingIn(message) {
+  function missingSettings(message) {
     return message.match(/\b[A-Z]+_[A-Z_]+\b/g) || [];
   }
 
@@ -438,7 +447,7 @@
     if (session3 === "failed") return ["failed", "none"];
     if (service2 === "unreachable") return ["failed", "not without the service"];
     const seconds = Math.round(session3.secondsLeft);
-    if (!seconds) return ["waiting", `${session3.id}, run out: the next message gets a new one`];
+    if (!seconds) return ["waiting", `${session3.id}, run out: the next message gets a new session`];
     return ["ok", `${session3.id}, ${seconds} s left`];
   }
   function script({ script: script2 }) {
@@ -447,65 +456,65 @@
   }
   function chat({ service: service2, session: session3, script: script2, component }) {
     if (script2 === "failed") return ["failed", "not without the component"];
-    if (component === "failed") return ["failed", "not there"];
+    if (component === "failed") return ["failed", "not available"];
     if (service2 === "unreachable") return ["failed", "not without the service"];
     if (session3 === "failed") return ["failed", "not without a session"];
-    if (service2 !== null && service2 !== "ready") return ["failed", "not before the settings are complete"];
-    return component && session3 && service2 ? ["ok", "ready, say something"] : WAITING;
+    if (service2 !== null && service2 !== "ready") return ["failed", "not until the settings are complete"];
+    return component && session3 && service2 ? ["ok", "ready, send a message"] : WAITING;
   }
 
   // host-page/host.ts
-  var CHECK_MS = 1e4;
+  var CHECK_INTERVAL_MS = 1e4;
   setService({ apiUrl: location.origin, domainKey: document.body.dataset.domainKey });
   var pageSession = PageSession.of(getClientSecret);
   var facts = { service: null, session: null, script: null, component: null };
   var error = null;
-  var shownSecret = null;
+  var currentSecret = null;
   var failedCall = null;
   var chat2 = null;
   var stopWatching = () => {
   };
-  var beginnings = 0;
+  var startCount = 0;
   var isChecking = false;
   var session2 = {
     async secret(existing) {
       try {
-        shownSecret = await pageSession.secret(existing);
+        currentSecret = await pageSession.secret(existing);
         if (facts.session === "failed") error = null;
-        readSession();
-        return shownSecret;
+        updateSession();
+        return currentSecret;
       } catch (reason) {
         facts.session = "failed";
-        shownSecret = null;
+        currentSecret = null;
         showError(reason);
         throw reason;
       }
     },
-    drop: (secret) => pageSession.drop(secret)
+    invalidate: (secret) => pageSession.invalidate(secret)
   };
   function byId(id) {
     return document.getElementById(id);
   }
-  function show() {
+  function render() {
     for (const [step, [state, text]] of Object.entries(steps(facts))) {
-      const shown = byId(step);
-      if (shown.dataset.state !== state) shown.dataset.state = state;
-      setText(shown.querySelector(".state"), text);
+      const item = byId(step);
+      if (item.dataset.state !== state) item.dataset.state = state;
+      setText(item.querySelector(".state"), text);
     }
     const notReady = facts.service !== null && typeof facts.service === "object" ? facts.service.notReady : "";
     if (error) {
       setText(byId("error-message"), error instanceof ServiceError && error.code ? error.message : userMessage(error));
-      setText(byId("error-advice"), adviceFor(error, missingIn(notReady)));
+      setText(byId("error-advice"), adviceFor(error, missingSettings(notReady)));
     }
     byId("error").hidden = !error;
   }
   function setText(element, text) {
     if (element.textContent !== text) element.textContent = text;
   }
-  function readSession() {
-    const described = shownSecret && describeSession(shownSecret);
+  function updateSession() {
+    const described = currentSecret && describeSession(currentSecret);
     if (described) facts.session = { id: described.sessionId, secondsLeft: described.secondsLeft };
-    show();
+    render();
   }
   function report(reason) {
     console.error("ChatKit:", reason);
@@ -513,15 +522,15 @@
   }
   function showError(reason) {
     error = reason;
-    show();
-    if (isOfTheNetwork(reason)) void checkService();
+    render();
+    if (isNetworkError(reason)) void checkService();
   }
   async function checkService() {
     if (isChecking) return;
     isChecking = true;
     const wasUnreachable = facts.service === "unreachable";
     const controller = new AbortController();
-    const timer = setTimeout(() => controller.abort(), CHECK_MS);
+    const timer = setTimeout(() => controller.abort(), CHECK_INTERVAL_MS);
     try {
       const response = await fetch("/readyz", { signal: controller.signal });
       const { message } = await response.json();
@@ -532,70 +541,70 @@
     clearTimeout(timer);
     isChecking = false;
     if (wasUnreachable && facts.service !== "unreachable") {
-      if (facts.session === "failed") return begin();
-      if (error && isOfTheNetwork(error)) error = null;
+      if (facts.session === "failed") return start();
+      if (error && isNetworkError(error)) error = null;
     }
-    show();
+    render();
   }
-  async function begin() {
-    const mine = ++beginnings;
+  async function start() {
+    const thisStart = ++startCount;
     stopWatching();
     chat2 == null ? void 0 : chat2.remove();
-    pageSession.drop();
+    pageSession.invalidate();
     Object.assign(facts, { service: null, session: null, script: null, component: null });
-    error = shownSecret = null;
-    show();
+    error = currentSecret = null;
+    render();
     void checkService();
     session2.secret().catch(() => {
     });
     try {
       await loadChatKit();
     } catch (reason) {
-      if (mine !== beginnings) return;
+      if (thisStart !== startCount) return;
       facts.script = "failed";
       return report(reason);
     }
-    if (mine !== beginnings) return;
+    if (thisStart !== startCount) return;
     facts.script = "loaded";
-    embed();
+    mountComponent();
   }
-  function embed() {
+  function mountComponent() {
     const element = document.createElement("openai-chatkit");
     const fail = (reason) => {
       facts.component = "failed";
       report(reason);
     };
-    const thread = threadKeeper();
+    const tracker = trackLastThread();
     stopWatching();
-    const stopLimit = limitLoading(fail);
+    const stopTimeout = startReadyTimeout(fail);
     element.addEventListener("chatkit.ready", () => {
-      stopLimit();
+      stopTimeout();
       facts.component = "ready";
-      show();
+      render();
     });
     element.addEventListener("chatkit.error", ({ detail }) => {
       if (facts.session === "failed") return;
       const reason = failedCall ?? detail.error;
       failedCall = null;
-      if (thread.onError(reason) === "gone") return embed();
+      if (tracker.onError(reason) === "not_found") return mountComponent();
       report(reason);
     });
     element.addEventListener("chatkit.response.start", () => {
       error = null;
-      show();
+      render();
     });
-    element.addEventListener("chatkit.thread.change", ({ detail }) => thread.onThreadChange(detail));
-    element.addEventListener("chatkit.thread.load.start", thread.onThreadLoadStart);
-    element.addEventListener("chatkit.thread.load.end", thread.onThreadLoadEnd);
+    element.addEventListener("chatkit.thread.change", ({ detail }) => tracker.onThreadChange(detail));
+    element.addEventListener("chatkit.thread.load.start", tracker.onThreadLoadStart);
+    element.addEventListener("chatkit.thread.load.end", tracker.onThreadLoadEnd);
     byId("chat").replaceChildren(element);
-    const stopRemoval = watchRemoval(element, fail);
+    const stopObserving = watchRemoval(element, fail);
     stopWatching = () => {
-      stopLimit();
-      stopRemoval();
+      stopTimeout();
+      stopObserving();
     };
     facts.component = null;
     chat2 = element;
-    show();
+    render();
     configure();
   }
   function configure() {
@@ -618,15 +627,15 @@
     configure();
   }
   var systemDark = matchMedia("(prefers-color-scheme: dark)");
-  byId("new").addEventListener("click", () => void begin());
+  byId("new").addEventListener("click", () => void start());
   byId("run-out").addEventListener("click", () => {
-    if (shownSecret) letRunOut(shownSecret);
-    readSession();
+    if (currentSecret) expire(currentSecret);
+    updateSession();
   });
   byId("dark").addEventListener("click", () => setDark(document.documentElement.dataset.theme !== "dark"));
   systemDark.addEventListener("change", ({ matches }) => setDark(matches));
-  setInterval(readSession, 1e3);
-  setInterval(() => document.hidden || void checkService(), CHECK_MS);
+  setInterval(updateSession, 1e3);
+  setInterval(() => document.hidden || void checkService(), CHECK_INTERVAL_MS);
   setDark(systemDark.matches);
-  void begin();
+  void start();
 })();

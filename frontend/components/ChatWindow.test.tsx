@@ -24,7 +24,7 @@ function component(): Component {
   return document.querySelector<Component>('openai-chatkit')!
 }
 
-async function tell<K extends keyof ChatKitEvents>(name: K, detail?: unknown) {
+async function emit<K extends keyof ChatKitEvents>(name: K, detail?: unknown) {
   await act(async () => void component().dispatchEvent(new CustomEvent(name, { detail })))
 }
 
@@ -32,7 +32,7 @@ beforeEach(() => {
   if (!customElements.get('openai-chatkit')) customElements.define('openai-chatkit', Component)
   localStorage.clear()
   setAuthToken(undefined)
-  PageSession.of(chatKitConfig.api.getClientSecret).drop()
+  PageSession.of(chatKitConfig.api.getClientSecret).invalidate()
   fetchMock = vi.fn(async () => new Response(JSON.stringify(success)))
   vi.stubGlobal('fetch', fetchMock)
   dark = { matches: false, listeners: [] }
@@ -51,7 +51,7 @@ afterEach(() => {
   vi.unstubAllGlobals()
 })
 
-describe('ChatKit initialization, as the contract tests it', () => {
+describe('ChatKit initialization, tested by the contract', () => {
   it('should initialize ChatKit with valid config', async () => {
     render(<ChatWindow />)
     await waitFor(() => {
@@ -59,14 +59,17 @@ describe('ChatKit initialization, as the contract tests it', () => {
         expect.objectContaining({ api: expect.objectContaining({ getClientSecret: expect.any(Function) }) }),
       )
     })
-    expect(fetchMock).toHaveBeenCalledWith('http://localhost:8000/api/chatkit/sessions', expect.objectContaining({ method: 'POST' }))
+    expect(fetchMock).toHaveBeenCalledWith(
+      'http://localhost:8000/api/chatkit/sessions',
+      expect.objectContaining({ method: 'POST' }),
+    )
   })
 
   it('should display chat interface after initialization', async () => {
     render(<ChatWindow />)
     expect(screen.getByText('Loading chat...')).toBeInTheDocument()
-    await act(async () => {}) // the session is there
-    await tell('chatkit.ready')
+    await act(async () => {}) // for the session
+    await emit('chatkit.ready')
     await waitFor(() => {
       expect(screen.getByText('Chat interface loaded')).toBeInTheDocument()
     })
@@ -76,7 +79,9 @@ describe('ChatKit initialization, as the contract tests it', () => {
 
 describe('an error', () => {
   it('is shown in a sentence for a person, with a retry that works', async () => {
-    fetchMock.mockResolvedValueOnce(new Response(JSON.stringify({ status: 'error', message: 'OpenAI authentication failed' }), { status: 401 }))
+    fetchMock.mockResolvedValueOnce(
+      new Response(JSON.stringify({ status: 'error', message: 'OpenAI authentication failed' }), { status: 401 }),
+    )
     render(<ChatWindow />)
     expect(await screen.findByRole('alert')).toHaveTextContent('Error: Unable to start chat. Please check configuration.')
     expect(screen.queryByText('Loading chat...')).not.toBeInTheDocument()
@@ -85,24 +90,24 @@ describe('an error', () => {
     expect(screen.getByText('Loading chat...')).toBeInTheDocument()
     expect(component()).not.toBe(failed)
     await act(async () => {})
-    await tell('chatkit.ready')
+    await emit('chatkit.ready')
     expect(screen.getByText('Chat interface loaded')).toBeInTheDocument()
     expect(screen.queryByRole('alert')).not.toBeInTheDocument()
     expect(fetchMock).toHaveBeenCalledTimes(2)
   })
 
-  it('in the middle of a chat leaves the chat where it is', async () => {
+  it('during a chat leaves the chat visible', async () => {
     render(<ChatWindow />)
     await act(async () => {})
-    await tell('chatkit.ready')
-    await tell('chatkit.error', { error: new Error('The answer broke off') })
+    await emit('chatkit.ready')
+    await emit('chatkit.error', { error: new Error('The response was interrupted') })
     expect(screen.getByRole('alert')).toHaveTextContent('Error: Something went wrong. Please try again.')
     expect(screen.queryByRole('button')).not.toBeInTheDocument()
-    await tell('chatkit.response.start')
+    await emit('chatkit.response.start')
     expect(screen.queryByRole('alert')).not.toBeInTheDocument()
   })
 
-  it('is told to the one who configured the chat', async () => {
+  it('is passed to the configured onError', async () => {
     const onError = vi.fn()
     fetchMock.mockRejectedValueOnce(new TypeError('Failed to fetch'))
     render(<ChatWindow config={{ ...chatKitConfig, onError }} />)
@@ -112,13 +117,13 @@ describe('an error', () => {
 })
 
 describe('the last conversation', () => {
-  it('is where the next visit goes on', async () => {
+  it('is continued on the next visit', async () => {
     const { unmount } = render(<ChatWindow />)
-    await tell('chatkit.thread.change', { threadId: 'thr_1' })
+    await emit('chatkit.thread.change', { threadId: 'thr_1' })
     unmount()
     render(<ChatWindow />)
     expect(component().options?.initialThread).toBe('thr_1')
-    await tell('chatkit.thread.change', { threadId: null })
+    await emit('chatkit.thread.change', { threadId: null })
     expect(localStorage.length).toBe(0)
   })
 
@@ -128,36 +133,36 @@ describe('the last conversation', () => {
     render(<ChatWindow config={{ ...chatKitConfig, onError }} />)
     const failed = component()
     expect(failed.options?.initialThread).toBe('thr_deleted')
-    await tell('chatkit.thread.load.start', { threadId: 'thr_deleted' })
-    await tell('chatkit.error', { error: new Error('threads.get_by_id was answered 404') })
+    await emit('chatkit.thread.load.start', { threadId: 'thr_deleted' })
+    await emit('chatkit.error', { error: new Error('threads.get_by_id was answered 404') })
     expect(component()).not.toBe(failed)
     expect(component().options?.initialThread).toBeNull()
     expect(localStorage.length).toBe(0)
     expect(screen.queryByRole('alert')).not.toBeInTheDocument()
     expect(onError).not.toHaveBeenCalled()
-    expect(document.body).toHaveFocus() // and is not taken from elsewhere
+    expect(document.body).toHaveFocus() // the focus was not in the chat
   })
 
   it('is loaded before the chat is shown', async () => {
     localStorage.setItem('chatkit.thread', 'thr_1')
     render(<ChatWindow />)
     await act(async () => {})
-    await tell('chatkit.thread.load.start', { threadId: 'thr_1' })
-    await tell('chatkit.ready')
+    await emit('chatkit.thread.load.start', { threadId: 'thr_1' })
+    await emit('chatkit.ready')
     expect(screen.getByText('Loading chat...')).toBeInTheDocument()
-    await tell('chatkit.thread.load.end', { threadId: 'thr_1' })
+    await emit('chatkit.thread.load.end', { threadId: 'thr_1' })
     expect(screen.getByText('Chat interface loaded')).toBeInTheDocument()
-    await tell('chatkit.thread.load.start', { threadId: 'thr_2' }) // chosen in ChatKit's own list
+    await emit('chatkit.thread.load.start', { threadId: 'thr_2' }) // chosen in ChatKit's own list
     expect(screen.getByText('Chat interface loaded')).toBeInTheDocument()
   })
 
-  it('that fails to load for another reason is kept, and can be tried again', async () => {
+  it('that fails to load for another reason is kept, and can be retried', async () => {
     localStorage.setItem('chatkit.thread', 'thr_1')
     render(<ChatWindow />)
     await act(async () => {})
-    await tell('chatkit.ready')
-    await tell('chatkit.thread.load.start', { threadId: 'thr_1' })
-    await tell('chatkit.error', { error: new Error('threads.get_by_id was answered 503') })
+    await emit('chatkit.ready')
+    await emit('chatkit.thread.load.start', { threadId: 'thr_1' })
+    await emit('chatkit.error', { error: new Error('threads.get_by_id was answered 503') })
     expect(localStorage.getItem('chatkit.thread')).toBe('thr_1')
     screen.getByRole('button', { name: 'Try again' }).focus()
     fireEvent.click(screen.getByRole('button', { name: 'Try again' }))
@@ -165,28 +170,28 @@ describe('the last conversation', () => {
     expect(screen.getByRole('region', { name: 'Chat' })).toHaveFocus()
   })
 
-  it('that has been loaded survives an error', async () => {
+  it('that has loaded is kept after an error', async () => {
     localStorage.setItem('chatkit.thread', 'thr_1')
     render(<ChatWindow />)
-    await tell('chatkit.thread.load.start', { threadId: 'thr_1' })
-    await tell('chatkit.thread.load.end', { threadId: 'thr_1' })
-    await tell('chatkit.error', { error: new Error('The answer broke off') })
+    await emit('chatkit.thread.load.start', { threadId: 'thr_1' })
+    await emit('chatkit.thread.load.end', { threadId: 'thr_1' })
+    await emit('chatkit.error', { error: new Error('The response was interrupted') })
     expect(localStorage.getItem('chatkit.thread')).toBe('thr_1')
   })
 
-  it('is not needed: a browser without storage has a chat all the same', async () => {
+  it('is optional: a browser without storage has a chat', async () => {
     vi.stubGlobal('localStorage', {
       getItem: () => {
         throw new DOMException('denied', 'SecurityError')
       },
     })
     render(<ChatWindow />)
-    await tell('chatkit.thread.change', { threadId: 'thr_1' })
+    await emit('chatkit.thread.change', { threadId: 'thr_1' })
     expect(component().options?.initialThread).toBeNull()
   })
 })
 
-it('is dark where the system is, and follows it', async () => {
+it('follows the dark mode of the system', async () => {
   render(<ChatWindow />)
   expect(component().options?.theme).toMatchObject({ colorScheme: 'light' })
   dark.matches = true

@@ -3,10 +3,10 @@
 import { ChatKit } from '@openai/chatkit-react'
 import { useEffect, useRef, useState, useSyncExternalStore } from 'react'
 import { type ChatKitConfig, chatKitConfig } from '@/lib/chatkit-config'
-import { lastThread, threadKeeper } from '@/lib/last-thread'
+import { lastThread, trackLastThread } from '@/lib/last-thread'
 import { useChatKit } from '@/lib/use-chatkit'
 
-/** A chat that says what it is waiting for, goes on where this browser left it, and can be tried again when it fails. */
+/** A chat with a loading state, the last conversation of this browser, and a retry button after errors. */
 export function ChatWindow({ config = chatKitConfig }: { config?: ChatKitConfig }) {
   const [{ attempt, takesFocus }, setAttempt] = useState({ attempt: 0, takesFocus: false })
   const restart = (hadFocus: boolean) => setAttempt({ attempt: attempt + 1, takesFocus: hadFocus })
@@ -15,7 +15,7 @@ export function ChatWindow({ config = chatKitConfig }: { config?: ChatKitConfig 
 
 interface ChatProps {
   config: ChatKitConfig
-  /** What had the focus is gone with the chat before. */
+  /** Focus the chat: the focused element was removed with the previous one. */
   takesFocus: boolean
   onRestart: (hadFocus: boolean) => void
 }
@@ -24,8 +24,8 @@ function Chat({ config, takesFocus, onRestart }: ChatProps) {
   const darkMode = usePrefersDark()
   const section = useRef<HTMLElement>(null)
   const [initialThread] = useState(lastThread)
-  const [keeper] = useState(threadKeeper)
-  const [initialLoad, setInitialLoad] = useState<'to come' | 'pending' | 'over'>(initialThread ? 'to come' : 'over')
+  const [tracker] = useState(trackLastThread)
+  const [initialLoad, setInitialLoad] = useState<'not_started' | 'pending' | 'done'>(initialThread ? 'not_started' : 'done')
   const [isThreadMissing, setThreadMissing] = useState(false)
 
   const { chat, isReady, error } = useChatKit(
@@ -33,27 +33,27 @@ function Chat({ config, takesFocus, onRestart }: ChatProps) {
       ...config,
       theme: { ...config.theme, darkMode },
       onError(reason) {
-        const thread = keeper.onError(reason)
-        if (thread === 'gone') return restart() // no error for anybody: a new conversation begins
-        setInitialLoad('over')
+        const thread = tracker.onError(reason)
+        if (thread === 'not_found') return restart() // with a new conversation, and no error
+        setInitialLoad('done')
         setThreadMissing(thread === 'not_loaded')
         config.onError?.(reason)
       },
     },
     {
       initialThread,
-      onThreadChange: keeper.onThreadChange,
+      onThreadChange: tracker.onThreadChange,
       onThreadLoadStart() {
-        keeper.onThreadLoadStart()
-        setInitialLoad((now) => (now === 'to come' ? 'pending' : now))
+        tracker.onThreadLoadStart()
+        setInitialLoad((current) => (current === 'not_started' ? 'pending' : current))
       },
       onThreadLoadEnd() {
-        keeper.onThreadLoadEnd()
-        setInitialLoad('over')
+        tracker.onThreadLoadEnd()
+        setInitialLoad('done')
       },
     },
   )
-  // Not before it is known which conversation it is: a message to one that is gone would be lost.
+  // Hidden until the last conversation has loaded: a message to one that no longer exists would be lost.
   const isShown = isReady && initialLoad !== 'pending'
 
   function restart() {
@@ -79,7 +79,7 @@ function Chat({ config, takesFocus, onRestart }: ChatProps) {
           )}
         </div>
       )}
-      {/* A parent of its own: on a host that OpenAI does not allow, ChatKit removes itself, and React would stumble over that. */}
+      {/* In an element of its own: ChatKit may remove itself, and React can then only remove the parent. */}
       <div className={isShown ? 'chatkit' : 'chatkit loading'}>
         <ChatKit control={chat.control} />
       </div>

@@ -2,11 +2,14 @@
 import { expect, it } from 'vitest'
 import { ComponentError } from '../lib/chatkit-component'
 import { ServiceError } from '../lib/errors'
-import { adviceFor, missingIn } from './advice'
+import { adviceFor, missingSettings } from './advice'
 
 it.each([
   [new ServiceError('…', '…', { status: 500, code: 'openai_session_not_created' }), /another project/],
-  [new ServiceError('…', '…', { status: 403, code: 'origin_not_allowed' }), /add http:\/\/localhost:3000 to CHATKIT_ALLOWED_ORIGINS/],
+  [
+    new ServiceError('…', '…', { status: 403, code: 'origin_not_allowed' }),
+    /add http:\/\/localhost:3000 to CHATKIT_ALLOWED_ORIGINS/,
+  ],
   [new ComponentError('script_not_loaded', '…'), /blocker/],
   [new ComponentError('not_ready', '…'), /domain-allowlist/],
   [new ComponentError('removed', '…'), /domain-allowlist/],
@@ -19,8 +22,8 @@ it.each([
   expect(adviceFor(error)).toMatch(advice)
 })
 
-it('names every setting that is missing, where the error names the first', () => {
-  const missing = missingIn('Not ready. Missing: OPENAI_API_KEY, CHATKIT_WORKFLOW_ID')
+it('names all missing settings, where the error names only the first', () => {
+  const missing = missingSettings('Not ready. Missing: OPENAI_API_KEY, CHATKIT_WORKFLOW_ID')
   const advice = adviceFor(new ServiceError('…', '…', { status: 500, code: 'openai_api_key_missing' }), missing)
   expect(advice).toMatch(/^Set OPENAI_API_KEY and CHATKIT_WORKFLOW_ID and restart/)
   expect(adviceFor(new ComponentError('script_not_loaded', '…'), missing)).toMatch(/blocker/)

@@ -1,66 +1,66 @@
 /**
- * The script of the host page: brings up a chat step by step and says what works, what doesn't, and what to do about it.
- * `npm run build:host-page` makes `static/host.js` of it, for the contract's browsers.
+ * The script of the host page: starts a chat step by step, and shows which steps work and what to do about those that fail.
+ * `npm run build:host-page` builds `static/host.js` from it, for the browsers of the contract.
  */
 
 import type { OpenAIChatKit } from '@openai/chatkit'
-import { limitLoading, loadChatKit, watchRemoval } from '../lib/chatkit-component'
-import { chatKitConfig, describeSession, getClientSecret, letRunOut } from '../lib/chatkit-config'
+import { loadChatKit, startReadyTimeout, watchRemoval } from '../lib/chatkit-component'
+import { chatKitConfig, describeSession, expire, getClientSecret } from '../lib/chatkit-config'
 import { chatKitApi, chatKitTheme } from '../lib/chatkit-options'
 import { ServiceError, userMessage } from '../lib/errors'
-import { lastThread, threadKeeper } from '../lib/last-thread'
+import { lastThread, trackLastThread } from '../lib/last-thread'
 import { PageSession, type Session } from '../lib/page-session'
 import { setService } from '../lib/service'
-import { adviceFor, isOfTheNetwork, missingIn } from './advice'
+import { adviceFor, isNetworkError, missingSettings } from './advice'
 import { type Facts, type Step, steps } from './steps'
 
-const CHECK_MS = 10_000
+const CHECK_INTERVAL_MS = 10_000
 
-setService({ apiUrl: location.origin, domainKey: document.body.dataset.domainKey }) // a hosted chat has no key
+setService({ apiUrl: location.origin, domainKey: document.body.dataset.domainKey }) // absent for a hosted chat
 
 const pageSession = PageSession.of(getClientSecret)
 const facts: Facts = { service: null, session: null, script: null, component: null }
 let error: Error | null = null
-let shownSecret: string | null = null
+let currentSecret: string | null = null
 let failedCall: ServiceError | null = null
 let chat: OpenAIChatKit | null = null
 let stopWatching = () => {}
-let beginnings = 0
+let startCount = 0
 let isChecking = false
 
 const session: Session = {
   async secret(existing) {
     try {
-      shownSecret = await pageSession.secret(existing)
+      currentSecret = await pageSession.secret(existing)
       if (facts.session === 'failed') error = null
-      readSession()
-      return shownSecret
+      updateSession()
+      return currentSecret
     } catch (reason) {
       facts.session = 'failed'
-      shownSecret = null
-      showError(reason as Error) // getClientSecret has it on the console
+      currentSecret = null
+      showError(reason as Error) // getClientSecret has logged it
       throw reason
     }
   },
-  drop: (secret) => pageSession.drop(secret),
+  invalidate: (secret) => pageSession.invalidate(secret),
 }
 
 function byId(id: string): HTMLElement {
   return document.getElementById(id)!
 }
 
-/** Show what is known. What has not changed is left alone: screen readers say each change. */
-function show(): void {
+/** Update the page. Only changes are written to it, because screen readers announce each one. */
+function render(): void {
   for (const [step, [state, text]] of Object.entries(steps(facts))) {
-    const shown = byId(step as Step)
-    if (shown.dataset.state !== state) shown.dataset.state = state
-    setText(shown.querySelector('.state')!, text)
+    const item = byId(step as Step)
+    if (item.dataset.state !== state) item.dataset.state = state
+    setText(item.querySelector('.state')!, text)
   }
   const notReady = facts.service !== null && typeof facts.service === 'object' ? facts.service.notReady : ''
   if (error) {
-    // The service's own messages say more to a developer than the sentences for everybody do.
+    // The service's messages tell a developer more than those for users.
     setText(byId('error-message'), error instanceof ServiceError && error.code ? error.message : userMessage(error))
-    setText(byId('error-advice'), adviceFor(error, missingIn(notReady)))
+    setText(byId('error-advice'), adviceFor(error, missingSettings(notReady)))
   }
   byId('error').hidden = !error
 }
@@ -69,10 +69,10 @@ function setText(element: Element, text: string): void {
   if (element.textContent !== text) element.textContent = text
 }
 
-function readSession(): void {
-  const described = shownSecret && describeSession(shownSecret)
+function updateSession(): void {
+  const described = currentSecret && describeSession(currentSecret)
   if (described) facts.session = { id: described.sessionId, secondsLeft: described.secondsLeft }
-  show()
+  render()
 }
 
 function report(reason: Error): void {
@@ -82,17 +82,17 @@ function report(reason: Error): void {
 
 function showError(reason: Error): void {
   error = reason
-  show()
-  if (isOfTheNetwork(reason)) void checkService()
+  render()
+  if (isNetworkError(reason)) void checkService()
 }
 
-/** Ask the service how it is, so that the page does not go on saying what was true once. */
+/** Check the state of the service, so that the page does not show an outdated one. */
 async function checkService(): Promise<void> {
   if (isChecking) return
   isChecking = true
   const wasUnreachable = facts.service === 'unreachable'
   const controller = new AbortController()
-  const timer = setTimeout(() => controller.abort(), CHECK_MS)
+  const timer = setTimeout(() => controller.abort(), CHECK_INTERVAL_MS)
   try {
     const response = await fetch('/readyz', { signal: controller.signal })
     const { message } = await response.json()
@@ -103,72 +103,72 @@ async function checkService(): Promise<void> {
   clearTimeout(timer)
   isChecking = false
   if (wasUnreachable && facts.service !== 'unreachable') {
-    if (facts.session === 'failed') return begin()
-    if (error && isOfTheNetwork(error)) error = null
+    if (facts.session === 'failed') return start()
+    if (error && isNetworkError(error)) error = null
   }
-  show()
+  render()
 }
 
-/** Everything from the beginning: a new session, in a new component. */
-async function begin(): Promise<void> {
-  const mine = ++beginnings
+/** Start over with a new session and a new component. */
+async function start(): Promise<void> {
+  const thisStart = ++startCount
   stopWatching()
   chat?.remove()
-  pageSession.drop()
+  pageSession.invalidate()
   Object.assign(facts, { service: null, session: null, script: null, component: null })
-  error = shownSecret = null
-  show()
+  error = currentSecret = null
+  render()
   void checkService()
-  session.secret().catch(() => {}) // reported already
+  session.secret().catch(() => {}) // already reported
   try {
     await loadChatKit()
   } catch (reason) {
-    if (mine !== beginnings) return
+    if (thisStart !== startCount) return
     facts.script = 'failed'
     return report(reason as Error)
   }
-  if (mine !== beginnings) return
+  if (thisStart !== startCount) return
   facts.script = 'loaded'
-  embed()
+  mountComponent()
 }
 
-function embed(): void {
+function mountComponent(): void {
   const element = document.createElement('openai-chatkit') as OpenAIChatKit
   const fail = (reason: Error) => {
     facts.component = 'failed'
     report(reason)
   }
-  const thread = threadKeeper()
+  const tracker = trackLastThread()
   stopWatching()
-  const stopLimit = limitLoading(fail)
+  const stopTimeout = startReadyTimeout(fail)
   element.addEventListener('chatkit.ready', () => {
-    stopLimit()
+    stopTimeout()
     facts.component = 'ready'
-    show()
+    render()
   })
   element.addEventListener('chatkit.error', ({ detail }) => {
-    if (facts.session === 'failed') return // ChatKit's words for what is reported already
+    if (facts.session === 'failed') return // the cause, already reported
     const reason = failedCall ?? detail.error
     failedCall = null
-    if (thread.onError(reason) === 'gone') return embed() // a new conversation
+    if (tracker.onError(reason) === 'not_found') return mountComponent() // with a new conversation
     report(reason)
   })
   element.addEventListener('chatkit.response.start', () => {
     error = null
-    show()
+    render()
   })
-  element.addEventListener('chatkit.thread.change', ({ detail }) => thread.onThreadChange(detail))
-  element.addEventListener('chatkit.thread.load.start', thread.onThreadLoadStart)
-  element.addEventListener('chatkit.thread.load.end', thread.onThreadLoadEnd)
+  element.addEventListener('chatkit.thread.change', ({ detail }) => tracker.onThreadChange(detail))
+  element.addEventListener('chatkit.thread.load.start', tracker.onThreadLoadStart)
+  element.addEventListener('chatkit.thread.load.end', tracker.onThreadLoadEnd)
   byId('chat').replaceChildren(element)
-  const stopRemoval = watchRemoval(element, fail)
+  const stopObserving = watchRemoval(element, fail)
   stopWatching = () => {
-    stopLimit()
-    stopRemoval()
+    stopTimeout()
+    stopObserving()
   }
   facts.component = null
   chat = element
-  show()
+  render()
   configure()
 }
 
@@ -195,14 +195,14 @@ function setDark(dark: boolean): void {
 
 const systemDark = matchMedia('(prefers-color-scheme: dark)')
 
-byId('new').addEventListener('click', () => void begin())
+byId('new').addEventListener('click', () => void start())
 byId('run-out').addEventListener('click', () => {
-  if (shownSecret) letRunOut(shownSecret)
-  readSession()
+  if (currentSecret) expire(currentSecret)
+  updateSession()
 })
 byId('dark').addEventListener('click', () => setDark(document.documentElement.dataset.theme !== 'dark'))
 systemDark.addEventListener('change', ({ matches }) => setDark(matches))
-setInterval(readSession, 1000)
-setInterval(() => document.hidden || void checkService(), CHECK_MS)
+setInterval(updateSession, 1000)
+setInterval(() => document.hidden || void checkService(), CHECK_INTERVAL_MS)
 setDark(systemDark.matches)
-void begin()
+void start()

@@ -1,7 +1,7 @@
-/** What the host page knows, and what its four steps say of it. No step says that it works while one that it needs does not. */
+/** The four steps of the host page. No step is shown as working while one that it depends on fails. */
 
 export interface Facts {
-  /** What `/readyz` says; `null` until it has said something. */
+  /** The result of `/readyz`; `null` before the first response. */
   service: 'ready' | 'unreachable' | { notReady: string } | null
   session: { id: string; secondsLeft: number } | 'failed' | null
   script: 'loaded' | 'failed' | null
@@ -9,39 +9,39 @@ export interface Facts {
 }
 
 export type Step = 'settings' | 'session' | 'script' | 'ready'
-export type Shown = readonly [state: 'waiting' | 'ok' | 'failed', text: string]
+export type StepStatus = readonly [state: 'waiting' | 'ok' | 'failed', text: string]
 
-const WAITING: Shown = ['waiting', '…']
+const WAITING: StepStatus = ['waiting', '…']
 
-export function steps(facts: Facts): Record<Step, Shown> {
+export function steps(facts: Facts): Record<Step, StepStatus> {
   return { settings: settings(facts), session: session(facts), script: script(facts), ready: chat(facts) }
 }
 
-function settings({ service }: Facts): Shown {
+function settings({ service }: Facts): StepStatus {
   if (!service) return WAITING
   if (service === 'unreachable') return ['failed', 'the service does not answer']
   return service === 'ready' ? ['ok', 'complete'] : ['failed', service.notReady]
 }
 
-function session({ service, session }: Facts): Shown {
+function session({ service, session }: Facts): StepStatus {
   if (!session) return WAITING
   if (session === 'failed') return ['failed', 'none']
   if (service === 'unreachable') return ['failed', 'not without the service']
   const seconds = Math.round(session.secondsLeft)
-  if (!seconds) return ['waiting', `${session.id}, run out: the next message gets a new one`]
+  if (!seconds) return ['waiting', `${session.id}, run out: the next message gets a new session`]
   return ['ok', `${session.id}, ${seconds} s left`]
 }
 
-function script({ script }: Facts): Shown {
+function script({ script }: Facts): StepStatus {
   if (!script) return WAITING
   return script === 'loaded' ? ['ok', 'loaded from OpenAI’s CDN'] : ['failed', 'not loaded']
 }
 
-function chat({ service, session, script, component }: Facts): Shown {
+function chat({ service, session, script, component }: Facts): StepStatus {
   if (script === 'failed') return ['failed', 'not without the component']
-  if (component === 'failed') return ['failed', 'not there']
+  if (component === 'failed') return ['failed', 'not available']
   if (service === 'unreachable') return ['failed', 'not without the service']
   if (session === 'failed') return ['failed', 'not without a session']
-  if (service !== null && service !== 'ready') return ['failed', 'not before the settings are complete']
-  return component && session && service ? ['ok', 'ready, say something'] : WAITING
+  if (service !== null && service !== 'ready') return ['failed', 'not until the settings are complete']
+  return component && session && service ? ['ok', 'ready, send a message'] : WAITING
 }

@@ -1,8 +1,8 @@
 // @vitest-environment jsdom
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
-import { COMPONENT_LIMIT_MS, COMPONENT_URL, limitLoading, watchRemoval } from './chatkit-component'
+import { COMPONENT_TIMEOUT_MS, COMPONENT_URL, startReadyTimeout, watchRemoval } from './chatkit-component'
 
-/** A page on which nothing has been tried yet. */
+/** `loadChatKit` of a new page. */
 async function freshLoader() {
   vi.resetModules()
   return (await import('./chatkit-component')).loadChatKit
@@ -19,22 +19,22 @@ afterEach(() => {
   document.body.replaceChildren()
 })
 
-describe('the script of the CDN', () => {
-  it('is asked for once, however many want it', async () => {
+describe('the CDN script', () => {
+  it('is requested once by concurrent callers', async () => {
     const load = await freshLoader()
     void load()
     void load()
     expect(scripts().map((script) => script.src)).toEqual([COMPONENT_URL])
   })
 
-  it('is not added beside the page’s own', async () => {
+  it('is not added to a page that has it', async () => {
     document.head.innerHTML = `<script src="${COMPONENT_URL}" async></script>`
     const load = await freshLoader()
     void load().catch(() => {})
     expect(scripts()).toHaveLength(1)
   })
 
-  it('that is blocked says so, and the next try is a real one', async () => {
+  it('is an error when blocked, and is requested again by the next call', async () => {
     const load = await freshLoader()
     const blocked = load()
     scripts()[0]!.dispatchEvent(new Event('error'))
@@ -44,31 +44,33 @@ describe('the script of the CDN', () => {
     expect(scripts()).toHaveLength(1)
   })
 
-  it('that never comes, or is something else, ends', async () => {
+  it('is an error when it does not define the component in time', async () => {
     const load = await freshLoader()
     const endless = load()
-    vi.advanceTimersByTime(COMPONENT_LIMIT_MS)
-    await expect(endless).rejects.toThrow('too long')
+    vi.advanceTimersByTime(COMPONENT_TIMEOUT_MS)
+    await expect(endless).rejects.toThrow('timed out')
   })
 
-  it('that defines the component is all that is needed', async () => {
+  it('is loaded when it has defined the component', async () => {
     const load = await freshLoader()
     const loading = load()
     customElements.define('openai-chatkit', class extends HTMLElement {})
     await loading
-    await (await freshLoader())()
+    await (
+      await freshLoader()
+    )()
   })
 })
 
-it('a component that does not become ready is an error after a while, unless that is called off', () => {
+it('a component that does not become ready in time is an error, unless the timeout is cancelled', () => {
   const fail = vi.fn()
-  limitLoading(fail)
-  limitLoading(() => expect.unreachable())()
-  vi.advanceTimersByTime(COMPONENT_LIMIT_MS)
+  startReadyTimeout(fail)
+  startReadyTimeout(() => expect.unreachable())()
+  vi.advanceTimersByTime(COMPONENT_TIMEOUT_MS)
   expect(fail).toHaveBeenCalledExactlyOnceWith(expect.objectContaining({ code: 'not_ready' }))
 })
 
-it('a component that takes itself away is an error', async () => {
+it('a component that removes itself is an error', async () => {
   const element = document.body.appendChild(document.createElement('div'))
   const fail = vi.fn()
   watchRemoval(element, fail)

@@ -1,10 +1,10 @@
-/** `<openai-chatkit>`, which comes from OpenAI's CDN and from nowhere else. Needs neither React nor Next.js. */
+/** Loading and watching `<openai-chatkit>`, which is only available from OpenAI's CDN. Independent of React and Next.js. */
 
 export const COMPONENT_URL = 'https://cdn.platform.openai.com/deployments/chatkit/chatkit.js'
-export const COMPONENT_LIMIT_MS = 20_000
+export const COMPONENT_TIMEOUT_MS = 20_000
 export const ALLOWLIST_URL = 'https://platform.openai.com/settings/organization/security/domain-allowlist'
 
-/** Why there is no chat although there may be a session. `message` is for developers, `userMessage` for everybody else. */
+/** A failure of the component, as opposed to the session. `message` is for developers, `userMessage` for the user. */
 export class ComponentError extends Error {
   readonly userMessage: string
 
@@ -24,9 +24,9 @@ export class ComponentError extends Error {
 let loading: Promise<void> | null = null
 
 /**
- * Load the component's script, once a page; resolves when `<openai-chatkit>` can be used.
+ * Load the component's script, once per page. Resolves when `<openai-chatkit>` is defined.
  *
- * Throws a `ComponentError` when the script can't be had. The next call tries again.
+ * Rejects with a `ComponentError` if the script fails to load. The next call tries again.
  */
 export function loadChatKit(): Promise<void> {
   if (!loading) {
@@ -38,43 +38,46 @@ export function loadChatKit(): Promise<void> {
 
 function load(): Promise<void> {
   return new Promise((resolve, reject) => {
-    const own = document.querySelector<HTMLScriptElement>(`script[src="${COMPONENT_URL}"]`)
-    const script = own || document.createElement('script')
-    const fail = (what: string) => {
+    const existing = document.querySelector<HTMLScriptElement>(`script[src="${COMPONENT_URL}"]`)
+    const script = existing || document.createElement('script')
+    const fail = (reason: string) => {
       clearTimeout(timer)
-      script.remove() // a script that has failed once never tries again
-      reject(new ComponentError('script_not_loaded', `${COMPONENT_URL} ${what}`))
+      script.remove() // a failed script element never loads again
+      reject(new ComponentError('script_not_loaded', `${COMPONENT_URL} ${reason}`))
     }
-    const timer = setTimeout(() => fail('takes too long'), COMPONENT_LIMIT_MS)
+    const timer = setTimeout(() => fail('timed out'), COMPONENT_TIMEOUT_MS)
     script.addEventListener('error', () => fail('could not be loaded'))
     void customElements.whenDefined('openai-chatkit').then(() => {
       clearTimeout(timer)
       resolve()
     })
-    if (own) return
+    if (existing) return
     script.src = COMPONENT_URL
     document.head.append(script)
   })
 }
 
-/** Call `fail` unless the component is ready within the time it is given. Returns what calls that off. */
-export function limitLoading(fail: (error: ComponentError) => void): () => void {
-  const timer = setTimeout(() => fail(blank('not_ready', 'has not become ready')), COMPONENT_LIMIT_MS)
+/** Call `fail` when the component has not become ready in time. Returns a function that cancels the timeout. */
+export function startReadyTimeout(fail: (error: ComponentError) => void): () => void {
+  const timer = setTimeout(() => fail(allowlistError('not_ready', 'has not become ready')), COMPONENT_TIMEOUT_MS)
   return () => clearTimeout(timer)
 }
 
 /**
- * Call `fail` when the component is taken out of the page, unless with one of its ancestors. It does that to itself on a host
- * that OpenAI's domain allowlist does not have, at times a while after it was ready. Returns what ends the watching.
+ * Call `fail` when the component is removed from its parent. It removes itself on a host that is not in OpenAI's domain
+ * allowlist, sometimes a while after it was ready. Returns a function that stops watching.
  */
 export function watchRemoval(element: HTMLElement, fail: (error: ComponentError) => void): () => void {
   const observer = new MutationObserver(() => {
-    if (!element.isConnected) fail(blank('removed', 'has removed itself from the page'))
+    if (!element.isConnected) fail(allowlistError('removed', 'has removed itself from the page'))
   })
   if (element.parentNode) observer.observe(element.parentNode, { childList: true })
   return () => observer.disconnect()
 }
 
-function blank(code: ComponentError['code'], what: string): ComponentError {
-  return new ComponentError(code, `ChatKit ${what}. ${location.host} may be missing in OpenAI's domain allowlist, ${ALLOWLIST_URL}`)
+function allowlistError(code: ComponentError['code'], what: string): ComponentError {
+  return new ComponentError(
+    code,
+    `ChatKit ${what}. ${location.host} may be missing in OpenAI's domain allowlist, ${ALLOWLIST_URL}`,
+  )
 }

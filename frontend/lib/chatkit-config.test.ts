@@ -7,7 +7,7 @@ import {
   describeSession,
   endSessions,
   getClientSecret,
-  letRunOut,
+  expire,
   setAuthToken,
 } from './chatkit-config'
 import { type ServiceError, userMessage } from './errors'
@@ -18,7 +18,7 @@ const API_URL = 'http://localhost:8000'
 let fetchMock: ReturnType<typeof vi.fn>
 let logged: unknown[][]
 
-function answers(...responses: (Response | Error | (() => Promise<Response>))[]) {
+function respondWith(...responses: (Response | Error | (() => Promise<Response>))[]) {
   for (const response of responses) {
     fetchMock.mockImplementationOnce(() => {
       if (response instanceof Error) return Promise.reject(response)
@@ -37,7 +37,7 @@ function json(body: unknown, init: ResponseInit = {}) {
 
 async function failure(): Promise<ServiceError> {
   return getClientSecret().then(
-    () => Promise.reject(new Error('it did not fail')),
+    () => Promise.reject(new Error('getClientSecret did not fail')),
     (error) => error,
   )
 }
@@ -58,9 +58,9 @@ afterEach(() => {
   vi.unstubAllGlobals()
 })
 
-describe('getClientSecret(), as the contract tests it', () => {
+describe('getClientSecret(), tested by the contract', () => {
   it('should create new session when no existing secret', async () => {
-    answers(json({ status: 'success', data: { client_secret: 'cs_test_abc123', session_id: 'ses_test_xyz789' } }))
+    respondWith(json({ status: 'success', data: { client_secret: 'cs_test_abc123', session_id: 'ses_test_xyz789' } }))
     expect(await getClientSecret()).toBe('cs_test_abc123')
     expect(fetchMock).toHaveBeenCalledWith(`${API_URL}/api/chatkit/sessions`, expect.objectContaining({ method: 'POST' }))
   })
@@ -71,19 +71,19 @@ describe('getClientSecret(), as the contract tests it', () => {
   })
 
   it('should handle fetch errors', async () => {
-    answers(new Error('Network error'))
+    respondWith(new Error('Network error'))
     await expect(getClientSecret()).rejects.toThrow('Network error')
   })
 
   it('should handle backend errors', async () => {
-    answers(json({ status: 'error', message: 'Auth failed' }, { status: 401 }))
+    respondWith(json({ status: 'error', message: 'Auth failed' }, { status: 401 }))
     await expect(getClientSecret()).rejects.toThrow('Auth failed')
   })
 })
 
-describe('a secret and its life', () => {
+describe('the lifetime of a secret', () => {
   it('is returned without a call while it is alive, and replaced once it has run out', async () => {
-    answers(session('cs_first', 600), session('cs_second', 600))
+    respondWith(session('cs_first', 600), session('cs_second', 600))
     const first = await getClientSecret()
     vi.advanceTimersByTime(584_000)
     expect(await getClientSecret(first)).toBe('cs_first')
@@ -95,7 +95,7 @@ describe('a secret and its life', () => {
   })
 
   it('counts from before the call that issued it', async () => {
-    answers(async () => {
+    respondWith(async () => {
       vi.advanceTimersByTime(9_000)
       return session('cs_slow', 60)
     }, session('cs_next'))
@@ -104,8 +104,8 @@ describe('a secret and its life', () => {
     expect(await getClientSecret('cs_slow')).toBe('cs_next')
   })
 
-  it('of a few seconds is still used for half of them', async () => {
-    answers(session('cs_short', 4), session('cs_next'))
+  it('of a few seconds: the secret is used for half of them', async () => {
+    respondWith(session('cs_short', 4), session('cs_next'))
     await getClientSecret()
     vi.advanceTimersByTime(1_900)
     expect(await getClientSecret('cs_short')).toBe('cs_short')
@@ -113,8 +113,8 @@ describe('a secret and its life', () => {
     expect(await getClientSecret('cs_short')).toBe('cs_next')
   })
 
-  it('does not outlive a night in which the monotonic clock stood still', async () => {
-    answers(session('cs_evening'), session('cs_morning'))
+  it('ends even if the monotonic clock stopped during sleep', async () => {
+    respondWith(session('cs_evening'), session('cs_morning'))
     await getClientSecret()
     const evening = performance.now()
     vi.setSystemTime(Date.now() + 8 * 3600_000)
@@ -122,8 +122,8 @@ describe('a secret and its life', () => {
     expect(await getClientSecret('cs_evening')).toBe('cs_morning')
   })
 
-  it('is not thrown away by a clock that is put back', async () => {
-    answers(session('cs_first'), session('cs_second'))
+  it('does not end when the system time is set back', async () => {
+    respondWith(session('cs_first'), session('cs_second'))
     await getClientSecret()
     vi.setSystemTime(Date.now() - 24 * 3600_000)
     expect(await getClientSecret('cs_first')).toBe('cs_first')
@@ -131,8 +131,8 @@ describe('a secret and its life', () => {
     expect(await getClientSecret('cs_first')).toBe('cs_second')
   })
 
-  it.each([undefined, 0, -1, 1e9, 'soon'])('is taken to be ten minutes when the service says %s', async (expiresIn) => {
-    answers(json({ data: { client_secret: 'cs_odd', session_id: 'ses_1', expires_in: expiresIn } }), session('cs_next'))
+  it.each([undefined, 0, -1, 1e9, 'soon'])('is ten minutes when expires_in is %s', async (expiresIn) => {
+    respondWith(json({ data: { client_secret: 'cs_odd', session_id: 'ses_1', expires_in: expiresIn } }), session('cs_next'))
     await getClientSecret()
     vi.advanceTimersByTime(580_000)
     expect(await getClientSecret('cs_odd')).toBe('cs_odd')
@@ -141,27 +141,27 @@ describe('a secret and its life', () => {
   })
 })
 
-describe('what is known of a session', () => {
-  it('is its id and the seconds it has left, and nothing of one that this page was not issued', async () => {
-    answers(session('cs_1', 600))
+describe('describeSession() and expire()', () => {
+  it('describes the id and the remaining seconds of the sessions of this page only', async () => {
+    respondWith(session('cs_1', 600))
     await getClientSecret()
     vi.advanceTimersByTime(90_000)
     expect(describeSession('cs_1')).toEqual({ sessionId: 'ses_of_cs_1', secondsLeft: 510 })
     vi.advanceTimersByTime(600_000)
     expect(describeSession('cs_1')?.secondsLeft).toBe(0)
-    expect(describeSession('cs_of_somebody')).toBeNull()
+    expect(describeSession('cs_of_another_page')).toBeNull()
   })
 
-  it('one can be made to run out', async () => {
-    answers(session('cs_1'), session('cs_2'))
+  it('end the lifetime of a session', async () => {
+    respondWith(session('cs_1'), session('cs_2'))
     await getClientSecret()
-    letRunOut('cs_1')
+    expire('cs_1')
     expect(describeSession('cs_1')?.secondsLeft).toBe(0)
     expect(await getClientSecret('cs_1')).toBe('cs_2')
   })
 
-  it('is not forgotten, so that a component which kept it for hours is helped as well', async () => {
-    answers(session('cs_old'), session('cs_2'), session('cs_3'))
+  it('a secret that expired hours ago is still replaced', async () => {
+    respondWith(session('cs_old'), session('cs_2'), session('cs_3'))
     await getClientSecret()
     vi.advanceTimersByTime(3_600_000)
     expect(await getClientSecret('cs_old')).toBe('cs_2')
@@ -170,9 +170,9 @@ describe('what is known of a session', () => {
   })
 })
 
-describe('callers one after the other', () => {
-  it('whose secret has run out share the new one', async () => {
-    answers(session('cs_1'), session('cs_2'))
+describe('consecutive callers', () => {
+  it('with an expired secret share the new one', async () => {
+    respondWith(session('cs_1'), session('cs_2'))
     await getClientSecret()
     vi.advanceTimersByTime(590_000)
     expect(await getClientSecret('cs_1')).toBe('cs_2')
@@ -182,24 +182,24 @@ describe('callers one after the other', () => {
   })
 })
 
-describe('callers at the same time', () => {
-  it('share one call, and the next ones make another', async () => {
-    answers(session('cs_shared'), session('cs_later'))
+describe('concurrent callers', () => {
+  it('share one call, and later ones make another', async () => {
+    respondWith(session('cs_shared'), session('cs_later'))
     const secrets = await Promise.all(Array.from({ length: 5 }, () => getClientSecret()))
     expect(new Set(secrets)).toEqual(new Set(['cs_shared']))
     expect(fetchMock).toHaveBeenCalledTimes(1)
     expect(await getClientSecret()).toBe('cs_later')
   })
 
-  it('share a failure, and the next one tries again', async () => {
-    answers(new Error('Failed to fetch'), session('cs_ok'))
+  it('share a failure, and the next one retries', async () => {
+    respondWith(new Error('Failed to fetch'), session('cs_ok'))
     const results = await Promise.allSettled([getClientSecret(), getClientSecret()])
     expect(results.map((result) => result.status)).toEqual(['rejected', 'rejected'])
     expect(await getClientSecret()).toBe('cs_ok')
   })
 })
 
-describe('errors say what a person can do', () => {
+describe('errors have a message for users', () => {
   it.each([
     [401, 'openai_authentication_failed', 'Unable to start chat. Please check configuration.'],
     [401, 'authentication_required', 'Please sign in, and try again.'],
@@ -209,17 +209,24 @@ describe('errors say what a person can do', () => {
     [500, 'chatkit_workflow_missing', 'Unable to start chat. Please check configuration.'],
     [503, 'openai_unavailable', 'Service temporarily down. Please try again.'],
   ])('%i %s', async (status, code, userMessage) => {
-    answers(json({ status: 'error', message: 'What it is', code }, { status, headers: { 'Retry-After': '7' } }))
-    expect(await failure()).toMatchObject({ name: 'ServiceError', message: 'What it is', userMessage, status, code, retryAfter: 7 })
+    respondWith(json({ status: 'error', message: 'What it is', code }, { status, headers: { 'Retry-After': '7' } }))
+    expect(await failure()).toMatchObject({
+      name: 'ServiceError',
+      message: 'What it is',
+      userMessage,
+      status,
+      code,
+      retryAfter: 7,
+    })
   })
 
   it('a proxy that answers HTML', async () => {
-    answers(new Response('<html>Bad gateway</html>', { status: 502, statusText: 'Bad Gateway' }))
+    respondWith(new Response('<html>Bad gateway</html>', { status: 502, statusText: 'Bad Gateway' }))
     expect(await failure()).toMatchObject({ message: 'Session creation failed: Bad Gateway', status: 502 })
   })
 
   it('no network', async () => {
-    answers(new TypeError('Failed to fetch'))
+    respondWith(new TypeError('Failed to fetch'))
     expect(await failure()).toMatchObject({
       message: 'Failed to fetch',
       userMessage: 'Network connection lost. Please check your internet.',
@@ -232,8 +239,8 @@ describe('errors say what a person can do', () => {
     [json({ data: { client_secret: 5 } }), 'No client secret in response'],
     [json(null), 'Invalid response from server'],
     [new Response('It works!'), 'Invalid response from server'],
-  ])('an answer without a secret', async (response, message) => {
-    answers(response)
+  ])('a response without a secret', async (response, message) => {
+    respondWith(response)
     expect(await failure()).toMatchObject({ message, userMessage: 'Unable to start chat. Please try again.' })
   })
 
@@ -249,44 +256,44 @@ describe('errors say what a person can do', () => {
 })
 
 describe('signed-in users', () => {
-  const sent = () => fetchMock.mock.calls.at(-1)?.[1].headers.Authorization
+  const sentToken = () => fetchMock.mock.calls.at(-1)?.[1].headers.Authorization
 
   it.each([
     ['a value', 'jwt-1'],
     ['a function', () => 'jwt-1'],
     ['an async function', async () => 'jwt-1'],
-  ])('by %s', async (_kind, source) => {
+  ])('send the token from %s', async (_kind, source) => {
     setAuthToken(source)
-    answers(session('cs_1'))
+    respondWith(session('cs_1'))
     await getClientSecret()
-    expect(sent()).toBe('Bearer jwt-1')
+    expect(sentToken()).toBe('Bearer jwt-1')
   })
 
-  it.each([[null], [undefined], [''], [() => null]])('nobody, by %s', async (source) => {
+  it.each([[null], [undefined], [''], [() => null]])('no token is sent for %s', async (source) => {
     setAuthToken(source)
-    answers(session('cs_1'))
+    respondWith(session('cs_1'))
     await getClientSecret()
-    expect(sent()).toBeUndefined()
+    expect(sentToken()).toBeUndefined()
   })
 
   it('another user does not go on with the session of the one before', async () => {
-    answers(session('cs_of_ada'), session('cs_of_bob'))
+    respondWith(session('cs_of_ada'), session('cs_of_bob'))
     await getClientSecret()
     setAuthToken('bob')
     expect(await getClientSecret('cs_of_ada')).toBe('cs_of_bob')
     expect(await getClientSecret('cs_of_bob')).toBe('cs_of_bob')
   })
 
-  it('another user does not get the call of the one before', async () => {
+  it('another user does not share the pending call of the previous one', async () => {
     let release: (response: Response) => void = () => {}
-    answers(() => new Promise((resolve) => (release = resolve)), session('cs_of_bob'))
+    respondWith(() => new Promise((resolve) => (release = resolve)), session('cs_of_bob'))
     const ada = getClientSecret()
     await Promise.resolve()
     setAuthToken('bob')
     expect(await getClientSecret()).toBe('cs_of_bob')
     release(session('cs_of_ada'))
     expect(await ada).toBe('cs_of_ada')
-    answers(session('cs_of_bob_too'))
+    respondWith(session('cs_of_bob_too'))
     expect(await getClientSecret('cs_of_ada')).toBe('cs_of_bob_too')
   })
 })
@@ -296,40 +303,45 @@ describe('signing out', () => {
 
   it('ends the sessions that are alive, as the one whose they are', async () => {
     setAuthToken('ada')
-    answers(session('cs_old', 60), session('cs_1'), session('cs_2'))
+    respondWith(session('cs_old', 60), session('cs_1'), session('cs_2'))
     await getClientSecret()
     vi.advanceTimersByTime(60_000)
     await getClientSecret()
     await getClientSecret()
-    answers(new Response('{}'), new Response('{}'))
+    respondWith(new Response('{}'), new Response('{}'))
     await endSessions()
     expect(ended()).toEqual([`${API_URL}/api/chatkit/sessions/ses_of_cs_1`, `${API_URL}/api/chatkit/sessions/ses_of_cs_2`])
     expect(fetchMock.mock.lastCall?.[1]).toMatchObject({ credentials: 'include', headers: { Authorization: 'Bearer ada' } })
     await endSessions()
     expect(ended()).toHaveLength(2)
-    answers(session('cs_3'))
+    respondWith(session('cs_3'))
     expect(await getClientSecret('cs_2')).toBe('cs_3')
   })
 
-  it('forgets the conversation of the one who signs out, even where the service does not answer', async () => {
+  it('forgets the last conversation, even if the service does not respond', async () => {
     const kept = new Map([['chatkit.thread', 'thr_of_ada']])
     vi.stubGlobal('localStorage', { removeItem: (key: string) => kept.delete(key) })
-    answers(session('cs_1'), new TypeError('Failed to fetch'))
+    respondWith(session('cs_1'), new TypeError('Failed to fetch'))
     await getClientSecret()
     await expect(endSessions()).rejects.toThrow('Failed to fetch')
     expect(kept.size).toBe(0)
   })
 
-  it('of a session that is gone already is fine', async () => {
-    answers(session('cs_1'), json({ status: 'error', message: 'Not found', code: 'not_found' }, { status: 404 }))
+  it('ignores a session that no longer exists', async () => {
+    respondWith(session('cs_1'), json({ status: 'error', message: 'Not found', code: 'not_found' }, { status: 404 }))
     await getClientSecret()
     await endSessions()
     await endSessions()
     expect(ended()).toHaveLength(1)
   })
 
-  it('that fails says so, is no longer handed out, and can be tried again', async () => {
-    answers(session('cs_1'), new Response('<html>', { status: 502, statusText: 'Bad Gateway' }), new Response('{}'), session('cs_2'))
+  it('throws when it fails, does not reuse the secret, and can be retried', async () => {
+    respondWith(
+      session('cs_1'),
+      new Response('<html>', { status: 502, statusText: 'Bad Gateway' }),
+      new Response('{}'),
+      session('cs_2'),
+    )
     await getClientSecret()
     await expect(endSessions()).rejects.toMatchObject({ message: 'The session could not be ended: Bad Gateway', status: 502 })
     await endSessions()
@@ -338,21 +350,21 @@ describe('signing out', () => {
   })
 })
 
-it('has a sentence for a person about every error', async () => {
-  answers(json({ status: 'error', message: 'OpenAI authentication failed' }, { status: 401 }))
+it('has a user message for every error', async () => {
+  respondWith(json({ status: 'error', message: 'OpenAI authentication failed' }, { status: 401 }))
   expect(userMessage(await failure())).toBe('Unable to start chat. Please check configuration.')
   expect(userMessage(new Error('threads.create was answered 429'))).toBe('Something went wrong. Please try again.')
 })
 
 it('sends the visitor cookie', async () => {
-  answers(session('cs_1'))
+  respondWith(session('cs_1'))
   await getClientSecret()
   expect(fetchMock.mock.calls[0]?.[1].credentials).toBe('include')
 })
 
 it('logs the session id, and never a secret or a token', async () => {
   setAuthToken('jwt-very-secret')
-  answers(session('cs_very_secret'), new TypeError('Failed to fetch'))
+  respondWith(session('cs_very_secret'), new TypeError('Failed to fetch'))
   await getClientSecret()
   await getClientSecret('cs_very_secret')
   await failure()
@@ -361,14 +373,17 @@ it('logs the session id, and never a secret or a token', async () => {
   expect(everything.replace('ses_of_cs_very_secret', '')).not.toMatch(/cs_very_secret|jwt-very-secret/)
 })
 
-it.each(['Failed to fetch', 'network error', 'NetworkError when attempting to fetch resource.', 'Error in input stream', 'Load failed'])(
-  'knows a lost network by the words of a browser: %s',
-  (words) => {
-    expect(userMessage(new TypeError(words))).toBe('Network connection lost. Please check your internet.')
-  },
-)
+it.each([
+  'Failed to fetch',
+  'network error',
+  'NetworkError when attempting to fetch resource.',
+  'Error in input stream',
+  'Load failed',
+])('recognizes the network error of a browser: %s', (message) => {
+  expect(userMessage(new TypeError(message))).toBe('Network connection lost. Please check your internet.')
+})
 
-it('reads no environment, and neither does anything beside it', () => {
+it('is independent of the environment, like all of lib/', () => {
   const folder = new URL('.', import.meta.url)
   const sources = readdirSync(folder).filter((name) => !name.includes('.test.'))
   expect(sources).toContain('chatkit-config.ts')
@@ -377,24 +392,24 @@ it('reads no environment, and neither does anything beside it', () => {
 
 it('calls the service where the app says it is', async () => {
   setService({ apiUrl: 'https://api.example.com' })
-  answers(session('cs_1'))
+  respondWith(session('cs_1'))
   await getClientSecret()
   expect(fetchMock.mock.calls[0]?.[0]).toBe('https://api.example.com/api/chatkit/sessions')
   setService({ apiUrl: '' })
-  answers(session('cs_2'))
+  respondWith(session('cs_2'))
   await getClientSecret()
   expect(fetchMock.mock.calls[1]?.[0]).toBe(`${API_URL}/api/chatkit/sessions`)
 })
 
 it('is what ChatKit takes, and what the contract says', () => {
-  interface OfTheContract {
+  interface ContractConfig {
     api: { getClientSecret: (existing?: string) => Promise<string> }
     theme?: { primaryColor?: string; darkMode?: boolean }
     onMessage?: (message: string) => void
     onError?: (error: Error) => void
   }
-  expectTypeOf<OfTheContract>().toExtend<ChatKitConfig>()
-  expectTypeOf(chatKitConfig).toExtend<OfTheContract>()
+  expectTypeOf<ContractConfig>().toExtend<ChatKitConfig>()
+  expectTypeOf(chatKitConfig).toExtend<ContractConfig>()
   expectTypeOf(chatKitConfig.api).toExtend<HostedApiConfig>()
   expect(chatKitConfig.api.getClientSecret).toBe(getClientSecret)
   expect(chatKitConfig.theme).toEqual({ primaryColor: '#0070f3', darkMode: false })

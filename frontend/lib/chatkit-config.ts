@@ -1,125 +1,123 @@
 /**
- * The contract's configuration of ChatKit, and its one `getClientSecret`. Needs neither React nor Next.js.
+ * The contract's ChatKit configuration and `getClientSecret`. Independent of React and Next.js.
  *
- * A session lives at most ten minutes. ChatKit calls `getClientSecret(existing)` when it wants to go on with a secret, so a
- * secret that is alive is returned as it is, and one that has run out is replaced.
+ * A session lives at most ten minutes. ChatKit calls `getClientSecret(existing)` before it reuses a secret: a valid secret is
+ * returned unchanged, an expired one is replaced.
  */
 
-import { ServiceError, USER_MESSAGES, networkError, readJson, refusal } from './errors'
+import { ServiceError, USER_MESSAGES, networkError, readJson, responseError } from './errors'
 import { forgetThread } from './last-thread'
 import { service } from './service'
 
 export interface ChatKitConfig {
   api: {
-    /** A method, so that a function of the contract's type, which does not take ChatKit's `null`, can be assigned. */
+    /** A method, so that the contract's function, which does not accept ChatKit's `null`, can be assigned. */
     getClientSecret(existing?: string | null): Promise<string>
   }
   theme?: {
     primaryColor?: string
     darkMode?: boolean
   }
-  /** Called with what the user has sent. */
+  /** Called with the text of each message that the user sends. */
   onMessage?: (message: string) => void
   onError?: (error: Error) => void
 }
 
-/** A signed-in user's token for `Authorization`, or a way to get the one that is valid now; nothing when nobody is signed in. */
+/** A signed-in user's bearer token, or a function that returns the current one. Empty when no user is signed in. */
 export type TokenSource = string | null | undefined | (() => string | null | undefined | Promise<string | null | undefined>)
 
-const CALL_LIMIT_MS = 15_000 // the service gives its own upstream ten seconds
-const LONGEST_LIFE_SECONDS = 600
-const MARGIN_MS = 15_000 // a message that is sent with a secret should arrive while it is alive
+const CALL_TIMEOUT_MS = 15_000 // the service gives its own upstream ten seconds
+const MAX_LIFETIME_SECONDS = 600
+const EXPIRY_MARGIN_MS = 15_000 // a message should arrive before its secret expires
 
-interface Moment {
+interface Timestamp {
   monotonic: number
   wall: number
 }
 
 /**
- * A session that this page was issued. Its end is counted by the page's own monotonic clock, which a wrong time of day can't
- * mislead, and by the time of day, because the monotonic one may stand still while a laptop sleeps.
+ * A session that was issued to this page. Its age is measured by two clocks: the monotonic one is immune to changes of the
+ * system time, but may stop while a laptop sleeps; the wall clock does not.
  */
-interface Issued {
+interface IssuedSession {
   sessionId: string
-  asked: Moment
-  lifeMs: number
-  /** How much of its life it is handed out for. */
-  usefulMs: number
+  requestedAt: Timestamp
+  lifetimeMs: number
+  /** The age up to which `getClientSecret` returns the secret: shorter than the lifetime. */
+  reusableMs: number
 }
 
-const issued = new Map<string, Issued>() // kept as long as the page: one forgotten would pass for somebody else's
+const issued = new Map<string, IssuedSession>() // never pruned: an unknown secret is taken for valid
 let newest: string | null = null
-let underWay: Promise<string> | null = null
-let signIns = 0
+let pending: Promise<string> | null = null
+let authChanges = 0
 let tokenSource: TokenSource
 
-/**
- * Say who is signed in, each time that changes. From then on all secrets of this page count as run out: another user gets
- * sessions of their own.
- */
+/** Set the token whenever the signed-in user changes. Expires all secrets of this page: users never share a session. */
 export function setAuthToken(source: TokenSource): void {
   tokenSource = source
-  signIns += 1
-  issued.forEach((_, secret) => letRunOut(secret))
-  underWay = null
+  authChanges += 1
+  issued.forEach((_, secret) => expire(secret))
+  pending = null
 }
 
 /**
- * A secret to use ChatKit with.
+ * Return a valid client secret for ChatKit.
  *
- * `existing` is returned, with no call, as long as it is alive, or if this page was not the one to be issued it. For one that
- * has run out there is a new one: the page's newest, if that is alive, else the service is asked for a session. Callers at the
- * same time share one call.
+ * `existing` is returned without a call unless it has expired; a secret that was not issued to this page is taken for valid.
+ * An expired one is replaced by the newest secret of the page, or by a new session if that has expired, too. Concurrent callers
+ * share one call.
  *
- * Throws a `ServiceError`, or what the token source has thrown.
+ * Throws a `ServiceError`, or the error of the token source.
  */
 export async function getClientSecret(existing?: string | null): Promise<string> {
-  if (existing && !hasRunOut(existing)) {
+  if (existing && !isExpired(existing)) {
     console.log('Reusing existing ChatKit client secret')
     return existing
   }
-  if (existing && newest && !hasRunOut(newest)) return newest
-  if (!underWay) {
+  if (existing && newest && !isExpired(newest)) return newest
+  if (!pending) {
     const call = createSession().finally(() => {
-      if (underWay === call) underWay = null
+      if (pending === call) pending = null
     })
-    underWay = call
+    pending = call
   }
-  return underWay
+  return pending
 }
 
 /**
- * End the sessions of this page, at a sign-out, so that their secrets open nothing any more, and forget which conversation this
- * browser was in. Call it before `setAuthToken` says that nobody is signed in, because only the one whose sessions they are can
- * end them.
+ * End the sessions of this page when the user signs out, which invalidates their secrets, and forget the last conversation.
+ * Call it before `setAuthToken(null)`: only their owner can end sessions.
  *
- * Throws a `ServiceError` when the service could not be told. They end by themselves then, within ten minutes.
+ * Throws a `ServiceError` if a session could not be ended. It then expires within ten minutes.
  */
 export async function endSessions(): Promise<void> {
   forgetThread()
-  const alive = Array.from(issued.values()).filter((session) => ageMs(session) < session.lifeMs)
+  const active = Array.from(issued.values()).filter((session) => ageMs(session) < session.lifetimeMs)
   await Promise.all(
-    alive.map(async (session) => {
-      session.usefulMs = -Infinity
+    active.map(async (session) => {
+      session.reusableMs = -Infinity
       const response = await call('DELETE', `/${encodeURIComponent(session.sessionId)}`)
       if (!response.ok && response.status !== 404) {
-        throw refusal(response, await readJson(response), 'The session could not be ended', sentenceFor)
+        throw responseError(response, await readJson(response), 'The session could not be ended', userMessageFor)
       }
-      session.lifeMs = -Infinity
+      session.lifetimeMs = -Infinity
     }),
   )
 }
 
-/** What may be shown of a session that this page was issued: its id, and how many seconds it has left. */
+/** The id and the remaining lifetime of a session that was issued to this page, without its secret. */
 export function describeSession(secret: string): { sessionId: string; secondsLeft: number } | null {
   const session = issued.get(secret)
-  return session ? { sessionId: session.sessionId, secondsLeft: Math.max(0, (session.lifeMs - ageMs(session)) / 1000) } : null
+  return session
+    ? { sessionId: session.sessionId, secondsLeft: Math.max(0, (session.lifetimeMs - ageMs(session)) / 1000) }
+    : null
 }
 
-/** Treat a secret as if its time were over: whoever asks with it next gets a new one. */
-export function letRunOut(secret: string): void {
+/** Treat a secret as expired: the next `getClientSecret` with it returns another one. */
+export function expire(secret: string): void {
   const session = issued.get(secret)
-  if (session) session.lifeMs = session.usefulMs = -Infinity // whatever the clocks say
+  if (session) session.lifetimeMs = session.reusableMs = -Infinity
 }
 
 export const chatKitConfig: ChatKitConfig = {
@@ -127,27 +125,27 @@ export const chatKitConfig: ChatKitConfig = {
   theme: { primaryColor: '#0070f3', darkMode: false },
 }
 
-function now(): Moment {
+function now(): Timestamp {
   return { monotonic: performance.now(), wall: Date.now() }
 }
 
-function ageMs({ asked }: Issued): number {
-  return Math.max(performance.now() - asked.monotonic, Date.now() - asked.wall)
+function ageMs({ requestedAt }: IssuedSession): number {
+  return Math.max(performance.now() - requestedAt.monotonic, Date.now() - requestedAt.wall)
 }
 
-function hasRunOut(secret: string): boolean {
+function isExpired(secret: string): boolean {
   const session = issued.get(secret)
-  return session !== undefined && ageMs(session) >= session.usefulMs
+  return session !== undefined && ageMs(session) >= session.reusableMs
 }
 
 async function createSession(): Promise<string> {
   console.log('Creating new ChatKit session')
   try {
-    const asked = now()
-    const signIn = signIns
+    const requestedAt = now()
+    const authChangesBefore = authChanges
     const response = await call('POST')
     const body = await readJson(response)
-    if (!response.ok) throw refusal(response, body, 'Session creation failed', sentenceFor)
+    if (!response.ok) throw responseError(response, body, 'Session creation failed', userMessageFor)
     const data = body?.data
     const secret = data?.client_secret
     if (typeof secret !== 'string' || !secret) {
@@ -155,8 +153,8 @@ async function createSession(): Promise<string> {
         status: response.status,
       })
     }
-    remember(secret, String(data?.session_id), asked, data?.expires_in)
-    if (signIn !== signIns) letRunOut(secret) // somebody else has signed in meanwhile
+    remember(secret, String(data?.session_id), requestedAt, data?.expires_in)
+    if (authChanges !== authChangesBefore) expire(secret) // issued to the previous user
     console.log('Got ChatKit session:', data?.session_id)
     return secret
   } catch (error) {
@@ -165,11 +163,17 @@ async function createSession(): Promise<string> {
   }
 }
 
-/** Counted from before the call, so that the time it took is not given twice; and a margin earlier, but not before half its life. */
-function remember(secret: string, sessionId: string, asked: Moment, expiresIn: unknown): void {
-  const seconds = typeof expiresIn === 'number' && expiresIn > 0 ? Math.min(expiresIn, LONGEST_LIFE_SECONDS) : LONGEST_LIFE_SECONDS
-  const lifeMs = seconds * 1000
-  issued.set(secret, { sessionId, asked, lifeMs, usefulMs: lifeMs - Math.min(MARGIN_MS, lifeMs / 2) })
+/** The lifetime counts from before the call. The secret is reused until shortly before its end, and for at least half of it. */
+function remember(secret: string, sessionId: string, requestedAt: Timestamp, expiresIn: unknown): void {
+  const seconds =
+    typeof expiresIn === 'number' && expiresIn > 0 ? Math.min(expiresIn, MAX_LIFETIME_SECONDS) : MAX_LIFETIME_SECONDS
+  const lifetimeMs = seconds * 1000
+  issued.set(secret, {
+    sessionId,
+    requestedAt,
+    lifetimeMs,
+    reusableMs: lifetimeMs - Math.min(EXPIRY_MARGIN_MS, lifetimeMs / 2),
+  })
   newest = secret
 }
 
@@ -178,23 +182,23 @@ async function call(method: 'POST' | 'DELETE', path = ''): Promise<Response> {
   const token = typeof tokenSource === 'function' ? await tokenSource() : tokenSource
   if (token) headers.Authorization = `Bearer ${token}`
   const controller = new AbortController()
-  const timer = setTimeout(() => controller.abort(), CALL_LIMIT_MS)
+  const timer = setTimeout(() => controller.abort(), CALL_TIMEOUT_MS)
   try {
     return await fetch(`${service().apiUrl}/api/chatkit/sessions${path}`, {
       method,
       headers,
-      credentials: 'include', // the visitor's cookie, which keeps a visitor the same person
+      credentials: 'include', // the cookie that identifies an anonymous visitor
       signal: controller.signal,
     })
   } catch (error) {
-    if (controller.signal.aborted) throw new ServiceError('The session request took too long', USER_MESSAGES.down)
+    if (controller.signal.aborted) throw new ServiceError('The session request timed out', USER_MESSAGES.down)
     throw networkError(error)
   } finally {
     clearTimeout(timer)
   }
 }
 
-function sentenceFor(status: number, code?: string): string {
+function userMessageFor(status: number, code?: string): string {
   if (code === 'authentication_required' || code === 'invalid_token') return USER_MESSAGES.signIn
   if (status === 429) return USER_MESSAGES.busy
   if (status > 500) return USER_MESSAGES.down

@@ -6,17 +6,20 @@ import { type GetClientSecret, PageSession } from './page-session'
 import { setService } from './service'
 
 const URL = 'http://localhost:8000/api/chatkit'
-const HELLO = JSON.stringify({ type: 'threads.create', params: { input: { content: [{ type: 'input_text', text: 'Hello' }] } } })
+const HELLO = JSON.stringify({
+  type: 'threads.create',
+  params: { input: { content: [{ type: 'input_text', text: 'Hello' }] } },
+})
 
 let fetchMock: ReturnType<typeof vi.fn>
-let minted: number
+let issued: number
 let getClientSecret: ReturnType<typeof vi.fn<GetClientSecret>>
 
 beforeEach(() => {
   fetchMock = vi.fn(async () => new Response('{}'))
   vi.stubGlobal('fetch', fetchMock)
-  minted = 0
-  getClientSecret = vi.fn(async (existing?: string | null) => existing || `cs_${++minted}`)
+  issued = 0
+  getClientSecret = vi.fn(async (existing?: string | null) => existing || `cs_${++issued}`)
 })
 
 afterEach(() => {
@@ -24,21 +27,24 @@ afterEach(() => {
   setService({})
 })
 
-function selfHosted(onMessage?: (message: string) => void, onFailure?: CallListeners['onFailure']): CustomApiConfig & { fetch: typeof fetch } {
+function selfHosted(
+  onMessage?: (message: string) => void,
+  onFailure?: CallListeners['onFailure'],
+): CustomApiConfig & { fetch: typeof fetch } {
   setService({ domainKey: 'local-dev' })
   return chatKitApi(PageSession.of(getClientSecret), { onMessage, onFailure }) as CustomApiConfig & { fetch: typeof fetch }
 }
 
-function refusal(code: string) {
+function rejection(code: string) {
   return new Response(JSON.stringify({ status: 'error', message: '…', code }), { status: 401 })
 }
 
-/** The secrets that the service was called with, in order. */
-function used(): (string | null)[] {
+/** The `Authorization` headers of the calls, in order. */
+function authorizations(): (string | null)[] {
   return fetchMock.mock.calls.map(([, init]) => new Headers(init.headers).get('Authorization'))
 }
 
-describe('which chat', () => {
+describe('the api option', () => {
   it('a hosted one takes getClientSecret, and no domain key beside it', async () => {
     const api = chatKitApi(PageSession.of(getClientSecret)) as HostedApiConfig
     expect(Object.keys(api)).toEqual(['getClientSecret'])
@@ -51,13 +57,13 @@ describe('which chat', () => {
     expect(selfHosted()).toEqual({ url: URL, domainKey: 'local-dev', fetch: expect.any(Function) })
   })
 
-  it('both are what ChatKit takes', () => {
+  it('both have the type of ChatKit', () => {
     expectTypeOf<ReturnType<typeof chatKitApi>>().toEqualTypeOf<ChatKitOptions['api']>()
   })
 })
 
 describe('fetch of a self-hosted chat', () => {
-  it('adds the secret and leaves the rest as it is', async () => {
+  it('adds the secret and changes nothing else', async () => {
     const { signal } = new AbortController()
     await selfHosted().fetch(URL, { method: 'POST', body: HELLO, signal, headers: { 'chatkit-frontend-version': '1' } })
     const [url, init] = fetchMock.mock.calls[0]!
@@ -66,9 +72,9 @@ describe('fetch of a self-hosted chat', () => {
     expect(Object.fromEntries(init.headers)).toEqual({ authorization: 'Bearer cs_1', 'chatkit-frontend-version': '1' })
   })
 
-  it('takes a Request, too', async () => {
+  it('accepts a Request', async () => {
     const onMessage = vi.fn()
-    fetchMock.mockResolvedValueOnce(refusal('client_secret_expired'))
+    fetchMock.mockResolvedValueOnce(rejection('client_secret_expired'))
     const request = new Request(URL, { method: 'POST', body: HELLO, headers: { 'X-Kept': 'yes' } })
     await selfHosted(onMessage).fetch(request)
     const [again, init] = fetchMock.mock.calls[1]!
@@ -77,51 +83,51 @@ describe('fetch of a self-hosted chat', () => {
     expect(onMessage.mock.calls).toEqual([['Hello']])
   })
 
-  it.each(['client_secret_expired', 'client_secret_unknown'])('%s: one new secret, and the same call again', async (code) => {
-    fetchMock.mockResolvedValueOnce(refusal(code))
+  it.each(['client_secret_expired', 'client_secret_unknown'])('%s: repeats the call with a new secret', async (code) => {
+    fetchMock.mockResolvedValueOnce(rejection(code))
     const response = await selfHosted().fetch(URL, { method: 'POST', body: HELLO })
     expect(response.status).toBe(200)
-    expect(used()).toEqual(['Bearer cs_1', 'Bearer cs_2'])
+    expect(authorizations()).toEqual(['Bearer cs_1', 'Bearer cs_2'])
     expect(fetchMock.mock.calls.map(([, init]) => init.body)).toEqual([HELLO, HELLO])
   })
 
-  it('is not repeated a second time', async () => {
-    fetchMock.mockImplementation(async () => refusal('client_secret_unknown'))
+  it('repeats a call only once', async () => {
+    fetchMock.mockImplementation(async () => rejection('client_secret_unknown'))
     const response = await selfHosted().fetch(URL, { method: 'POST', body: HELLO })
     expect(response.status).toBe(401)
     expect((await response.json()).code).toBe('client_secret_unknown')
-    expect(used()).toHaveLength(2)
+    expect(authorizations()).toHaveLength(2)
   })
 
   it.each([
-    ['another 401', () => refusal('authentication_required')],
+    ['another 401', () => rejection('authentication_required')],
     ['a 401 of a proxy', () => new Response('<html>', { status: 401 })],
     ['a 500', () => new Response('{}', { status: 500 })],
-  ])('%s is ChatKit’s to see', async (_, answer) => {
+  ])('passes %s on to ChatKit', async (_, answer) => {
     fetchMock.mockImplementationOnce(async () => answer())
     const response = await selfHosted().fetch(URL, { method: 'POST', body: HELLO })
     expect(response.status).toBe(answer().status)
-    expect(used()).toHaveLength(1)
+    expect(authorizations()).toHaveLength(1)
   })
 
-  it('five calls whose secret is gone need one new secret', async () => {
+  it('five calls with a rejected secret share a new one', async () => {
     const five = [1, 2, 3, 4, 5].map(() => selfHosted())
     await five[0]!.fetch(URL)
     fetchMock.mockImplementation(async (_, init) =>
-      init.headers.get('Authorization') === 'Bearer cs_1' ? refusal('client_secret_unknown') : new Response('{}'),
+      init.headers.get('Authorization') === 'Bearer cs_1' ? rejection('client_secret_unknown') : new Response('{}'),
     )
-    let shared: Promise<string> | null = null // as the contract's getClientSecret: callers at the same time share one call
+    let shared: Promise<string> | null = null // like the contract's getClientSecret: concurrent callers share one call
     getClientSecret.mockImplementation((existing) => {
       if (existing) return Promise.resolve(existing)
-      shared = shared || Promise.resolve(`cs_${++minted}`)
+      shared = shared || Promise.resolve(`cs_${++issued}`)
       return shared
     })
-    const answers = await Promise.all(five.map((api) => api.fetch(URL)))
-    expect(answers.map((answer) => answer.status)).toEqual([200, 200, 200, 200, 200])
-    expect(minted).toBe(2)
+    const responses = await Promise.all(five.map((api) => api.fetch(URL)))
+    expect(responses.map(({ status }) => status)).toEqual([200, 200, 200, 200, 200])
+    expect(issued).toBe(2)
   })
 
-  it('fails as getClientSecret fails, and calls nobody', async () => {
+  it('rejects with the error of getClientSecret, and makes no call', async () => {
     getClientSecret.mockRejectedValue(new Error('no session'))
     await expect(selfHosted().fetch(URL)).rejects.toThrow('no session')
     expect(fetchMock).not.toHaveBeenCalled()
@@ -129,22 +135,29 @@ describe('fetch of a self-hosted chat', () => {
 })
 
 describe('onMessage', () => {
-  const said = (body: unknown) => JSON.stringify(body)
+  const json = (body: unknown) => JSON.stringify(body)
 
   it.each([
     ['a new conversation', HELLO, ['Hello']],
     [
       'the next message, with a tag in it',
-      said({
+      json({
         type: 'threads.add_user_message',
-        params: { input: { content: [{ type: 'input_text', text: 'Ask ' }, { type: 'input_tag', text: '@Ada', id: 'ada' }] } },
+        params: {
+          input: {
+            content: [
+              { type: 'input_text', text: 'Ask ' },
+              { type: 'input_tag', text: '@Ada', id: 'ada' },
+            ],
+          },
+        },
       }),
       ['Ask @Ada'],
     ],
-    ['a look at the history', said({ type: 'threads.list', params: {} }), []],
-    ['a message of attachments only', said({ type: 'threads.create', params: { input: { content: [] } } }), []],
-    ['something else', 'file bytes', []],
-    ['something of another shape', said({ type: 'threads.create' }), []],
+    ['a request for the history', json({ type: 'threads.list', params: {} }), []],
+    ['a message of attachments only', json({ type: 'threads.create', params: { input: { content: [] } } }), []],
+    ['not JSON', 'file bytes', []],
+    ['an unexpected shape', json({ type: 'threads.create' }), []],
   ])('%s', async (_, body, expected) => {
     const onMessage = vi.fn()
     await selfHosted(onMessage).fetch(URL, { method: 'POST', body })
@@ -153,7 +166,7 @@ describe('onMessage', () => {
 
   it('once for a message that had to be repeated, and not for one that was refused', async () => {
     const onMessage = vi.fn()
-    fetchMock.mockResolvedValueOnce(refusal('client_secret_expired'))
+    fetchMock.mockResolvedValueOnce(rejection('client_secret_expired'))
     await selfHosted(onMessage).fetch(URL, { method: 'POST', body: HELLO })
     expect(onMessage).toHaveBeenCalledTimes(1)
     fetchMock.mockResolvedValueOnce(new Response('{}', { status: 503 }))
@@ -164,13 +177,14 @@ describe('onMessage', () => {
 
 describe('onFailure', () => {
   let failures: (ServiceError | null)[]
-  const ofOne = async (response: Response | Error, body = HELLO) => {
+  const callOnce = async (response: Response | Error, body = HELLO) => {
     failures = []
     fetchMock.mockImplementationOnce(() => (response instanceof Error ? Promise.reject(response) : Promise.resolve(response)))
     const call = selfHosted(undefined, (error) => failures.push(error)).fetch(URL, { method: 'POST', body })
     return call.then((answer) => answer.text()).catch((error: Error) => error.message)
   }
-  const refused = (status: number, code: string, message: string) => new Response(JSON.stringify({ status: 'error', message, code }), { status })
+  const errorResponse = (status: number, code: string, message: string) =>
+    new Response(JSON.stringify({ status: 'error', message, code }), { status })
   const stream = (...chunks: (string | Error)[]) => {
     const bytes = new TextEncoder()
     const body = new ReadableStream({
@@ -192,65 +206,78 @@ describe('onFailure', () => {
     [500, 'internal_server_error', '…', 'Service temporarily down. Please try again.'],
     [503, 'database_unavailable', '…', 'Service temporarily down. Please try again.'],
   ])('%i %s', async (status, code, message, userMessage) => {
-    await ofOne(refused(status, code, message))
+    await callOnce(errorResponse(status, code, message))
     expect(failures).toEqual([expect.objectContaining({ status, code, message, userMessage, threadId: undefined })])
   })
 
   it('a proxy that answers HTML', async () => {
-    expect(await ofOne(new Response('<html>', { status: 404, statusText: 'Not Found' }))).toBe('<html>')
+    expect(await callOnce(new Response('<html>', { status: 404, statusText: 'Not Found' }))).toBe('<html>')
     expect(failures).toEqual([
-      expect.objectContaining({ message: 'The chat request failed: Not Found', userMessage: 'Something went wrong. Please try again.' }),
+      expect.objectContaining({
+        message: 'The chat request failed: Not Found',
+        userMessage: 'Something went wrong. Please try again.',
+      }),
     ])
   })
 
   it('no network', async () => {
-    expect(await ofOne(new TypeError('Failed to fetch'))).toBe('Failed to fetch')
-    expect(failures[0]).toMatchObject({ message: 'Failed to fetch', userMessage: 'Network connection lost. Please check your internet.' })
+    expect(await callOnce(new TypeError('Failed to fetch'))).toBe('Failed to fetch')
+    expect(failures[0]).toMatchObject({
+      message: 'Failed to fetch',
+      userMessage: 'Network connection lost. Please check your internet.',
+    })
   })
 
-  it('says which conversation could not be loaded', async () => {
+  it('names the conversation that failed to load', async () => {
     const load = JSON.stringify({ type: 'threads.get_by_id', params: { thread_id: 'thr_1' } })
-    await ofOne(refused(503, 'database_unavailable', '…'), load)
+    await callOnce(errorResponse(503, 'database_unavailable', '…'), load)
     expect(failures[0]).toMatchObject({ status: 503, threadId: 'thr_1' })
-    await ofOne(new TypeError('Failed to fetch'), load)
+    await callOnce(new TypeError('Failed to fetch'), load)
     expect(failures[0]).toMatchObject({ threadId: 'thr_1' })
   })
 
-  it('a call that its caller has called off is none', async () => {
-    await ofOne(new DOMException('aborted', 'AbortError'))
+  it('ignores an aborted call', async () => {
+    await callOnce(new DOMException('aborted', 'AbortError'))
     expect(failures).toEqual([])
   })
 
-  it('a success ends it', async () => {
-    await ofOne(new Response('{}'))
+  it('is called with null after a success', async () => {
+    await callOnce(new Response('{}'))
     expect(failures).toEqual([null])
   })
 
-  it('an error that the service sends in the stream, cut where the network likes', async () => {
-    const whole = 'data: {"type":"progress_update"}\n\ndata: {"type":"error","code":"custom","message":"Zu spät.","allow_retry":true}\n\n'
+  it('an error event that is split into two chunks', async () => {
+    const whole =
+      'data: {"type":"progress_update"}\n\ndata: {"type":"error","code":"custom","message":"Zu spät","allow_retry":true}\n\n'
     const cut = whole.indexOf('custom')
-    expect(await ofOne(stream(whole.slice(0, cut), whole.slice(cut)))).toBe(whole)
-    expect(failures).toEqual([null, expect.objectContaining({ code: 'custom', message: 'Zu spät.', userMessage: 'Zu spät.' })])
+    expect(await callOnce(stream(whole.slice(0, cut), whole.slice(cut)))).toBe(whole)
+    expect(failures).toEqual([null, expect.objectContaining({ code: 'custom', message: 'Zu spät', userMessage: 'Zu spät' })])
   })
 
-  it('one without a message has a sentence all the same', async () => {
-    await ofOne(stream('data: {"type":"error","code":"stream.error","allow_retry":true}\n\n'))
-    expect(failures[1]).toMatchObject({ message: 'The answer failed: stream.error', userMessage: 'Something went wrong. Please try again.' })
+  it('an error event without a message', async () => {
+    await callOnce(stream('data: {"type":"error","code":"stream.error","allow_retry":true}\n\n'))
+    expect(failures[1]).toMatchObject({
+      message: 'The response failed: stream.error',
+      userMessage: 'Something went wrong. Please try again.',
+    })
   })
 
-  it('a stream that breaks off', async () => {
-    await ofOne(stream('data: {"type":"progress_update"}\n\n', new TypeError('network error')))
-    expect(failures[1]).toMatchObject({ message: 'network error', userMessage: 'Network connection lost. Please check your internet.' })
+  it('a broken stream', async () => {
+    await callOnce(stream('data: {"type":"progress_update"}\n\n', new TypeError('network error')))
+    expect(failures[1]).toMatchObject({
+      message: 'network error',
+      userMessage: 'Network connection lost. Please check your internet.',
+    })
   })
 
-  it('a stream that its reader has left is none, and the service hears of it', async () => {
-    const left = vi.fn()
-    const body = new ReadableStream({ cancel: left })
+  it('ignores a stream that its reader cancels, and cancels the call', async () => {
+    const cancelled = vi.fn()
+    const body = new ReadableStream({ cancel: cancelled })
     failures = []
     fetchMock.mockResolvedValueOnce(new Response(body, { headers: { 'Content-Type': 'text/event-stream' } }))
     const response = await selfHosted(undefined, (error) => failures.push(error)).fetch(URL, { method: 'POST', body: HELLO })
-    await response.body!.cancel('left')
-    expect(left).toHaveBeenCalledExactlyOnceWith('left')
+    await response.body!.cancel('reason')
+    expect(cancelled).toHaveBeenCalledExactlyOnceWith('reason')
     expect(failures).toEqual([null])
   })
 })
@@ -258,7 +285,10 @@ describe('onFailure', () => {
 it.each([
   [undefined, { colorScheme: 'light' }],
   [{ darkMode: true }, { colorScheme: 'dark' }],
-  [{ primaryColor: '#0070f3', darkMode: false }, { colorScheme: 'light', color: { accent: { primary: '#0070f3', level: 2 } } }],
+  [
+    { primaryColor: '#0070f3', darkMode: false },
+    { colorScheme: 'light', color: { accent: { primary: '#0070f3', level: 2 } } },
+  ],
 ] as const)('the theme %j in ChatKit’s terms', (theme, expected) => {
   expect(chatKitTheme(theme)).toEqual(expected)
 })

@@ -1,4 +1,4 @@
-/** What a failure of the service is to a program, and to the person in front of the page. Needs neither React nor Next.js. */
+/** Errors of the service, for developers and for users. Independent of React and Next.js. */
 
 export const USER_MESSAGES = {
   configuration: 'Unable to start chat. Please check configuration.',
@@ -13,30 +13,30 @@ export const USER_MESSAGES = {
 
 type Details = Partial<Pick<ServiceError, 'status' | 'code' | 'retryAfter' | 'threadId'>>
 
-/** A call to the service that failed. `message` is for developers, `userMessage` for the person in front of the page. */
+/** A failed call to the service. `message` is for developers, `userMessage` for the user. */
 export class ServiceError extends Error {
   readonly userMessage: string
-  /** The response's HTTP status; absent when there was no response. */
+  /** The HTTP status, if there was a response. */
   readonly status?: number
-  /** The service's stable word for what went wrong. */
+  /** The stable error code of the service. */
   readonly code?: string
-  /** Seconds until it makes sense to try again. */
+  /** The `Retry-After` header, in seconds. */
   readonly retryAfter?: number
-  /** The conversation that could not be loaded, if that is what failed. */
+  /** The conversation that failed to load, if the call was to load one. */
   readonly threadId?: string
 
-  constructor(message: string, userMessage: string, more: Details = {}) {
+  constructor(message: string, userMessage: string, details: Details = {}) {
     super(message)
     this.name = 'ServiceError'
     this.userMessage = userMessage
-    this.status = more.status
-    this.code = more.code
-    this.retryAfter = more.retryAfter
-    this.threadId = more.threadId
+    this.status = details.status
+    this.code = details.code
+    this.retryAfter = details.retryAfter
+    this.threadId = details.threadId
   }
 }
 
-/** What the service may have sent; nothing of it is believed before it is looked at. */
+/** The body of a response, not yet validated. */
 export interface Envelope {
   message?: unknown
   code?: unknown
@@ -52,12 +52,12 @@ export async function readJson(response: Response): Promise<Envelope | null> {
   }
 }
 
-/** The error of a response that is not OK. `sentence` chooses what the user is told. */
-export function refusal(
+/** The error for a response whose status is not 2xx. `fallback` begins its message if `body` has none. */
+export function responseError(
   response: Response,
   body: Envelope | null,
-  what: string,
-  sentence: (status: number, code?: string, message?: string) => string,
+  fallback: string,
+  userMessageFor: (status: number, code?: string, message?: string) => string,
   threadId?: string,
 ): ServiceError {
   const { status } = response
@@ -65,35 +65,35 @@ export function refusal(
   const code = typeof body?.code === 'string' ? body.code : undefined
   const seconds = Number(response.headers.get('Retry-After') || NaN)
   const retryAfter = Number.isFinite(seconds) ? seconds : undefined
-  const technical = message ?? `${what}: ${response.statusText || status}`
-  return new ServiceError(technical, sentence(status, code, message), { status, code, retryAfter, threadId })
+  const technical = message ?? `${fallback}: ${response.statusText || status}`
+  return new ServiceError(technical, userMessageFor(status, code, message), { status, code, retryAfter, threadId })
 }
 
-/** The error of a call that got no response, or only a part of one. */
+/** The error for a call without a response, or with an incomplete one. */
 export function networkError(cause: unknown, threadId?: string): ServiceError {
   return new ServiceError(cause instanceof Error ? cause.message : 'Network error', USER_MESSAGES.network, { threadId })
 }
 
-/** The sentence about `error` for the person in front of the page. Never `error.message`, which is for developers. */
-export function userMessage(error: Error, otherwise: string = USER_MESSAGES.failed): string {
+/** The message to show to the user. Never `error.message`, which is for developers. */
+export function userMessage(error: Error, fallback: string = USER_MESSAGES.failed): string {
   if ('userMessage' in error && typeof error.userMessage === 'string') return error.userMessage
-  return isNetworkFailure(error) ? USER_MESSAGES.network : otherwise
+  return isNetworkFailure(error) ? USER_MESSAGES.network : fallback
 }
 
-/** By the words of Chromium, Firefox and WebKit: there is nothing else to go by when OpenAI's frame makes the call. */
+/** Match the messages of Chromium, Firefox and WebKit: calls from OpenAI's frame report nothing else. */
 function isNetworkFailure({ message }: Error): boolean {
   return /failed to fetch|load failed|network ?error|error in input stream|connection was lost/i.test(message)
 }
 
-/** An error in a sentence for the person in front of the page. `cause` is the error itself. */
+/** An error whose `message` can be shown to the user. `cause` is the original error. */
 export class UserFacingError extends Error {
   readonly userMessage: string
 
   constructor(
     readonly cause: Error,
-    otherwise?: string,
+    fallback?: string,
   ) {
-    super(userMessage(cause, otherwise))
+    super(userMessage(cause, fallback))
     this.name = 'UserFacingError'
     this.userMessage = this.message
   }

@@ -1,4 +1,4 @@
-/** The conversation that this browser was in, so that a reload goes on with it. Needs neither React nor Next.js. */
+/** The last conversation of this browser, to continue after a reload. Independent of React and Next.js. */
 
 import { ServiceError } from './errors'
 
@@ -8,46 +8,48 @@ export function lastThread(): string | null {
   try {
     return localStorage.getItem(KEY)
   } catch {
-    return null // no storage: on the server, or where the user has blocked it
+    return null // no storage: on the server, or blocked by the user
   }
 }
 
 export function forgetThread(): void {
-  remember(null)
+  storeThread(null)
 }
 
-function remember(id: string | null): void {
+function storeThread(id: string | null): void {
   try {
     if (id) localStorage.setItem(KEY, id)
     else localStorage.removeItem(KEY)
   } catch {
-    // As above: then a reload begins a new conversation.
+    // No storage: a reload starts a new conversation.
   }
 }
 
-/** What keeps the last conversation up to date, when it is told what ChatKit tells. */
-export function threadKeeper() {
+/** ChatKit event handlers that keep the last conversation up to date. */
+export function trackLastThread() {
   let isLoading = false
   return {
-    onThreadChange: ({ threadId }: { threadId: string | null }) => remember(threadId),
+    onThreadChange: ({ threadId }: { threadId: string | null }) => storeThread(threadId),
     onThreadLoadStart: () => void (isLoading = true),
     onThreadLoadEnd: () => void (isLoading = false),
     /**
-     * Returns what `error` says about the conversation that was to be loaded. One that is gone, deleted or another user's, is
-     * forgotten: it would fail each time. After any other error it may load at the next try.
+     * Return whether `error` means that a conversation was not found or failed to load. One that was not found, because it was
+     * deleted or belongs to another user, is forgotten: it would fail again. After any other error a retry may load it.
      */
-    onError(error: Error): 'gone' | 'not_loaded' | null {
+    onError(error: Error): 'not_found' | 'not_loaded' | null {
       const threadId = error instanceof ServiceError ? error.threadId : undefined
       if (!isLoading && !threadId) return null
       isLoading = false
       if (!isNotFound(error)) return 'not_loaded'
       if (!threadId || threadId === lastThread()) forgetThread()
-      return 'gone'
+      return 'not_found'
     },
   }
 }
 
-/** Of a hosted chat there are only ChatKit's words. */
+/** For a hosted chat there is only ChatKit's message. */
 function isNotFound(error: Error): boolean {
-  return error instanceof ServiceError ? error.status === 404 && error.code === 'not_found' : /\b404\b|not found/i.test(error.message)
+  return error instanceof ServiceError
+    ? error.status === 404 && error.code === 'not_found'
+    : /\b404\b|not found/i.test(error.message)
 }

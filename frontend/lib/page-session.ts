@@ -1,33 +1,33 @@
-/** The session that everything on a page shares. Needs neither React nor Next.js. */
+/** The session shared by all chats of a page. Independent of React and Next.js. */
 
 import type { ChatKitConfig } from './chatkit-config'
 
 export type GetClientSecret = ChatKitConfig['api']['getClientSecret']
 
-/** What a chat needs of a `PageSession`; somebody may listen in between. */
-export type Session = Pick<PageSession, 'secret' | 'drop'>
+/** The interface of a `PageSession` for one chat, which may wrap it. */
+export type Session = Pick<PageSession, 'secret' | 'invalidate'>
 
 export class PageSession {
   private static readonly all = new WeakMap<GetClientSecret, PageSession>()
-  private held: string | null = null
+  private current: string | null = null
 
   private constructor(private readonly getClientSecret: GetClientSecret) {}
 
-  /** The one session of all that get their secrets from this function, so that five chats on a page need one call. */
+  /** The session for this `getClientSecret`, always the same one, so that several chats on a page need one call. */
   static of(getClientSecret: GetClientSecret): PageSession {
     const session = PageSession.all.get(getClientSecret) || new PageSession(getClientSecret)
     PageSession.all.set(getClientSecret, session)
     return session
   }
 
-  /** A secret that is alive. `existing` is what the caller has used so far. Throws what `getClientSecret` throws. */
+  /** Return a valid secret. `existing` is the one that the caller used last. Throws the errors of `getClientSecret`. */
   async secret(existing?: string | null): Promise<string> {
-    this.held = await this.getClientSecret(existing || this.held || undefined)
-    return this.held
+    this.current = await this.getClientSecret(existing || this.current || undefined)
+    return this.current
   }
 
-  /** The secret in use no longer works, whatever the clock says. Another one that has taken its place meanwhile is kept. */
-  drop(secret: string | null = this.held): void {
-    if (this.held === secret) this.held = null
+  /** Discard a secret that was rejected. A newer one that has replaced it meanwhile is kept. */
+  invalidate(secret: string | null = this.current): void {
+    if (this.current === secret) this.current = null
   }
 }

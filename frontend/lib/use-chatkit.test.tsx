@@ -1,9 +1,15 @@
 // @vitest-environment jsdom
-import { ChatKit, type ChatKitEvents, type ChatKitOptions, type CustomApiConfig, type HostedApiConfig } from '@openai/chatkit-react'
+import {
+  ChatKit,
+  type ChatKitEvents,
+  type ChatKitOptions,
+  type CustomApiConfig,
+  type HostedApiConfig,
+} from '@openai/chatkit-react'
 import { act, cleanup, render, renderHook } from '@testing-library/react'
-import { StrictMode } from 'react'
+import { StrictMode, useEffect } from 'react'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
-import { COMPONENT_LIMIT_MS, ComponentError, loadChatKit } from './chatkit-component'
+import { COMPONENT_TIMEOUT_MS, ComponentError, loadChatKit } from './chatkit-component'
 import type { ChatKitConfig } from './chatkit-config'
 import { setService } from './service'
 import { type Chat, useChatKit } from './use-chatkit'
@@ -13,7 +19,7 @@ vi.mock('./chatkit-component', async (original) => {
   return { ...module, loadChatKit: vi.fn(module.loadChatKit) }
 })
 
-/** As much of the component as the hook can tell from the real one; the tests of `tests/test_frontend.py` have all of it. */
+/** The part of the component that the hook uses. The browser tests have a more complete stand-in. */
 class Component extends HTMLElement {
   options: ChatKitOptions[] = []
   sendUserMessage = vi.fn(async () => {})
@@ -22,10 +28,15 @@ class Component extends HTMLElement {
     this.options.push(options)
   }
 
-  tell<K extends keyof ChatKitEvents>(name: K, detail?: unknown) {
+  emit<K extends keyof ChatKitEvents>(name: K, detail?: unknown) {
     act(() => void this.dispatchEvent(new CustomEvent(name, { detail })))
   }
 }
+
+const HELLO = JSON.stringify({
+  type: 'threads.create',
+  params: { input: { content: [{ type: 'input_text', text: 'Hello' }] } },
+})
 
 let getClientSecret: ReturnType<typeof vi.fn<ChatKitConfig['api']['getClientSecret']>>
 let last: Chat
@@ -34,14 +45,23 @@ function component(): Component {
   return document.querySelector<Component>('openai-chatkit')!
 }
 
-function Drawn({ config, more }: { config: ChatKitConfig; more?: Parameters<typeof useChatKit>[1] }) {
-  last = useChatKit(config, more)
-  return <ChatKit control={last.chat.control} data-ready={last.isReady} />
+/** `useChatKit`, whose latest result is kept in `last`. */
+function useObserved(...parameters: Parameters<typeof useChatKit>): Chat {
+  const result = useChatKit(...parameters)
+  useEffect(() => {
+    last = result
+  })
+  return result
 }
 
-async function draw(config: Partial<ChatKitConfig> = {}, more?: Parameters<typeof useChatKit>[1]) {
+function TestChat({ config, more }: { config: ChatKitConfig; more?: Parameters<typeof useChatKit>[1] }) {
+  const { chat, isReady } = useObserved(config, more)
+  return <ChatKit control={chat.control} data-ready={isReady} />
+}
+
+async function renderChat(config: Partial<ChatKitConfig> = {}, more?: Parameters<typeof useChatKit>[1]) {
   const whole = { api: { getClientSecret }, ...config }
-  const view = render(<Drawn config={whole} more={more} />)
+  const view = render(<TestChat config={whole} more={more} />)
   await act(async () => {})
   return view
 }
@@ -61,26 +81,26 @@ afterEach(() => {
 
 describe('isReady', () => {
   it('takes a session and a component that says so', async () => {
-    await draw()
+    await renderChat()
     expect(last.isReady).toBe(false)
-    component().tell('chatkit.ready')
+    component().emit('chatkit.ready')
     expect(last).toMatchObject({ isReady: true, error: null })
   })
 
   it('waits for the session', async () => {
-    let give: (secret: string) => void = () => {}
-    getClientSecret.mockReturnValue(new Promise((resolve) => (give = resolve)))
-    await draw()
-    component().tell('chatkit.ready')
+    let resolveSecret: (secret: string) => void = () => {}
+    getClientSecret.mockReturnValue(new Promise((resolve) => (resolveSecret = resolve)))
+    await renderChat()
+    component().emit('chatkit.ready')
     expect(last.isReady).toBe(false)
-    await act(async () => give('cs_1'))
+    await act(async () => resolveSecret('cs_1'))
     expect(last.isReady).toBe(true)
   })
 })
 
-describe('what ChatKit is given', () => {
-  it('hosted: getClientSecret alone, whose first answer is the session that is there already', async () => {
-    await draw({ theme: { primaryColor: '#0070f3', darkMode: true } })
+describe('the options for ChatKit', () => {
+  it('hosted: getClientSecret only, which first returns the existing secret', async () => {
+    await renderChat({ theme: { primaryColor: '#0070f3', darkMode: true } })
     const [options] = component().options
     expect(Object.keys(options!.api)).toEqual(['getClientSecret'])
     expect(options!.theme).toEqual({ colorScheme: 'dark', color: { accent: { primary: '#0070f3', level: 2 } } })
@@ -90,53 +110,59 @@ describe('what ChatKit is given', () => {
 
   it('self-hosted: the address, the key and fetch, and getClientSecret nowhere', async () => {
     setService({ domainKey: 'local-dev' })
-    await draw()
+    await renderChat()
     const [options] = component().options
-    expect(options!.api).toEqual({ url: 'http://localhost:8000/api/chatkit', domainKey: 'local-dev', fetch: expect.any(Function) })
+    expect(options!.api).toEqual({
+      url: 'http://localhost:8000/api/chatkit',
+      domainKey: 'local-dev',
+      fetch: expect.any(Function),
+    })
   })
 
-  it('what the app adds', async () => {
-    await draw({}, { initialThread: 'thr_1', composer: { placeholder: 'Ask' } })
+  it('with those of the app', async () => {
+    await renderChat({}, { initialThread: 'thr_1', composer: { placeholder: 'Ask' } })
     expect(component().options[0]).toMatchObject({ initialThread: 'thr_1', composer: { placeholder: 'Ask' } })
   })
 
   it('a new theme when it changes, and nothing when nothing does', async () => {
     const config = { api: { getClientSecret }, theme: { darkMode: false } }
-    const { rerender } = await draw(config)
-    rerender(<Drawn config={{ ...config }} />)
+    const { rerender } = await renderChat(config)
+    rerender(<TestChat config={{ ...config }} />)
     expect(component().options).toHaveLength(1)
-    rerender(<Drawn config={{ ...config, theme: { darkMode: true } }} />)
+    rerender(<TestChat config={{ ...config, theme: { darkMode: true } }} />)
     expect(component().options[1]!.theme).toEqual({ colorScheme: 'dark' })
   })
 
-  it('the app’s own handlers still hear', async () => {
+  it('with the handlers of the app', async () => {
     const heard = { onReady: vi.fn(), onResponseStart: vi.fn(), onThreadChange: vi.fn() }
-    await draw({}, heard)
-    component().tell('chatkit.ready')
-    component().tell('chatkit.response.start')
-    component().tell('chatkit.thread.change', { threadId: 'thr_1' })
+    await renderChat({}, heard)
+    component().emit('chatkit.ready')
+    component().emit('chatkit.response.start')
+    component().emit('chatkit.thread.change', { threadId: 'thr_1' })
     expect(Object.values(heard).map((handler) => handler.mock.calls.length)).toEqual([1, 1, 1])
     expect(heard.onThreadChange).toHaveBeenCalledWith({ threadId: 'thr_1' })
   })
 })
 
-it('strict mode and five chats at once: one session', async () => {
-  let give: (secret: string) => void = () => {}
-  const shared = new Promise<string>((resolve) => (give = resolve))
+it('strict mode and five chats share one session', async () => {
+  let resolveSecret: (secret: string) => void = () => {}
+  const shared = new Promise<string>((resolve) => (resolveSecret = resolve))
   const asked = vi.fn(() => shared)
-  let underWay: Promise<string> | null = null
-  const config = { api: { getClientSecret: (existing?: string | null) => (existing ? Promise.resolve(existing) : (underWay ||= asked())) } }
+  let pendingCall: Promise<string> | null = null
+  const config = {
+    api: { getClientSecret: (existing?: string | null) => (existing ? Promise.resolve(existing) : (pendingCall ||= asked())) },
+  }
   render(
     <StrictMode>
       {[1, 2, 3, 4, 5].map((key) => (
-        <Drawn key={key} config={config} />
+        <TestChat key={key} config={config} />
       ))}
     </StrictMode>,
   )
-  await act(async () => give('cs_1'))
+  await act(async () => resolveSecret('cs_1'))
   const elements = [...document.querySelectorAll<Component>('openai-chatkit')]
   expect(elements).toHaveLength(5)
-  underWay = null // from here on a call without a secret would be another session
+  pendingCall = null // a call without a secret would now create another session
   const secrets = await Promise.all(elements.map(({ options }) => (options[0]!.api as HostedApiConfig).getClientSecret(null)))
   expect(secrets).toEqual(Array(5).fill('cs_1'))
   expect(asked).toHaveBeenCalledTimes(1)
@@ -148,80 +174,91 @@ describe('error', () => {
   it('of a session is known at once, told once, and over when there is one', async () => {
     const onError = vi.fn()
     getClientSecret.mockRejectedValue(refused)
-    await draw({ onError })
-    component().tell('chatkit.ready')
-    expect(last).toMatchObject({ error: { message: 'Unable to start chat. Please try again.', cause: refused }, isReady: false })
+    await renderChat({ onError })
+    component().emit('chatkit.ready')
+    expect(last).toMatchObject({
+      error: { message: 'Unable to start chat. Please try again.', cause: refused },
+      isReady: false,
+    })
     const { getClientSecret: asked } = component().options[0]!.api as HostedApiConfig
     await act(async () => void (await expect(asked(null)).rejects.toBe(refused)))
-    component().tell('chatkit.error', { error: new Error('call failed') }) // what ChatKit makes of it
+    component().emit('chatkit.error', { error: new Error('call failed') }) // the consequence in ChatKit
     expect(onError.mock.calls).toEqual([[refused]])
     getClientSecret.mockResolvedValue('cs_2')
     await act(async () => void (await asked(null)))
     expect(last).toMatchObject({ error: null, isReady: true })
   })
 
-  it('of something that is no Error becomes one', async () => {
+  it('that is not an Error becomes one', async () => {
     getClientSecret.mockRejectedValue('plain text')
-    await draw()
+    await renderChat()
     expect(last.error?.cause).toEqual(new Error('plain text'))
   })
 
-  it('of ChatKit is shown until the next answer begins, and costs a hosted chat its session', async () => {
+  it('of ChatKit is shown until the next response, and invalidates the secret of a hosted chat', async () => {
     const onError = vi.fn()
-    await draw({ onError })
-    component().tell('chatkit.ready')
+    await renderChat({ onError })
+    component().emit('chatkit.ready')
     const broken = new Error('broken')
-    component().tell('chatkit.error', { error: broken })
+    component().emit('chatkit.error', { error: broken })
     expect(last).toMatchObject({ error: { message: 'Something went wrong. Please try again.', cause: broken }, isReady: true })
     expect(console.error).toHaveBeenCalledWith('ChatKit:', broken)
     expect(onError).toHaveBeenCalledExactlyOnceWith(broken)
-    component().tell('chatkit.response.start')
+    component().emit('chatkit.response.start')
     expect(last.error).toBeNull()
     getClientSecret.mockClear()
     await (component().options[0]!.api as HostedApiConfig).getClientSecret(null)
     expect(getClientSecret).toHaveBeenCalledWith(undefined)
   })
 
-  it('a component that never gets ready', async () => {
+  it('a component that never becomes ready', async () => {
     vi.useFakeTimers()
-    await draw()
-    await act(async () => void vi.advanceTimersByTime(COMPONENT_LIMIT_MS))
+    await renderChat()
+    await act(async () => void vi.advanceTimersByTime(COMPONENT_TIMEOUT_MS))
     expect(last.error?.cause).toMatchObject({ code: 'not_ready' })
-    expect(console.error).toHaveBeenCalledWith('ChatKit:', expect.objectContaining({ message: expect.stringContaining('domain allowlist') }))
-    component().tell('chatkit.ready') // late is better than never
+    expect(console.error).toHaveBeenCalledWith(
+      'ChatKit:',
+      expect.objectContaining({ message: expect.stringContaining('domain allowlist') }),
+    )
+    component().emit('chatkit.ready') // later than the timeout
     expect(last).toMatchObject({ error: null, isReady: true })
   })
 
-  it('a component that takes itself away', async () => {
-    await draw()
-    component().tell('chatkit.ready')
+  it('a component that removes itself', async () => {
+    await renderChat()
+    component().emit('chatkit.ready')
     expect(last.isReady).toBe(true)
     vi.useFakeTimers()
     const removed = component()
     const { parentNode } = removed
     await act(async () => removed.remove())
     expect(last).toMatchObject({ isReady: false, error: { cause: { code: 'removed' } } })
-    await act(async () => void vi.advanceTimersByTime(COMPONENT_LIMIT_MS))
-    act(() => void removed.dispatchEvent(new CustomEvent('chatkit.error', { detail: { error: new Error('Domain verification failed') } })))
+    await act(async () => void vi.advanceTimersByTime(COMPONENT_TIMEOUT_MS))
+    act(
+      () =>
+        void removed.dispatchEvent(
+          new CustomEvent('chatkit.error', { detail: { error: new Error('Domain verification failed') } }),
+        ),
+    )
     expect(last.error?.cause).toMatchObject({ code: 'removed' })
-    parentNode!.append(removed) // React, too, wants to remove it in the end
+    parentNode!.append(removed) // for React to remove
   })
 
   it('a component that is no longer drawn is none', async () => {
     const onError = vi.fn()
     const config = { api: { getClientSecret }, onError }
     function Drawer({ open }: { open: boolean }) {
-      last = useChatKit(config)
-      return open && <ChatKit control={last.chat.control} />
+      const { chat } = useObserved(config)
+      return open && <ChatKit control={chat.control} />
     }
     const { rerender } = render(<Drawer open />)
     await act(async () => {})
     for (let times = 0; times < 2; times++) {
-      component().tell('chatkit.ready')
+      component().emit('chatkit.ready')
       expect(last.isReady).toBe(true)
       vi.useFakeTimers()
       await act(async () => rerender(<Drawer open={false} />))
-      await act(async () => void vi.advanceTimersByTime(COMPONENT_LIMIT_MS))
+      await act(async () => void vi.advanceTimersByTime(COMPONENT_TIMEOUT_MS))
       expect(last).toMatchObject({ isReady: false, error: null })
       vi.useRealTimers()
       await act(async () => rerender(<Drawer open />))
@@ -237,53 +274,105 @@ describe('error', () => {
   it('a self-hosted chat’s is what its call has failed with, and not ChatKit’s words for it', async () => {
     setService({ domainKey: 'local-dev' })
     const refusal = { status: 'error', message: 'Too many requests. Please try again in a moment.', code: 'too_many_requests' }
-    vi.stubGlobal('fetch', vi.fn(async () => new Response(JSON.stringify(refusal), { status: 429 })))
+    vi.stubGlobal(
+      'fetch',
+      vi.fn(async () => new Response(JSON.stringify(refusal), { status: 429 })),
+    )
     const onError = vi.fn()
-    await draw({ onError })
+    await renderChat({ onError })
     const api = component().options[0]!.api as CustomApiConfig
     await act(async () => void (await api.fetch!(api.url, { method: 'POST', body: '{}' })))
     expect(last.error).toBeNull()
-    component().tell('chatkit.error', { error: new Error('threads.create was answered 429') })
+    component().emit('chatkit.error', { error: new Error('threads.create was answered 429') })
     expect(last.error?.message).toBe(refusal.message)
     expect(onError).toHaveBeenCalledExactlyOnceWith(expect.objectContaining({ status: 429, code: 'too_many_requests' }))
-    component().tell('chatkit.error', { error: new Error('something else') })
+    component().emit('chatkit.error', { error: new Error('something else') })
     expect(last.error?.message).toBe('Something went wrong. Please try again.')
   })
 
-  it('a script that never loads', async () => {
+  it('a script that fails to load', async () => {
     const blocked = new ComponentError('script_not_loaded', 'blocked')
     const onError = vi.fn()
     vi.mocked(loadChatKit).mockRejectedValueOnce(blocked)
-    await draw({ onError })
+    await renderChat({ onError })
     expect(last).toMatchObject({ error: { cause: blocked }, isReady: false })
     expect(onError).toHaveBeenCalledExactlyOnceWith(blocked)
   })
 
   it('a hook whose chat nobody draws', () => {
     const { result } = renderHook(() => useChatKit({ api: { getClientSecret } }))
-    expect(result.current.error?.cause.message).toContain('not drawn')
+    expect(result.current.error?.cause.message).toContain('not rendered')
   })
 })
 
 describe('onMessage', () => {
-  it('self-hosted: what passes through fetch', async () => {
+  it('self-hosted: all messages', async () => {
     setService({ domainKey: 'local-dev' })
-    vi.stubGlobal('fetch', vi.fn(async () => new Response('{}')))
+    vi.stubGlobal(
+      'fetch',
+      vi.fn(async () => new Response('{}')),
+    )
     const onMessage = vi.fn()
-    await draw({ onMessage })
+    await renderChat({ onMessage })
     const api = component().options[0]!.api as CustomApiConfig
-    const body = JSON.stringify({ type: 'threads.create', params: { input: { content: [{ type: 'input_text', text: 'Hello' }] } } })
+    const body = JSON.stringify({
+      type: 'threads.create',
+      params: { input: { content: [{ type: 'input_text', text: 'Hello' }] } },
+    })
     await api.fetch!(api.url, { method: 'POST', body })
-    await last.chat.sendUserMessage({ text: 'passes through fetch as well' })
+    await last.chat.sendUserMessage({ text: 'reported by fetch' })
     expect(onMessage.mock.calls).toEqual([['Hello']])
   })
 
-  it('hosted: what the app sends', async () => {
+  it('hosted: messages of the app', async () => {
     const onMessage = vi.fn()
-    await draw({ onMessage })
+    await renderChat({ onMessage })
     await last.chat.sendUserMessage({ text: 'Hello' })
-    await last.chat.sendUserMessage({ content: [{ type: 'input_text', text: 'Hello, ' }, { type: 'input_tag', text: '@Ada', id: 'ada' }] })
+    await last.chat.sendUserMessage({
+      content: [
+        { type: 'input_text', text: 'Hello, ' },
+        { type: 'input_tag', text: '@Ada', id: 'ada' },
+      ],
+    })
     expect(component().sendUserMessage).toHaveBeenCalledTimes(2)
     expect(onMessage.mock.calls).toEqual([['Hello'], ['Hello, @Ada']])
+  })
+})
+
+describe('a handler that changes while a call is pending', () => {
+  /** Render with another handler during the call. Returns how often each handler was called. */
+  async function change(name: 'onError' | 'onMessage', end: () => void, begin = () => {}) {
+    const [first, second] = [vi.fn(), vi.fn()]
+    const { rerender } = await renderChat({ [name]: first })
+    await act(async () => begin())
+    rerender(<TestChat config={{ api: { getClientSecret }, [name]: second }} />)
+    await act(async () => end())
+    return [first.mock.calls.length, second.mock.calls.length]
+  }
+
+  it('onError, of a session', async () => {
+    let fail: (reason: Error) => void = () => {}
+    getClientSecret.mockReturnValue(new Promise((_, reject) => (fail = reject)))
+    expect(await change('onError', () => fail(new Error('refused')))).toEqual([0, 1])
+  })
+
+  it('onMessage, self-hosted', async () => {
+    let respond: (response: Response) => void = () => {}
+    setService({ domainKey: 'local-dev' })
+    vi.stubGlobal('fetch', () => new Promise((resolve) => (respond = resolve)))
+    const send = () => {
+      const { url, fetch } = component().options[0]!.api as CustomApiConfig
+      void fetch!(url, { method: 'POST', body: HELLO })
+    }
+    expect(await change('onMessage', () => respond(new Response('{}')), send)).toEqual([0, 1])
+  })
+
+  it('onMessage, hosted', async () => {
+    let finish = () => {}
+    const send = () => {
+      component().sendUserMessage.mockReturnValue(new Promise((resolve) => (finish = resolve)))
+      void last.chat.sendUserMessage({ text: 'Hello' })
+    }
+    expect(await change('onMessage', () => finish(), send)).toEqual([0, 1])
   })
 })

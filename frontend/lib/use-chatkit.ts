@@ -1,41 +1,42 @@
 'use client'
 
-/** The contract's `useChatKit(config)`, a thin wrapper over the hook of `@openai/chatkit-react`. */
+/** The contract's `useChatKit(config)`, a wrapper around the hook of `@openai/chatkit-react`. */
 
-import { type UseChatKitOptions, type UseChatKitReturn, useChatKit as useChatKitItself } from '@openai/chatkit-react'
-import { useEffect, useEffectEvent, useMemo, useRef, useState } from 'react'
-import { ComponentError, limitLoading, loadChatKit, watchRemoval } from './chatkit-component'
+import { type UseChatKitOptions, type UseChatKitReturn, useChatKit as useOpenAIChatKit } from '@openai/chatkit-react'
+import { useEffect, useEffectEvent, useLayoutEffect, useMemo, useRef, useState } from 'react'
+import { ComponentError, startReadyTimeout, loadChatKit, watchRemoval } from './chatkit-component'
 import type { ChatKitConfig } from './chatkit-config'
-import { chatKitApi, chatKitTheme, messageText } from './chatkit-options'
+import { type CallListeners, chatKitApi, chatKitTheme, messageText } from './chatkit-options'
 import { type ServiceError, USER_MESSAGES, UserFacingError } from './errors'
 import { PageSession, type Session } from './page-session'
 import { service } from './service'
 
 export interface Chat {
   /**
-   * What the hook of `@openai/chatkit-react` returns. `<ChatKit control={chat.control} />` draws the chat: from the start, and
-   * alone in an element of its own, because ChatKit may remove itself, and React can't cope with that beside others.
+   * The result of the hook of `@openai/chatkit-react`. Render `<ChatKit control={chat.control} />` from the start, because it
+   * only becomes ready in the page, and in an element of its own: ChatKit may remove itself, and React can then only remove
+   * its parent.
    */
   chat: UseChatKitReturn
-  /** There is a session, and the component has loaded and is in the page. */
+  /** Whether there is a session and the component is loaded and in the page. */
   isReady: boolean
-  /** What went wrong last, until something works again. Its `message` is a sentence to show, its `cause` the error itself. */
+  /** The last error, until a later success. Its `message` can be shown to the user; its `cause` is the original error. */
   error: UserFacingError | null
 }
 
-/** How far the component is: being loaded, loaded, ready; not in the page, or gone from it by itself. */
-type Stage = 'loading' | 'loaded' | 'ready' | 'undrawn' | 'removed'
+/** The state of the component. `unmounted`: not rendered. `removed`: it has removed itself. */
+type Stage = 'loading' | 'loaded' | 'ready' | 'unmounted' | 'removed'
 
 /**
- * A chat as the contract configures it.
+ * A chat with the contract's configuration.
  *
- * `config.onMessage` is called with what the user has sent; of a hosted chat the page sees only what it sends itself, with
- * `chat.sendUserMessage`. `config.onError` is called with each error, once. `config.api.getClientSecret` is the one of the first
- * rendering: let it be a function of a module, not one made anew each time.
+ * `config.onMessage` is called with each message that the user sends; in a hosted chat, only with those sent by
+ * `chat.sendUserMessage`. `config.onError` is called once per error. `config.api.getClientSecret` is read on the first render
+ * only, and should be a module-level function.
  *
- * `more` goes to ChatKit: start screen, composer, `initialThread`, `onThreadChange`, ….
+ * `options` are passed to ChatKit: start screen, composer, `initialThread`, `onThreadChange`, ….
  */
-export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 'api' | 'theme' | 'onError'> = {}): Chat {
+export function useChatKit(config: ChatKitConfig, options: Omit<UseChatKitOptions, 'api' | 'theme' | 'onError'> = {}): Chat {
   const [pageSession] = useState(() => PageSession.of(config.api.getClientSecret))
   const [hasSession, setHasSession] = useState(false)
   const [stage, setStage] = useState<Stage>('loading')
@@ -44,98 +45,109 @@ export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 
   const failedCall = useRef<ServiceError | null>(null)
   const watched = useRef({ element: null as HTMLElement | null, stop: () => {} })
 
-  function report(reason: Error, sentence?: string) {
-    setError(new UserFacingError(reason, sentence))
-    config.onError?.(reason)
+  const latest = useRef(config) // the handlers may change while a call is pending
+  useLayoutEffect(() => {
+    latest.current = config
+  })
+
+  function report(reason: Error, fallback?: string) {
+    setError(new UserFacingError(reason, fallback))
+    latest.current.onError?.(reason)
   }
 
-  const session: Session = {
+  const [session] = useState<Session>(() => ({
     async secret(existing) {
       try {
-        const alive = await pageSession.secret(existing)
-        const over = sessionError.current
+        const secret = await pageSession.secret(existing)
+        const resolved = sessionError.current
         sessionError.current = null
-        setError((shown) => (shown?.cause === over ? null : shown))
+        setError((shown) => (shown?.cause === resolved ? null : shown))
         setHasSession(true)
-        return alive
+        return secret
       } catch (cause) {
         const reason = cause instanceof Error ? cause : new Error(String(cause))
-        if (reason !== sessionError.current) report(reason, USER_MESSAGES.again) // callers that share a call share its failure
+        if (reason !== sessionError.current) report(reason, USER_MESSAGES.again) // callers that share a call share its error
         sessionError.current = reason
         throw reason
       }
     },
-    drop: (secret) => pageSession.drop(secret),
-  }
+    invalidate: (secret) => pageSession.invalidate(secret),
+  }))
+  const [listeners] = useState<CallListeners>(() => ({
+    onMessage: (message) => latest.current.onMessage?.(message),
+    onFailure: (failure) => (failedCall.current = failure),
+  }))
 
-  const chatKit = useChatKitItself({
-    ...more,
-    api: chatKitApi(session, { onMessage: config.onMessage, onFailure: (failure) => (failedCall.current = failure) }),
+  const chatKit = useOpenAIChatKit({
+    ...options,
+    api: chatKitApi(session, listeners),
     theme: chatKitTheme(config.theme),
     onReady() {
       setStage('ready')
       setError((shown) => (shown?.cause instanceof ComponentError ? null : shown))
-      more.onReady?.()
+      options.onReady?.()
     },
     onResponseStart() {
       setError(null)
-      more.onResponseStart?.()
+      options.onResponseStart?.()
     },
-    onError({ error: itsWords }) {
-      if (sessionError.current) return // of the call that ChatKit could not make, which is reported already
-      const reason = failedCall.current ?? itsWords
+    onError({ error: chatKitError }) {
+      if (sessionError.current) return // the cause, already reported
+      const reason = failedCall.current ?? chatKitError
       failedCall.current = null
-      if (!service().domainKey) pageSession.drop() // it may be the secret that OpenAI no longer takes; our own service says so itself
+      if (!service().domainKey) pageSession.invalidate() // OpenAI may have rejected the secret, and does not say so
       console.error('ChatKit:', reason)
-      if (stage !== 'removed') report(reason) // else there is an error that says more
+      if (stage !== 'removed') report(reason) // else the removal is reported, which says more
     },
   })
   const { ref, sendUserMessage } = chatKit
 
-  const failToLoad = useEffectEvent((reason: ComponentError) => {
+  const reportComponentError = useEffectEvent((reason: ComponentError) => {
     console.error('ChatKit:', reason)
     report(reason)
   })
-  const getSession = useEffectEvent(() => {
-    session.secret().catch(() => {}) // reported already
-  })
 
   useEffect(() => {
-    let left = false
-    getSession() // before ChatKit asks for it: whether there is a chat at all shows at once
+    let isUnmounted = false
+    session.secret().catch(() => {}) // already reported; called before ChatKit loads, to show a failure at once
     loadChatKit().then(
-      () => left || setStage((now) => (now === 'loading' ? 'loaded' : now)),
-      (reason: ComponentError) => left || failToLoad(reason),
+      () => isUnmounted || setStage((current) => (current === 'loading' ? 'loaded' : current)),
+      (reason: ComponentError) => isUnmounted || reportComponentError(reason),
     )
     if (!ref.current) {
-      setStage('undrawn')
-      failToLoad(new ComponentError('not_drawn', '<ChatKit control={chat.control} /> is not drawn. Draw it while isReady is false, too.'))
+      setStage('unmounted')
+      reportComponentError(
+        new ComponentError(
+          'not_drawn',
+          '<ChatKit control={chat.control} /> is not rendered. Render it even while isReady is false.',
+        ),
+      )
     }
     return () => {
-      left = true
+      isUnmounted = true
     }
-  }, [ref])
+  }, [ref, session])
 
   useEffect(() => {
-    if (stage === 'loaded' && ref.current) return limitLoading(failToLoad)
+    if (stage === 'loaded' && ref.current) return startReadyTimeout(reportComponentError)
   }, [stage, ref])
 
-  // After each rendering: React may have drawn another element, or none.
-  useEffect(() => {
+  const watchElement = useEffectEvent(() => {
     const element = ref.current
     if (element === watched.current.element) return
     watched.current.stop()
-    if (!element) setStage('undrawn')
-    else if (watched.current.element || stage === 'undrawn') setStage('loaded')
+    if (!element) setStage('unmounted')
+    else if (watched.current.element || stage === 'unmounted') setStage('loaded')
     const stop = element
       ? watchRemoval(element, (reason) => {
-          if (ref.current !== element) return setStage('undrawn') // by React: a drawer has closed, say
+          if (ref.current !== element) return setStage('unmounted') // removed by React
           setStage('removed')
-          failToLoad(reason)
+          reportComponentError(reason)
         })
       : () => {}
     watched.current = { element, stop }
   })
+  useEffect(() => watchElement()) // after every render, which may have replaced or removed the element
 
   useEffect(
     () => () => {
@@ -145,16 +157,15 @@ export function useChatKit(config: ChatKitConfig, more: Omit<UseChatKitOptions, 
     [],
   )
 
-  const tellMessage = config.onMessage
   const chat = useMemo<UseChatKitReturn>(() => {
-    if (service().domainKey || !tellMessage) return chatKit
+    if (service().domainKey) return chatKit
     return {
       ...chatKit,
       async sendUserMessage(message) {
         await sendUserMessage(message)
-        tellMessage(message.text ?? messageText(message.content ?? []))
+        latest.current.onMessage?.(message.text ?? messageText(message.content ?? []))
       },
     }
-  }, [chatKit, sendUserMessage, tellMessage])
+  }, [chatKit, sendUserMessage])
   return { chat, isReady: hasSession && stage === 'ready', error }
 }

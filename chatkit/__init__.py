@@ -67,7 +67,8 @@ def create_app(settings: Settings | None = None) -> AsgiFlask:
     app.after_request(_keep_private)
 
     hops = settings.proxy_hops
-    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
+    # Each proxy adds the address that it sees; scheme and host have one value, of the proxy that is in front of us.
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=min(hops, 1), x_host=min(hops, 1))  # type: ignore[method-assign]
     app.wsgi_app = logs.RequestLog(app.wsgi_app)  # type: ignore[method-assign]
     return app
 

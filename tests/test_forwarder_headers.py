@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import MakeApp
 from tests.service import Service
+from tests.test_sessions import ENDPOINT
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +40,11 @@ def test_the_script_name(service: Service, name: str) -> None:
 def test_the_path(service: Service, name: str) -> None:
     assert get(service, "/nothing", f"{name}: /healthz") == 404
     assert get(service, "/healthz", f"{name}: /nothing") == 200
+
+
+@pytest.mark.parametrize(("hops", "secure"), [("0", False), ("1", True), ("2", True), ("3", True)])
+def test_several_proxies_say_the_scheme_once(make_app: MakeApp, hops: str, secure: bool) -> None:
+    """Each proxy adds an address; the scheme has one value, as on the platforms with a proxy of their own behind a CDN."""
+    forwarded = {"X-Forwarded-For": "198.51.100.1, 203.0.113.7, 10.0.0.1", "X-Forwarded-Proto": "https"}
+    answer = make_app(PROXY_HOPS=hops).test_client().post(ENDPOINT, headers=forwarded)
+    assert answer.headers["Set-Cookie"].startswith("__Host-") is secure

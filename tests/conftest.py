@@ -22,7 +22,7 @@ from chatkit import create_app
 from chatkit.settings import Settings
 from chatkit.web import logs
 from chatkit.web.asgi import AsgiFlask
-from tests import service
+from tests import processes, service
 from tests.browser import Visitor, chromium
 from tests.chat import Caller
 from tests.upstream import API_KEY, WORKFLOW_ID, Upstream
@@ -71,6 +71,7 @@ def postgres() -> Iterator[str]:
     """The address of a real PostgreSQL server; ``database`` makes an empty database on it for each test."""
     # Not pytest's own folder: its path is too long for a socket's name.
     with get_server(tempfile.mkdtemp(prefix="chatkit-"), cleanup_mode="delete") as server:
+        processes.kill_at_end(server.get_postmaster_info().pid)
         yield server.get_uri()
 
 

@@ -23,9 +23,11 @@ from selenium.webdriver.remote.remote_connection import RemoteConnection
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.webkitgtk.service import Service as WebKitWebDriver
 
+from tests import processes
 from tests.browser import CDN, STAND_IN, stand_in_script
 
 SECONDS = 30  # for any one command, starting a browser included
+OWN_GROUP = {"start_new_session": True}
 
 
 @contextmanager
@@ -39,7 +41,7 @@ def firefox() -> Iterator[WebDriver]:
     with _cdn() as port:
         # Only https goes to the proxy: the pages under test, on http, are reached directly.
         options.set_capability("proxy", {"proxyType": "manual", "sslProxy": f"127.0.0.1:{port}"})
-        with _driven(Geckodriver(str(geckodriver)), options) as browser:
+        with _driven(Geckodriver(str(geckodriver), popen_kw=OWN_GROUP), options) as browser:
             yield browser
 
 
@@ -53,7 +55,7 @@ def webkit() -> Iterator[WebDriver]:
         options.add_argument(f"--proxy=http://127.0.0.1:{port}")
         options.add_argument("--ignore-host=127.0.0.1")
         # Not the argument --display, of which WebKit's own processes would not hear.
-        with _driven(WebKitWebDriver(driver, env={**os.environ, "DISPLAY": display}), options) as browser:
+        with _driven(WebKitWebDriver(driver, env={**os.environ, "DISPLAY": display}, popen_kw=OWN_GROUP), options) as browser:
             yield browser
 
 
@@ -70,6 +72,7 @@ def _driven(driver: Driver, options: ArgOptions) -> Iterator[WebDriver]:
     options.timeouts = {"pageLoad": SECONDS * 1000, "script": SECONDS * 1000}
     try:
         driver.start()
+        processes.kill_at_end(driver.process.pid)
         # Selenium by itself would wait for ever.
         connection = RemoteConnection(client_config=ClientConfig(driver.service_url, timeout=SECONDS + 5))
         with WebDriver(connection, options=options, file_detector=UselessFileDetector()) as browser:
@@ -82,7 +85,7 @@ def _driven(driver: Driver, options: ArgOptions) -> Iterator[WebDriver]:
 def _display() -> Iterator[str]:
     """An X display that nobody sees: WebKit's browser for tests has no headless mode."""
     command = [_find("Xvfb"), "-displayfd", "1", "-screen", "0", "1280x1024x24", "-nolisten", "tcp"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+    with processes.start(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout
         try:
             yield f":{server.stdout.readline().strip()}"

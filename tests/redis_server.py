@@ -10,6 +10,7 @@ from typing import Self
 
 import redis
 
+from tests import processes
 from tests.service import free_port
 
 
@@ -32,7 +33,7 @@ class Redis:
     def start(self) -> None:
         settings = {"port": str(self.port), "bind": "127.0.0.1", "requirepass": self.PASSWORD, "save": "", "appendonly": "no"}
         options = [part for name, value in settings.items() for part in (f"--{name}", value)]
-        self.process = subprocess.Popen(
+        self.process = processes.start(
             ["redis-server", *options], cwd=tempfile.gettempdir(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 10

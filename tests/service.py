@@ -16,6 +16,7 @@ from typing import Self
 import requests
 
 from chatkit.settings import VARIABLES
+from tests import processes
 
 PROJECT = Path(__file__).resolve().parent.parent
 SECRET_KEY = "a-key-of-the-tests-and-nobody-else"
@@ -48,7 +49,7 @@ class Service:
         self.port = int(variables.get("PORT") or free_port())
         line = (PROJECT / "Procfile").read_text().partition("web:")[2]
         self._written = tempfile.TemporaryFile("w+")  # noqa: SIM115  no pipe: a full one would stop the service
-        self.process = subprocess.Popen(
+        self.process = processes.start(
             [*shlex.split(line)[:-1], app] if app else shlex.split(line),
             cwd=PROJECT,
             env=environment(**{**variables, "PORT": str(self.port)}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import tempfile
 import threading
@@ -25,6 +26,7 @@ from chatkit.web.asgi import AsgiFlask
 from tests import processes, service
 from tests.browser import Visitor, chromium
 from tests.chat import Caller
+from tests.leaks import leaks
 from tests.upstream import API_KEY, WORKFLOW_ID, Upstream
 
 MakeApp = Callable[..., AsgiFlask]
@@ -53,11 +55,33 @@ def recorder() -> Iterator[Recorder]:
     logging.getLogger().setLevel(logging.DEBUG)
     yield handler
     logging.getLogger().removeHandler(handler)
+    # Everything that ran in this process, and the services that it started.
+    found = leaks("\n".join([*handler.lines, *service.output]))
+    assert not found, f"{len(found)} secrets were logged, the first here: {found[0]}"
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each processor: most tests wait most of the time."""
+    return 2 * (os.cpu_count() or 1)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What judges the whole run comes last."""
-    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+    """Have tests that share a fixture of their module run in the same worker, and before the others, as they take longest."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group") and (shared := _module_fixtures(item)):
+            item.add_marker(pytest.mark.xdist_group(" ".join([item.path.name, *shared])))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
+def _module_fixtures(item: pytest.Item) -> list[str]:
+    """The fixtures of the module that ``item`` uses: their parameters, or an empty text for one without."""
+    if not isinstance(item, pytest.Function):
+        return []
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    definitions = item._fixtureinfo.name2fixturedefs
+    shared = [name for name, (*_, last) in definitions.items() if last.scope == "module"]
+    return [str(parameters.get(name, "")) for name in sorted(shared)]
 
 
 @pytest.fixture

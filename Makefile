@@ -10,12 +10,14 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 run: $(VENV)/installed
 	@$(VENV)/bin/python app.py
 
+# Where Python may not write bytecode, each of the many processes would compile all modules again.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/installed-dev frontend/node_modules/installed .openai-chatkit/downloaded
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	cd frontend && npm test
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses=auto
 
 format: $(VENV)/installed-dev frontend/node_modules/installed
 	$(VENV)/bin/ruff format .

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +15,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, expect, sync_playwright
 
+from tests import programs
 from tests.service import PROJECT
 
 CDN = "https://cdn.platform.openai.com"
@@ -28,11 +32,32 @@ def stand_in_script() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@functools.cache
+def packaged_chromium() -> str:
+    """The Chromium of the package @sparticuz/chromium, with the libraries and fonts that it brings along, unpacked."""
+    folder = tempfile.mkdtemp(prefix="chatkit-chromium-")
+    atexit.register(shutil.rmtree, folder)
+    variables = {"TMPDIR": folder, "AWS_EXECUTION_ENV": "AWS_Lambda_nodejs24.x"}  # so that it unpacks the libraries, too
+    unpack = "import('@sparticuz/chromium').then(package => package.default.executablePath())"
+    unpacked = subprocess.run(
+        ["node", "--eval", unpack], cwd=FRONTEND, env={**os.environ, **variables}, capture_output=True, check=False
+    )
+    executable = Path(folder) / "run"
+    executable.write_text(
+        f'#!/bin/sh\nexport LD_LIBRARY_PATH={folder}/al2023/lib FONTCONFIG_PATH={folder}/fonts\nexec {folder}/chromium "$@"\n'
+    )
+    executable.chmod(0o755)
+    started = subprocess.run([executable, "--version"], capture_output=True, check=False)
+    if unpacked.returncode or started.returncode:  # it is for Linux on x86-64
+        programs.skip("chromium", package="chromium")
+    return str(executable)
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Debian's Chromium, or Chrome where a developer has that."""
+    """Debian's Chromium, or Chrome where a developer has that, or the one that is a package of npm."""
     executable = next(filter(None, map(shutil.which, ["chromium", "google-chrome", "chromium-browser"])), None)
-    assert executable, "the tests of the browser's half need Chromium: install the package chromium"
+    executable = executable or packaged_chromium()
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=executable, args=quiet) as browser:
         yield browser

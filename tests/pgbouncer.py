@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 
+from tests import processes, programs
 from tests.service import free_port
 
 
@@ -37,7 +38,7 @@ pool_mode = transaction
 default_pool_size = {server_connections}
 """
         )
-        self._command = ["/usr/sbin/pgbouncer", "--quiet", str(settings)]
+        self._command = [programs.find("pgbouncer", package="pgbouncer"), "--quiet", str(settings)]
         if os.getuid() == 0:  # it refuses to run as root, and PostgreSQL has found somebody else as well
             self._command.insert(1, f"--user={server.owner()}")
             for path in (users, settings, *[parent for parent in folder.resolve().parents if parent.parts[1:2] == ("tmp",)]):
@@ -45,7 +46,7 @@ default_pool_size = {server_connections}
             folder.chmod(0o755)
 
     def __enter__(self) -> Self:
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = processes.start(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
         while True:
             try:

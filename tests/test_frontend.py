@@ -282,57 +282,6 @@ class TestErrorsOnScreen:
     BUSY = "Error: Too many requests. Please try again in a moment."
     AGAIN = "Error: Unable to start chat. Please try again."
 
-    @pytest.mark.parametrize(
-        ("behaviour", "sentence"),
-        [
-            (failing(401, "invalid_api_key"), CONFIGURATION),
-            (failing(404, "not_found"), CONFIGURATION),
-            (failing(429, "rate_limit_exceeded"), BUSY),
-            (failing(503, "server_error"), DOWN),
-        ],
-        ids=["key rejected", "workflow of another project", "rate limited", "OpenAI down"],
-    )
-    def test_openai(
-        self,
-        behaviour: Any,
-        sentence: str,
-        hosted_app: NextApp,
-        hosted: Callable[..., Service],
-        visitor: Visitor,
-        upstream: Upstream,
-    ) -> None:
-        upstream.behaviour = behaviour
-        with hosted():
-            page = visitor.open(hosted_app.url)
-            expect(shown_error(page)).to_contain_text(sentence)
-            assert not page.get_by_text("Loading chat...").count()
-            expect(page.get_by_label("Message the AI")).to_be_attached()  # ChatKit has asked, too,
-            for call in visitor.calls():
-                assert call.response()  # and been answered
-            upstream.behaviour = mint
-            self.try_again(page)
-        for secret in (API_KEY, WORKFLOW_ID):
-            assert secret not in page.content() + "".join(visitor.console)
-
-    @pytest.mark.parametrize(
-        ("wrong", "sentence"),
-        [
-            ({"CHATKIT_WORKFLOW_ID": ""}, CONFIGURATION),
-            ({"OPENAI_API_KEY": ""}, CONFIGURATION),
-            # The browser says no more of it than that a call has failed; the log has the origin.
-            ({"CHATKIT_ALLOWED_ORIGINS": "https://elsewhere.example.com"}, NETWORK),
-        ],
-        ids=["workflow missing", "key missing", "origin not listed"],
-    )
-    def test_settings(
-        self, wrong: dict[str, str], sentence: str, hosted_app: NextApp, hosted: Callable[..., Service], visitor: Visitor
-    ) -> None:
-        with hosted(**wrong):
-            page = visitor.open(hosted_app.url)
-            expect(shown_error(page)).to_contain_text(sentence)
-        with hosted():
-            self.try_again(page)
-
     def test_service_not_there(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         page = visitor.open(app.url)
         expect(shown_error(page)).to_contain_text(self.NETWORK)
@@ -467,6 +416,61 @@ class TestErrorsOnScreen:
         page.get_by_role("button", name="Try again").click()
         is_ready(page)
         assert not shown_error(page).count()
+
+
+class TestHostedErrorsOnScreen:
+    """Those that need the hosted backend, and so the app for it."""
+
+    @pytest.mark.parametrize(
+        ("behaviour", "sentence"),
+        [
+            (failing(401, "invalid_api_key"), TestErrorsOnScreen.CONFIGURATION),
+            (failing(404, "not_found"), TestErrorsOnScreen.CONFIGURATION),
+            (failing(429, "rate_limit_exceeded"), TestErrorsOnScreen.BUSY),
+            (failing(503, "server_error"), TestErrorsOnScreen.DOWN),
+        ],
+        ids=["key rejected", "workflow of another project", "rate limited", "OpenAI down"],
+    )
+    def test_openai(
+        self,
+        behaviour: Any,
+        sentence: str,
+        hosted_app: NextApp,
+        hosted: Callable[..., Service],
+        visitor: Visitor,
+        upstream: Upstream,
+    ) -> None:
+        upstream.behaviour = behaviour
+        with hosted():
+            page = visitor.open(hosted_app.url)
+            expect(shown_error(page)).to_contain_text(sentence)
+            assert not page.get_by_text("Loading chat...").count()
+            expect(page.get_by_label("Message the AI")).to_be_attached()  # ChatKit has asked, too,
+            for call in visitor.calls():
+                assert call.response()  # and been answered
+            upstream.behaviour = mint
+            TestErrorsOnScreen.try_again(page)
+        for secret in (API_KEY, WORKFLOW_ID):
+            assert secret not in page.content() + "".join(visitor.console)
+
+    @pytest.mark.parametrize(
+        ("wrong", "sentence"),
+        [
+            ({"CHATKIT_WORKFLOW_ID": ""}, TestErrorsOnScreen.CONFIGURATION),
+            ({"OPENAI_API_KEY": ""}, TestErrorsOnScreen.CONFIGURATION),
+            # The browser says no more of it than that a call has failed; the log has the origin.
+            ({"CHATKIT_ALLOWED_ORIGINS": "https://elsewhere.example.com"}, TestErrorsOnScreen.NETWORK),
+        ],
+        ids=["workflow missing", "key missing", "origin not listed"],
+    )
+    def test_settings(
+        self, wrong: dict[str, str], sentence: str, hosted_app: NextApp, hosted: Callable[..., Service], visitor: Visitor
+    ) -> None:
+        with hosted(**wrong):
+            page = visitor.open(hosted_app.url)
+            expect(shown_error(page)).to_contain_text(sentence)
+        with hosted():
+            TestErrorsOnScreen.try_again(page)
 
 
 class TestHosted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,16 @@ def hosted(upstream: Upstream, **variables: str) -> Service:
     return Service(**{"CHATKIT_BACKEND": "hosted", **own, **complete, **variables})
 
 
-def development(tmp_path: Path, **variables: str) -> Service:
+def development(tmp_path: Path, *, app: str = "", **variables: str) -> Service:
     """What ``make run`` starts, with a database of its own."""
-    return Service(CHATKIT_ENV="development", SECRET_KEY="", DATABASE_URL=f"sqlite:///{tmp_path}/chatkit.db", **variables)
+    return Service(app, CHATKIT_ENV="development", SECRET_KEY="", DATABASE_URL=f"sqlite:///{tmp_path}/chatkit.db", **variables)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """What ``make run`` starts, for the tests that leave it running. Each has a browser, and so a visitor, of its own."""
+    with development(tmp_path_factory.mktemp("shared"), app="tests.quick_demo:app") as service:
+        yield service
 
 
 class TestInTheBrowser:
@@ -114,73 +122,68 @@ class TestInTheBrowser:
         assert not [line for line in visitor.console if not line.startswith("log: ")], "the policy refuses something"
         assert f"http://localhost:{service.port}  in a browser" in service.stop()
 
-    def test_lets_a_session_run_out_and_goes_on(self, tmp_path: Path, visitor: Visitor) -> None:
-        with development(tmp_path) as service:
-            page = visitor.open(service.url)
-            is_well(page)
-            page.get_by_role("button", name="Let it run out").click()
-            expect(step(page, "Session")).to_contain_text("run out")
-            page.get_by_role("button", name="Say hello").click()
-            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
-            expect(step(page, "Session")).to_contain_text(re.compile(r"(600|59\d) s left"))
+    def test_lets_a_session_run_out_and_goes_on(self, shared: Service, visitor: Visitor) -> None:
+        page = visitor.open(shared.url)
+        is_well(page)
+        page.get_by_role("button", name="Let it run out").click()
+        expect(step(page, "Session")).to_contain_text("run out")
+        page.get_by_role("button", name="Say hello").click()
+        expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+        expect(step(page, "Session")).to_contain_text(re.compile(r"(600|59\d) s left"))
         assert len(visitor.calls()) == 2
 
-    def test_gets_a_new_session_and_keeps_the_conversation(self, tmp_path: Path, visitor: Visitor) -> None:
-        with development(tmp_path) as service:
-            page = visitor.open(service.url)
-            is_well(page)
-            page.get_by_role("button", name="Say hello").click()
-            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
-            first = step(page, "Session").inner_text().split(",")[0]
-            page.get_by_role("button", name="New session").click()
-            is_well(page)
-            assert step(page, "Session").inner_text().split(",")[0] != first
-            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+    def test_gets_a_new_session_and_keeps_the_conversation(self, shared: Service, visitor: Visitor) -> None:
+        page = visitor.open(shared.url)
+        is_well(page)
+        page.get_by_role("button", name="Say hello").click()
+        expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+        first = step(page, "Session").inner_text().split(",")[0]
+        page.get_by_role("button", name="New session").click()
+        is_well(page)
+        assert step(page, "Session").inner_text().split(",")[0] != first
+        expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
         assert len(visitor.calls()) == 2
 
-    def test_does_not_try_for_ever_to_load_a_conversation_that_is_gone(self, tmp_path: Path, visitor: Visitor) -> None:
+    def test_does_not_try_for_ever_to_load_a_conversation_that_is_gone(self, shared: Service, visitor: Visitor) -> None:
         visitor.context.add_init_script("localStorage['chatkit.thread'] ??= sessionStorage.tried ? '' : 'thr_gone'")
         visitor.context.add_init_script("sessionStorage.tried = 'yes'")
-        with development(tmp_path) as service:
-            page = visitor.open(service.url)
-            deadline = time.monotonic() + 15
-            while page.evaluate("localStorage['chatkit.thread']"):
-                assert time.monotonic() < deadline
-                page.wait_for_timeout(50)
-            is_well(page)
-            page.get_by_role("button", name="Say hello").click()
-            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
-            expect(page.get_by_role("alert")).to_be_hidden()
+        page = visitor.open(shared.url)
+        deadline = time.monotonic() + 15
+        while page.evaluate("localStorage['chatkit.thread']"):
+            assert time.monotonic() < deadline
+            page.wait_for_timeout(50)
+        is_well(page)
+        page.get_by_role("button", name="Say hello").click()
+        expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+        expect(page.get_by_role("alert")).to_be_hidden()
 
-    def test_keeps_a_conversation_that_fails_to_load(self, tmp_path: Path, visitor: Visitor) -> None:
-        with development(tmp_path) as service:
-            page = visitor.open(service.url)
-            is_well(page)
-            page.get_by_role("button", name="Say hello").click()
-            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
-            page.route("**/api/chatkit", lambda route: route.fulfill(status=503, json={}))
-            page.reload()
-            expect(page.get_by_role("alert")).to_contain_text("Service temporarily down")
-            page.unroute("**/api/chatkit")
-            page.get_by_role("button", name="New session").press("Enter")
-            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
-            expect(page.get_by_role("button", name="New session")).to_be_focused()
+    def test_keeps_a_conversation_that_fails_to_load(self, shared: Service, visitor: Visitor) -> None:
+        page = visitor.open(shared.url)
+        is_well(page)
+        page.get_by_role("button", name="Say hello").click()
+        expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+        page.route("**/api/chatkit", lambda route: route.fulfill(status=503, json={}))
+        page.reload()
+        expect(page.get_by_role("alert")).to_contain_text("Service temporarily down")
+        page.unroute("**/api/chatkit")
+        page.get_by_role("button", name="New session").press("Enter")
+        expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+        expect(page.get_by_role("button", name="New session")).to_be_focused()
 
-    def test_an_impatient_visitor(self, tmp_path: Path, visitor: Visitor) -> None:
-        with development(tmp_path) as service:
-            page = visitor.open(service.url)
-            page.get_by_role("button", name="New session").click(click_count=5)
-            is_well(page)
-            page.wait_for_timeout(1000)
-            expect(page.get_by_role("alert")).to_be_hidden()
-            expect(page.locator("openai-chatkit")).to_have_count(1)
+    def test_an_impatient_visitor(self, shared: Service, visitor: Visitor) -> None:
+        page = visitor.open(shared.url)
+        page.get_by_role("button", name="New session").click(click_count=5)
+        is_well(page)
+        page.wait_for_timeout(1000)
+        expect(page.get_by_role("alert")).to_be_hidden()
+        expect(page.locator("openai-chatkit")).to_have_count(1)
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
-    def test_dark_mode(self, scheme: Any, tmp_path: Path, browser: Browser) -> None:
+    def test_dark_mode(self, scheme: Any, shared: Service, browser: Browser) -> None:
         other = {"light": "dark", "dark": "light"}[scheme]
         size: Any = {"width": 360, "height": 740}
-        with development(tmp_path) as service, browser.new_context(color_scheme=scheme, viewport=size) as context:
-            page = Visitor(context).open(service.url)
+        with browser.new_context(color_scheme=scheme, viewport=size) as context:
+            page = Visitor(context).open(shared.url)
             is_well(page)
             assert page.locator("openai-chatkit").get_attribute("color-scheme") == scheme
             assert axe_violations(page) == []
@@ -189,20 +192,19 @@ class TestInTheBrowser:
             assert axe_violations(page) == []
             assert page.evaluate("document.documentElement.scrollWidth") == 360
 
-    def test_dark_mode_follows_the_system(self, tmp_path: Path, visitor: Visitor) -> None:
-        with development(tmp_path) as service:
-            page = visitor.open(service.url)
-            is_well(page)
-            for scheme in ("dark", "light"):
-                page.emulate_media(color_scheme=scheme)
-                expect(page.locator("openai-chatkit")).to_have_attribute("color-scheme", scheme)
-                pressed = page.get_by_role("button", name="Dark mode").get_attribute("aria-pressed")
-                assert pressed == {"dark": "true", "light": "false"}[scheme]
+    def test_dark_mode_follows_the_system(self, shared: Service, visitor: Visitor) -> None:
+        page = visitor.open(shared.url)
+        is_well(page)
+        for scheme in ("dark", "light"):
+            page.emulate_media(color_scheme=scheme)
+            expect(page.locator("openai-chatkit")).to_have_attribute("color-scheme", scheme)
+            pressed = page.get_by_role("button", name="Dark mode").get_attribute("aria-pressed")
+            assert pressed == {"dark": "true", "light": "false"}[scheme]
 
     @pytest.mark.parametrize("width", [780, 800, 1024, 1280])
-    def test_the_chat_has_more_room_than_its_status(self, width: int, tmp_path: Path, browser: Browser) -> None:
-        with development(tmp_path) as service, browser.new_context(viewport={"width": width, "height": 600}) as context:
-            page = Visitor(context).open(service.url)
+    def test_the_chat_has_more_room_than_its_status(self, width: int, shared: Service, browser: Browser) -> None:
+        with browser.new_context(viewport={"width": width, "height": 600}) as context:
+            page = Visitor(context).open(shared.url)
             is_well(page)
             status, chat = page.locator("#status").bounding_box(), page.locator("#chat").bounding_box()
             assert status
@@ -266,39 +268,35 @@ class TestWhatIsWrong:
             assert f"the page's origin is '{service.url}'" in log
         assert upstream.received == []
 
-    def test_the_cdn_is_blocked(self, tmp_path: Path, visitor: Visitor) -> None:
+    def test_the_cdn_is_blocked(self, shared: Service, visitor: Visitor) -> None:
         script, visitor.cdn_script = visitor.cdn_script, None
-        with development(tmp_path) as service:
-            page = visitor.open(service.url)
-            expect(step(page, "Component")).to_have_attribute("data-state", "failed")
-            expect(step(page, "Session")).to_have_attribute("data-state", "ok")
-            expect(step(page, "Chat")).to_contain_text("not without the component")
-            expect(page.get_by_role("alert")).to_contain_text("ad blocker")
-            visitor.cdn_script = script
-            page.get_by_role("button", name="New session").click()
-            is_well(page)
+        page = visitor.open(shared.url)
+        expect(step(page, "Component")).to_have_attribute("data-state", "failed")
+        expect(step(page, "Session")).to_have_attribute("data-state", "ok")
+        expect(step(page, "Chat")).to_contain_text("not without the component")
+        expect(page.get_by_role("alert")).to_contain_text("ad blocker")
+        visitor.cdn_script = script
+        page.get_by_role("button", name="New session").click()
+        is_well(page)
 
-    def test_the_domain_is_not_allowed(self, tmp_path: Path, visitor: Visitor) -> None:
+    def test_the_domain_is_not_allowed(self, shared: Service, visitor: Visitor) -> None:
         visitor.cdn_frame = "<script>parent.postMessage('unmount', '*')</script>"
-        with development(tmp_path) as service:
-            page = visitor.open(service.url)
-            expect(step(page, "Chat")).to_have_attribute("data-state", "failed")
-            expect(page.get_by_role("alert")).to_contain_text("settings/organization/security/domain-allowlist")
+        page = visitor.open(shared.url)
+        expect(step(page, "Chat")).to_have_attribute("data-state", "failed")
+        expect(page.get_by_role("alert")).to_contain_text("settings/organization/security/domain-allowlist")
 
-    def test_ready_and_then_removed(self, tmp_path: Path, visitor: Visitor) -> None:
+    def test_ready_and_then_removed(self, shared: Service, visitor: Visitor) -> None:
         visitor.cdn_frame += "<script>setTimeout(() => parent.postMessage('unmount', '*'), 1500)</script>"
-        with development(tmp_path) as service:
-            page = visitor.open(service.url)
-            is_well(page)
-            expect(step(page, "Chat")).to_have_attribute("data-state", "failed")
-            expect(page.get_by_role("alert")).to_contain_text("settings/organization/security/domain-allowlist")
+        page = visitor.open(shared.url)
+        is_well(page)
+        expect(step(page, "Chat")).to_have_attribute("data-state", "failed")
+        expect(page.get_by_role("alert")).to_contain_text("settings/organization/security/domain-allowlist")
 
-    def test_a_frame_that_stays_blank(self, tmp_path: Path, visitor: Visitor) -> None:
+    def test_a_frame_that_stays_blank(self, shared: Service, visitor: Visitor) -> None:
         visitor.cdn_frame = ""
-        with development(tmp_path) as service:
-            page = visitor.open(service.url)
-            expect(step(page, "Chat")).to_have_attribute("data-state", "failed", timeout=30_000)
-            expect(page.get_by_role("alert")).to_contain_text("stays blank")
+        page = visitor.open(shared.url)
+        expect(step(page, "Chat")).to_have_attribute("data-state", "failed", timeout=30_000)
+        expect(page.get_by_role("alert")).to_contain_text("stays blank")
 
     def test_the_service_is_gone_and_comes_back(self, tmp_path: Path, visitor: Visitor) -> None:
         with development(tmp_path) as service:

@@ -276,10 +276,12 @@ def test_a_redis_that_takes_calls_and_says_nothing_costs_little(redis: Redis, ma
 
 
 @pytest.fixture
-def chat(tmp_path: Path) -> Iterator[Service]:
+def chat(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
+    """With a parameter, that application in place of the one that is deployed."""
     address = f"sqlite:///{tmp_path}/chatkit.db"
     variables = {"CHATKIT_MAX_REQUESTS_PER_MINUTE": "", "AUTH_JWT_SECRET": SECRET, "WEB_CONCURRENCY": "1"}
-    with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=address, **variables) as running:
+    app = getattr(request, "param", "")
+    with Service(app, CHATKIT_BACKEND="selfhosted", DATABASE_URL=address, **variables) as running:
         yield running
 
 
@@ -292,6 +294,7 @@ def refused(answer: requests.Response | TestResponse) -> bool:
     return True
 
 
+@pytest.mark.parametrize("chat", ["tests.quick_demo:app"], indirect=True)
 def test_turns_of_a_user(chat: Service) -> None:
     caller = Caller(chat.url, shared())
     thread_id, _ = caller.create("progress")

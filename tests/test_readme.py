@@ -20,6 +20,7 @@ from dotenv import dotenv_values
 
 from chatkit.settings import VARIABLES, Settings
 from chatkit.web.errors import ApiError, NotFound, NotReady
+from tests import processes
 from tests.service import PROJECT, free_port, output
 
 README = (PROJECT / "README.md").read_text()
@@ -44,9 +45,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Pa
     port = free_port()
     with (copy / "output.txt").open("w+") as written:
         variables = {**kept, "PORT": str(port)}
-        process = subprocess.Popen(
-            ["make", "run"], cwd=copy, env=variables, stdout=written, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        process = processes.start(["make", "run"], cwd=copy, env=variables, stdout=written, stderr=subprocess.STDOUT)
         try:
             deadline = time.monotonic() + 300
             while "Try:" not in (copy / "output.txt").read_text():

@@ -13,7 +13,7 @@ from flask import session
 from chatkit.identity.user import User
 
 MAX_SESSIONS = 10  # the newest; a session lasts ten minutes at most
-_KEY = "minted"  # in the cookie
+_KEY = "minted"  # in the cookie; renaming it would lose the owners of live sessions
 
 
 def add(user: User, session_id: str) -> None:

@@ -1,4 +1,4 @@
-"""The entry of gunicorn (``Procfile``), and of a developer: ``make run`` or ``python app.py``."""
+"""Entry point for gunicorn (``Procfile``), and for development with ``make run`` or ``python app.py``."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""How gunicorn serves the application. gunicorn reads this file by itself."""
+"""The configuration of gunicorn, which reads this file by default."""
 
 import gc
 import resource
@@ -12,37 +12,35 @@ try:
 except SettingsError as error:
     raise SystemExit(f"chatkit: cannot start. {error}") from None
 
-MOST_FILES = 10_240  # that macOS lets a process open
+MAX_FILES = 10_240  # the maximum of macOS
 
 bind = f"127.0.0.1:{settings.port}" if settings.development else f"0.0.0.0:{settings.port}"
 workers = settings.workers
 worker_class = "chatkit.web.worker.Worker"
-worker_connections = 4096  # of one process
+worker_connections = 4096  # per process
 asgi_lifespan = "on"
 asgi_loop = "asyncio"
-timeout = 30  # a worker whose event loop is blocked for so long is replaced
-forwarder_headers = ""  # no proxy sets SCRIPT_NAME or PATH_INFO by a header; gunicorn would believe this machine's
-secure_scheme_headers: dict[str, str] = {}  # PROXY_HOPS alone says whose X-Forwarded-Proto is believed
-preload_app = True  # imported, checked and migrated once; a mistake ends the start, not each worker after it
-keepalive = 95  # longer than any platform's router keeps a connection, so that it is never us who close first
+timeout = 30  # replace a worker whose event loop has been blocked for this long
+forwarder_headers = ""  # trust no SCRIPT_NAME or PATH_INFO header, which gunicorn accepts from localhost by default
+secure_scheme_headers: dict[str, str] = {}  # only PROXY_HOPS decides which X-Forwarded-Proto is trusted
+preload_app = True  # import, check and migrate once; an error ends the start instead of one worker after another
+keepalive = 95  # longer than the routers of platforms, so that they close connections first
 graceful_timeout = settings.drain_seconds + settings.stop_seconds
-control_socket_disable = True  # nothing here uses it, and it would be a file in somebody's home directory
+control_socket_disable = True  # not used, and it would be a file in the home directory
 logconfig_dict = logs.configuration(settings.log_level, readable=settings.development)
 
 
 def post_fork(_server: object, _worker: object) -> None:
-    """In each worker: allow as many open files as the system does, because each connection is one."""
-    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most == resource.RLIM_INFINITY or most > MOST_FILES:
-        most = MOST_FILES
-    with suppress(ValueError, OSError):  # macOS refuses some numbers
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(files, most), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    """Raise each worker's limit of open files, because each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    with suppress(ValueError, OSError):  # macOS rejects some numbers
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def when_ready(_server: object) -> None:
-    """Before the workers are forked: share what is loaded with them, and tell a developer what to try."""
-    # What is there now stays for ever. Left in the collector's hands, each worker would look through it again and again, and
-    # by that alone get a copy of its own.
+    """Before the workers are forked: freeze what is loaded, and tell a developer what to try."""
+    # Garbage collection writes to the objects that it visits, so each worker would get its own copy of the shared memory.
     gc.collect()
     gc.freeze()
     if settings.development:

@@ -1,4 +1,4 @@
-"""A Flask service that gives a web frontend its ChatKit sessions."""
+"""A Flask service that issues ChatKit sessions to a web frontend."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from chatkit.web.asgi import Adapter, AsgiFlask
 from chatkit.web.errors import register_error_handlers
 from chatkit.web.request_body import CHAT_PATH, MAX_CHAT_BYTES
 
-# OpenAI's server package is called chatkit as well. This joins the two: what is not found here is found there.
+# OpenAI's server package is also named chatkit. This merges the two: submodules not found here are imported from there.
 __path__ = extend_path(__path__, __name__)
 
 log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings | None = None) -> AsgiFlask:
-    """The application, with the settings of this process unless others are given.
+    """Create the application, by default with the settings of this process.
 
     Raises:
-        SettingsError: when the configured backend can't work with these settings at all.
+        SettingsError: the configured backend can't work with these settings.
     """
     settings = settings or load()
     for notice in settings.notices:
         log.warning("%s", notice)
     app = AsgiFlask(__name__, static_folder=None)
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.url_map.merge_slashes = False  # a wrong path is a 404 in the envelope, not a redirect
+    app.url_map.merge_slashes = False  # respond to a wrong path with a 404 in the envelope, not with a redirect
     if settings.development:
-        # A page of another site could otherwise reach this machine under that site's name (DNS rebinding).
+        # Against DNS rebinding, with which a page of another site could reach this machine.
         app.config["TRUSTED_HOSTS"] = ["localhost", "127.0.0.1"]
 
     limits = Limits(settings)
@@ -64,7 +64,7 @@ def create_app(settings: Settings | None = None) -> AsgiFlask:
     app.register_blueprint(sessions.blueprint(identity, limits, backend))
     for blueprint in backend.blueprints:
         app.register_blueprint(blueprint)
-    app.after_request(_keep_private)
+    app.after_request(_set_security_headers)
 
     hops = settings.proxy_hops
     # Each proxy adds the address that it sees; scheme and host have one value, of the proxy that is in front of us.
@@ -74,11 +74,11 @@ def create_app(settings: Settings | None = None) -> AsgiFlask:
 
 
 def _max_body_bytes(path: str) -> int:
-    """The most that the body of a request to ``path`` may have. Views that want less say so themselves."""
+    """Return the size limit of request bodies to ``path``. A view may have a lower one."""
     return MAX_CHAT_BYTES if path == CHAT_PATH else sessions.MAX_BODY_BYTES
 
 
-def _keep_private(response: Response) -> Response:
+def _set_security_headers(response: Response) -> Response:
     response.headers.setdefault("Cache-Control", "no-store")
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     return response

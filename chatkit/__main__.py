@@ -1,6 +1,6 @@
-"""gunicorn, with the settings checked before it is imported: ``python -m chatkit app:app``, the line of the ``Procfile``.
+"""Runs gunicorn after checking the settings: ``python -m chatkit app:app``, as in the ``Procfile``.
 
-gunicorn reads ``WEB_CONCURRENCY`` while it is imported, and fails with a traceback where that is blank or no number.
+gunicorn reads ``WEB_CONCURRENCY`` at import, and fails with a traceback if it is blank or not a number.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from chatkit.settings import SettingsError, load
 
 
 def main() -> None:
-    """Run gunicorn with this process's arguments."""
+    """Run gunicorn with the arguments of this process."""
     try:
         settings = load()
     except SettingsError as error:

@@ -1,7 +1,7 @@
-"""The environment, read once, as one frozen object. Nothing else looks at the environment.
+"""The settings, read once from the environment. No other module reads the environment.
 
-A value comes from the process's environment, else from the file ``.env`` beside ``app.py``. A variable that is set but
-blank counts as not set, so that a copied ``.env.example`` is valid as it is.
+The process's environment takes precedence over the file ``.env`` beside ``app.py``. A blank variable counts as not set, so that
+a copy of ``.env.example`` is valid.
 """
 
 from __future__ import annotations
@@ -24,25 +24,23 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, vali
 
 PROJECT = Path(__file__).resolve().parent.parent
 INSTANCE = PROJECT / "instance"
-MAX_SESSION_TTL = 600  # seconds; OpenAI's upper bound and its default
+MAX_SESSION_TTL = 600  # seconds; OpenAI's maximum and default
 MIN_SECRET = 32  # characters
 RANDOM_HEX = "`python3 -c 'import secrets; print(secrets.token_hex(32))'`"
 
 
 class SettingsError(Exception):
-    """One or more settings are wrong. The message names each variable and says what to do, and holds no value."""
+    """One or more settings are invalid. The message names each variable and how to correct it, but contains no values."""
 
 
 class BackendName(StrEnum):
-    """Who issues the sessions."""
-
     HOSTED = "hosted"
     SELFHOSTED = "selfhosted"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings. ``None`` means: not set, so leave it to whoever has a default."""
+    """All settings. ``None`` means not set: OpenAI or the user of the setting has a default."""
 
     environment: Literal["development", "production"]
     backend: BackendName
@@ -64,15 +62,14 @@ class Settings:
     turn_seconds: int
     retention_days: int | None
     allowed_origins: tuple[re.Pattern[str], ...]
-    """Origins of the pages that may call the API, including the host page's own where it is known."""
+    """Origins of the pages that may call the API, including that of the host page if it is known."""
     host_page: bool
     domain_key: str
     database_url: str = field(repr=False)
-    database_connections: int
-    """At most, of one process."""
+    database_connections: int  # per process
     secret_key: str = field(repr=False)
     secret_key_fallbacks: tuple[str, ...] = field(repr=False)
-    """Former values of ``secret_key``, whose signatures still count."""
+    """Former values of ``secret_key``, whose signatures are still accepted."""
     auth_required: bool
     auth_jwt_secret: str | None = field(repr=False)
     auth_jwks_url: str | None
@@ -85,7 +82,7 @@ class Settings:
     agents: Mapping[str, str]
     state_claims: tuple[str, ...]
     rate_limit: tuple[int, int]
-    """Sessions a minute, of one user and of one address."""
+    """Sessions per minute, for one user and for one address."""
     redis_url: str | None = field(repr=False)
     proxy_hops: int
     log_level: str
@@ -95,53 +92,51 @@ class Settings:
     stop_seconds: int
     drain_seconds: int
     notices: tuple[str, ...]
-    """Sentences for whoever reads the log at start-up: what is legal and most likely not meant."""
+    """Warnings to log at start-up about settings that are valid but probably not intended."""
 
     @property
     def development(self) -> bool:
-        """Whether this process serves one developer on their own machine."""
+        """Whether this process serves a developer on their own machine."""
         return self.environment == "development"
 
     @property
     def agent_names(self) -> tuple[str, ...]:
-        """What ``CHATKIT_AGENT_CLAIM`` can choose from, the first first."""
+        """The names that ``CHATKIT_AGENT_CLAIM`` can select, by priority."""
         return tuple(self.workflows if self.backend is BackendName.HOSTED else self.agents)
 
     @classmethod
     def load(cls, environ: Mapping[str, str], dotenv: Mapping[str, str | None] | None = None) -> Settings:
-        """Read the settings from ``environ``, and what it does not have from ``dotenv``.
+        """Read the settings from ``environ``, then from ``dotenv``.
 
         Raises:
-            SettingsError: naming every variable that is wrong, not only the first.
+            SettingsError: it names all invalid variables, not only the first.
         """
         merged = {**(dotenv or {}), **environ}
         given = {name: value.strip() for name, value in merged.items() if value and value.strip()}
         try:
             loaded = _SettingsSchema().load(given)
         except ValidationError as error:
-            raise SettingsError(_in_words(error)) from None
-        return _complete(loaded, _platform_host(given), notices=_notices(given, environ, dotenv or {}))
+            raise SettingsError(_format(error)) from None
+        return _with_defaults(loaded, _platform_host(given), notices=_notices(given, environ, dotenv or {}))
 
 
 @functools.cache
 def load() -> Settings:
-    """The settings of this process.
-
-    Raises:
-        SettingsError: as ``Settings.load``.
-    """
+    """Return the settings of this process. Raises as ``Settings.load`` does."""
     return Settings.load(os.environ, dotenv_values(PROJECT / ".env"))
 
 
 def _origin_pattern(text: str) -> re.Pattern[str]:
-    """One entry of ``CHATKIT_ALLOWED_ORIGINS``: an exact origin, or one with ``*`` for a part of a host's label.
+    """Compile an entry of ``CHATKIT_ALLOWED_ORIGINS``: an exact origin, or one with ``*`` in a label of the host name.
 
-    An asterisk stands for letters, digits and hyphens, never for a dot, and not in the last two labels: what is left is
-    a name that its owner controls.
+    ``*`` matches letters, digits and hyphens, but no dot. It is not allowed in the last two labels, so that one owner controls
+    all matching names.
     """
     text = text.strip().rstrip("/").lower()
     if text == "*":
-        raise ValidationError("'*' would let every website mint sessions at your expense; list the origins of your frontend.")
+        raise ValidationError(
+            "'*' would let every website request sessions at your expense; list the origins of your frontend."
+        )
     try:
         url = urlsplit(text)
         port = url.port
@@ -160,10 +155,10 @@ def _origin_pattern(text: str) -> re.Pattern[str]:
     return re.compile(re.escape(origin).replace(r"\*", "[a-z0-9-]+") + r"\Z")
 
 
-_THIS_MACHINE = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?\Z")
-"""Any port: dev servers take the next one when theirs is in use."""
+_LOCALHOST = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?\Z")
+"""Any port, because dev servers use the next one when theirs is in use."""
 
-# Variables in which platforms name a service's public host.
+# Variables that platforms set to a service's public host name.
 _PLATFORM_HOSTS = {
     "RENDER_EXTERNAL_HOSTNAME": "{}",
     "RAILWAY_PUBLIC_DOMAIN": "{}",
@@ -173,7 +168,7 @@ _PLATFORM_HOSTS = {
 
 
 def _platform_host(given: Mapping[str, str]) -> str | None:
-    """This service's public host name, where the platform tells it."""
+    """Return this service's public host name if the platform provides it."""
     hosts = (form.format(given[name]) for name, form in _PLATFORM_HOSTS.items() if name in given)
     return next((host for host in hosts if re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", host)), None)
 
@@ -183,8 +178,8 @@ class _Origins(fields.Field[tuple[re.Pattern[str], ...]]):
         return tuple(_origin_pattern(part) for part in value.split(",") if part.strip())
 
 
-def _web_address(text: str, example: str, reason: str) -> str:
-    """An ``https://`` address; ``http://`` only to this machine, for ``reason``."""
+def _check_url(text: str, example: str, reason: str) -> str:
+    """Require ``https://``, for ``reason``; ``http://`` is allowed for localhost."""
     try:
         url = urlsplit(text)
         host, _port = url.hostname, url.port
@@ -199,7 +194,7 @@ def _web_address(text: str, example: str, reason: str) -> str:
 
 class _ApiBase(fields.String):
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
-        base = _web_address(value.rstrip("/"), "https://api.openai.com", "the API key is sent there")
+        base = _check_url(value.rstrip("/"), "https://api.openai.com", "the API key is sent there")
         if base.endswith("/v1"):
             raise ValidationError("must not end in /v1: the service adds /v1/chatkit/sessions itself.")
         return base
@@ -208,21 +203,21 @@ class _ApiBase(fields.String):
 class _JwksUrl(fields.String):
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         example = "https://login.example.com/.well-known/jwks.json"
-        return _web_address(value, example, "whoever can change the keys on their way here can be anybody")
+        return _check_url(value, example, "an attacker who can replace the keys can impersonate any user")
 
 
 class _Names(fields.Field[tuple[str, ...]]):
-    """Comma-separated, each printable ASCII without spaces."""
+    """A comma-separated list of names in printable ASCII without spaces."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[str, ...]:
         names = tuple(name.strip() for name in value.split(","))
         for name in names:
-            _opaque(name)
+            _printable(name)
         return names
 
 
 class _SecretKeys(fields.Field[tuple[str, ...]]):
-    """Comma-separated, each as long as a secret key has to be."""
+    """A comma-separated list of secret keys."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[str, ...]:
         keys = tuple(key.strip() for key in value.split(","))
@@ -231,8 +226,8 @@ class _SecretKeys(fields.Field[tuple[str, ...]]):
         return keys
 
 
-class _ByName(fields.Field[Mapping[str, str]]):
-    """Comma-separated ``name=value``, each value as ``validator`` has it."""
+class _NamedValues(fields.Field[Mapping[str, str]]):
+    """A comma-separated list of ``name=value``. ``validator`` checks each value."""
 
     def __init__(self, example: str, validator: Callable[[str], Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -250,17 +245,17 @@ class _ByName(fields.Field[Mapping[str, str]]):
 
 
 class _RateLimit(fields.Field[tuple[int, int]]):
-    """A number for one user and for one address, or one for each."""
+    """One number for both a user and an address, or one for each."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[int, int]:
         numbers = re.fullmatch(r"([1-9]\d{0,8})(?:\s*,\s*([1-9]\d{0,8}))?", value)
         if not numbers:
-            raise ValidationError("must be how many sessions a minute, for one user and for one address: 60, or 20,600.")
+            raise ValidationError("must be the sessions per minute for one user and for one address, as in 60 or 20,600.")
         return int(numbers[1]), int(numbers[2] or numbers[1])
 
 
 class _DatabaseUrl(fields.String):
-    """An SQLAlchemy address; ``postgres://``, as platforms hand it out, becomes the driver that is installed."""
+    """An SQLAlchemy URL. ``postgres://``, which platforms use, is replaced by the installed driver's scheme."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         url, replaced = re.subn(r"^postgres(ql)?(\+psycopg)?://", "postgresql+psycopg://", value)
@@ -269,14 +264,14 @@ class _DatabaseUrl(fields.String):
         return url
 
 
-_opaque = validate.Regexp(r"[!-~]+\Z", error="must be printable ASCII without spaces; was it pasted with a line break?")
+_printable = validate.Regexp(r"[!-~]+\Z", error="must be printable ASCII without spaces; was it pasted with a line break?")
 _agent = validate.Regexp(
     r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", error="must be package.module:name, as in my_agents.support:agent."
 )
 
 
 def _is_guessable(secret: str) -> bool:
-    """Whether ``secret`` is a placeholder, of this documentation or another's, or the same characters again and again."""
+    """Whether ``secret`` is a placeholder from some documentation, or a repeated pattern."""
     letters = re.sub(r"[^a-z]", "", secret.lower())
     placeholder = re.search(
         r"(change|replace)(this|me|it|with)|your(super|own)?(secret|jwt|key)|supersecret|insecure|placeholder", letters
@@ -285,19 +280,19 @@ def _is_guessable(secret: str) -> bool:
     return bool(placeholder) or repeats
 
 
-def _as_state_variables(names: tuple[str, ...]) -> None:
-    """OpenAI's bounds, without which it would refuse each session."""
+def _check_state_claims(names: tuple[str, ...]) -> None:
+    """Enforce OpenAI's limits on state variables; it would reject every session."""
     if len(names) > 64 or any(len(name) > 64 for name in names):
         raise ValidationError("must be at most 64 names of at most 64 characters.")
 
 
-def _whole(low: int, high: int | None, unit: str) -> validate.Range:
+def _integer(low: int, high: int | None, unit: str) -> validate.Range:
     limits = f"from {low} to {high}" if high is not None else f"of at least {low}"
     return validate.Range(min=low, max=high, error=f"must be a whole number {limits} ({unit}).")
 
 
 class _SettingsSchema(Schema):
-    """The variables by name; each error says what to write instead."""
+    """The variables. Each error message says how to correct the value."""
 
     class Meta:
         unknown = EXCLUDE
@@ -310,12 +305,12 @@ class _SettingsSchema(Schema):
     backend = fields.Enum(
         BackendName, by_value=True, data_key="CHATKIT_BACKEND", error_messages={"unknown": "must be hosted or selfhosted."}
     )
-    openai_api_key = fields.String(data_key="OPENAI_API_KEY", validate=_opaque)
-    workflow_id = fields.String(data_key="CHATKIT_WORKFLOW_ID", validate=_opaque)
+    openai_api_key = fields.String(data_key="OPENAI_API_KEY", validate=_printable)
+    workflow_id = fields.String(data_key="CHATKIT_WORKFLOW_ID", validate=_printable)
     workflow_version = fields.String(
         data_key="CHATKIT_WORKFLOW_VERSION",
         validate=[
-            _opaque,
+            _printable,
             validate.NoneOf(
                 ["latest"],
                 error="must not be 'latest': OpenAI accepts the word, and then every message fails. "
@@ -324,34 +319,34 @@ class _SettingsSchema(Schema):
         ],
     )
     api_base = _ApiBase(data_key="CHATKIT_API_BASE", load_default="https://api.openai.com")
-    session_ttl = fields.Integer(data_key="CHATKIT_SESSION_TTL", validate=_whole(1, MAX_SESSION_TTL, "seconds"))
+    session_ttl = fields.Integer(data_key="CHATKIT_SESSION_TTL", validate=_integer(1, MAX_SESSION_TTL, "seconds"))
     max_requests_per_minute = fields.Integer(
-        data_key="CHATKIT_MAX_REQUESTS_PER_MINUTE", validate=_whole(1, None, "messages a minute in one session")
+        data_key="CHATKIT_MAX_REQUESTS_PER_MINUTE", validate=_integer(1, None, "messages per minute in one session")
     )
     file_upload = fields.Boolean(data_key="CHATKIT_FILE_UPLOAD")
-    file_upload_max_files = fields.Integer(data_key="CHATKIT_FILE_UPLOAD_MAX_FILES", validate=_whole(1, None, "files"))
-    file_upload_max_mb = fields.Integer(data_key="CHATKIT_FILE_UPLOAD_MAX_MB", validate=_whole(1, 512, "megabytes"))
+    file_upload_max_files = fields.Integer(data_key="CHATKIT_FILE_UPLOAD_MAX_FILES", validate=_integer(1, None, "files"))
+    file_upload_max_mb = fields.Integer(data_key="CHATKIT_FILE_UPLOAD_MAX_MB", validate=_integer(1, 512, "megabytes"))
     history = fields.Boolean(data_key="CHATKIT_HISTORY")
-    history_recent_threads = fields.Integer(data_key="CHATKIT_HISTORY_RECENT_THREADS", validate=_whole(1, None, "threads"))
+    history_recent_threads = fields.Integer(data_key="CHATKIT_HISTORY_RECENT_THREADS", validate=_integer(1, None, "threads"))
     tracing = fields.Boolean(data_key="CHATKIT_TRACING")
     agent = fields.String(data_key="CHATKIT_AGENT", validate=_agent)
     auth_keep_conversations = fields.Boolean(data_key="AUTH_KEEP_CONVERSATIONS", load_default=False)
-    agent_claim = fields.String(data_key="CHATKIT_AGENT_CLAIM", validate=_opaque)
-    workflows = _ByName("pro=wf_…,free=wf_…", _opaque, data_key="CHATKIT_WORKFLOWS", load_default=dict)
-    agents = _ByName(
+    agent_claim = fields.String(data_key="CHATKIT_AGENT_CLAIM", validate=_printable)
+    workflows = _NamedValues("pro=wf_…,free=wf_…", _printable, data_key="CHATKIT_WORKFLOWS", load_default=dict)
+    agents = _NamedValues(
         "pro=my_agents.support:senior,free=my_agents.support:junior", _agent, data_key="CHATKIT_AGENTS", load_default=dict
     )
-    state_claims = _Names(data_key="CHATKIT_STATE_CLAIMS", load_default=(), validate=_as_state_variables)
-    model = fields.String(data_key="CHATKIT_MODEL", validate=_opaque)
+    state_claims = _Names(data_key="CHATKIT_STATE_CLAIMS", load_default=(), validate=_check_state_claims)
+    model = fields.String(data_key="CHATKIT_MODEL", validate=_printable)
     instructions = fields.String(data_key="CHATKIT_INSTRUCTIONS", load_default="You are a helpful assistant.")
-    turn_seconds = fields.Integer(data_key="CHATKIT_TURN_SECONDS", load_default=120, validate=_whole(1, 3600, "seconds"))
-    retention_days = fields.Integer(data_key="CHATKIT_RETENTION_DAYS", validate=_whole(1, 36500, "days"))
+    turn_seconds = fields.Integer(data_key="CHATKIT_TURN_SECONDS", load_default=120, validate=_integer(1, 3600, "seconds"))
+    retention_days = fields.Integer(data_key="CHATKIT_RETENTION_DAYS", validate=_integer(1, 36500, "days"))
     allowed_origins = _Origins(data_key="CHATKIT_ALLOWED_ORIGINS")
     host_page = fields.Boolean(data_key="CHATKIT_HOST_PAGE", load_default=True)
-    domain_key = fields.String(data_key="CHATKIT_DOMAIN_KEY", load_default="local-dev", validate=_opaque)
+    domain_key = fields.String(data_key="CHATKIT_DOMAIN_KEY", load_default="local-dev", validate=_printable)
     database_url = _DatabaseUrl(data_key="DATABASE_URL")
     database_connections = fields.Integer(
-        data_key="CHATKIT_DATABASE_CONNECTIONS", load_default=5, validate=_whole(1, 100, "connections a process")
+        data_key="CHATKIT_DATABASE_CONNECTIONS", load_default=5, validate=_integer(1, 100, "connections per process")
     )
     secret_key = fields.String(
         data_key="SECRET_KEY",
@@ -362,49 +357,51 @@ class _SettingsSchema(Schema):
     auth_jwt_secret = fields.String(
         data_key="AUTH_JWT_SECRET",
         validate=[
-            _opaque,
+            _printable,
             validate.Length(min=MIN_SECRET, error="is too short: HS256 needs at least 32 random characters (RFC 7518)."),
         ],
     )
     auth_jwks_url = _JwksUrl(data_key="AUTH_JWKS_URL")
-    auth_jwt_issuer = fields.String(data_key="AUTH_JWT_ISSUER", validate=_opaque)
+    auth_jwt_issuer = fields.String(data_key="AUTH_JWT_ISSUER", validate=_printable)
     auth_jwt_audiences = _Names(data_key="AUTH_JWT_AUDIENCE", load_default=())
-    auth_user_claim = fields.String(data_key="AUTH_USER_CLAIM", load_default="sub", validate=_opaque)
+    auth_user_claim = fields.String(data_key="AUTH_USER_CLAIM", load_default="sub", validate=_printable)
     rate_limit = _RateLimit(data_key="RATE_LIMIT", load_default=(60, 60))
     redis_url = fields.String(
         data_key="REDIS_URL",
-        validate=[_opaque, validate.Regexp(r"rediss?://[^/]", error="must be an address such as redis://localhost:6379/0.")],
+        validate=[_printable, validate.Regexp(r"rediss?://[^/]", error="must be an address such as redis://localhost:6379/0.")],
     )
-    proxy_hops = fields.Integer(data_key="PROXY_HOPS", validate=_whole(0, 10, "proxies"))
+    proxy_hops = fields.Integer(data_key="PROXY_HOPS", validate=_integer(0, 10, "proxies"))
     log_level = fields.String(
         data_key="LOG_LEVEL",
         load_default="INFO",
         validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"], error="must be DEBUG, INFO, WARNING or ERROR."),
     )
-    port = fields.Integer(data_key="PORT", load_default=8000, validate=_whole(1, 65535, "a TCP port"))
-    workers = fields.Integer(data_key="WEB_CONCURRENCY", load_default=2, validate=_whole(1, 64, "processes"))
-    threads = fields.Integer(data_key="GUNICORN_THREADS", load_default=256, validate=_whole(1, 1024, "threads a process"))
-    stop_seconds = fields.Integer(data_key="CHATKIT_STOP_SECONDS", load_default=25, validate=_whole(3, 3600, "seconds"))
-    drain_seconds = fields.Integer(data_key="CHATKIT_DRAIN_SECONDS", load_default=0, validate=_whole(0, 300, "seconds"))
+    port = fields.Integer(data_key="PORT", load_default=8000, validate=_integer(1, 65535, "a TCP port"))
+    workers = fields.Integer(data_key="WEB_CONCURRENCY", load_default=2, validate=_integer(1, 64, "processes"))
+    threads = fields.Integer(data_key="GUNICORN_THREADS", load_default=256, validate=_integer(1, 1024, "threads per process"))
+    stop_seconds = fields.Integer(data_key="CHATKIT_STOP_SECONDS", load_default=25, validate=_integer(3, 3600, "seconds"))
+    drain_seconds = fields.Integer(data_key="CHATKIT_DRAIN_SECONDS", load_default=0, validate=_integer(0, 300, "seconds"))
 
     @validates_schema(skip_on_field_errors=False, pass_original=True)
     def _secret_key_in_production(self, data: dict[str, Any], given: Mapping[str, str], **kwargs: Any) -> None:
         if data.get("environment") == "production" and "SECRET_KEY" not in given:
             raise ValidationError(
-                f"is missing, and visitors' cookies are signed with it. Set it to the output of {RANDOM_HEX}, the same for all "
-                "processes, and keep it.",
+                f"is missing; it signs the visitor cookie. Set it to the output of {RANDOM_HEX}, the same for all processes, "
+                "and keep it.",
                 "SECRET_KEY",
             )
 
     @validates_schema(skip_on_field_errors=False)
     def _secrets_in_production(self, data: dict[str, Any], **kwargs: Any) -> None:
-        """In development a published one may be meant: that of a local Supabase, say."""
-        secrets_of = {
+        """Allow published secrets in development, such as that of a local Supabase."""
+        secrets_by_name = {
             "SECRET_KEY": [data.get("secret_key")],
             "SECRET_KEY_FALLBACKS": data.get("secret_key_fallbacks", ()),
             "AUTH_JWT_SECRET": [data.get("auth_jwt_secret")],
         }
-        guessable = [name for name, values in secrets_of.items() if any(value and _is_guessable(value) for value in values)]
+        guessable = [
+            name for name, values in secrets_by_name.items() if any(value and _is_guessable(value) for value in values)
+        ]
         if data.get("environment") == "production" and guessable:
             message = f"is published, or a pattern, so that anybody can guess it. Set it to the output of {RANDOM_HEX}."
             raise ValidationError({name: [message] for name in guessable})
@@ -413,14 +410,14 @@ class _SettingsSchema(Schema):
     def _sign_in(self, data: dict[str, Any], given: Mapping[str, str], **kwargs: Any) -> None:
         if "AUTH_JWT_SECRET" in given and "AUTH_JWKS_URL" in given:
             raise ValidationError(
-                "must not be set together with AUTH_JWT_SECRET: tokens are checked by the one or by the other.", "AUTH_JWKS_URL"
+                "must not be set together with AUTH_JWT_SECRET: tokens are verified with the one or the other.", "AUTH_JWKS_URL"
             )
         if data.get("auth_required") and not given.keys() & {"AUTH_JWT_SECRET", "AUTH_JWKS_URL"}:
             raise ValidationError("is true, and nobody can sign in: set AUTH_JWT_SECRET or AUTH_JWKS_URL.", "AUTH_REQUIRED")
-        tied = given.keys() & {"AUTH_JWT_ISSUER", "AUTH_JWT_AUDIENCE"}
-        if data.get("environment") == "production" and "AUTH_JWKS_URL" in given and not tied:
+        restricted = given.keys() & {"AUTH_JWT_ISSUER", "AUTH_JWT_AUDIENCE"}
+        if data.get("environment") == "production" and "AUTH_JWKS_URL" in given and not restricted:
             raise ValidationError(
-                "must come with AUTH_JWT_ISSUER or AUTH_JWT_AUDIENCE: some providers sign all customers' tokens alike.",
+                "must come with AUTH_JWT_ISSUER or AUTH_JWT_AUDIENCE: some providers use the same keys for all customers.",
                 "AUTH_JWKS_URL",
             )
 
@@ -429,13 +426,13 @@ VARIABLES = frozenset(str(declared.data_key) for declared in _SettingsSchema().f
 """The names of all variables that this service reads."""
 
 
-def _complete(loaded: dict[str, Any], platform_host: str | None, notices: tuple[str, ...]) -> Settings:
-    """Fill in the defaults that depend on another setting."""
+def _with_defaults(loaded: dict[str, Any], platform_host: str | None, notices: tuple[str, ...]) -> Settings:
+    """Add the defaults, including those that depend on other settings, and notices about them."""
     development = loaded["environment"] == "development"
     unset = dict.fromkeys(declared.name for declared in dataclass_fields(Settings))
     defaults: dict[str, Any] = {
         "backend": BackendName.SELFHOSTED if development else BackendName.HOSTED,
-        "allowed_origins": (_THIS_MACHINE if development else _origin_pattern("http://localhost:3000"),),
+        "allowed_origins": (_LOCALHOST if development else _origin_pattern("http://localhost:3000"),),
         "database_url": f"sqlite:///{INSTANCE / 'chatkit.db'}",
         "proxy_hops": 0 if development else 1,
     }
@@ -446,36 +443,36 @@ def _complete(loaded: dict[str, Any], platform_host: str | None, notices: tuple[
         settings["secret_key"] = _development_secret_key()
     if settings["backend"] is BackendName.HOSTED:
         notices += (
-            "CHATKIT_BACKEND=hosted: OpenAI ends hosted workflows on 30 November 2026. From then on only "
-            "CHATKIT_BACKEND=selfhosted works; docs/moving-from-agent-builder.md has the steps.",
+            "CHATKIT_BACKEND=hosted: OpenAI ends hosted workflows on 30 November 2026. After that only "
+            "CHATKIT_BACKEND=selfhosted works; see docs/moving-from-agent-builder.md.",
         )
         if settings["agent"]:
             notices += ("CHATKIT_AGENT is set and not used, because CHATKIT_BACKEND is hosted.",)
         if settings["auth_keep_conversations"]:
             notices += (
-                "AUTH_KEEP_CONVERSATIONS is set and not used, because OpenAI has the conversations of hosted sessions.",
+                "AUTH_KEEP_CONVERSATIONS is set and not used, because OpenAI stores the conversations of hosted sessions.",
             )
     if not development:
         if "allowed_origins" not in loaded:
             allowed = " and ".join(["http://localhost:3000", *own_origins])
-            notice = f"CHATKIT_ALLOWED_ORIGINS is not set: only pages of {allowed} may call the API."
+            notice = f"CHATKIT_ALLOWED_ORIGINS is not set: only pages from {allowed} may call the API."
             if settings["host_page"] and not own_origins:
-                notice += " To use the page at /, list this service's own origin, such as https://chat.example.com, as well."
+                notice += " To use the page at /, also list this service's own origin, such as https://chat.example.com."
             notices += (notice,)
         if settings["backend"] is BackendName.SELFHOSTED and "database_url" not in loaded:
             notices += (
-                "DATABASE_URL is not set: conversations are in a SQLite file, which most platforms delete at each restart.",
+                "DATABASE_URL is not set: conversations are stored in a SQLite file, which most platforms delete at a restart.",
             )
     complete = Settings(**{**settings, "notices": notices})
     if bool(complete.agent_claim) != bool(complete.agent_names):
         table = "CHATKIT_WORKFLOWS" if complete.backend is BackendName.HOSTED else "CHATKIT_AGENTS"
-        notice = f"Of CHATKIT_AGENT_CLAIM and {table} one is set and the other is not: everybody gets the same agent."
+        notice = f"Of CHATKIT_AGENT_CLAIM and {table} one is set and the other is not: all users get the same agent."
         return replace(complete, notices=(*notices, notice))
     return complete
 
 
 def _own_origins(settings: dict[str, Any], platform_host: str | None) -> list[str]:
-    """Origins of the host page that are known without ``CHATKIT_ALLOWED_ORIGINS``."""
+    """Return the origins of the host page that need not be listed in ``CHATKIT_ALLOWED_ORIGINS``."""
     if not settings["host_page"]:
         return []
     if settings["environment"] == "development":
@@ -484,7 +481,7 @@ def _own_origins(settings: dict[str, Any], platform_host: str | None) -> list[st
 
 
 def _development_secret_key() -> str:
-    """A random key, kept beside the SQLite file so that a developer's restart does not make them a new visitor."""
+    """Return a random key, stored beside the SQLite file so that visitors survive a restart."""
     path = INSTANCE / "secret_key"
     try:
         return path.read_text()
@@ -497,17 +494,17 @@ def _development_secret_key() -> str:
 
 def _notices(given: Mapping[str, str], environ: Mapping[str, str], dotenv: Mapping[str, str | None]) -> tuple[str, ...]:
     unknown = sorted(name for name in given if name.startswith("CHATKIT_") and name not in VARIABLES)
-    near = {name: difflib.get_close_matches(name, VARIABLES, n=2) for name in unknown}
+    similar = {name: difflib.get_close_matches(name, VARIABLES, n=2) for name in unknown}
     notices = [
-        f"{name} is not a setting of this service" + (f"; did you mean {' or '.join(near[name])}?" if near[name] else ".")
+        f"{name} is not a setting of this service" + (f"; did you mean {' or '.join(similar[name])}?" if similar[name] else ".")
         for name in unknown
     ]
     if dotenv.get("OPENAI_API_KEY") and environ.get("OPENAI_API_KEY") not in (None, dotenv["OPENAI_API_KEY"]):
         notices.append(
-            "OPENAI_API_KEY is set in the environment and, differently, in .env: the environment's is used. If OpenAI does "
-            "not find the workflow, the two belong to different projects."
+            "OPENAI_API_KEY has one value in the environment and another in .env; the environment's is used. If OpenAI does "
+            "not find the workflow, the two keys belong to different projects."
         )
-    notices += _open_to_anybody(given.get("CHATKIT_ALLOWED_ORIGINS", ""))
+    notices += _public_suffix_notices(given.get("CHATKIT_ALLOWED_ORIGINS", ""))
     if not given.keys() & {"AUTH_JWT_SECRET", "AUTH_JWKS_URL"}:
         claims = {"AUTH_USER_CLAIM", "CHATKIT_AGENT_CLAIM", "CHATKIT_STATE_CLAIMS"}
         unused = sorted(given.keys() & {"AUTH_JWT_ISSUER", "AUTH_JWT_AUDIENCE", "AUTH_KEEP_CONVERSATIONS", *claims})
@@ -515,8 +512,8 @@ def _notices(given: Mapping[str, str], environ: Mapping[str, str], dotenv: Mappi
     return tuple(notices)
 
 
-def _open_to_anybody(origins: str) -> list[str]:
-    """A notice for each of ``origins`` with a wildcard directly below a public suffix, such as ``co.uk`` or ``vercel.app``."""
+def _public_suffix_notices(origins: str) -> list[str]:
+    """Warn of each origin with a wildcard directly below a public suffix, such as ``co.uk`` or ``vercel.app``."""
     if "*" not in origins:
         return []
     from publicsuffixlist import PublicSuffixList  # reads a file of 340 KB
@@ -527,12 +524,12 @@ def _open_to_anybody(origins: str) -> list[str]:
         fixed = origin.rpartition("*")[2].partition(".")[2].partition(":")[0]
         if "*" in origin and suffixes.publicsuffix(fixed) == fixed:
             notices.append(
-                f"CHATKIT_ALLOWED_ORIGINS: anybody can get names below {fixed}, and one that fits {origin} may call the API."
+                f"CHATKIT_ALLOWED_ORIGINS: anybody can register names below {fixed}, and call the API if they match {origin}."
             )
     return notices
 
 
-def _in_words(error: ValidationError) -> str:
+def _format(error: ValidationError) -> str:
     messages = error.messages_dict
     return " ".join(f"{name} {'; '.join(texts)}" for name, texts in sorted(messages.items())).replace(
         "Not a valid", "is not a valid"

@@ -210,6 +210,6 @@ def test_over_tls(tls_upstream: Upstream, authority: trustme.CA, tmp_path: Any) 
 
 
 def test_a_certificate_nobody_vouches_for(tls_upstream: Upstream) -> None:
-    with pytest.raises(Exception, match="no answer from OpenAI"):
+    with pytest.raises(Exception, match="no response from OpenAI"):
         sessions_api(tls_upstream.url).issue(USER)
     assert tls_upstream.received == []

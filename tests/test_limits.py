@@ -19,7 +19,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from chatkit.backends.selfhosted.chat.blueprint import MAX_MESSAGE_BYTES
-from chatkit.limits.concurrency import MAX_CONCURRENT_PER_USER, SharedLeases, Shares
+from chatkit.limits.concurrency import MAX_CONCURRENT_PER_USER, ConcurrencyLimit, SharedLeases
 from chatkit.limits.rate import REDIS_SECONDS, TURNS_PER_MINUTE, TURNS_PER_SESSION
 from chatkit.web.errors import ServiceBusy, TooManyRequests
 from tests.chat import Caller, user_input
@@ -363,29 +363,29 @@ def test_answers_at_once_for_a_user(chat: Service) -> None:
 
 
 def test_shares_are_given_back_whatever_happens() -> None:
-    shares = Shares("streams", total=8, each=5)
+    limit = ConcurrencyLimit("streams", total=8, each=5)
     for _ in range(3):
         with ExitStack() as held:
             for _ in range(5):
-                held.enter_context(shares.taken("ada"))
+                held.enter_context(limit.held("ada"))
             with pytest.raises(TooManyRequests):
-                held.enter_context(shares.taken("ada"))
+                held.enter_context(limit.held("ada"))
             for _ in range(3):
-                held.enter_context(shares.taken("bob"))
+                held.enter_context(limit.held("bob"))
             with pytest.raises(ServiceBusy):
-                held.enter_context(shares.taken("carl"))
-    assert shares._held == {}
+                held.enter_context(limit.held("carl"))
+    assert limit._by_holder == {}
 
 
 def test_several_bytes_are_taken_at_once() -> None:
-    shares = Shares("bytes", total=100, each=60)
-    shares.take("ada", 60)
+    limit = ConcurrencyLimit("bytes", total=100, each=60)
+    limit.acquire("ada", 60)
     with pytest.raises(TooManyRequests):
-        shares.take("ada", 1)
+        limit.acquire("ada", 1)
     with pytest.raises(ServiceBusy):
-        shares.take("bob", 41)
-    shares.give_back("ada", 30)
-    shares.take("bob", 60)
+        limit.acquire("bob", 41)
+    limit.release("ada", 30)
+    limit.acquire("bob", 60)
 
 
 def test_turns_at_once_are_counted_for_all_processes(redis: Redis, tmp_path: Path) -> None:
@@ -409,12 +409,12 @@ def test_turns_at_once_are_counted_for_all_processes(redis: Redis, tmp_path: Pat
 
 def test_a_lease_of_a_process_that_has_died_ends(redis: Redis) -> None:
     leases = SharedLeases(client_of(redis), "turns", each=1, seconds=1)
-    held = leases.taken("ada")
+    held = leases.held("ada")
     held.__enter__()
-    with pytest.raises(TooManyRequests), leases.taken("ada"):
+    with pytest.raises(TooManyRequests), leases.held("ada"):
         pass
     time.sleep(2.1)
-    with leases.taken("ada"):
+    with leases.held("ada"):
         pass
 
 

@@ -221,7 +221,7 @@ def test_the_blocks_of_the_documentation(block: str) -> None:
     signed_in = SECRET if "CHATKIT_AGENT_CLAIM" in variables else {}
     own = {name: value for name, value in {**PRODUCTION, **SECRET}.items() if name in variables}  # for the placeholders
     settings = load(**{"CHATKIT_BACKEND": "selfhosted", **signed_in, **variables, **own})
-    assert not [text for text in settings.notices if "not used" in text or "everybody gets" in text]
+    assert not [text for text in settings.notices if "not used" in text or "all users get" in text]
 
 
 def test_signing_in() -> None:

@@ -148,7 +148,7 @@ def test_what_blocks_the_loop_is_named_and_replaced(tmp_path: Path) -> None:
             assert texts(caller.create("Block")[1]) == ["There"]
             assert "time.sleep(seconds)" in service.log_so_far()
             time.sleep(1)
-            assert "the event loop goes on" in service.log_so_far()
+            assert "the event loop is running again" in service.log_so_far()
             upstream.behaviour = streaming(calls("blocks_the_loop", seconds=120))
             blocked = threading.Thread(
                 target=read_to_its_end, args=(caller.stream("threads.create", input=user_input("Block")),)

@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, text
 
 from chatkit.identity import jwks
 from chatkit.identity.bearer_tokens import LEEWAY_SECONDS
-from chatkit.identity.jwks import FETCH_SECONDS, FETCHES_A_MINUTE, FRESH_SECONDS, USABLE_SECONDS
+from chatkit.identity.jwks import FETCH_SECONDS, FETCHES_PER_MINUTE, FRESH_SECONDS, USABLE_SECONDS
 from tests import upstream as u
 from tests.conftest import MakeApp, Recorder
 from tests.provider import SECRET, Provider, claims, private_key, public_jwk, shared
@@ -423,7 +423,7 @@ def test_keys_are_fetched_once_for_many(with_keys: FlaskClient, provider: Provid
 def test_made_up_key_ids_do_not_set_the_pace(with_keys: FlaskClient, provider: Provider, clock: list[float]) -> None:
     for number in range(50):
         assert error_of(mint(with_keys, provider.token(headers={"kid": f"made-up-{number}"}))) == INVALID
-    assert provider.fetches == FETCHES_A_MINUTE
+    assert provider.fetches == FETCHES_PER_MINUTE
     assert mint(with_keys, provider.token(iss=ISSUER)).status_code == 200
     provider.rotate()
     assert mint(with_keys, provider.token(iss=ISSUER)).status_code == 401

@@ -136,15 +136,15 @@ def test_no_lease_is_left_in_redis_by_a_call_that_came_too_late() -> None:
         client = redis_client(Settings.load({"SECRET_KEY": SECRET_KEY, "REDIS_URL": server.url}))
         assert client
         leases = SharedLeases(client, "turns", each=5, seconds=240)
-        with leases.taken("somebody"):
+        with leases.held("somebody"):
             pass
         for _ in range(5):
             server.hang()
-            with leases.taken("somebody"):
+            with leases.held("somebody"):
                 server.go_on()
                 time.sleep(0.3)
             client.ping()
-        with leases.taken("somebody"):
+        with leases.held("somebody"):
             pass
         assert client.zcard("chatkit:turns:somebody") == 0
 

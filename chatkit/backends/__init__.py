@@ -1,4 +1,4 @@
-"""The backends: who issues the sessions, and who serves the chat."""
+"""The backends, which issue the sessions and may serve the chat."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def open_backend(settings: Settings, limits: Limits) -> Backend:
-    """The configured backend. Only that one is imported: the other may cost seconds.
+    """Open the configured backend, and import only that one: ``selfhosted`` takes seconds.
 
     Raises:
-        SettingsError: when it can't work with these settings at all.
+        SettingsError: the backend can't work with these settings.
     """
     if settings.backend is BackendName.HOSTED:
         from chatkit.backends.hosted.backend import HostedBackend

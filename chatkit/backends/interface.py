@@ -1,4 +1,4 @@
-"""What a backend does for the rest of the service."""
+"""The interface of the backends."""
 
 from __future__ import annotations
 
@@ -14,48 +14,45 @@ from chatkit.identity.user import User
 
 @dataclass(frozen=True)
 class Session:
-    """A session that was issued, on its way to the caller.
-
-    ``client_secret`` is for the caller alone: no log, no database, no ``repr`` holds it.
-    """
+    """An issued session. ``client_secret`` is sent to the caller only: never logged, never stored, not in ``repr``."""
 
     session_id: str
     client_secret: str = field(repr=False)
     expires_at: datetime
-    """In UTC, at most 600 s from now."""
+    """In UTC, at most 600 s after issuing."""
 
 
 class Backend(Protocol):
-    """Issues sessions and ends them, and may serve the chat that they open."""
+    """Issues and ends sessions, and may serve the chat."""
 
     @property
     def blueprints(self) -> Sequence[Blueprint]:
-        """What it serves besides the sessions endpoint."""
+        """Further blueprints to register."""
 
     @property
     def background(self) -> Sequence[Callable[[], Awaitable[None]]]:
         """Coroutine functions that run as long as a process serves."""
 
     def issue(self, user: User) -> Session:
-        """A new session for ``user``.
+        """Issue a session to ``user``.
 
         Raises:
-            chatkit.web.errors.ApiError: a row of the contract's table.
+            chatkit.web.errors.ApiError: one of the contract's errors.
         """
 
     def end(self, session_id: str, user: User) -> None:
-        """End a session of ``user``, so that its secret opens nothing any more. One that has expired stays as it is.
+        """End a session of ``user`` and invalidate its secret. Does nothing if it has expired.
 
         Raises:
-            chatkit.web.errors.ApiError: ``NotFound`` where it is not this user's; else a row of the contract's table.
+            chatkit.web.errors.ApiError: ``NotFound`` if it is not this user's, or another of the contract's errors.
         """
 
     def take_over(self, visitor: User, user: User) -> bool:
-        """Give what ``visitor`` has to ``user``, who has signed in with the same browser. Whether it was done.
+        """Move the conversations of ``visitor`` to ``user``, who signed in with the same browser. Return whether it was done.
 
         Raises:
-            chatkit.web.errors.ApiError: a row of the contract's table; nothing has changed.
+            chatkit.web.errors.ApiError: one of the contract's errors; nothing has changed.
         """
 
     def missing(self) -> list[str]:
-        """What keeps this backend from issuing, each by the name of its setting; empty when it is ready. May block."""
+        """Return the names of the settings or services that are missing to issue sessions. May block."""

@@ -1,1 +1,1 @@
-"""The blueprints of the contract, of health checks and of the host page."""
+"""The blueprints that both backends share."""

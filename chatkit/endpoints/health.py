@@ -1,4 +1,4 @@
-"""Blueprint: alive, and ready to serve."""
+"""Blueprint of the health checks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from chatkit.web.errors import NotReady
 
 
 def blueprint(backend: Backend) -> Blueprint:
-    """``GET /healthz`` and ``GET /readyz``, for a platform's checks."""
+    """Serve ``GET /healthz`` and ``GET /readyz``."""
     bp = Blueprint("health", __name__)
 
     @bp.get("/healthz")
     def alive() -> dict[str, Any]:
-        """Say that the process answers; nothing else is asked."""
+        """Respond whenever the process does."""
         return {"status": "success", "data": {"alive": True}}
 
     @bp.get("/readyz")
     def ready() -> dict[str, Any]:
-        """Say whether a session could be issued now, else 503 with what is missing, by name."""
-        missing = request.environ.get(MISSING)  # has been looked for, where the event loop serves this
+        """Check whether a session can be issued now; otherwise respond with 503 and the names of what is missing."""
+        missing = request.environ.get(MISSING)  # set by web/asgi, which has already checked
         if missing := backend.missing() if missing is None else missing:
             raise NotReady(missing)
         return {"status": "success", "data": {"ready": True}}

@@ -1,4 +1,4 @@
-"""Blueprint: the page for a quick try, which embeds ChatKit and says step by step what works."""
+"""Blueprint of the host page, which embeds ChatKit for a first try and shows each step that works."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ CONTENT_SECURITY_POLICY = "; ".join(
     [
         "default-src 'none'",
         f"script-src 'self' {CDN}",
-        "style-src 'self' 'unsafe-inline'",  # the component puts a style into the page, another one with each release
+        "style-src 'self' 'unsafe-inline'",  # the component adds a style, which changes with each release
         f"frame-src {CDN}",
-        "connect-src 'self' https://api.openai.com",  # where the component asks whether this domain may use it
+        "connect-src 'self' https://api.openai.com",  # for the domain check of the component
         "img-src data:",
         "base-uri 'none'",
         "form-action 'none'",
@@ -23,12 +23,12 @@ CONTENT_SECURITY_POLICY = "; ".join(
 
 
 def blueprint(backend: BackendName, domain_key: str) -> Blueprint:
-    """``GET /`` and its files; ``domain_key`` is the one that OpenAI gave for this host, used by a self-hosted chat."""
+    """Serve ``GET /`` and its files. A self-hosted chat needs the ``domain_key`` that OpenAI issued for this host."""
     bp = Blueprint("host_page", __name__, template_folder=PROJECT / "templates", static_folder=PROJECT / "static")
 
     @bp.get("/")
     def show() -> Response:
-        """The page. It holds no secret: its script asks for a session as any frontend does."""
+        """Render the page. It contains no secret: its script requests a session as any frontend does."""
         page = render_template(
             "host.html", backend=backend, domain_key=domain_key if backend is BackendName.SELFHOSTED else None
         )

@@ -1,4 +1,4 @@
-"""Blueprint: the sessions endpoint of the contract, and the way to end a session early."""
+"""Blueprint of the sessions endpoint, which issues sessions and ends them early."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SESSION_ID = r"[A-Za-z0-9_-]{1,200}"
 
 
 def blueprint(identity: Identity, limits: Limits, backend: Backend) -> Blueprint:
-    """``POST /api/chatkit/sessions`` and ``DELETE …/{session_id}``, for the caller that ``identity`` verifies."""
+    """Serve ``POST /api/chatkit/sessions`` and ``DELETE …/{session_id}``."""
     bp = Blueprint("sessions", __name__)
 
     @bp.post("/api/chatkit/sessions")
@@ -31,7 +31,7 @@ def blueprint(identity: Identity, limits: Limits, backend: Backend) -> Blueprint
         claimed = _read_request().get("user_id")
         caller = identity.caller()
         user = caller.user
-        if user.kind == "user" or caller.visitor:  # counting new visitors would be counting without end
+        if user.kind == "user" or caller.visitor:  # new visitors have nothing to count
             limits.count("sessions", user.id)
         if claimed is not None and claimed.lower() != user.subject.lower():
             raise UserMismatch("the body names another user")
@@ -43,7 +43,7 @@ def blueprint(identity: Identity, limits: Limits, backend: Backend) -> Blueprint
 
     @bp.delete("/api/chatkit/sessions/<session_id>")
     def end(session_id: str) -> dict[str, Any]:
-        """End a session of the caller. Return 404 for unknown and foreign sessions alike."""
+        """End a session of the caller. Respond with 404 to unknown sessions and to those of other users."""
         limits.count("endings")
         user = identity.caller().user
         if not re.fullmatch(_SESSION_ID, session_id):
@@ -59,4 +59,4 @@ def _read_request() -> dict[str, Any]:
     try:
         return read_session_request(read_json_body(MAX_BODY_BYTES))
     except ValueError as error:
-        raise InvalidRequestBody("the body is not the contract's") from error
+        raise InvalidRequestBody("the body does not fit the schema") from error

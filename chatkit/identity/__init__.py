@@ -1,1 +1,1 @@
-"""Who calls: verified users and visitors."""
+"""Authentication of callers: signed-in users and visitors."""

@@ -1,4 +1,4 @@
-"""Bearer tokens: JSON Web Tokens of the operator's identity provider, verified by PyJWT (RFC 7519, RFC 8725)."""
+"""Verification of bearer tokens: JSON Web Tokens of the operator's identity provider (RFC 7519, RFC 8725)."""
 
 from __future__ import annotations
 
@@ -8,59 +8,59 @@ from typing import Any
 
 import jwt
 
-from chatkit.identity.jwks import PublishedKeys
+from chatkit.identity.jwks import JwksClient
 from chatkit.identity.user import User
 from chatkit.settings import Settings
 from chatkit.web import errors
 
-LEEWAY_SECONDS = 30  # by which the provider's clock and ours may differ
-MAX_SUBJECT = 255  # OpenID Connect's bound, in ASCII
+LEEWAY_SECONDS = 30  # between the provider's clock and ours
+MAX_SUBJECT = 255  # ASCII characters, the limit of OpenID Connect
 TOKEN_TYPES = ("jwt", "at+jwt")
 BACKCHANNEL_LOGOUT = "http://schemas.openid.net/event/backchannel-logout"
 
 
 class TokenVerifier:
-    """Knows whose a token is.
+    """Verifies bearer tokens.
 
-    Signatures are checked with ``AUTH_JWT_SECRET`` by HS256, or with a key of ``AUTH_JWKS_URL`` by that key's own algorithm.
-    The token's header only names the key; ``jku``, ``jwk``, ``x5u`` and ``x5c`` in it are ignored (RFC 8725, 3.1 and 3.10).
+    Signatures are verified with ``AUTH_JWT_SECRET`` and HS256, or with a key of ``AUTH_JWKS_URL`` and that key's algorithm.
+    The token's header only selects the key; ``jku``, ``jwk``, ``x5u`` and ``x5c`` in it are ignored (RFC 8725, 3.1 and 3.10).
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._keys = PublishedKeys(settings.auth_jwks_url) if settings.auth_jwks_url else None
+        self._jwks = JwksClient(settings.auth_jwks_url) if settings.auth_jwks_url else None
 
     @property
     def can_verify(self) -> bool:
-        """Whether there is anything to check a token with."""
-        return bool(self._keys or self._settings.auth_jwt_secret)
+        """Whether sign-in is set up."""
+        return bool(self._jwks or self._settings.auth_jwt_secret)
 
     def user(self, token: str) -> User:
-        """The user that ``token`` is for.
+        """Verify ``token`` and return its user.
 
         Raises:
-            InvalidToken: for whatever reason; the log has it.
-            SignInUnavailable: the provider's keys can't be had.
+            InvalidToken: the token is invalid; the log has the reason.
+            SignInUnavailable: the JWKS can't be fetched.
         """
         if not self.can_verify:
-            raise errors.InvalidToken("a token came, and neither AUTH_JWT_SECRET nor AUTH_JWKS_URL is set")
-        claims = self._claims(token)
+            raise errors.InvalidToken("neither AUTH_JWT_SECRET nor AUTH_JWKS_URL is set")
+        claims = self._verify(token)
         subject = claims.get(self._settings.auth_user_claim)
-        # Other characters would be a way into a log, or a database's refusal.
+        # Other characters could forge log lines, or be rejected by the database.
         if not isinstance(subject, str) or not re.fullmatch(rf"[!-~]{{1,{MAX_SUBJECT}}}", subject):
             raise errors.InvalidToken(
-                f"the claim that AUTH_USER_CLAIM names is not a text of 1 to {MAX_SUBJECT} ASCII characters without spaces"
+                f"the claim named by AUTH_USER_CLAIM is not a string of 1 to {MAX_SUBJECT} ASCII characters without spaces"
             )
-        agents = _at(claims, self._settings.agent_claim) if self._settings.agent_claim else None
-        held = agents if isinstance(agents, list) else [agents]
-        agent = next((name for name in self._settings.agent_names if name in held), None)
-        known = {name: _at(claims, name) for name in self._settings.state_claims}
-        return User("user", subject, agent, {name: value for name, value in known.items() if _is_primitive(value)})
+        named = _find_claim(claims, self._settings.agent_claim) if self._settings.agent_claim else None
+        candidates = named if isinstance(named, list) else [named]
+        agent = next((name for name in self._settings.agent_names if name in candidates), None)
+        state = {name: _find_claim(claims, name) for name in self._settings.state_claims}
+        return User("user", subject, agent, {name: value for name, value in state.items() if _is_primitive(value)})
 
-    def _claims(self, token: str) -> dict[str, Any]:
+    def _verify(self, token: str) -> dict[str, Any]:
         try:
             key, algorithm = self._key_for(token)
-            verified = jwt.decode_complete(
+            decoded = jwt.decode_complete(
                 token,
                 key,
                 algorithms=[algorithm],
@@ -69,41 +69,41 @@ class TokenVerifier:
                 options={"require": ["exp"], "verify_aud": False, "enforce_minimum_key_length": True},
             )
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
-            raise errors.InvalidToken("the token does not hold") from error
-        claims: dict[str, Any] = verified["payload"]
-        _check_type(verified["header"], claims)
+            raise errors.InvalidToken("verification failed") from error
+        claims: dict[str, Any] = decoded["payload"]
+        _check_type(decoded["header"], claims)
         self._check_audience(claims)
         return claims
 
     def _key_for(self, token: str) -> tuple[Any, str]:
-        """The key to check ``token`` with, and the only algorithm that will do."""
-        if self._keys is None:
+        """Return the key that verifies ``token``, and the only algorithm that is accepted."""
+        if self._jwks is None:
             return self._settings.auth_jwt_secret, "HS256"
-        key = self._keys.find(jwt.get_unverified_header(token).get("kid"))
+        key = self._jwks.find(jwt.get_unverified_header(token).get("kid"))
         return key, key.algorithm_name
 
     def _check_audience(self, claims: dict[str, Any]) -> None:
-        """Refuse a token that was issued for another service.
+        """Reject a token that was issued for another service.
 
-        One that says for whom it is has to name us (RFC 7519, 4.1.3), so without ``AUTH_JWT_AUDIENCE`` it is refused. Some
-        say, in place of that, to which client they were issued: Cognito's access tokens (``client_id``), Clerk's (``azp``).
+        A token with an audience has to name this service (RFC 7519, 4.1.3), so without ``AUTH_JWT_AUDIENCE`` it is rejected. In
+        place of ``aud``, Cognito's access tokens have ``client_id``, and Clerk's tokens ``azp``.
         """
-        ours = self._settings.auth_jwt_audiences
-        named = claims.get("aud")
-        if named is None and ours:
-            named = claims.get("client_id", claims.get("azp"))
-        if named is None and not ours:
+        accepted = self._settings.auth_jwt_audiences
+        audience = claims.get("aud")
+        if audience is None and accepted:
+            audience = claims.get("client_id", claims.get("azp"))
+        if audience is None and not accepted:
             return
-        if not ours:
-            raise errors.InvalidToken("the token is for an audience, and AUTH_JWT_AUDIENCE is not set")
-        if not any(name in ours for name in (named if isinstance(named, list) else [named])):
+        if not accepted:
+            raise errors.InvalidToken("the token has an audience, and AUTH_JWT_AUDIENCE is not set")
+        if not any(name in accepted for name in (audience if isinstance(audience, list) else [audience])):
             raise errors.InvalidToken("the token's audience is not in AUTH_JWT_AUDIENCE")
 
 
 def _check_type(header: dict[str, Any], claims: dict[str, Any]) -> None:
-    """Refuse what a provider signs for other purposes, such as the logout tokens of OpenID Connect (RFC 8725, 3.11 and 3.12).
+    """Reject tokens for other purposes, such as the logout tokens of OpenID Connect (RFC 8725, 3.11 and 3.12).
 
-    ``typ`` is a media type, whose case and ``application/`` don't matter (RFC 7515, 4.1.9). Not all providers send it.
+    ``typ`` is a media type: case-insensitive, and ``application/`` may be omitted (RFC 7515, 4.1.9). Not all providers send it.
     """
     type_ = header.get("typ", "JWT")
     if not isinstance(type_, str) or type_.lower().removeprefix("application/") not in TOKEN_TYPES:
@@ -113,8 +113,8 @@ def _check_type(header: dict[str, Any], claims: dict[str, Any]) -> None:
         raise errors.InvalidToken("the token is a logout token")
 
 
-def _at(claims: dict[str, Any], name: str) -> Any:
-    """The claim ``name``, else what ``name`` leads to when its dots are taken for a path, as in ``app_metadata.plan``."""
+def _find_claim(claims: dict[str, Any], name: str) -> Any:
+    """Return the claim ``name``, else the nested claim with this dotted path, such as ``app_metadata.plan``."""
     if name in claims:
         return claims[name]
     value: Any = claims

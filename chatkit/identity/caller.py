@@ -1,4 +1,4 @@
-"""Who sends the current request, verified on the server: nothing that a request merely claims decides it."""
+"""The caller of the current request, identified by a verified token or a signed cookie only."""
 
 from __future__ import annotations
 
@@ -17,20 +17,18 @@ MAX_TOKEN = 8 * 1024
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sends a request."""
-
     user: User
     """The signed-in user, else the visitor."""
     visitor: User | None
-    """The visitor that the request's cookie names; ``None`` without a cookie."""
+    """The visitor of the request's cookie; ``None`` without a cookie."""
 
 
 class Identity:
-    """Verifies callers.
+    """Identifies callers.
 
     Args:
-        tokens: checks the bearer tokens of signed-in users.
-        required: whether everybody else is refused.
+        tokens: verifies the bearer tokens of signed-in users.
+        required: whether visitors are rejected.
     """
 
     def __init__(self, tokens: TokenVerifier, *, required: bool) -> None:
@@ -38,34 +36,34 @@ class Identity:
         self._required = required
 
     def caller(self) -> Caller:
-        """The caller of the current request: the token's user, else the cookie's visitor, else a new visitor with a new cookie.
+        """Return the caller of the current request: the token's user, else the cookie's visitor, else a new visitor.
 
         Raises:
-            InvalidToken: the token proves nothing.
-            SignInUnavailable: the token can't be checked now.
-            AuthenticationRequired: there is no token, and visitors are refused.
+            InvalidToken: the token is invalid.
+            SignInUnavailable: the token can't be verified now.
+            AuthenticationRequired: there is no token, and visitors are rejected.
         """
         visitor = known_visitor()
         authorization = request.headers.get("Authorization")
-        if authorization is not None and self._is_for_us(authorization):
+        if authorization is not None and self._is_for_this_service(authorization):
             return Caller(self._tokens.user(_bearer_token(authorization)), visitor)
         if self._required:
             raise AuthenticationRequired("the request has no token")
         return Caller(visitor or new_visitor(), visitor)
 
-    def _is_for_us(self, authorization: str) -> bool:
-        """Whether this header is about our users.
+    def _is_for_this_service(self, authorization: str) -> bool:
+        """Whether the header is meant for this service.
 
-        Where sign-in is not set up, another scheme may be for a proxy in front, such as the password of a staging site. A
-        token never is: the frontend takes its user for signed in, and must not silently get an anonymous visitor.
+        Without sign-in, another scheme may be for a proxy in front, such as the password of a staging site. A bearer token is
+        rejected even then: the frontend believes that the user is signed in, and must not silently get a visitor's session.
         """
         return self._tokens.can_verify or re.match(r"bearer\b", authorization, re.IGNORECASE) is not None
 
 
 def _bearer_token(authorization: str) -> str:
-    """The token in an ``Authorization`` header (RFC 6750, 2.1).
+    """Return the token of an ``Authorization`` header (RFC 6750, 2.1).
 
-    A server joins several headers of this name with commas, which no token has in it.
+    Repeated headers are joined with commas, which a token can't contain.
     """
     match = re.fullmatch(r"(?i:bearer) +([A-Za-z0-9._-]+)", authorization)
     if match is None or len(match[1]) > MAX_TOKEN:

@@ -1,4 +1,4 @@
-"""Who a user is, for everything behind the question who is asking."""
+"""A verified end user."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ Primitive = str | int | float | bool
 
 @dataclass(frozen=True)
 class User:
-    """One end user, verified: an anonymous visitor, or somebody who is signed in."""
+    """A visitor or a signed-in user."""
 
     kind: Literal["anonymous", "user"]
     subject: str
     agent: str | None = None
-    """The name of the agent that this user is for; ``None`` is everybody else's."""
+    """The name of the user's agent (``CHATKIT_AGENT_CLAIM``); ``None`` for the default."""
     claims: Mapping[str, Primitive] = field(default_factory=dict, hash=False)
-    """What the operator lets the agent know of this user (``CHATKIT_STATE_CLAIMS``), by the names of the claims."""
+    """The claims that the agent may know (``CHATKIT_STATE_CLAIMS``), by name."""
 
     @property
     def id(self) -> str:
-        """The identifier for issuers and storage. Users of different kinds never share one, whatever their subjects are."""
+        """The identifier at OpenAI and in the database. Visitors and signed-in users never share one."""
         return f"{self.kind}:{self.subject}"

@@ -1,4 +1,4 @@
-"""The visitor cookie: it tells anonymous visitors apart. Signed, so that nobody can make up another visitor's."""
+"""The visitor cookie, which identifies anonymous visitors. It is signed, so that it can't be forged."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ VISITOR_LIFETIME = timedelta(days=365)
 
 
 def known_visitor() -> User | None:
-    """The visitor that the cookie names, also where a user is signed in."""
+    """Return the visitor of the request's cookie, also for a signed-in user."""
     return User("anonymous", session["visitor"]) if "visitor" in session else None
 
 
 def forget_visitor() -> None:
-    """Have the browser be a new visitor from now on."""
+    """Remove the visitor from the cookie."""
     session.pop("visitor", None)
 
 
 def new_visitor() -> User:
-    """A visitor that no one has been before. The response sets the cookie."""
+    """Create a visitor. The response sets the cookie."""
     session["visitor"] = str(uuid.uuid4())
     session.permanent = True
     return User("anonymous", session["visitor"])
 
 
 def register(app: Flask, secret_key: str, fallbacks: Sequence[str]) -> None:
-    """Give ``app`` the visitor's cookie, signed with ``secret_key``; signatures of ``fallbacks`` are accepted as well."""
+    """Set up the cookie, signed with ``secret_key``. Signatures made with ``fallbacks`` are accepted as well."""
     app.secret_key = secret_key
     app.config["SECRET_KEY_FALLBACKS"] = list(fallbacks)
     app.permanent_session_lifetime = VISITOR_LIFETIME
@@ -47,11 +47,11 @@ def _sha256(string: bytes = b"") -> Any:
 
 
 class _VisitorCookie(SecureCookieSessionInterface):
-    """Flask's signed cookie, with the attributes that let a browser keep it and send it back in the situation at hand.
+    """Flask's signed cookie, with attributes that depend on the request.
 
-    A frontend on another site needs ``SameSite=None``, which browsers take only with ``Secure``, and many of them only with
-    ``Partitioned`` (CHIPS). Everybody else gets ``Lax``. Over HTTPS the name begins with ``__Host-``, so that no neighbouring
-    subdomain can plant a visitor of its own.
+    A frontend on another site needs ``SameSite=None``, which browsers accept only with ``Secure``, and many of them only with
+    ``Partitioned`` (CHIPS). All others get ``Lax``. Over HTTPS the name begins with ``__Host-``, so that a sibling subdomain
+    can't set the cookie.
     """
 
     salt = "chatkit.visitor"
@@ -71,16 +71,16 @@ class _VisitorCookie(SecureCookieSessionInterface):
 
 
 def _cross_site() -> bool:
-    """Whether the page that asks is on another site than this service.
+    """Whether the request comes from a page on another site.
 
-    Browsers say so in ``Sec-Fetch-Site``. Those that don't yet (Safari before 16.4, Firefox before 90) get it guessed from the
-    host names: taking a neighbour for a stranger costs nothing over HTTPS, and over HTTP they would refuse the cookie.
+    For browsers without ``Sec-Fetch-Site`` (Safari before 16.4, Firefox before 90) the host names are compared. That counts a
+    sibling subdomain as another site, which costs nothing over HTTPS. Over HTTP the browser would reject the cookie.
     """
     declared = request.headers.get("Sec-Fetch-Site")
     if declared is not None:
         return declared == "cross-site"
     origin = request.headers.get("Origin")
-    # The header itself, because request.host and request.host_url raise for some of what may be in it.
+    # Not request.host, which raises for some values of the header.
     return bool(origin) and request.is_secure and _host_name(origin) != _host_name(f"//{request.headers.get('Host', '')}")
 
 

@@ -1,1 +1,1 @@
-"""How often, and how much at once, callers may do what costs something."""
+"""Rate limits and concurrency limits."""

@@ -1,6 +1,6 @@
-"""How much of what lasts one caller, one address and all together may hold at the same time.
+"""Concurrency limits per user, per address and in total.
 
-Each process counts for itself. With Redis, what one user may hold is counted for all processes together, too.
+Each process counts for itself. With Redis, turns are also limited per user across all processes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import redis
 from chatkit.web.errors import ServiceBusy, TooManyRequests
 
 RETRY_SECONDS = 5
-LEASE_MARGIN_SECONDS = 60  # for what is around a turn
-MAX_CONCURRENT_PER_USER = {"turns": 5, "requests": 10}  # tabs that are answered at the same time; what a page loads at once
+LEASE_MARGIN_SECONDS = 60  # for the work before and after a turn
+MAX_CONCURRENT_PER_USER = {"turns": 5, "requests": 10}  # open tabs with a reply each; requests of a page that loads
 MAX_CONCURRENT = {"turns": 1000, "requests": 256}
-PART = 4  # one address gets this part of them: a quarter
+ADDRESS_DIVISOR = 4  # one address gets at most a quarter of each total
 
 log = logging.getLogger(__name__)
 
-# Takes a place in a sorted set of leases unless all are taken. Its clock is Redis's own.
-_TAKE = """
+# Adds a lease to a sorted set unless the limit is reached. All processes use Redis's clock.
+_ACQUIRE = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 if redis.call('ZSCORE', KEYS[1], ARGV[3]) then return 1 end
@@ -37,64 +37,63 @@ return 1
 """
 
 
-class Shares:
-    """A bounded amount of something, of which no single holder gets more than a part.
+class ConcurrencyLimit:
+    """A limit on what is held at the same time in this process, in total and per holder.
 
     Args:
-        what: what it is, for the log.
-        total: how much there is in this process; ``None`` where only holders are limited.
-        each: how much of it one holder gets.
+        what: the name of the resource, for the log.
+        total: the limit of all holders together; ``None`` for no limit.
+        each: the limit of one holder.
     """
 
     def __init__(self, what: str, total: int | None, each: int) -> None:
         self._what = what
         self._total = total
         self._each = each
-        self._held: Counter[str] = Counter()
-        self._all = 0
+        self._by_holder: Counter[str] = Counter()
+        self._held = 0
         self._lock = threading.Lock()
 
-    def take(self, holder: str, amount: int = 1) -> None:
-        """Let ``holder`` have ``amount``; ``give_back`` ends that.
+    def acquire(self, holder: str, amount: int = 1) -> None:
+        """Acquire ``amount`` for ``holder``.
 
         Raises:
-            TooManyRequests: it is more than the holder's part.
-            ServiceBusy: there is not so much left.
+            TooManyRequests: the holder's limit is reached.
+            ServiceBusy: the total limit is reached.
         """
         with self._lock:
-            if self._held[holder] + amount > self._each:
-                raise TooManyRequests(f"more than {self._each} {self._what} at once", retry_after=RETRY_SECONDS)
-            if self._total is not None and self._all + amount > self._total:
-                raise ServiceBusy(f"all {self._total} {self._what} are taken")
-            self._held[holder] += amount
-            self._all += amount
+            if self._by_holder[holder] + amount > self._each:
+                raise TooManyRequests(f"more than {self._each} concurrent {self._what}", retry_after=RETRY_SECONDS)
+            if self._total is not None and self._held + amount > self._total:
+                raise ServiceBusy(f"all {self._total} {self._what} are in use")
+            self._by_holder[holder] += amount
+            self._held += amount
 
-    def give_back(self, holder: str, amount: int = 1) -> None:
-        """End what ``take`` began."""
+    def release(self, holder: str, amount: int = 1) -> None:
         with self._lock:
-            self._held[holder] -= amount
-            self._all -= amount
-            if not self._held[holder]:
-                del self._held[holder]
+            self._by_holder[holder] -= amount
+            self._held -= amount
+            if not self._by_holder[holder]:
+                del self._by_holder[holder]
 
     @contextmanager
-    def taken(self, holder: str, amount: int = 1) -> Iterator[None]:
-        """Hold ``amount`` for ``holder``. Raises what ``take`` does."""
-        self.take(holder, amount)
+    def held(self, holder: str) -> Iterator[None]:
+        """Acquire one for ``holder`` and release it at the end. Raises as ``acquire`` does."""
+        self.acquire(holder)
         try:
             yield
         finally:
-            self.give_back(holder, amount)
+            self.release(holder)
 
 
 class SharedLeases:
-    """What one user may hold at once in all processes together, counted in Redis.
+    """A concurrency limit per user across all processes, counted in Redis.
 
     Args:
-        client: the way to Redis. Where it can't be reached, nothing is refused: each process still counts for itself.
-        what: what it is, for the log and the keys.
-        each: how many one user may hold.
-        seconds: after which a lease ends by itself, because the process that held it has died.
+        client: while it can't reach Redis, nothing is rejected: each process still counts for itself.
+        what: the name of the resource, for the log and the keys.
+        each: the limit of one user.
+        seconds: after which a lease expires, in case the process that held it has died.
     """
 
     def __init__(self, client: redis.Redis, what: str, *, each: int, seconds: int) -> None:
@@ -102,46 +101,49 @@ class SharedLeases:
         self._what = what
         self._each = each
         self._seconds = seconds
-        self._take: Any = client.register_script(_TAKE)
+        self._acquire: Any = client.register_script(_ACQUIRE)
 
     @contextmanager
-    def taken(self, user: str) -> Iterator[None]:
+    def held(self, user: str) -> Iterator[None]:
         """Hold a lease for ``user`` (a ``User.id``).
 
         Raises:
-            TooManyRequests: the user holds as many as there may be.
+            TooManyRequests: the user's limit is reached.
         """
         key, lease = f"chatkit:{self._what}:{user}", uuid.uuid4().hex
-        taken = True  # also where Redis does not say: it may carry out later what we have given up
+        acquired = True  # also after a timeout: Redis may still run the script
         try:
-            taken = bool(self._take(keys=[key], args=[self._each, self._seconds, lease]))
+            acquired = bool(self._acquire(keys=[key], args=[self._each, self._seconds, lease]))
         except redis.RedisError as error:
             log.debug("leases can't be counted in Redis (%s)", type(error).__name__)
         else:
-            if not taken:
-                raise TooManyRequests(f"more than {self._each} {self._what} at once", retry_after=RETRY_SECONDS)
+            if not acquired:
+                raise TooManyRequests(f"more than {self._each} concurrent {self._what}", retry_after=RETRY_SECONDS)
         try:
             yield
         finally:
-            if taken:
+            if acquired:
                 try:
                     self._client.zrem(key, lease)
                 except redis.RedisError as error:
-                    log.debug("a lease can't be given back (%s)", type(error).__name__)
+                    log.debug("a lease can't be released (%s)", type(error).__name__)
 
 
 class ChatConcurrency:
-    """Bounds what the chat does at once: turns, which may last, and all other requests.
+    """The concurrency limits of the chat: one for turns, which may take long, and one for all other requests.
 
     Args:
-        client: the way to Redis, where turns of one user are counted for all processes together; ``None`` without Redis.
-        turn_seconds: how long a turn can last.
+        client: for the limit per user across all processes; ``None`` without Redis.
+        turn_seconds: how long a turn can take.
     """
 
     def __init__(self, client: redis.Redis | None, turn_seconds: int) -> None:
-        self._users = {what: Shares(f"{what} of a user", None, each) for what, each in MAX_CONCURRENT_PER_USER.items()}
+        self._users = {
+            what: ConcurrencyLimit(f"{what} of a user", None, each) for what, each in MAX_CONCURRENT_PER_USER.items()
+        }
         self._addresses = {
-            what: Shares(f"{what} of an address", total, total // PART) for what, total in MAX_CONCURRENT.items()
+            what: ConcurrencyLimit(f"{what} of an address", total, total // ADDRESS_DIVISOR)
+            for what, total in MAX_CONCURRENT.items()
         }
         self._leases = client and SharedLeases(
             client, "turns", each=MAX_CONCURRENT_PER_USER["turns"], seconds=turn_seconds + LEASE_MARGIN_SECONDS
@@ -149,15 +151,15 @@ class ChatConcurrency:
 
     @contextmanager
     def held(self, what: Literal["turns", "requests"], user: str, address: str) -> Iterator[None]:
-        """Hold a place for one of ``what``, of ``user`` (a ``User.id``) at ``address``.
+        """Hold one of ``what`` for ``user`` (a ``User.id``) at ``address``.
 
         Raises:
-            TooManyRequests: the user or the address holds as many as one may.
-            ServiceBusy: this process does as many as it can.
+            TooManyRequests: the limit of the user or the address is reached.
+            ServiceBusy: the limit of this process is reached.
         """
-        with ExitStack() as places:
-            places.enter_context(self._users[what].taken(user))
-            places.enter_context(self._addresses[what].taken(address))
+        with ExitStack() as stack:
+            stack.enter_context(self._users[what].held(user))
+            stack.enter_context(self._addresses[what].held(address))
             if what == "turns" and self._leases:
-                places.enter_context(self._leases.taken(user))
+                stack.enter_context(self._leases.held(user))
             yield

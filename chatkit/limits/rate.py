@@ -1,4 +1,4 @@
-"""How often: what one user and one address may do per minute, counted in Redis or in this process."""
+"""Rate limits per user and per address, counted in Redis or in this process."""
 
 from __future__ import annotations
 
@@ -22,85 +22,85 @@ from redis.retry import Retry
 from chatkit.settings import Settings
 from chatkit.web.errors import TooManyRequests
 
-What = Literal["sessions", "endings", "requests", "turns"]
-TURNS_PER_MINUTE = 30  # of one user, where CHATKIT_MAX_REQUESTS_PER_MINUTE does not say
-TURNS_PER_SESSION = 10  # that an address may have, on average
+Action = Literal["sessions", "endings", "requests", "turns"]
+TURNS_PER_MINUTE = 30  # of one user, without CHATKIT_MAX_REQUESTS_PER_MINUTE
+TURNS_PER_SESSION = 10  # of one address, on average
 REQUESTS_PER_TURN = 10  # of the chat, turns included: lists, pages of items, feedback
-REDIS_SECONDS = 0.25  # a count is not worth a longer wait
-RETRY_SECONDS = 1  # after Redis could not be reached
+REDIS_SECONDS = 0.25  # counting is not worth a longer wait
+RETRY_SECONDS = 1  # after an error of Redis
 
 log = logging.getLogger(__name__)
 
 
 class Limits:
-    """Counts requests, and refuses what is too much.
+    """The rate limits of all endpoints.
 
-    An address is limited besides the user, because a caller without a cookie is a new visitor each time, and one who guesses
-    tokens is no user. Without Redis, or while it can't be reached, each process counts for itself.
+    Addresses are limited as well as users, because a caller without a cookie is a new visitor with each request, and an invalid
+    token has no user. Without Redis, or while it can't be reached, each process counts for itself.
     """
 
     def __init__(self, settings: Settings) -> None:
-        of_user, of_address = settings.rate_limit
+        per_user, per_address = settings.rate_limit
         turns = settings.max_requests_per_minute or TURNS_PER_MINUTE
         per_minute = {
-            ("sessions", "user"): of_user,
-            ("sessions", "address"): of_address,
-            ("endings", "address"): of_address,
+            ("sessions", "user"): per_user,
+            ("sessions", "address"): per_address,
+            ("endings", "address"): per_address,
             ("turns", "user"): turns,
-            ("turns", "address"): of_address * TURNS_PER_SESSION,
+            ("turns", "address"): per_address * TURNS_PER_SESSION,
             ("requests", "user"): turns * REQUESTS_PER_TURN,
-            ("requests", "address"): of_address * TURNS_PER_SESSION * REQUESTS_PER_TURN,
+            ("requests", "address"): per_address * TURNS_PER_SESSION * REQUESTS_PER_TURN,
         }
         self._rules = {rule: RateLimitItemPerMinute(amount) for rule, amount in per_minute.items()}
         self._counter = _Counter(settings.redis_url)
 
-    def count(self, what: What, user: str | None = None) -> None:
-        """Count one of ``what`` for ``user`` (a ``User.id``), or for the address that the current request comes from.
+    def count(self, action: Action, user: str | None = None) -> None:
+        """Count one ``action`` of ``user`` (a ``User.id``), or of the client address without one.
 
         Raises:
-            TooManyRequests: it is more than the minute's share.
+            TooManyRequests: the limit is reached.
         """
-        whose = "user" if user else "address"
-        rule = self._rules[what, whose]
-        retry_after = self._counter.hit(rule, what, whose, user or address())
+        scope = "user" if user else "address"
+        rule = self._rules[action, scope]
+        retry_after = self._counter.hit(rule, action, scope, user or address())
         if retry_after is not None:
             raise TooManyRequests(
-                f"more than {rule.amount} {what} per minute of one {whose}", retry_after=retry_after, allowed=rule.amount
+                f"more than {rule.amount} {action} per minute of one {scope}", retry_after=retry_after, allowed=rule.amount
             )
 
 
 class _Counter:
-    """Counts in Redis, and in this process without one or while it can't be reached."""
+    """Counts in Redis; in this process while Redis is not configured or can't be reached."""
 
     def __init__(self, redis_url: str | None) -> None:
-        self._own = FixedWindowRateLimiter(MemoryStorage())
+        self._local = FixedWindowRateLimiter(MemoryStorage())
         self._shared = FixedWindowRateLimiter(RedisStorage(redis_url, **_redis_options())) if redis_url else None
-        self._lost = False
-        self._try_again_at = 0.0
-        self._changing = threading.Lock()
+        self._redis_down = False
+        self._retry_at = 0.0
+        self._lock = threading.Lock()
 
     def hit(self, rule: RateLimitItem, *key: str) -> int | None:
-        """Count one; ``None``, or where it is too much the seconds until the minute is over."""
-        if self._shared and time.monotonic() >= self._try_again_at:
+        """Count one. Return ``None``, or the seconds until the next minute if the limit is reached."""
+        if self._shared and time.monotonic() >= self._retry_at:
             try:
                 seconds = _hit(self._shared, rule, key)
             except StorageError:
-                self._note(lost=True)
+                self._set_redis_down(down=True)
             else:
-                self._note(lost=False)
+                self._set_redis_down(down=False)
                 return seconds
-        return _hit(self._own, rule, key)
+        return _hit(self._local, rule, key)
 
-    def _note(self, *, lost: bool) -> None:
-        """Log a change once, whatever number of requests notices it."""
-        if lost:
-            self._try_again_at = time.monotonic() + RETRY_SECONDS
-        with self._changing:
-            changed, self._lost = self._lost != lost, lost
-        if changed and lost:
-            log.error("REDIS_URL: Redis can't be used (is it up?); each process counts for itself until it can")
+    def _set_redis_down(self, *, down: bool) -> None:
+        """Log a change once, however many requests notice it."""
+        if down:
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+        with self._lock:
+            changed, self._redis_down = self._redis_down != down, down
+        if changed and down:
+            log.error("REDIS_URL: Redis can't be used (is it running?); until then each process counts for itself")
         elif changed:
-            log.info("REDIS_URL: Redis can be used again, and counts")
+            log.info("REDIS_URL: Redis can be used again")
 
 
 def _hit(limiter: FixedWindowRateLimiter, rule: RateLimitItem, key: tuple[str, ...]) -> int | None:
@@ -110,32 +110,29 @@ def _hit(limiter: FixedWindowRateLimiter, rule: RateLimitItem, key: tuple[str, .
 
 
 def address() -> str:
-    """Where the current request comes from, as far as that tells one client from another.
-
-    Of an IPv6 address it is the first 64 bits: whoever has one has all that begin like it. Some proxies add the port.
-    """
+    """Return the client address of the current request, for limits."""
     return client_address(request.remote_addr)
 
 
 @lru_cache(1024)
 def client_address(text: str | None) -> str:
-    """``text`` as ``address`` has it."""
+    """Normalize a client address, with or without a port. An IPv6 address becomes its /64 network, which one client owns."""
     host = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", text or "")
     try:
-        found: IPv4Address | IPv6Address = ip_address(host)
+        parsed: IPv4Address | IPv6Address = ip_address(host)
     except ValueError:
-        return "unknown"  # one for all: what is no address may have been made up
-    if isinstance(found, IPv6Address):
-        return str(found.ipv4_mapped or IPv6Network((int(found), 64), strict=False))
-    return str(found)
+        return "unknown"  # the same for all, because the text may be made up
+    if isinstance(parsed, IPv6Address):
+        return str(parsed.ipv4_mapped or IPv6Network((int(parsed), 64), strict=False))
+    return str(parsed)
 
 
 def redis_client(settings: Settings) -> redis.Redis | None:
-    """The way to Redis for what is not counted per minute; none without ``REDIS_URL``."""
+    """Return a client for concurrency limits, or ``None`` without ``REDIS_URL``."""
     if not settings.redis_url:
         return None
     options = _redis_options()
-    del options["wrap_exceptions"]  # the storage's own
+    del options["wrap_exceptions"]  # an option of the storage
     return redis.Redis.from_url(settings.redis_url, **options)
 
 
@@ -143,6 +140,6 @@ def _redis_options() -> dict[str, Any]:
     return {
         "socket_connect_timeout": REDIS_SECONDS,
         "socket_timeout": REDIS_SECONDS,
-        "retry": Retry(NoBackoff(), 1),  # once, because a connection that was kept may be one of before a restart
+        "retry": Retry(NoBackoff(), 1),  # once, because pooled connections may be stale
         "wrap_exceptions": True,
     }

@@ -1,6 +1,6 @@
-"""Starts what costs processor time a few at a time, one address after the other.
+"""Admits CPU-bound starts a few at a time, round-robin between addresses.
 
-A burst otherwise keeps the event loop busy until all of it has started, and everybody else waits as long.
+Otherwise a burst from one address would block the event loop for all others until it has started.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Starts:
-    """Lets at most ``width`` start at the same time, and ``each`` of one holder; holders that wait take turns.
+    """Admits at most ``width`` concurrent starts, and ``each`` per holder. Waiting holders are admitted in turn.
 
-    A start that takes longer than ``seconds`` is taken to wait for something other than the processor, and counts no more.
+    A start that takes longer than ``seconds`` probably waits for I/O, and is no longer counted.
     """
 
     width: int
@@ -25,15 +25,15 @@ class Starts:
     _waiting: dict[str, deque[asyncio.Future[None]]] = field(default_factory=dict)
 
     async def enter(self, holder: str) -> Callable[[], None]:
-        """Wait until ``holder`` may start. The function that is returned ends the start; only its first call counts."""
+        """Wait until ``holder`` may start. Call the returned function when it has; only the first call counts."""
         loop = asyncio.get_running_loop()
-        place = loop.create_future()
-        self._waiting.setdefault(holder, deque()).append(place)
+        waiter = loop.create_future()
+        self._waiting.setdefault(holder, deque()).append(waiter)
         self._admit()
         try:
-            await place
+            await waiter
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
+            if waiter.done() and not waiter.cancelled():
                 self._end(holder)
             raise
         ended = False
@@ -59,10 +59,10 @@ class Starts:
             if self._starting.total() >= self.width:
                 return
             if self._starting[holder] < self.each:
-                places = self._waiting.pop(holder)
-                place = places.popleft()
-                if places:
-                    self._waiting[holder] = places  # behind the others
-                if not place.cancelled():
+                waiters = self._waiting.pop(holder)
+                waiter = waiters.popleft()
+                if waiters:
+                    self._waiting[holder] = waiters  # at the end of the queue
+                if not waiter.cancelled():
                     self._starting[holder] += 1
-                    place.set_result(None)
+                    waiter.set_result(None)

@@ -1,1 +1,1 @@
-"""What every request goes through, whatever it is for."""
+"""The HTTP layer that all endpoints share."""

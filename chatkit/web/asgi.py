@@ -1,11 +1,11 @@
-"""Serves the Flask application on an event loop. Views run in threads; streams run on the loop and hold none.
+"""Serves the Flask application over ASGI. Views run in threads; streams run on the event loop and hold no thread.
 
-A request's body is read on the loop, within its size and its time, before any thread is taken. Then the Flask application runs
-in a bounded pool of threads up to its response. A view that returns ``deferred`` leaves the rest to the loop, where OpenAI's
-server runs: its chunks are sent as they are made, and the task that makes them is cancelled when the client leaves.
+The request body is read on the loop, within limits of size and time, before a thread is taken. Then the Flask application runs
+in a bounded thread pool. A view that returns ``deferred`` leaves its body to the loop, where OpenAI's server runs: the body is
+sent chunk by chunk, and the task that produces it is cancelled when the client disconnects.
 
-What is refused here is rendered by the same Flask application, in the same envelope and with the same headers: a
-``before_request`` function raises the error. This runs on the loop, because it does not block.
+Errors of this module are rendered by the Flask application, with the same envelope and headers as all others: a
+``before_request`` function raises them. It runs on the loop, because it does not block.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response
+from flask import request as flask_request
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from chatkit.limits.concurrency import PART, Shares
+from chatkit.limits.concurrency import ADDRESS_DIVISOR, ConcurrencyLimit
 from chatkit.limits.rate import client_address
 from chatkit.limits.starts import Starts
 from chatkit.web import logs
@@ -36,93 +37,95 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Produce = Callable[[Buffer], Awaitable[None]]
-"""Makes the chunks of a response."""
+"""Writes the chunks of a response body."""
 
-BODY_SECONDS: float = 60  # for a whole body, from the end of the head on
-SILENCE_SECONDS: float = 20  # for its next piece
-DISCARD_SECONDS = 5  # for the rest of a body that is too large, so that its sender gets to read the response
-MAX_BODIES_BYTES = 64 * 1024 * 1024  # that wait at the same time in one process
-MAX_PIECES = 20_000  # of one body; 8 MiB come in some thousands
-PIECES_AT_ONCE = 64  # before others on the loop get their turn
-FIRST_EVENT_SECONDS = 30  # of a stream; no model has been asked until then
-JSON_SECONDS = 75  # a dictation is given 60
-HEARTBEAT_SECONDS = 10  # platforms cut connections that are silent for 30 to 60 s
+BODY_SECONDS: float = 60  # for a whole request body, from the end of the headers
+BODY_IDLE_SECONDS: float = 20  # for its next chunk
+DISCARD_SECONDS = 5  # for the rest of a body that is too large, so that its sender can read the response
+MAX_BODIES_BYTES = 64 * 1024 * 1024  # of all request bodies in memory, in one process
+MAX_CHUNKS = 20_000  # of one request body; 8 MiB arrive in some thousands
+CHUNKS_PER_YIELD = 64  # before other tasks on the loop get their turn
+FIRST_EVENT_SECONDS = 30  # of a stream; no model has been called until then
+JSON_SECONDS = 75  # a dictation may take 60
+HEARTBEAT_SECONDS = 10  # platforms cut connections that are idle for 30 to 60 s
 HEARTBEAT = b": keep-alive\n\n"
-READINESS_SECONDS = 0.8  # a health check that takes a second is taken for failed
-READINESS_KEPT_SECONDS = 1.0
+READINESS_SECONDS = 0.8  # platforms treat a health check as failed after a second
+READINESS_CACHE_SECONDS = 1.0
 AGENT_THREADS = 128
-# More threads at once would keep the event loop from the processor.
-VIEWS_STARTING, VIEWS_OF_AN_ADDRESS, VIEW_SECONDS = 16, 2, 0.01
+# More views at once would starve the event loop of processor time.
+STARTING_VIEWS, STARTING_VIEWS_PER_ADDRESS, START_SECONDS = 16, 2, 0.01
 
 _DEFERRED = "chatkit.deferred"
-_FAILURE = "chatkit.failure"
+_ERROR = "chatkit.error"
 MISSING = "chatkit.missing"
-"""The environ's key for what keeps the service from being ready."""
+"""The environ key of the result of the readiness check: what is missing."""
 
 log = logging.getLogger(__name__)
 
 
-class _ClientLeft(Exception):
-    """The client has left before its response has begun."""
+class _ClientDisconnected(Exception):
+    """The client disconnected before the response began."""
 
 
 class _Deferred:
-    """What a view leaves to the loop."""
+    """The body that a view leaves to the loop.
+
+    Apart from ``_Request``, because an environ that refers to its request would keep the body in memory until the garbage
+    collector runs.
+    """
 
     produce: Produce | None = None
     streaming = False
 
 
 def deferred(produce: Produce, *, streaming: bool) -> Response:
-    """A response whose chunks ``produce`` makes on the event loop: an event stream, or one JSON value.
+    """Return a response whose body ``produce`` writes on the event loop: an event stream, or one JSON value.
 
-    The first chunk decides the status: an error before it is answered as a view's is. Under a plain WSGI server (Flask's test
-    client, ``flask run``) the whole is made before anything is sent, on a loop of its own.
+    An error before the first chunk is handled like an error of the view. Under a plain WSGI server (Flask's test client,
+    ``flask run``) the whole body is produced before anything is sent, on a loop of its own.
     """
     mimetype = "text/event-stream" if streaming else "application/json"
-    left: _Deferred | None = request.environ.get(_DEFERRED)
-    if left is None:
-        return Response(asyncio.run(_everything(produce)), mimetype=mimetype)
-    left.produce, left.streaming = produce, streaming
+    body: _Deferred | None = flask_request.environ.get(_DEFERRED)
+    if body is None:
+        return Response(asyncio.run(_collect(produce)), mimetype=mimetype)
+    body.produce, body.streaming = produce, streaming
     return Response(mimetype=mimetype)
 
 
-async def _everything(produce: Produce) -> bytes:
+async def _collect(produce: Produce) -> bytes:
     buffer = Buffer()
-    making = _start_making(produce, buffer)
-    chunks = [await _first(buffer, making, JSON_SECONDS)]
+    producer = _start_producer(produce, buffer)
+    chunks = [await _first_chunk(buffer, producer, JSON_SECONDS)]
     while (chunk := await buffer.take(JSON_SECONDS)) is not None:
         chunks.append(chunk)
     return b"".join(chunks)
 
 
-async def _make(produce: Produce, buffer: Buffer) -> None:
-    try:
-        await produce(buffer)
-    except Exception as error:  # noqa: BLE001  raised again in the reader
-        buffer.end(error)
+def _start_producer(produce: Produce, buffer: Buffer, context: Context | None = None) -> asyncio.Task[None]:
+    async def run() -> None:
+        try:
+            await produce(buffer)
+        except Exception as error:  # noqa: BLE001  raised again in the reader
+            buffer.end(error)
+
+    producer = asyncio.get_running_loop().create_task(run(), context=context)
+    producer.add_done_callback(lambda _: buffer.end())
+    return producer
 
 
-def _start_making(produce: Produce, buffer: Buffer, context: Context | None = None) -> asyncio.Task[None]:
-    making = asyncio.get_running_loop().create_task(_make(produce, buffer), context=context)
-    making.add_done_callback(lambda _: buffer.end())
-    return making
-
-
-async def _first(buffer: Buffer, making: asyncio.Task[None], seconds: float) -> bytes:
-    """The first chunk, which decides the status."""
+async def _first_chunk(buffer: Buffer, producer: asyncio.Task[None], seconds: float) -> bytes:
     chunk = await buffer.take(seconds)
     if chunk is None:
-        if making.cancelled():
-            raise ServiceBusy("the process is about to stop")
-        raise NotFound("nothing to answer: no such item in this thread")
+        if producer.cancelled():
+            raise ServiceBusy("the process is shutting down")
+        raise NotFound("the response is empty: no such item in this thread")
     if not chunk:
-        raise ServiceBusy(f"nothing to send after {seconds} s")
+        raise ServiceBusy(f"no first chunk within {seconds} s")
     return chunk
 
 
 class AsgiFlask(Flask):
-    """A Flask application that is an ASGI application as well, so that ``app:app`` is either."""
+    """A Flask application that is an ASGI application as well, so that servers of both kinds can run ``app:app``."""
 
     asgi: Adapter
 
@@ -131,19 +134,18 @@ class AsgiFlask(Flask):
 
 
 class _Request:
-    """One HTTP request on its way through the adapter."""
+    """An HTTP request in the adapter."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.receive = receive
         self.send = send
         self.environ = make_environ(scope)
         self.environ[_DEFERRED] = self.deferred = _Deferred()
-        self.context: Context = copy_context()  # of all that is run for it, in threads and on the loop
+        self.context: Context = copy_context()  # for all code that runs for this request, in threads and on the loop
         self.body_bytes = 0
         self.started = False
 
     async def respond(self, response: WsgiResponse, body: bytes) -> None:
-        """Send a whole response."""
         await self.start(response)
         await self.send({"type": "http.response.body", "body": body})
 
@@ -158,11 +160,11 @@ class Adapter:
     Args:
         app: the application.
         threads: how many views run at the same time.
-        proxy_hops: how many proxies in front say where a request comes from.
-        drain_seconds: how long the process goes on as before once it is told to stop, except that it is not ready.
-        stop_seconds: how long it then has to finish what has begun.
-        max_body_bytes: the most that the body of a request to a path may have.
-        missing: returns what the service lacks to be ready; may block.
+        proxy_hops: the number of trusted proxies in front.
+        drain_seconds: how long the process keeps serving, but reports not ready, after it was told to stop.
+        stop_seconds: how long it then has to finish its requests.
+        max_body_bytes: returns the size limit of a request body, given the path.
+        missing: the readiness check, see ``Backend.missing``; may block.
         background: coroutine functions that run as long as the process serves.
     """
 
@@ -180,42 +182,42 @@ class Adapter:
     ) -> None:
         self._app = app
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="view")
-        self._threads = Shares("requests", threads, max(1, threads // PART))
-        self._views = Starts(VIEWS_STARTING, VIEWS_OF_AN_ADDRESS, VIEW_SECONDS)
-        self._bodies = Shares("bytes of request bodies", MAX_BODIES_BYTES, MAX_BODIES_BYTES // PART)
+        self._threads = ConcurrencyLimit("requests", threads, max(1, threads // ADDRESS_DIVISOR))
+        self._views = Starts(STARTING_VIEWS, STARTING_VIEWS_PER_ADDRESS, START_SECONDS)
+        self._bodies = ConcurrencyLimit("bytes of request bodies", MAX_BODIES_BYTES, MAX_BODIES_BYTES // ADDRESS_DIVISOR)
         self._max_body_bytes = max_body_bytes
         self._missing = missing
         self._background = [watch_loop, *background]
         self.behind_proxy = proxy_hops > 0
         self.drain_seconds, self.stop_seconds = drain_seconds, stop_seconds
-        # Only says where a request comes from; the application has its own.
+        # Only for client addresses; the application has its own.
         self._proxy_fix = ProxyFix(lambda _environ, _start: (), x_for=proxy_hops)
-        self._checker = ThreadPoolExecutor(1, thread_name_prefix="readiness")
-        self._check: asyncio.Future[list[str]] | None = None
-        self._checked_at = 0.0
-        self._making: set[asyncio.Task[None]] = set()
+        self._readiness_pool = ThreadPoolExecutor(1, thread_name_prefix="readiness")
+        self._readiness: asyncio.Future[list[str]] | None = None
+        self._readiness_at = 0.0
+        self._producers: set[asyncio.Task[None]] = set()
         self.draining = False
-        """Whether the process is about to stop: it still serves, and says that it is not ready."""
-        app.before_request(_raise_failure)
+        """Whether the process is shutting down: it still serves, but reports not ready."""
+        app.before_request(_raise_error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, or the process's lifespan."""
+        """Serve an HTTP request or the lifespan protocol."""
         if scope["type"] == "http":
             await self._serve(_Request(scope, receive, send))
         elif scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._run_lifespan(receive, send)
         else:  # a WebSocket, refused before it is accepted
             await receive()
             await send({"type": "websocket.close"})
 
     def interrupt(self) -> None:
-        """End all responses that are being made, as if their readers had left: what was said so far is kept."""
-        for making in self._making:
-            making.cancel()
+        """Cancel all deferred responses, as if their clients had disconnected: replies are saved as far as they got."""
+        for producer in self._producers:
+            producer.cancel()
 
-    async def _live(self, receive: Receive, send: Send) -> None:
+    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
-        # Functions of agents that are not async run in the loop's own threads, of which there are few by default.
+        # Agents' functions that are not async run in the loop's default executor, which has few threads by default.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="agent"))
         tasks = [asyncio.ensure_future(run()) for run in self._background]
         await send({"type": "lifespan.startup.complete"})
@@ -225,171 +227,171 @@ class Adapter:
         await asyncio.gather(*tasks, return_exceptions=True)
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _serve(self, it: _Request) -> None:
-        address = self._address(it)
-        path = it.environ["PATH_INFO"]
+    async def _serve(self, request: _Request) -> None:
+        address = self._address(request)
+        path = request.environ["PATH_INFO"]
         try:
             if path == "/healthz":
-                await self._answer_here(it)
+                await self._run_on_loop(request)
             elif path == "/readyz":
-                it.environ[MISSING] = await self._what_is_missing()
-                await self._answer_here(it)
+                request.environ[MISSING] = await self._check_readiness()
+                await self._run_on_loop(request)
             else:
-                await self._read_body(it, address, self._max_body_bytes(path))
-                await self._answer_in_thread(it, address)
-        except _ClientLeft:
-            it.context.run(log.info, "a client left before its response had begun")
+                await self._read_body(request, address, self._max_body_bytes(path))
+                await self._run_in_thread(request, address)
+        except _ClientDisconnected:
+            request.context.run(log.info, "the client disconnected before the response began")
         except Exception as error:
-            if it.started:
-                log.exception("a response broke off")
+            if request.started:
+                log.exception("a response ended early")
             else:
-                it.environ[_FAILURE] = error
-                await self._answer_here(it)
+                request.environ[_ERROR] = error
+                await self._run_on_loop(request)
         finally:
-            self._bodies.give_back(address, it.body_bytes)
+            self._bodies.release(address, request.body_bytes)
 
-    def _address(self, it: _Request) -> str:
-        located = dict(it.environ)
+    def _address(self, request: _Request) -> str:
+        located = dict(request.environ)
         self._proxy_fix(located, lambda *_: lambda _chunk: None)
         return client_address(located.get("REMOTE_ADDR"))
 
-    async def _what_is_missing(self) -> list[str]:
-        """What keeps the service from being ready; one check a second for all who ask, because it costs a transaction."""
+    async def _check_readiness(self) -> list[str]:
+        """Return what is missing. Requests share one check per second, because it costs a transaction."""
         if self.draining:
             return ["a process that is not shutting down"]
         loop = asyncio.get_running_loop()
-        if self._check is None or (self._check.done() and loop.time() - self._checked_at > READINESS_KEPT_SECONDS):
-            self._check = loop.run_in_executor(self._checker, self._missing)
-            self._checked_at = loop.time()
+        if self._readiness is None or (self._readiness.done() and loop.time() - self._readiness_at > READINESS_CACHE_SECONDS):
+            self._readiness = loop.run_in_executor(self._readiness_pool, self._missing)
+            self._readiness_at = loop.time()
         try:
-            return await asyncio.wait_for(asyncio.shield(self._check), READINESS_SECONDS)
+            return await asyncio.wait_for(asyncio.shield(self._readiness), READINESS_SECONDS)
         except TimeoutError:
             return ["what this service needs (it does not answer in time)"]
 
-    async def _read_body(self, it: _Request, address: str, limit: int) -> None:
+    async def _read_body(self, request: _Request, address: str, limit: int) -> None:
         chunks: list[bytes] = []
-        declared = it.environ.get("CONTENT_LENGTH", "")
+        declared = request.environ.get("CONTENT_LENGTH", "")
         too_large = declared.isdecimal() and (len(declared) > len(str(limit)) or int(declared) > limit)
-        pieces = 0
+        received = 0
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 more = not too_large
                 while more:
-                    async with asyncio.timeout(SILENCE_SECONDS):
-                        message = await it.receive()
-                    pieces += 1
-                    if pieces % PIECES_AT_ONCE == 0:
+                    async with asyncio.timeout(BODY_IDLE_SECONDS):
+                        message = await request.receive()
+                    received += 1
+                    if received % CHUNKS_PER_YIELD == 0:
                         await asyncio.sleep(0)
                     if message["type"] != "http.request":
-                        raise _ClientLeft
+                        raise _ClientDisconnected
                     chunk, more = message.get("body", b""), message.get("more_body", False)
-                    if too_large := it.body_bytes + len(chunk) > limit or pieces > MAX_PIECES:
+                    if too_large := request.body_bytes + len(chunk) > limit or received > MAX_CHUNKS:
                         break
-                    self._bodies.take(address, len(chunk))
-                    it.body_bytes += len(chunk)
+                    self._bodies.acquire(address, len(chunk))
+                    request.body_bytes += len(chunk)
                     chunks.append(chunk)
         except TimeoutError:
             raise RequestTimeout from None
         if too_large:
-            if "HTTP_EXPECT" not in it.environ:
-                await _discard(it.receive)
+            if "HTTP_EXPECT" not in request.environ:
+                await _discard(request.receive)
             raise RequestEntityTooLarge
-        it.environ["wsgi.input"] = io.BytesIO(b"".join(chunks))
-        it.environ["CONTENT_LENGTH"] = str(it.body_bytes)
+        request.environ["wsgi.input"] = io.BytesIO(b"".join(chunks))
+        request.environ["CONTENT_LENGTH"] = str(request.body_bytes)
 
-    async def _answer_here(self, it: _Request) -> None:
-        """Answer without a thread what waits for nothing."""
-        it.environ.update({"wsgi.input": io.BytesIO(), "CONTENT_LENGTH": "0"})
-        it.deferred.produce = None
+    async def _run_on_loop(self, request: _Request) -> None:
+        """Handle a request that blocks on nothing, without a thread."""
+        request.environ.update({"wsgi.input": io.BytesIO(), "CONTENT_LENGTH": "0"})
+        request.deferred.produce = None
         response = WsgiResponse()
-        body = it.context.run(self._call, it, response)
-        await self._respond(it, response, body)
+        body = request.context.run(self._call, request, response)
+        await self._respond(request, response, body)
 
-    async def _respond(self, it: _Request, response: WsgiResponse, body: bytes) -> None:
+    async def _respond(self, request: _Request, response: WsgiResponse, body: bytes) -> None:
         try:
-            await it.respond(response, body)
+            await request.respond(response, body)
         finally:
-            it.context.run(response.close)
+            request.context.run(response.close)
 
-    async def _answer_in_thread(self, it: _Request, address: str) -> None:
+    async def _run_in_thread(self, request: _Request, address: str) -> None:
         response = WsgiResponse()
-        leave = await self._views.enter(address)
+        started = await self._views.enter(address)
         try:
-            self._threads.take(address)
+            self._threads.acquire(address)
         except BaseException:
-            leave()
+            started()
             raise
-        running = self._pool.submit(it.context.run, self._call, it, response)
-        running.add_done_callback(lambda _: self._threads.give_back(address))
-        answer = asyncio.wrap_future(running)
-        answer.add_done_callback(lambda _: leave())
+        view = self._pool.submit(request.context.run, self._call, request, response)
+        view.add_done_callback(lambda _: self._threads.release(address))
+        result = asyncio.wrap_future(view)
+        result.add_done_callback(lambda _: started())
         try:
-            body = await asyncio.shield(answer)
+            body = await asyncio.shield(result)
         except asyncio.CancelledError:
-            running.add_done_callback(lambda _: it.context.run(response.close))  # nobody reads it
+            view.add_done_callback(lambda _: request.context.run(response.close))  # no one sends the response
             raise
-        if it.deferred.produce is None:
-            await self._respond(it, response, body)
+        if request.deferred.produce is None:
+            await self._respond(request, response, body)
             return
         try:
-            await self._send_deferred(it, response, it.deferred.produce)
+            await self._send_deferred(request, response, request.deferred.produce)
         finally:
-            it.environ[logs.SUPERSEDED] = not it.started
-            # In a thread, because what is released may be in Redis.
-            await asyncio.shield(asyncio.wrap_future(self._pool.submit(it.context.run, response.close)))
-            it.environ[logs.SUPERSEDED] = False
+            request.environ[logs.SUPERSEDED] = not request.started
+            # In a thread, because it may release a lease in Redis.
+            await asyncio.shield(asyncio.wrap_future(self._pool.submit(request.context.run, response.close)))
+            request.environ[logs.SUPERSEDED] = False
 
-    def _call(self, it: _Request, response: WsgiResponse) -> bytes:
-        """Run the application; its response's body, unless that is deferred."""
-        response.chunks = self._app.wsgi_app(it.environ, response.start)
-        return b"" if it.deferred.produce else b"".join(response.chunks)
+    def _call(self, request: _Request, response: WsgiResponse) -> bytes:
+        """Run the application and return the body, empty if it is deferred."""
+        response.chunks = self._app.wsgi_app(request.environ, response.start)
+        return b"" if request.deferred.produce else b"".join(response.chunks)
 
-    async def _send_deferred(self, it: _Request, response: WsgiResponse, produce: Produce) -> None:
+    async def _send_deferred(self, request: _Request, response: WsgiResponse, produce: Produce) -> None:
         buffer = Buffer()
-        making = _start_making(produce, buffer, it.context)
-        self._making.add(making)
-        making.add_done_callback(self._making.discard)
-        watching = asyncio.create_task(_cancel_when_left(it.receive, making))
+        producer = _start_producer(produce, buffer, request.context)
+        self._producers.add(producer)
+        producer.add_done_callback(self._producers.discard)
+        watcher = asyncio.create_task(_cancel_on_disconnect(request.receive, producer))
         try:
-            seconds = FIRST_EVENT_SECONDS if it.deferred.streaming else JSON_SECONDS
+            seconds = FIRST_EVENT_SECONDS if request.deferred.streaming else JSON_SECONDS
             try:
-                chunk: bytes | None = await _first(buffer, making, seconds)
+                chunk: bytes | None = await _first_chunk(buffer, producer, seconds)
             except ServiceBusy:
-                if watching.done():
-                    raise _ClientLeft from None
+                if watcher.done():
+                    raise _ClientDisconnected from None
                 raise
             response.headers = [header for header in response.headers if header[0] != b"content-length"]
-            if not it.deferred.streaming:
-                await it.respond(response, chunk or b"")
+            if not request.deferred.streaming:
+                await request.respond(response, chunk or b"")
                 return
-            await it.start(response)
+            await request.start(response)
             while chunk is not None:
-                await it.send({"type": "http.response.body", "body": chunk or HEARTBEAT, "more_body": True})
+                await request.send({"type": "http.response.body", "body": chunk or HEARTBEAT, "more_body": True})
                 chunk = await buffer.take(HEARTBEAT_SECONDS)
-            await it.send({"type": "http.response.body"})
+            await request.send({"type": "http.response.body"})
         finally:
-            watching.cancel()
-            making.cancel()
-            await asyncio.wait({making})
+            watcher.cancel()
+            producer.cancel()
+            await asyncio.wait({producer})
 
 
-def _raise_failure() -> None:
-    """Answer with the error that the adapter has met before the application was asked."""
-    if failure := request.environ.get(_FAILURE):
-        raise failure
+def _raise_error() -> None:
+    """Raise the adapter's error within the application, whose error handlers render it."""
+    if error := flask_request.environ.get(_ERROR):
+        raise error
 
 
 async def _discard(receive: Receive) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(DISCARD_SECONDS):
-            pieces = 0
+            received = 0
             while (await receive()).get("more_body"):
-                pieces += 1
-                if pieces % PIECES_AT_ONCE == 0:
+                received += 1
+                if received % CHUNKS_PER_YIELD == 0:
                     await asyncio.sleep(0)
 
 
-async def _cancel_when_left(receive: Receive, making: asyncio.Task[None]) -> None:
+async def _cancel_on_disconnect(receive: Receive, producer: asyncio.Task[None]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    making.cancel()
+    producer.cancel()

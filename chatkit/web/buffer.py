@@ -1,4 +1,4 @@
-"""A queue of a response's chunks between the task that makes them and the task that sends them, on one event loop."""
+"""A byte buffer between the task that produces a response body and the task that sends it, on one event loop."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ MAX_WAITING_BYTES = 64 * 1024
 class Buffer:
     """Chunks of bytes, in order.
 
-    Only ``room`` makes the producer wait. What is made by OpenAI's server is put without waiting, so a producer that is
-    cancelled is interrupted within that server, which then keeps what was said so far.
+    Only ``room`` waits. It is called within OpenAI's server, so a cancelled producer is interrupted there, and the server saves
+    the reply as far as it got.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Buffer:
         self._reader: asyncio.Future[None] | None = None
 
     def put(self, chunk: bytes) -> None:
-        """Add a chunk, at once."""
+        """Add a chunk without blocking."""
         self._chunks.append(chunk)
         self._bytes += len(chunk)
         if self._bytes > MAX_WAITING_BYTES:
@@ -32,20 +32,20 @@ class Buffer:
         self._wake()
 
     async def room(self) -> None:
-        """Wait until the reader has caught up; a slow one does not fill the memory."""
+        """Wait while more than ``MAX_WAITING_BYTES`` are unread, so that a slow client can't fill the memory."""
         await self._room.wait()
 
     def end(self, error: BaseException | None = None) -> None:
-        """Say that nothing more comes; ``error`` is raised in the reader. Only the first call counts."""
+        """Mark the end of the body; ``error`` is raised in the reader. Only the first call counts."""
         if not self._ended:
             self._ended, self._error = True, error
             self._wake()
 
     async def take(self, seconds: float) -> bytes | None:
-        """All that has come since; nothing (``b""``) after ``seconds`` without any, ``None`` at the end.
+        """Return and remove all chunks, joined; ``b""`` if none came within ``seconds``, ``None`` at the end.
 
         Raises:
-            BaseException: with which the producer has ended.
+            BaseException: the producer's error.
         """
         if not self._chunks and not self._ended:
             loop = asyncio.get_running_loop()
@@ -57,11 +57,11 @@ class Buffer:
                 timer.cancel()
                 self._reader = None
         if self._chunks:
-            together = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            joined = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
             self._chunks.clear()
             self._bytes = 0
             self._room.set()
-            return together
+            return joined
         if not self._ended:
             return b""
         if self._error is not None:

@@ -1,4 +1,4 @@
-"""CORS: which web pages may call the API."""
+"""CORS: the web pages that may call the API."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ PREFLIGHT_SECONDS = 600
 
 
 def register(app: Flask, allowed: tuple[re.Pattern[str], ...]) -> None:
-    """Answer preflights and add CORS headers for ``allowed`` origins, errors included; refuse pages of any other.
+    """Answer preflights and add CORS headers for ``allowed`` origins, also to errors; reject requests from other origins.
 
-    A missing header would only keep a page from reading the answer, after the session has been minted and paid for. So the
-    others are refused before anything happens. Calls without ``Origin`` come from no page (curl, servers) and pass.
+    Without its CORS headers a page can't read the response, but the session has been issued and paid for. So requests from
+    other origins are rejected first. Requests without ``Origin`` (curl, servers) don't come from a web page and pass.
 
-    The ``Host`` header never decides. A page whose name resolves to this service's address (DNS rebinding) chooses it.
+    The ``Host`` header is not considered: in a DNS rebinding attack the page chooses it.
     """
 
     @app.before_request
-    def refuse_other_origins() -> None:
+    def reject_other_origins() -> None:
         origin = request.headers.get("Origin")
         if origin is None or not request.path.startswith("/api/"):
             return
@@ -34,7 +34,7 @@ def register(app: Flask, allowed: tuple[re.Pattern[str], ...]) -> None:
         resources=r"/api/.*",
         origins=list(allowed),
         methods=["DELETE", "POST"],
-        allow_headers="*",  # ChatKit's component adds headers of its own, and listed origins are trusted with any
+        allow_headers="*",  # ChatKit's component adds headers of its own, and listed origins are trusted
         expose_headers=["RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After", "X-Request-ID"],
         supports_credentials=True,
         max_age=PREFLIGHT_SECONDS,

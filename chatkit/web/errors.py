@@ -1,6 +1,6 @@
-"""Every error of the API: status, code and message; and the handlers that send it in the error envelope.
+"""The errors of the API, each with status, code and message, and the handlers that render them.
 
-The messages are the contract's, to the letter, and a frontend may show them. ``code`` is for programs. Details go to the log,
+The messages are the contract's, word for word, and a frontend may show them. ``code`` is for programs. Details go to the log,
 never into a response.
 """
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class ErrorSchema(Schema):
-    """The envelope of everything that is not a success."""
+    """The error envelope."""
 
     status = fields.Constant("error")
     message = fields.String(required=True)
@@ -35,11 +35,11 @@ def error_envelope(message: str, code: str) -> dict[str, Any]:
 
 
 class ApiError(Exception):
-    """A failure that has a row in the contract.
+    """An error with a row in the contract's table.
 
     Args:
-        detail: for the log; it must hold no key, secret or workflow id.
-        retry_after: seconds until it makes sense to try again, where that differs from the row's own.
+        detail: for the log; must not contain a key, a secret or a workflow id.
+        retry_after: the value of ``Retry-After`` in seconds, if not the default of the class.
     """
 
     status: HTTPStatus
@@ -48,7 +48,7 @@ class ApiError(Exception):
     retry_after: int | None = None
     log_level = logging.INFO
     authenticate: str | None = None  # for WWW-Authenticate
-    allowed: int | None = None  # a minute, of what has just been refused
+    allowed: int | None = None  # per minute; for RateLimit-Limit
 
     def __init__(self, detail: str = "", *, retry_after: int | None = None) -> None:
         super().__init__(detail)
@@ -61,21 +61,21 @@ class InvalidRequestBody(ApiError):
 
 
 class AuthenticationRequired(ApiError):
-    """Nobody is signed in, and ``AUTH_REQUIRED`` asks for it."""
+    """The request has no token, and ``AUTH_REQUIRED`` is set."""
 
     status, code, message = HTTPStatus.UNAUTHORIZED, "authentication_required", "Authentication required"
     authenticate = "Bearer"
 
 
 class InvalidToken(ApiError):
-    """A token came, and it proves nothing. It is never taken for no token, whose bearer would be an anonymous visitor."""
+    """The token is invalid. Such a request is never treated as one without a token, which would be a visitor's."""
 
     status, code, message = HTTPStatus.UNAUTHORIZED, "invalid_token", "Invalid or expired token"
     authenticate = 'Bearer error="invalid_token"'
 
 
 class SignInUnavailable(ApiError):
-    """A token can't be checked now, because the keys that it is signed with can't be had."""
+    """The token can't be verified, because the JWKS can't be fetched."""
 
     status, code, message = HTTPStatus.SERVICE_UNAVAILABLE, "sign_in_unavailable", "Sign-in temporarily unavailable"
     retry_after = 5
@@ -83,21 +83,19 @@ class SignInUnavailable(ApiError):
 
 
 class ClientSecretMissing(ApiError):
-    """No secret came with a call to the chat."""
-
     status, code, message = HTTPStatus.UNAUTHORIZED, "client_secret_missing", "Chat session required"
     authenticate = "Bearer"
 
 
 class ClientSecretUnknown(ApiError):
-    """A secret that nobody has issued, or so long ago that it is forgotten."""
+    """The secret was never issued, or expired so long ago that its session has been deleted."""
 
     status, code, message = HTTPStatus.UNAUTHORIZED, "client_secret_unknown", "Unknown chat session"
     authenticate = 'Bearer error="invalid_token"'
 
 
 class ClientSecretExpired(ApiError):
-    """The frontend is to ask the sessions endpoint for the next secret."""
+    """The frontend has to request a new session."""
 
     status, code, message = HTTPStatus.UNAUTHORIZED, "client_secret_expired", "Chat session expired"
     authenticate = 'Bearer error="invalid_token"'
@@ -113,7 +111,7 @@ class UserMismatch(ApiError):
 
 
 class NotFound(ApiError):
-    """Not there, or another user's: the answer is the same."""
+    """It does not exist, or belongs to another user: the response is the same."""
 
     status, code, message = HTTPStatus.NOT_FOUND, "not_found", "Not found"
 
@@ -123,7 +121,7 @@ class AttachmentsOff(ApiError):
 
 
 class ThreadNotActive(ApiError):
-    """A thread that is locked or closed takes nothing that would be answered."""
+    """The thread is locked or closed."""
 
     status, code, message = HTTPStatus.FORBIDDEN, "thread_not_active", "This conversation takes no new messages"
 
@@ -145,7 +143,7 @@ class OpenAIRateLimited(ApiError):
 
 
 class TooManyRequests(ApiError):
-    """More than one user's or one address's share."""
+    """A limit of one user or one address is exceeded."""
 
     status, code = HTTPStatus.TOO_MANY_REQUESTS, "too_many_requests"
     message = "Too many requests. Please try again in a moment."
@@ -190,7 +188,7 @@ class DatabaseUnavailable(ApiError):
 
 
 class ServiceBusy(ApiError):
-    """All that the process can do at once is being done, or it is about to stop."""
+    """A limit of the process is reached, or it is shutting down."""
 
     status, code, message = HTTPStatus.SERVICE_UNAVAILABLE, "service_busy", "Service temporarily unavailable"
     retry_after = 5
@@ -198,7 +196,7 @@ class ServiceBusy(ApiError):
 
 
 class NotReady(ApiError):
-    """Args: missing: the names of what has to be set or to come back. They are part of the answer."""
+    """Not ready. The message names what is missing."""
 
     status, code, message = HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", "Not ready"
     retry_after = 5
@@ -210,10 +208,10 @@ class NotReady(ApiError):
 
 
 def register_error_handlers(app: Flask) -> None:
-    """Send every error of ``app`` in the error envelope."""
-    app.register_error_handler(ApiError, _answer_api_error)
-    app.register_error_handler(HTTPException, _answer_http_exception)
-    app.register_error_handler(Exception, _answer_unhandled)
+    """Render every error of ``app`` in the error envelope."""
+    app.register_error_handler(ApiError, _handle_api_error)
+    app.register_error_handler(HTTPException, _handle_http_exception)
+    app.register_error_handler(Exception, _handle_unhandled_exception)
 
 
 def _envelope(status: int, code: str, message: str) -> Response:
@@ -222,7 +220,7 @@ def _envelope(status: int, code: str, message: str) -> Response:
     return response
 
 
-def _answer_api_error(error: ApiError) -> Response:
+def _handle_api_error(error: ApiError) -> Response:
     log.log(error.log_level, "%d %s: %s%s", error.status, error.code, error, _cause(error))
     response = _envelope(error.status, error.code, error.message)
     if error.retry_after is not None:
@@ -237,16 +235,16 @@ def _answer_api_error(error: ApiError) -> Response:
 
 
 def _cause(error: ApiError) -> str:
-    """The kind of the first exception that led here; its text may quote what must not be logged."""
-    first: BaseException = error
-    while earlier := first.__cause__ or first.__context__:
-        first = earlier
-    return "" if first is error else f" ({type(first).__name__})"
+    """The type of the exception at the root. Its text may quote what must not be logged."""
+    root: BaseException = error
+    while cause := root.__cause__ or root.__context__:
+        root = cause
+    return "" if root is error else f" ({type(root).__name__})"
 
 
-def _answer_http_exception(error: HTTPException) -> Response:
-    """What Flask and Werkzeug refuse by themselves: 404, 405 (with its ``Allow``), 413, a host that is not ours."""
-    # Werkzeug's name for it: Python's own, in http.HTTPStatus, differ from version to version, and codes are to be stable.
+def _handle_http_exception(error: HTTPException) -> Response:
+    """Render errors of Flask and Werkzeug, such as 404, 405 (with its ``Allow``), 413 and an untrusted host."""
+    # The codes are made of Werkzeug's names, because those of http.HTTPStatus differ between versions of Python.
     response = _envelope(error.code or 500, error.name.lower().replace(" ", "_"), error.name.capitalize())
     for name, value in error.get_headers():
         if name.lower() not in ("content-type", "content-length"):
@@ -254,6 +252,6 @@ def _answer_http_exception(error: HTTPException) -> Response:
     return response
 
 
-def _answer_unhandled(_error: Exception) -> Response:
+def _handle_unhandled_exception(_error: Exception) -> Response:
     log.exception("unhandled exception")
     return _envelope(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_server_error", "Internal server error")

@@ -1,7 +1,7 @@
-"""HTTP calls with ``requests`` that end in time and stay small, whatever the other side does.
+"""HTTP calls with ``requests`` that are bounded in total time and in size.
 
-The timeouts of ``requests`` hold for one wait on the socket, so an upstream that sends a byte a second keeps a call open for
-ever, be it in the headers or in the body. Here every wait gets what is left of the whole call's budget, and every byte counts.
+The timeout of ``requests`` applies to each wait on the socket, so a server that sends one byte per second, in the headers or in
+the body, keeps a call open for ever. Here each wait gets the remaining time of the whole call, and every byte is counted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Budget:
     def seconds_left(self) -> float:
         left = self.deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError("the call's time is up")
+            raise TimeoutError("the call took too long")
         return left
 
 
@@ -44,32 +44,30 @@ _budget: ContextVar[_Budget] = ContextVar("call_budget")
 
 
 class CallFailed(Exception):
-    """There was no response in time. The cause is the exception of the library that noticed."""
+    """There was no response in time. ``__cause__`` is the library's exception."""
 
 
 class ResponseUnreadable(CallFailed):
-    """The response is not encoded as it says."""
+    """The body does not match its ``Content-Encoding``, or is too long."""
 
 
 class Response(NamedTuple):
-    """What the other side responded."""
-
     status: int
     headers: Mapping[str, str]
     body: bytes
-    """Decoded. One byte more than was allowed where there was more."""
+    """Decoded. One byte longer than ``max_bytes`` if there was more."""
 
 
 def call(session: requests.Session, request: requests.PreparedRequest, *, seconds: float, max_bytes: int) -> Response:
-    """Send ``request`` through a ``bounded_session``, and once more if the connection broke, as a kept one may.
+    """Send ``request`` through a ``bounded_session``. Retry once if the connection fails, because pooled ones may be stale.
 
-    Both tries together take ``seconds`` and receive about ``max_bytes``. Redirects are not followed.
+    Both attempts together take ``seconds`` and receive about ``max_bytes``. Redirects are not followed.
 
     Raises:
         CallFailed: there was no response in time.
         ResponseUnreadable: the body can't be decoded.
     """
-    # Status line, headers and a chunk's framing come on top of the body's bytes.
+    # The extra 64 KiB are for the status line, the headers and the framing of chunks.
     token = _budget.set(_Budget(time.monotonic() + seconds, max_bytes + 64 * 1024))
     try:
         try:
@@ -77,10 +75,10 @@ def call(session: requests.Session, request: requests.PreparedRequest, *, second
         except requests.Timeout:
             raise
         except requests.ConnectionError as error:
-            log.info("a connection broke (%s), trying once more", type(error).__name__)
+            log.info("the connection failed (%s), retrying", type(error).__name__)
             return _send(session, request, seconds, max_bytes)
     except (requests.exceptions.ContentDecodingError, urllib3.exceptions.DecodeError) as error:
-        raise ResponseUnreadable("the response is not encoded as it says") from error
+        raise ResponseUnreadable("the body can't be decoded") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         raise CallFailed("no response in time") from error
     finally:
@@ -93,25 +91,23 @@ def _send(session: requests.Session, request: requests.PreparedRequest, seconds:
 
 
 def bounded_session(connections: int) -> requests.Session:
-    """A ``requests.Session`` for ``call``, which keeps up to ``connections`` open."""
+    """Return a ``requests.Session`` for ``call`` with a pool of up to ``connections``."""
     session = requests.Session()
-    session.trust_env = False  # no proxy and no .netrc of the machine gets to see what is sent
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # nothing carries over from call to call
+    session.trust_env = False  # ignore the machine's proxies and .netrc
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # no cookies
     for scheme in ("https://", "http://"):
         session.mount(scheme, _BoundedAdapter(pool_maxsize=connections))
     return session
 
 
 class _BoundedAdapter(HTTPAdapter):
-    """A transport of ``requests`` whose calls keep to the budget of ``call``."""
-
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
 
 
 class _BoundedStream(io.RawIOBase):
-    """What the socket sends, as long as the budget lasts."""
+    """Reads from a socket within the budget of the call."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -126,7 +122,7 @@ class _BoundedStream(io.RawIOBase):
         count = self._raw.readinto(buffer)
         self._budget.bytes_left -= count or 0
         if self._budget.bytes_left < 0:
-            raise urllib3.exceptions.DecodeError("the answer is too long")
+            raise urllib3.exceptions.DecodeError("the response is too long")
         return count
 
     def close(self) -> None:
@@ -138,7 +134,7 @@ class _Response(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self.fp.close()
-        # Python 3.14 made the default 128 KiB, which would read past the budget for headers and framing.
+        # The default of Python 3.14, 128 KiB, would exceed the budget for headers and framing.
         self.fp = io.BufferedReader(_BoundedStream(sock), 8 * 1024)
 
 
@@ -146,13 +142,13 @@ class _BoundedConnection(HTTPConnection):
     response_class = _Response
 
     def connect(self) -> None:
-        """Connect in a thread that is left behind when time is up: looking a name up can't be given a timeout."""
+        """Connect in a thread that is abandoned after a timeout, because DNS lookups can't be given one."""
         outcome: Future[None] = Future()
 
         def run() -> None:
             try:
                 super(_BoundedConnection, self).connect()
-            except Exception as error:  # noqa: BLE001  raised again in the thread that waits
+            except Exception as error:  # noqa: BLE001  raised again in the waiting thread
                 outcome.set_exception(error)
             else:
                 outcome.set_result(None)

@@ -1,4 +1,4 @@
-"""Logging: a line a request, and every line with the request's id and, once there is one, the session's."""
+"""Logging: one line per request, and in every line the request id and, if there is one, the session id."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 session_id: ContextVar[str | None] = ContextVar("session_id", default=None)
 
-MAX_MESSAGE = 2_000  # characters; what a caller sent may be in it, and that may be long
+MAX_MESSAGE = 2_000  # characters; a message may quote what a caller sent
 MAX_TRACEBACK = 20_000
 
 access_log = logging.getLogger("chatkit.access")
 
 SUPERSEDED = "chatkit.superseded"
-"""Set in the environ of a request that has been answered anew, and is logged once all the same."""
+"""The environ key that suppresses the request's log line, because another response follows and is logged instead."""
 
 
 def configuration(level: str, *, readable: bool) -> dict[str, Any]:
-    """A ``logging`` configuration that writes to standard output: JSON, or lines for a developer's eyes."""
+    """Return a ``logging`` configuration that writes to standard output: JSON, or readable lines for development."""
     formatters = {
         "json": {
             "()": "chatkit.web.logs.JsonFormatter",
@@ -59,17 +59,17 @@ def configuration(level: str, *, readable: bool) -> dict[str, Any]:
         "root": {"level": level, "handlers": ["stdout"]},
         "loggers": {
             "alembic": {"level": "WARNING"},
-            "httpx2": {"level": "WARNING"},  # a line for each call of a model
+            "httpx2": {"level": "WARNING"},  # it logs each call of a model
             "urllib3.connection": {"level": "ERROR"},  # its warnings quote headers that it can't parse
             "gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True},
-            # The application writes its own line a request, which also exists without gunicorn.
+            # The application logs requests itself, also without gunicorn.
             "gunicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
         },
     }
 
 
 class IdsFilter(logging.Filter):
-    """Adds ``request_id`` and ``session_id`` to each record, where there are any."""
+    """Adds ``request_id`` and ``session_id`` to each record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         for variable in (request_id, session_id):
@@ -80,43 +80,43 @@ class IdsFilter(logging.Filter):
 
 
 class _SafeFormatter(logging.Formatter):
-    """Escapes and shortens whatever is logged, because libraries log what callers send as it is."""
+    """Escapes and truncates all messages, because libraries log what callers send unescaped."""
 
     def format(self, record: logging.LogRecord) -> str:
-        safe = copy.copy(record)  # other handlers get the record as it was
-        safe.msg, safe.args = _shortened(_escaped(record.getMessage()), MAX_MESSAGE), None
+        safe = copy.copy(record)  # other handlers get the original
+        safe.msg, safe.args = _truncate(_escape(record.getMessage()), MAX_MESSAGE), None
         return super().format(safe)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  logging's name
-        return _several_lines(super().formatException(ei))
+        return _escape_lines(super().formatException(ei))
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802  logging's name
-        return _several_lines(super().formatStack(stack_info))
+        return _escape_lines(super().formatStack(stack_info))
 
 
-def _several_lines(text: str) -> str:
-    return _shortened("\n".join(map(_escaped, text.split("\n"))), MAX_TRACEBACK)
+def _escape_lines(text: str) -> str:
+    return _truncate("\n".join(map(_escape, text.split("\n"))), MAX_TRACEBACK)
 
 
-def _escaped(text: str) -> str:
-    """``text`` on one line, without characters that a terminal obeys or that can't be written."""
+def _escape(text: str) -> str:
+    """Escape line breaks, terminal control characters and what can't be encoded."""
     if text.isprintable():
         return text
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _shortened(text: str, limit: int) -> str:
-    """``text`` without its middle, where it is longer than ``limit``."""
-    left_out = len(text) - limit
-    return text if left_out <= 0 else f"{text[: limit // 2]} … {left_out} characters … {text[-limit // 2 :]}"
+def _truncate(text: str, limit: int) -> str:
+    """Cut the middle out of ``text`` if it is longer than ``limit``."""
+    excess = len(text) - limit
+    return text if excess <= 0 else f"{text[: limit // 2]} … {excess} characters … {text[-limit // 2 :]}"
 
 
 class JsonFormatter(_SafeFormatter, _JsonFormatter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
 
 class ReadableFormatter(_SafeFormatter):
-    """One line for a person: the message, then the ids. A traceback below it is indented, so that it can't pass for a line."""
+    """The message, then the ids. Tracebacks are indented, so that their lines can't be mistaken for messages."""
 
     default_msec_format = "%s.%03d"
 
@@ -132,15 +132,15 @@ class ReadableFormatter(_SafeFormatter):
 
 
 class RequestLog:
-    """WSGI middleware: gives each request its id, answers with it, and logs the request when the answer is out."""
+    """WSGI middleware that sets the request id, adds ``X-Request-ID`` to the response and logs the request at its end."""
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         started = environ.setdefault("chatkit.started", time.monotonic())
-        known = environ.setdefault("chatkit.request_id", _sane(environ.get("HTTP_X_REQUEST_ID")) or new_request_id())
-        request_id.set(known)
+        id_ = environ.setdefault("chatkit.request_id", _valid_id(environ.get("HTTP_X_REQUEST_ID")) or new_request_id())
+        request_id.set(id_)
         session_id.set(None)
         sent = {"status": 0}
 
@@ -160,18 +160,16 @@ class RequestLog:
 
 
 def new_request_id() -> str:
-    """An id for a request that brought none."""
     return uuid.uuid4().hex
 
 
-def _sane(given: str | None) -> str | None:
-    """A caller's own id, unless it is none that should stand in a log."""
-    return given if given and re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", given) else None
+def _valid_id(text: str | None) -> str | None:
+    return text if text and re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", text) else None
 
 
 def _log_request(environ: WSGIEnvironment, status: int, seconds: float) -> None:
     method = environ["REQUEST_METHOD"]
-    # Without the query, which is nobody's place for a secret but gets them all the same; quoted, so that it is one line.
+    # Without the query string, because clients may put secrets there; quoted, so that it stays on one line.
     path = quote(environ.get("PATH_INFO", "").encode("latin-1"), safe="/")[:200]
     milliseconds = round(seconds * 1000, 1)
     access_log.info(

@@ -1,4 +1,4 @@
-"""The request and the success envelope of the sessions endpoint, as marshmallow schemas (the contract, version 1.0)."""
+"""The request body and the success envelope of the sessions endpoint, as marshmallow schemas (contract version 1.0)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UUID = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z"
 
 
 class SessionRequestSchema(Schema):
-    """The body of ``POST /api/chatkit/sessions``: nothing, or the user that the caller believes to be."""
+    """The body of ``POST /api/chatkit/sessions``. ``user_id`` is only compared with the verified user."""
 
     class Meta:
         unknown = RAISE
@@ -23,7 +23,7 @@ class SessionRequestSchema(Schema):
 
 
 class SessionSchema(Schema):
-    """A session as the frontend gets it. ``expires_in`` is in whole seconds, for a browser whose clock is wrong."""
+    """A session. ``expires_in``, in whole seconds, is for browsers whose clock is wrong."""
 
     client_secret = fields.String(required=True)
     session_id = fields.String(required=True)
@@ -32,7 +32,7 @@ class SessionSchema(Schema):
 
 
 class SuccessSchema(Schema):
-    """The envelope of every success that carries a session."""
+    """The success envelope of a session."""
 
     status = fields.Constant("success")
     data = fields.Nested(SessionSchema, required=True)
@@ -42,15 +42,15 @@ _session_request, _success = SessionRequestSchema(), SuccessSchema()
 
 
 def read_session_request(body: bytes) -> dict[str, Any]:
-    """Parse and check a request body. An empty one is an empty request.
+    """Parse and validate a request body. An empty body counts as ``{}``.
 
     Raises:
-        ValueError: for whatever is not JSON (RFC 8259: UTF-8, no NaN, and here no name twice) or not this schema.
+        ValueError: it is not JSON (RFC 8259: UTF-8, no NaN; and no duplicate names), or does not fit the schema.
     """
     if not body:
         return {}
     try:
-        parsed = json.loads(body.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        parsed = json.loads(body.decode("utf-8"), object_pairs_hook=_reject_duplicates, parse_constant=_reject_constant)
         loaded: dict[str, Any] = _session_request.load(parsed)
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -65,12 +65,12 @@ def success_envelope(session: Session) -> dict[str, Any]:
     return dumped
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("duplicate name")
     return result
 
 
-def _refuse_constant(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")

@@ -1,4 +1,4 @@
-"""Logs what blocks the event loop. A blocked loop can't do this itself."""
+"""Logs what blocks the event loop, from a thread of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 async def watch_loop() -> None:
-    """Watch the running event loop, until cancelled. What blocks it is logged once, with its stack."""
+    """Watch the running event loop until cancelled. Each time it is blocked, log its stack once."""
     watchdog = _Watchdog(threading.get_ident())
     threading.Thread(target=watchdog.watch, name="watchdog", daemon=True).start()
     try:
@@ -29,24 +29,24 @@ async def watch_loop() -> None:
 
 
 class _Watchdog:
-    def __init__(self, watched: int) -> None:
-        self._watched = watched  # the id of the loop's thread
+    def __init__(self, thread_id: int) -> None:
+        self._thread_id = thread_id  # of the event loop
         self.beat = time.monotonic()
         self.stopped = threading.Event()
 
     def watch(self) -> None:
         blocked = False
-        waited_since = time.monotonic()
+        woke_at = time.monotonic()
         while not self.stopped.wait(BEAT_SECONDS):
             now = time.monotonic()
-            waited, waited_since = now - waited_since, now
-            if waited >= BLOCKED_SECONDS:
-                continue  # this thread did not run either: the process was frozen
+            slept, woke_at = now - woke_at, now
+            if slept >= BLOCKED_SECONDS:
+                continue  # this thread did not run either: the whole process was suspended
             lag = now - self.beat
             if blocked and lag < BLOCKED_SECONDS:
                 blocked = False
-                log.warning("the event loop goes on")
-            elif not blocked and lag >= BLOCKED_SECONDS and (frame := sys._current_frames().get(self._watched)):
+                log.warning("the event loop is running again")
+            elif not blocked and lag >= BLOCKED_SECONDS and (frame := sys._current_frames().get(self._thread_id)):
                 blocked = True
                 stack = "".join(traceback.format_stack(frame))
-                log.error("the event loop has been blocked for %.1f s, and nobody is served meanwhile:\n%s", lag, stack)
+                log.error("the event loop has been blocked for %.1f s, and no request is served meanwhile:\n%s", lag, stack)

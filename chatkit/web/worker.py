@@ -1,6 +1,6 @@
-"""gunicorn's ASGI worker with bounds for connections, and JSON errors for malformed HTTP.
+"""gunicorn's ASGI worker with connection limits, client timeouts, and JSON errors for malformed HTTP.
 
-It replaces gunicorn's protocol class by a subclass and uses some of its private attributes; requirements.txt pins gunicorn, and
+It replaces gunicorn's protocol class with a subclass that uses private attributes; requirements.txt pins gunicorn, and
 tests/test_connections.py fails if they change.
 """
 
@@ -25,37 +25,37 @@ from gunicorn.asgi.parser import ParseError
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 
-from chatkit.limits.concurrency import PART
+from chatkit.limits.concurrency import ADDRESS_DIVISOR
 from chatkit.web import logs
 from chatkit.web.asgi import AsgiFlask
 from chatkit.web.errors import error_envelope
 
-HEAD_SECONDS: float = 20  # for a client to send the whole head of a request, once it has connected or begun
-WRITE_SECONDS: float = 20  # for a client that does not read to take some of what waits for it
-HALF_CLOSED_SECONDS = 1  # until a client that sends no more is taken to have left
-ANNOUNCE_SECONDS = 0.7  # at shutdown, before the port is closed
-MAX_TINY_CHUNKS, MIN_CHUNK_BYTES = 1000, 64  # so many chunks of a body may be smaller than that on average
-IDLE_SECONDS = 2  # at shutdown, for kept connections to send one more request and be told that they are closed
-INTERRUPT_SECONDS = 2  # before the end of a stop, for what is then still being answered to be kept
+HEAD_SECONDS: float = 20  # for the request line and headers, from connecting or from the first byte
+WRITE_SECONDS: float = 20  # for a client to read some of its response
+HALF_CLOSED_SECONDS = 1  # until a client that closed its sending side is treated as disconnected
+ANNOUNCE_SECONDS = 0.7  # of "Connection: close" at shutdown, before the port is closed
+MAX_TINY_CHUNKS, MIN_CHUNK_BYTES = 1000, 64  # so many chunks of a body may be smaller than this on average
+IDLE_SECONDS = 2  # at shutdown, for idle connections to send one more request and get "Connection: close"
+INTERRUPT_SECONDS = 2  # before the end of a shutdown, for unfinished replies to be saved
 
-# Python's own phrases differ from version to version, and the codes are to be stable.
+# Python's phrases differ between versions, and the codes are made of them.
 _PHRASES = {414: "Request URI Too Long", 431: "Request Header Fields Too Large"}
 
 log = logging.getLogger(__name__)
 
-# The type stubs know neither class as it is.
+# The type stubs are wrong about both classes.
 _Protocol: Any = ASGIProtocol
 _Worker: Any = gasgi.ASGIWorker
 
 
 class Protocol(_Protocol):  # type: ignore[misc]
-    """One connection. It is closed when its client keeps it waiting for too long."""
+    """A connection with timeouts for its client."""
 
     peer = ""
-    """The address that it comes from."""
-    _pieces = _piece_bytes = 0  # of the body that is being read
-    _begun = False  # a head, of which not all has come
-    _deadline: asyncio.TimerHandle | None = None
+    """The client's IP address."""
+    _body_chunks = _body_bytes = 0  # of the current request
+    _head_incomplete = False
+    _head_deadline: asyncio.TimerHandle | None = None
     _write_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -66,52 +66,52 @@ class Protocol(_Protocol):  # type: ignore[misc]
             self._send_error_response(503, "too many connections")
             self._close_transport()
             return
-        self._expect_head()
+        self._start_head_timeout()
 
     def data_received(self, data: bytes) -> None:
-        if self._deadline is None and not self._request_ready.is_set():
-            self._expect_head()
+        if self._head_deadline is None and not self._request_ready.is_set():
+            self._start_head_timeout()
         super().data_received(data)
         if self._request_ready.is_set():
-            self._cancel("_deadline")
-        self._begun = self._deadline is not None
+            self._cancel("_head_deadline")
+        self._head_incomplete = self._head_deadline is not None
 
     def _feed_callback_parser(self, data: bytes) -> bool:
         try:
             return bool(super()._feed_callback_parser(data))
-        except ValueError:  # of a Content-Length with more digits than Python reads
-            self._send_error_response(400, "an unreadable head")
+        except ValueError:  # from a Content-Length with more digits than Python reads
+            self._send_error_response(400, "invalid Content-Length")
             self._close_transport()
             return False
 
     def _on_headers_complete(self) -> Any:
-        self._pieces = self._piece_bytes = 0
+        self._body_chunks = self._body_bytes = 0
         return super()._on_headers_complete()
 
     def _on_body(self, chunk: bytes) -> None:
-        """Refuse a body in tiny chunks: each costs the loop as much as a large one."""
-        self._pieces += 1
-        self._piece_bytes += len(chunk)
-        if self._pieces > MAX_TINY_CHUNKS and self._piece_bytes < MIN_CHUNK_BYTES * self._pieces:
-            raise ParseError("a body in tiny chunks")
+        """Reject bodies in tiny chunks, each of which costs the loop as much as a large one."""
+        self._body_chunks += 1
+        self._body_bytes += len(chunk)
+        if self._body_chunks > MAX_TINY_CHUNKS and self._body_bytes < MIN_CHUNK_BYTES * self._body_chunks:
+            raise ParseError("body in tiny chunks")
         super()._on_body(chunk)
 
-    def _expect_head(self) -> None:
-        self._deadline = self.worker.loop.call_later(HEAD_SECONDS, self._give_up_waiting)
+    def _start_head_timeout(self) -> None:
+        self._head_deadline = self.worker.loop.call_later(HEAD_SECONDS, self._on_head_timeout)
 
-    def _give_up_waiting(self) -> None:
-        log.info("a client sent no request in %d s", HEAD_SECONDS)
+    def _on_head_timeout(self) -> None:
+        log.info("a client sent no complete request headers within %d s", HEAD_SECONDS)
         self.transport.abort()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._expect_reading()
+        self._start_write_timeout()
 
-    def _expect_reading(self) -> None:
-        self._write_deadline = self.worker.loop.call_later(WRITE_SECONDS, self._give_up_writing, self._unread())
+    def _start_write_timeout(self) -> None:
+        self._write_deadline = self.worker.loop.call_later(WRITE_SECONDS, self._on_write_timeout, self._unread())
 
     def _unread(self) -> int:
-        """The bytes that the client has not taken yet, here and in the system's buffer, which holds megabytes."""
+        """The bytes that the client has not read, including those in the kernel's send buffer, which holds megabytes."""
         unread: int = self.transport.get_write_buffer_size()
         with suppress(OSError):
             queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
@@ -122,38 +122,37 @@ class Protocol(_Protocol):  # type: ignore[misc]
         self._cancel("_write_deadline")
         super().resume_writing()
 
-    def _give_up_writing(self, waiting: int) -> None:
-        if self._unread() != waiting:  # it has taken some
-            self._expect_reading()
+    def _on_write_timeout(self, unread_before: int) -> None:
+        if self._unread() != unread_before:
+            self._start_write_timeout()
             return
-        log.info("a client took nothing of its response for %d s", WRITE_SECONDS)
+        log.info("a client read nothing of its response for %d s", WRITE_SECONDS)
         self.transport.abort()
 
     def eof_received(self) -> bool:
-        """The client sends no more. It may still read, so it gets a response, even to an incomplete request."""
+        """The client closed its sending side. It may still read, so even an incomplete request gets a response."""
         receiver = self._body_receiver
         if receiver is not None and receiver._complete:
-            # Most have left, and what lasts is ended. Not at once, because the application may still be reading the body.
+            # Most such clients are gone, so streams are ended. With a delay, because the application may still read the body.
             self.worker.loop.call_later(HALF_CLOSED_SECONDS, receiver.signal_disconnect)
             self._keepalive = 0
             return True
-        if self._begun or receiver is not None:
+        if self._head_incomplete or receiver is not None:
             self._send_error_response(400, "the request ended early")
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel("_deadline")
+        self._cancel("_head_deadline")
         self._cancel("_write_deadline")
         self.worker.disconnect(self)
         super().connection_lost(exc)
 
     def close_after_next_response(self) -> None:
-        """Keep the connection no longer than for one more request, unless one is being served."""
+        """Close the connection after one more request. A connection that is being served is left alone."""
         if self._awaiting_request:
             self._keepalive = 0
 
     def close_if_idle(self) -> None:
-        """Close a connection that waits for a request."""
         if self._awaiting_request:
             self._keepalive_timeout()
 
@@ -163,7 +162,7 @@ class Protocol(_Protocol):  # type: ignore[misc]
             setattr(self, name, None)
 
     def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
-        """Answer what is no request. ``message`` quotes what was sent, so it is neither sent nor logged."""
+        """Respond to malformed HTTP. ``message`` may quote the client's bytes, so it is neither sent nor logged."""
         if self._closed:
             return
         request_id = logs.new_request_id()
@@ -183,10 +182,10 @@ class Protocol(_Protocol):  # type: ignore[misc]
 gasgi.ASGIProtocol = Protocol  # type: ignore[attr-defined]
 
 
-def _allowed_connections(wanted: int) -> int:
-    """As many as are wanted, but leave a quarter of the files for OpenAI, the database and Redis."""
+def _max_connections(configured: int) -> int:
+    """Limit ``configured``, so that a quarter of the file descriptors is left for OpenAI, the database and Redis."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return wanted if files == resource.RLIM_INFINITY else min(wanted, files * 3 // 4)
+    return configured if files == resource.RLIM_INFINITY else min(configured, files * 3 // 4)
 
 
 class Worker(_Worker):  # type: ignore[misc]
@@ -197,30 +196,30 @@ class Worker(_Worker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.connections: set[Protocol] = set()
-        self._of_peer: Counter[str] = Counter()
-        self._most = 0
-        self._next_notice = 0.0
+        self._by_peer: Counter[str] = Counter()
+        self._limit = 0
+        self._next_file_limit_log = 0.0
 
     def _setup_event_loop(self) -> None:
         super()._setup_event_loop()
-        # asyncio would shorten the queue of connections to accept to 100, and a burst then waits for seconds.
+        # asyncio would reduce the backlog to 100, and connections of a burst would then wait for seconds.
         self.loop.create_server = partial(self.loop.create_server, backlog=self.cfg.backlog)
         self.loop.set_exception_handler(self._log_loop_error)
 
     def _log_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Log what asyncio reports; that no more files can be opened only once a second."""
+        """Log errors of asyncio, but "too many open files" only once per second."""
         error = context.get("exception")
         if not (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)):
             loop.default_exception_handler(context)
-        elif loop.time() > self._next_notice:
-            self._next_notice = loop.time() + 1
-            log.error("no more connections can be accepted: the limit of open files is reached")
+        elif loop.time() > self._next_file_limit_log:
+            self._next_file_limit_log = loop.time() + 1
+            log.error("no connections can be accepted: the limit of open files is reached")
 
     def run(self) -> None:
         """Serve until told to stop.
 
-        A ``SystemExit`` in any task stops the event loop, and agents' tools raise it (``argparse`` does). It ends its own
-        response, and no other.
+        A ``SystemExit`` in any task stops the event loop, and tools of agents may raise it (``argparse`` does). It must end
+        only its own response, so the loop is restarted.
         """
         serving = self.loop.create_task(self._serve())
         try:
@@ -230,73 +229,72 @@ class Worker(_Worker):  # type: ignore[misc]
                 except (SystemExit, KeyboardInterrupt) as error:
                     if serving.done():
                         raise
-                    log.exception("a task raised %s, which ends its response", type(error).__name__)
+                    log.exception("a task raised %s; only its response ends", type(error).__name__)
         except Exception:
             log.exception("the worker failed")
         finally:
             self._cleanup()
-        # Python would wait for the threads of tools, which can't be interrupted.
+        # A normal exit would wait for the threads of tools, which can't be interrupted.
         log.info("the worker has stopped")
         logging.shutdown()
         os._exit(0)
 
     def connect(self, connection: Protocol) -> bool:
-        """Count a new connection; whether it is within the bounds. Behind proxies all come from the proxies' addresses."""
+        """Add a connection and return whether it is within the limits. Behind a proxy there is none per address."""
         self.connections.add(connection)
-        self._of_peer[connection.peer] += 1
-        total = self._most = self._most or _allowed_connections(self.cfg.worker_connections)
-        each = total if self.asgi.asgi.behind_proxy else total // PART
-        return bool(len(self.connections) <= total and self._of_peer[connection.peer] <= each)
+        self._by_peer[connection.peer] += 1
+        limit = self._limit = self._limit or _max_connections(self.cfg.worker_connections)
+        per_address = limit if self.asgi.asgi.behind_proxy else limit // ADDRESS_DIVISOR
+        return bool(len(self.connections) <= limit and self._by_peer[connection.peer] <= per_address)
 
     def disconnect(self, connection: Protocol) -> None:
-        """Count a connection no more."""
         self.connections.discard(connection)
-        self._of_peer[connection.peer] -= 1
-        if not self._of_peer[connection.peer]:
-            del self._of_peer[connection.peer]
+        self._by_peer[connection.peer] -= 1
+        if not self._by_peer[connection.peer]:
+            del self._by_peer[connection.peer]
 
     def handle_exit_signal(self) -> None:
-        """Stop (SIGTERM): be not ready for the time of draining, then finish what has begun."""
+        """Shut down (SIGTERM): report not ready while draining, then finish the open requests."""
         self.asgi.asgi.draining = True
         self.loop.call_later(self.asgi.asgi.drain_seconds, self._finish)
 
     def _finish(self) -> None:
         self.loop.call_later(max(0, self.asgi.asgi.stop_seconds - INTERRUPT_SECONDS), self.asgi.asgi.interrupt)
         self.loop.call_later(IDLE_SECONDS, self._close_idle)
-        self._announce(self.loop.time() + ANNOUNCE_SECONDS)
+        self._announce_close(self.loop.time() + ANNOUNCE_SECONDS)
 
-    def _announce(self, until: float) -> None:
-        """Let the next response of each connection say that it is the last, and only then stop to serve.
+    def _announce_close(self, until: float) -> None:
+        """Send ``Connection: close`` with the next response of each connection, then stop.
 
-        gunicorn would also close those whose response has just said that they are kept, and lose the request that follows.
+        gunicorn alone would also close connections whose last response promised keep-alive, and lose the next request.
         """
         if self.loop.time() > until:
             super().handle_exit_signal()
             return
         for connection in self.connections:
             connection.close_after_next_response()
-        self.loop.call_later(0.02, self._announce, until)
+        self.loop.call_later(0.02, self._announce_close, until)
 
     def _close_idle(self) -> None:
         for connection in list(self.connections):
             connection.close_if_idle()
 
     async def _shutdown(self) -> None:
-        """Take in the connections that wait to be accepted, because closing the port would reset them."""
-        waiting = []
+        """Accept the connections in the backlog, because closing the port would reset them."""
+        accepted = []
         for listener in self.sockets:
-            with suppress(OSError):  # there are no more
+            with suppress(OSError):  # the backlog is empty
                 while True:
-                    waiting.append(listener.sock.accept()[0])
+                    accepted.append(listener.sock.accept()[0])
         for server in self.servers:
             server.close()
-        self.loop.call_later(IDLE_SECONDS, self._close_idle)  # also where no signal has brought us here
-        for connection in waiting:
+        self.loop.call_later(IDLE_SECONDS, self._close_idle)  # this shutdown may have another cause than a signal
+        for connection in accepted:
             connection.setblocking(False)
             await self.loop.connect_accepted_socket(lambda: Protocol(self), connection)
         await super()._shutdown()
 
     def handle_quit_signal(self) -> None:
-        """Stop at once (SIGINT, SIGQUIT), but keep what was said so far."""
+        """Stop at once (SIGINT, SIGQUIT), but save replies as far as they got."""
         super().handle_quit_signal()
         self.asgi.asgi.interrupt()

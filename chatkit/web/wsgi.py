@@ -1,4 +1,4 @@
-"""Between ASGI and WSGI: a request as the Flask application takes it, and the response that it gives."""
+"""Conversion between ASGI and WSGI."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OWN_NAMES = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"
 
 
 def make_environ(scope: Mapping[str, Any]) -> WSGIEnvironment:
-    """The WSGI environ of an ASGI ``http`` scope, still without a body (PEP 3333)."""
+    """Return the WSGI environ (PEP 3333) of an ASGI ``http`` scope, without the body."""
     server, client = scope.get("server") or ("localhost", 80), scope.get("client")
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope["method"],
@@ -36,7 +36,7 @@ def make_environ(scope: Mapping[str, Any]) -> WSGIEnvironment:
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         if name == "transfer-encoding":
-            continue  # the body is whole when the application gets it
+            continue  # the application gets the whole body at once
         key = _OWN_NAMES.get(name) or f"HTTP_{name.upper().replace('-', '_')}"
         separator = "; " if name == "cookie" else ","
         environ[key] = f"{environ[key]}{separator}{value}" if key in environ else value
@@ -45,19 +45,19 @@ def make_environ(scope: Mapping[str, Any]) -> WSGIEnvironment:
 
 @dataclass
 class WsgiResponse:
-    """What a WSGI application has answered."""
+    """The response of a WSGI application."""
 
     status: int = 500
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     chunks: Iterable[bytes] = ()
 
     def start(self, status: str, headers: list[tuple[str, str]], _error: Any = None) -> Callable[[bytes], object]:
-        """WSGI's ``start_response``."""
+        """``start_response`` of WSGI."""
         self.status = int(status[:3])
         self.headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         return lambda _chunk: None
 
     def close(self) -> None:
-        """Release what the view holds, and log the request."""
+        """Call ``close`` of WSGI, which releases the view's limits and logs the request."""
         if close := getattr(self.chunks, "close", None):
             close()

@@ -1,1 +1,1 @@
-"""Sessions issued by OpenAI, until 30 November 2026. Everything that ends then is here."""
+"""Sessions issued by OpenAI. Everything that ends on 30 November 2026 is in this package."""

@@ -25,17 +25,17 @@ class HostedBackend:
 
     def issue(self, user: User) -> Session:
         session = self._api.issue(user)
-        ownership_cookie.remember(user, session.session_id)
+        ownership_cookie.add(user, session.session_id)
         return session
 
     def end(self, session_id: str, user: User) -> None:
-        # OpenAI says whose a session is only once it has ended it.
-        if not ownership_cookie.is_remembered(user, session_id):
+        # OpenAI names the owner of a session only after ending it.
+        if not ownership_cookie.contains(user, session_id):
             raise NotFound("no such session of this user")
         self._api.end(session_id, user)
 
     def take_over(self, visitor: User, user: User) -> bool:
-        return False  # the visitor's conversations are at OpenAI, which can't change their user
+        return False  # OpenAI has the conversations, and can't change their user
 
     def missing(self) -> list[str]:
         return self._api.missing()

@@ -1,7 +1,6 @@
-"""Whose a hosted session is: the signed cookie of whoever had it minted knows, because nothing else does.
+"""The owners of hosted sessions, in the signed cookie of the browser that a session was issued to.
 
-OpenAI does not say whose a session is before it has ended it, and the hosted backend has no database. A cookie that was made
-for one user proves nothing for another.
+OpenAI does not name the owner of a session before ending it, and the hosted backend has no database.
 """
 
 from __future__ import annotations
@@ -13,21 +12,22 @@ from flask import session
 
 from chatkit.identity.user import User
 
-KEPT = 10  # of the newest; a session lives ten minutes at most
+MAX_SESSIONS = 10  # the newest; a session lasts ten minutes at most
+_KEY = "minted"  # in the cookie; renaming it would lose the owners of live sessions
 
 
-def remember(user: User, session_id: str) -> None:
-    """Note, in the cookie of the current request's answer, that this session is this user's."""
-    session["minted"] = [*session.get("minted", []), _mark(user, session_id)][-KEPT:]
+def add(user: User, session_id: str) -> None:
+    """Record in the response's cookie that ``user`` owns the session."""
+    session[_KEY] = [*session.get(_KEY, []), _digest(user, session_id)][-MAX_SESSIONS:]
     session.permanent = True
 
 
-def is_remembered(user: User, session_id: str) -> bool:
-    """Whether the current request's cookie says so."""
-    return _mark(user, session_id) in session.get("minted", [])
+def contains(user: User, session_id: str) -> bool:
+    """Whether the request's cookie records that ``user`` owns the session."""
+    return _digest(user, session_id) in session.get(_KEY, [])
 
 
-def _mark(user: User, session_id: str) -> str:
-    # The cookie's signature makes it a proof; the hash makes it short.
+def _digest(user: User, session_id: str) -> str:
+    # The cookie is signed; the hash only makes the entries short.
     digest = hashlib.sha256(f"{session_id} {user.id}".encode()).digest()
     return urlsafe_b64encode(digest[:15]).decode()

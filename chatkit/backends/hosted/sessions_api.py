@@ -1,7 +1,6 @@
-"""Sessions issued by OpenAI for a workflow of Agent Builder, until 30 November 2026.
+"""A client of OpenAI's ChatKit Sessions API, for workflows of Agent Builder.
 
-The request is the one that OpenAI's own Python SDK sends for the same arguments
-(``client.beta.chatkit.sessions.create``); a test compares the two.
+Its requests equal those of OpenAI's Python SDK (``client.beta.chatkit.sessions.create``); a test compares the two.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from chatkit.web.http_client import CallFailed, Response, ResponseUnreadable, bo
 
 log = logging.getLogger(__name__)
 
-CALL_SECONDS = 9.5  # of the contract's 10 s; the rest is for everything around the call
-MAX_ANSWER_BYTES = 256 * 1024  # a session is about 1 KB
+CALL_SECONDS = 9.5  # of the contract's 10 s; the rest is for the work around the call
+MAX_RESPONSE_BYTES = 256 * 1024  # a session is about 1 KB
 MAX_RETRY_AFTER = 600
 
 
 class SessionsApi:
-    """Asks OpenAI's ChatKit Sessions API, over one pool of connections for the whole process."""
+    """Calls the API over one connection pool per process."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -43,11 +42,11 @@ class SessionsApi:
                 "User-Agent": "chatkit-session-service",
             }
         )
-        # All calls differ in their body alone; preparing the rest anew takes longer than all else that is done for a call.
+        # Prepared once, because that takes longer than all other work for a call.
         self._prepared = self.http.prepare_request(requests.Request("POST", f"{settings.api_base}/v1/chatkit/sessions"))
         self._url = str(self._prepared.url)
         if missing := self.missing():
-            log.warning("Sessions can't be issued before this is set: %s", ", ".join(missing))
+            log.warning("sessions can't be issued until these are set: %s", ", ".join(missing))
 
     def missing(self) -> list[str]:
         """See ``Backend.missing``."""
@@ -55,7 +54,7 @@ class SessionsApi:
         return [name for name, value in required.items() if not value]
 
     def issue(self, user: User) -> Session:
-        """See ``Backend.issue``. Takes at most ``CALL_SECONDS``, whatever the upstream does."""
+        """See ``Backend.issue``. Takes at most ``CALL_SECONDS``."""
         if not self._settings.openai_api_key:
             raise errors.ApiKeyMissing("OPENAI_API_KEY is not set")
         if not self._settings.workflow_id:
@@ -63,22 +62,22 @@ class SessionsApi:
         return self._read_session(*self._call(self._url, self._request_body(user)))
 
     def end(self, session_id: str, user: User) -> None:
-        """See ``Backend.end``; the caller has checked whose session it is. Takes as long as ``issue`` at most."""
+        """See ``Backend.end``. Does not check the owner. Takes at most ``CALL_SECONDS``."""
         if not self._settings.openai_api_key:
             raise errors.ApiKeyMissing("OPENAI_API_KEY is not set")
         status, headers, body = self._call(f"{self._url}/{quote(session_id, safe='')}/cancel", None)
-        about = _refuse_known(status, headers, _json_object(body))
+        summary = _raise_for_common_status(status, headers, _json_object(body))
         if status in (400, 404, 409, 410):
-            log.info("%s: the session of %s was over", about, user.kind)
+            log.info("%s: the session (%s) had already ended", summary, user.kind)
         elif not 200 <= status < 300:
-            raise errors.SessionNotEnded(about)
+            raise errors.SessionNotEnded(summary)
 
     def _call(self, url: str, body: dict[str, Any] | None) -> Response:
-        """OpenAI's response to a POST.
+        """Send a POST request and return the response.
 
         Raises:
-            OpenAIUnavailable: there was none in time.
-            SessionNotCreated: it can't be read.
+            OpenAIUnavailable: there was no response in time.
+            SessionNotCreated: the response can't be decoded.
         """
         request = self._prepared.copy()
         request.url = url
@@ -86,11 +85,11 @@ class SessionsApi:
             request.headers["X-Client-Request-Id"] = request_id
         request.prepare_body(data=None, files=None, json=body)
         try:
-            return call(self.http, request, seconds=CALL_SECONDS, max_bytes=MAX_ANSWER_BYTES)
+            return call(self.http, request, seconds=CALL_SECONDS, max_bytes=MAX_RESPONSE_BYTES)
         except ResponseUnreadable as error:
-            raise errors.SessionNotCreated("OpenAI's answer is not encoded as it says") from error
+            raise errors.SessionNotCreated("OpenAI's response can't be decoded") from error
         except CallFailed as error:
-            raise errors.OpenAIUnavailable("no answer from OpenAI") from error
+            raise errors.OpenAIUnavailable("no response from OpenAI") from error
 
     def _request_body(self, user: User) -> dict[str, Any]:
         settings = self._settings
@@ -117,50 +116,50 @@ class SessionsApi:
         )
 
     def _read_session(self, status: int, headers: Any, body: bytes) -> Session:
-        answer = _json_object(body)
-        about = _refuse_known(status, headers, answer)
+        data = _json_object(body)
+        summary = _raise_for_common_status(status, headers, data)
         if status == 404:
             raise errors.SessionNotCreated(
-                f"{about}: most often the key belongs to another project than the workflow; is another OPENAI_API_KEY set on "
-                "this machine? From 30 November 2026 on: hosted workflows have ended, set CHATKIT_BACKEND=selfhosted"
+                f"{summary}: most likely the key belongs to another project than the workflow; is another OPENAI_API_KEY set "
+                "on this machine? After 30 November 2026: hosted workflows have ended, set CHATKIT_BACKEND=selfhosted"
             )
         if not 200 <= status < 300:
-            raise errors.SessionNotCreated(about)
+            raise errors.SessionNotCreated(summary)
         if not body and status == 200 and not headers.keys() & {"content-length", "transfer-encoding"}:
-            raise errors.OpenAIUnavailable(f"{about} and hung up within the headers")
-        if len(body) > MAX_ANSWER_BYTES:
-            raise errors.SessionNotCreated(f"{about} with more than {MAX_ANSWER_BYTES} bytes")
-        session_id, secret = answer.get("id"), answer.get("client_secret")
+            raise errors.OpenAIUnavailable(f"{summary} and closed the connection within the headers")
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise errors.SessionNotCreated(f"{summary} with more than {MAX_RESPONSE_BYTES} bytes")
+        session_id, secret = data.get("id"), data.get("client_secret")
         if not (isinstance(session_id, str) and session_id and isinstance(secret, str) and secret):
-            raise errors.SessionNotCreated(f"{about} without an id and a client_secret")
-        return Session(session_id=session_id, client_secret=secret, expires_at=self._expiry(answer.get("expires_at")))
+            raise errors.SessionNotCreated(f"{summary} without an id or a client_secret")
+        return Session(session_id=session_id, client_secret=secret, expires_at=self._expiry(data.get("expires_at")))
 
     def _expiry(self, expires_at: Any) -> datetime:
-        """When the session ends by our clock: ``expires_at`` (Unix seconds), unless the two clocks can't both be right.
+        """Return ``expires_at`` (Unix seconds), or the requested lifetime from now if the clocks differ.
 
-        A life of nothing or of more than was asked for means a clock that is off. Then it is what was asked for.
+        They do if the session has already expired, or would last longer than requested.
         """
         now = datetime.now(UTC)
-        longest = now + timedelta(seconds=self._ttl)
-        if isinstance(expires_at, int | float) and now.timestamp() < expires_at <= longest.timestamp():
+        latest = now + timedelta(seconds=self._ttl)
+        if isinstance(expires_at, int | float) and now.timestamp() < expires_at <= latest.timestamp():
             return datetime.fromtimestamp(expires_at, UTC)
-        return longest
+        return latest
 
 
-def _refuse_known(status: int, headers: Any, answer: dict[str, Any]) -> str:
-    """Raise what an answer means whatever was asked; else say, for the log, which answer it is."""
-    about = f"OpenAI answered {status}{_reference(headers, answer)}"
+def _raise_for_common_status(status: int, headers: Any, data: dict[str, Any]) -> str:
+    """Raise for statuses common to all calls; otherwise describe the response for the log."""
+    summary = f"OpenAI answered {status}{_reference(headers, data)}"
     if status == 401:
-        raise errors.OpenAIAuthenticationFailed(f"{about}: OPENAI_API_KEY is not valid (any more)")
+        raise errors.OpenAIAuthenticationFailed(f"{summary}: OPENAI_API_KEY is not valid, or no longer valid")
     if status == 429:
-        raise errors.OpenAIRateLimited(about, retry_after=_retry_after(headers))
+        raise errors.OpenAIRateLimited(summary, retry_after=_retry_after(headers))
     if status >= 500:
-        raise errors.OpenAIUnavailable(about)
-    return about
+        raise errors.OpenAIUnavailable(summary)
+    return summary
 
 
 def _without_unset(value: dict[str, Any]) -> dict[str, Any]:
-    """``value`` without ``None`` and without what is empty because of that."""
+    """Remove ``None`` values, and objects that are empty without them."""
     nested = {name: _without_unset(item) if isinstance(item, dict) else item for name, item in value.items()}
     return {name: item for name, item in nested.items() if item is not None and item != {}}
 
@@ -173,16 +172,16 @@ def _json_object(body: bytes) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) else {}
 
 
-def _reference(headers: Any, answer: dict[str, Any]) -> str:
-    """What helps to find the call at OpenAI and says nothing of it: their request id and their word for the error.
+def _reference(headers: Any, data: dict[str, Any]) -> str:
+    """Return OpenAI's request id and error code, for the log.
 
-    Their error message is left out: it quotes the workflow id and parts of the key.
+    The error message is left out, because it quotes the workflow id and parts of the key.
     """
     parts = []
     request_id = headers.get("x-request-id", "")
     if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", request_id):
         parts.append(f"request {request_id}")
-    error = answer.get("error")
+    error = data.get("error")
     code = error.get("code") or error.get("type") if isinstance(error, dict) else None
     if isinstance(code, str) and re.fullmatch(r"[a-z]+(_[a-z]+)*", code[:60]):
         parts.append(code[:60])

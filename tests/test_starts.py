@@ -151,4 +151,4 @@ def test_a_model_that_is_asked_makes_room(start: Start, upstream: Upstream, monk
     with ThreadPoolExecutor(len(burst)) as threads:
         for turn in [threads.submit(visitor.create, "Hello") for visitor in burst]:
             assert texts(turn.result()[1]) == ["Hi."]
-    assert time.monotonic() - began < len(burst) * 0.5 / blueprint.STARTING_OF_AN_ADDRESS
+    assert time.monotonic() - began < len(burst) * 0.5 / blueprint.MAX_STARTS_PER_ADDRESS

@@ -1,6 +1,6 @@
-"""A stand-in for OpenAI in a process of its own: ``python -m bench.fake_openai PORT``.
+"""A fake of OpenAI's Responses API: ``python -m bench.fake_openai PORT``.
 
-The model ``speaks`` says ten words, ``speaks-long`` half a megabyte in three seconds. Nothing else gets a response.
+The model ``speaks`` streams ten words, ``speaks-long`` half a megabyte in three seconds. Other requests get no response.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from contextlib import suppress
 
 from tests.responses_api import Events, says, whole
 
-SECONDS_A_WORD = 0.05
+SECONDS_PER_WORD = 0.05
 MODELS: dict[str, Events] = {
-    "speaks": says("one two three four five six seven eight nine ten", pause=SECONDS_A_WORD),
+    "speaks": says("one two three four five six seven eight nine ten", pause=SECONDS_PER_WORD),
     "speaks-long": says(" ".join(["x" * 4_096] * 128), pause=3 / 128),
 }
 
@@ -25,7 +25,7 @@ async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
         body = await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
         events = MODELS.get(json.loads(body)["model"]) if b"/v1/responses" in head.split(b"\r\n")[0] else None
         if events is None:
-            await reader.read()  # until the caller leaves
+            await reader.read()  # until the client disconnects
         else:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
             for number, event in enumerate(whole(events)):

@@ -1,4 +1,4 @@
-"""What it costs to know who asks, and how often: sessions with and without tokens, limits and Redis, all in one run.
+"""The cost of authentication and rate limits: session requests with and without tokens, limits and Redis.
 
 ``python -m bench.guards``
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from bench.load import callers
 from bench.server import PROCFILE, running
-from bench.sessions import certificates, others, upstream
+from bench.sessions import certificates, failures, fake_sessions_api
 from tests.provider import SECRET, Provider, claims, shared
 from tests.redis_server import Redis
 
-ROUNDS = 3  # one design after another, again and again, so that a slow minute of the machine is nobody's alone
+ROUNDS = 3  # designs take turns, so that a slow minute of the machine affects all of them
 CALLERS, SECONDS = 32, 5
 ISSUER = "https://login.example.com/"
 
@@ -26,28 +26,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, Redis() as redis, Provider() as provider:
         folder = Path(name)
         certificates(folder)
-        by_secret, by_keys = f"Bearer {shared()}", f"Bearer {provider.token(claims(iss=ISSUER))}"
-        keys = {"AUTH_JWKS_URL": provider.url, "AUTH_JWT_ISSUER": ISSUER}
+        hs256, rs256 = f"Bearer {shared()}", f"Bearer {provider.token(claims(iss=ISSUER))}"
+        jwks = {"AUTH_JWKS_URL": provider.url, "AUTH_JWT_ISSUER": ISSUER}
         designs: dict[str, tuple[str, dict[str, str], str]] = {
-            "neither tokens nor limits": ("bench.unguarded:app", {}, ""),
-            "limits in the process": ("bench.trusting:app", {}, ""),
-            "limits, HS256 token": ("bench.trusting:app", {"AUTH_JWT_SECRET": SECRET}, by_secret),
-            "limits, RS256 token": ("bench.trusting:app", keys, by_keys),
-            "limits in Redis": ("bench.trusting:app", {"REDIS_URL": redis.url}, ""),
-            "limits in Redis, RS256 token": ("bench.trusting:app", {**keys, "REDIS_URL": redis.url}, by_keys),
+            "no tokens, no limits": ("bench.without_limits:app", {}, ""),
+            "limits in process": ("bench.with_test_ca:app", {}, ""),
+            "limits, HS256 token": ("bench.with_test_ca:app", {"AUTH_JWT_SECRET": SECRET}, hs256),
+            "limits, RS256 token": ("bench.with_test_ca:app", jwks, rs256),
+            "limits in Redis": ("bench.with_test_ca:app", {"REDIS_URL": redis.url}, ""),
+            "limits in Redis, RS256 token": ("bench.with_test_ca:app", {**jwks, "REDIS_URL": redis.url}, rs256),
         }
-        print(f"A fast upstream over TLS, two workers, {CALLERS} callers, {ROUNDS} x {SECONDS} s each")
+        print(f"A fast fake of OpenAI over TLS, two workers, {CALLERS} callers, {ROUNDS} x {SECONDS} s each")
         rates, cpus = defaultdict(list), defaultdict(list)
-        with upstream(folder, 0) as variables:
+        with fake_sessions_api(folder, 0) as variables:
             for _ in range(ROUNDS):
-                for design, (app, more, token) in designs.items():
-                    with running([*PROCFILE[:-1], app], {**variables, **more}) as server:
+                for design, (app, settings, token) in designs.items():
+                    with running([*PROCFILE[:-1], app], {**variables, **settings}) as server:
                         server.wait()
                         asyncio.run(callers(server.port, CALLERS, seconds=1, authorization=token))  # warm up
                         before = server.cpu()
                         outcome = asyncio.run(callers(server.port, CALLERS, seconds=SECONDS, authorization=token))
                         good = outcome.statuses.get(200, 0)
-                        assert good == len(outcome.latencies), others(outcome)
+                        assert good == len(outcome.latencies), failures(outcome)
                         rates[design].append(good / outcome.seconds)
                         cpus[design].append((server.cpu() - before) / good * 1000)
         without = None

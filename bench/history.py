@@ -1,4 +1,4 @@
-"""Pages of a thread of 10,000 items, at its newest end, in its middle and at its oldest, on both databases.
+"""The time to load a page of a thread of 10,000 items: newest, middle and oldest, on both databases.
 
 ``python -m bench.history``
 """
@@ -21,7 +21,7 @@ from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import ItemRow
 
 ITEMS = 10_000
-USER = ChatContext("anonymous:ada", None)  # type: ignore[arg-type]  # storage never looks at the answer
+USER = ChatContext("anonymous:ada", None)  # type: ignore[arg-type]  # the store does not use the buffer
 
 
 def fill(store: SqlStore) -> str:
@@ -48,13 +48,13 @@ async def page_milliseconds(store: SqlStore, thread_id: str, after: str | None) 
     return statistics.median(times)
 
 
-def measure(name: str, address: str) -> None:
+def measure(database: str, address: str) -> None:
     store = SqlStore(open_database(address))
     thread_id = fill(store)
-    places = {"newest": None, "middle": f"msg_{ITEMS // 2}", "oldest": "msg_20"}
-    found = {place: asyncio.run(page_milliseconds(store, thread_id, after)) for place, after in places.items()}
-    shown = "  ".join(f"{place} {milliseconds:.2f} ms" for place, milliseconds in found.items())
-    print(f"  {name:11} {shown}  oldest to newest {found['oldest'] / found['newest']:.2f}x")
+    cursors = {"newest": None, "middle": f"msg_{ITEMS // 2}", "oldest": "msg_20"}
+    times = {name: asyncio.run(page_milliseconds(store, thread_id, after)) for name, after in cursors.items()}
+    shown = "  ".join(f"{name} {milliseconds:.2f} ms" for name, milliseconds in times.items())
+    print(f"  {database:11} {shown}  oldest to newest {times['oldest'] / times['newest']:.2f}x")
 
 
 def main() -> None:

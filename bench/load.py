@@ -1,4 +1,4 @@
-"""Callers, many at once and cheap enough to leave the processor to what is measured."""
+"""A load generator: many concurrent callers that use little CPU themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.chat import user_input
 
 @dataclass
 class Outcome:
-    """What the callers saw. Times in seconds."""
+    """The results of the callers. Times are in seconds."""
 
     statuses: dict[int, int] = field(default_factory=dict)
     lost: int = 0
@@ -29,17 +29,17 @@ class Outcome:
 
 
 async def _call(
-    port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, path: str, more: str
+    port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, path: str, headers: str
 ) -> tuple[int, bool]:
-    """The answer's status, and whether the connection goes on."""
-    writer.write(f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\n{more}\r\n".encode())
+    """Make a call without a body. Return the status, and whether the connection stays open."""
+    writer.write(f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\n{headers}\r\n".encode())
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
     return int(head[9:12]), b"connection: close" not in head
 
 
 async def _caller(
-    port: int, outcome: Outcome, until: float, calls: int, pause: float, kept: bool, method: str, path: str, more: str
+    port: int, outcome: Outcome, until: float, calls: int, pause: float, keep_alive: bool, method: str, path: str, headers: str
 ) -> None:
     connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
     while calls and time.monotonic() < until:
@@ -48,16 +48,16 @@ async def _caller(
         try:
             connection = connection or await asyncio.open_connection("127.0.0.1", port)
         except OSError:
-            return  # refused: nothing was accepted, so nothing is lost
+            return  # refused, so not lost
         try:
-            status, goes_on = await _call(port, *connection, method, path, more)
+            status, stays_open = await _call(port, *connection, method, path, headers)
         except (OSError, asyncio.IncompleteReadError):
             outcome.lost += 1
             connection = None
             continue
         outcome.count(status)
         outcome.latencies.append(time.monotonic() - started)
-        if not goes_on or not kept:
+        if not stays_open or not keep_alive:
             connection[1].close()
             connection = None
         await asyncio.sleep(pause)
@@ -76,21 +76,20 @@ async def callers(
     authorization: str = "",
     addresses: int = 25,
     pause: float = 0,
-    kept: bool = True,
+    keep_alive: bool = True,
 ) -> Outcome:
-    """``number`` callers at once, each calling again and again until ``seconds`` or its ``calls`` are over.
+    """Run ``number`` concurrent callers, each until ``seconds`` have passed or its ``calls`` are done.
 
-    They come from so many ``addresses``, as a proxy in front says it, wait for ``pause`` after each call, and use their
-    connections again if these are ``kept``.
+    They claim ``addresses`` different addresses in ``X-Forwarded-For``, and wait for ``pause`` seconds after each call.
     """
     outcome = Outcome()
-    more = f"Authorization: {authorization}\r\n" if authorization else ""
+    token = f"Authorization: {authorization}\r\n" if authorization else ""
     started = time.monotonic()
-    from_there = [f"{more}X-Forwarded-For: 10.1.{one // 250}.{one % 250 + 1}\r\n" for one in range(addresses)]
+    headers = [f"{token}X-Forwarded-For: 10.1.{index // 250}.{index % 250 + 1}\r\n" for index in range(addresses)]
     await asyncio.gather(
         *(
-            _caller(port, outcome, started + seconds, calls, pause, kept, method, path, from_there[one % addresses])
-            for one in range(number)
+            _caller(port, outcome, started + seconds, calls, pause, keep_alive, method, path, headers[index % addresses])
+            for index in range(number)
         )
     )
     outcome.seconds = time.monotonic() - started
@@ -99,7 +98,7 @@ async def callers(
 
 @dataclass(frozen=True)
 class Visitor:
-    """An anonymous user with a session of the chat, who calls from one address."""
+    """An anonymous user with a chat session, at one address."""
 
     secret: str = ""
     address: str = "10.1.0.1"
@@ -107,10 +106,10 @@ class Visitor:
 
 @dataclass
 class Reply:
-    """The response to one request. Times in seconds."""
+    """The response to one request. Times are in seconds."""
 
     status: int = 0
-    """0: the connection ended, or could not be made, before there was a status."""
+    """0 if the connection failed or ended before there was a status."""
     received: bytes = b""
     started: float = field(default_factory=time.monotonic)
     first: float = 0
@@ -120,8 +119,8 @@ class Reply:
     seconds: float = 0
 
     @property
-    def whole_stream(self) -> bool:
-        """Whether this is a stream with its ten words and its last event."""
+    def complete_stream(self) -> bool:
+        """Whether this is a stream with all ten words and the last event."""
         return self.received.count(b"text_delta") == 10 and b'"thread.item.done","item":{"id":"msg' in self.received
 
     def json(self) -> Any:
@@ -129,7 +128,7 @@ class Reply:
 
 
 async def call(port: int, method: str, path: str, body: bytes = b"", visitor: Visitor = Visitor()) -> Reply:
-    """One request on a connection of its own."""
+    """Make one request on a new connection."""
     reply = Reply()
     last = 0.0
     writer = None
@@ -165,17 +164,17 @@ def request_head(method: str, path: str, length: int, visitor: Visitor, connecti
 
 
 def message(text: str) -> bytes:
-    """The request that begins a thread with ``text``."""
+    """Return the body of a request that creates a thread with the message ``text``."""
     return json.dumps({"type": "threads.create", "params": {"input": user_input(text)}}).encode()
 
 
-async def mint(port: int, number: int, addresses: int = 25, network: int = 2) -> list[Visitor]:
-    """So many visitors at so many addresses (of 10.network.0.0/16), each with a session."""
-    few = asyncio.Semaphore(8)
+async def create_visitors(port: int, number: int, addresses: int = 25, network: int = 2) -> list[Visitor]:
+    """Create visitors at ``addresses`` addresses of 10.network.0.0/16, each with a session."""
+    semaphore = asyncio.Semaphore(8)
 
     async def one(index: int) -> Visitor:
         address = f"10.{network}.{index % addresses // 250}.{index % addresses % 250 + 1}"
-        async with few:
+        async with semaphore:
             reply = await call(port, "POST", "/api/chatkit/sessions", visitor=Visitor("", address))
         assert reply.status == 200, reply.received
         return Visitor(reply.json()["data"]["client_secret"], address)
@@ -185,11 +184,11 @@ async def mint(port: int, number: int, addresses: int = 25, network: int = 2) ->
 
 @dataclass
 class Streams:
-    """What the readers of streams saw. Times in seconds."""
+    """The results of stream readers. Times are in seconds."""
 
     complete: int = 0
     broken: int = 0
-    """Without their last event, or refused."""
+    """Refused, or without the last event."""
     statuses: Counter[int] = field(default_factory=Counter)
     first: list[float] = field(default_factory=list)
     longest_gap: float = 0
@@ -199,7 +198,7 @@ class Streams:
 
     def count(self, reply: Reply) -> None:
         self.statuses[reply.status] += 1
-        if reply.whole_stream:
+        if reply.complete_stream:
             self.complete += 1
             self.first.append(reply.first)
             self.longest_gap = max(self.longest_gap, reply.longest_gap)
@@ -213,12 +212,12 @@ class Streams:
 
 
 async def read_stream(port: int, visitor: Visitor, text: str = "Hello") -> Reply:
-    """Begin a thread, and read its stream to its end."""
+    """Create a thread and read its stream to the end."""
     return await call(port, "POST", "/api/chatkit", message(text), visitor)
 
 
 async def readers(port: int, visitors: list[Visitor], seconds: float) -> Streams:
-    """A reader for each of ``visitors``, who reads one stream after another, and at least one."""
+    """Let each visitor read streams one after another for ``seconds``, and at least one."""
     seen = Streams()
     until = time.monotonic() + seconds
 
@@ -233,7 +232,7 @@ async def readers(port: int, visitors: list[Visitor], seconds: float) -> Streams
 
 
 async def idle_connections(port: int, number: int, seconds: float) -> int:
-    """Connections that say nothing, or, every other, a byte of a header each second; how many are open at the end."""
+    """Open connections that send nothing or, every other one, a header byte per second. Return how many are open at the end."""
     connections = []
     for index in range(number):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,13 +1,12 @@
-"""Trouble in turns, and what others notice of it: ``python -m bench.mixed [--minutes 60] [--nginx]``.
+"""A series of attacks, and their effect on other users: ``python -m bench.mixed [--minutes 60] [--nginx]``.
 
-Meanwhile a health check comes each 100 ms, each on a connection of its own, as platforms' do, and a user who has nothing to do
-with it makes a turn a second. The run fails, and says why, if a health check takes more than a second, the user's turn more
-than twice its usual time, a worker is not replaced, a response has a status that its trouble does not explain, or a worker
-takes too much memory.
+During each attack, a health check runs every 100 ms on a new connection, as platforms do it, and an unrelated user makes a turn
+per second. The run fails, with the reasons, if a health check takes more than a second, a turn takes more than twice its
+baseline, a worker is missing or was replaced unexpectedly, a status is unexpected, or a worker uses too much memory.
 
-What is fair where a worker's event loop is blocked on purpose: the workers accept from one socket, so a new connection is taken
-by one that is not blocked, and is held to the bounds like any other. What the blocked worker had accepted before has to wait:
-connections that are kept (shown, and not judged in any phase), and the turns and checks that had begun.
+When an attack blocks a worker's event loop, new connections are accepted by the other worker, because the workers share a
+socket, and are held to the same limits. Requests that the blocked worker had already accepted have to wait, so they are not
+judged; nor are health checks on keep-alive connections, which are only reported.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ import psutil
 import psycopg
 
 from bench import attacks
-from bench.attacks import OUR_NAME, Attack, Done, Target
-from bench.load import Visitor, call, callers, mint, read_stream
+from bench.attacks import APPLICATION_NAME, Attack, AttackResult, Target
+from bench.load import Visitor, call, callers, create_visitors, read_stream
 from bench.server import PROCFILE, Server, postgres, running
 from chatkit.settings import VARIABLES
 from tests.service import PROJECT, environment, free_port
 
 CHECK_SECONDS = 0.1
 MAX_CHECK_SECONDS = 1.0
-MAX_TURN = 2.0  # times the usual
-MAX_LOCKED_SECONDS = 6.0  # of a turn while its table is locked: five for the lock, and then a 503
+MAX_TURN = 2.0  # times the baseline
+MAX_LOCKED_SECONDS = 6.0  # of a turn while its table is locked: a 503 after five seconds
 MAX_WORKER_MB = 500
-BEGUN_SECONDS = 0.5  # after an attack has asked for a block it has begun
+BLOCK_START_SECONDS = 0.5  # from the request of a block until it has started
 SESSION_SECONDS = 400
 POOL = 4
 WORKERS = 2
@@ -55,23 +54,24 @@ TURN_SECONDS = 20
 @dataclass(frozen=True)
 class Phase:
     name: str
-    attack: Attack = attacks.nothing
+    attack: Attack = attacks.no_attack
     statuses: frozenset[int] = frozenset({200})
-    """That the attackers may see."""
+    """The statuses that attackers may receive."""
     log: str = "$^"
-    """Errors that the log may have."""
+    """A pattern of the errors that may be logged."""
     blocks: bool = False
+    """Whether a worker's event loop is blocked."""
     replaces: bool = False
     """Whether workers are expected to be replaced."""
     locks: bool = False
-    """Whether the table is locked that everybody needs."""
+    """Whether a table that all turns need is locked."""
 
 
 BLOCKED = "the event loop has been blocked"
 KILLED = f"{BLOCKED}|WORKER TIMEOUT|Worker.*(SIGKILL|SIGABRT|code 1)"
-REFUSED = frozenset({429, 503})
+REJECTED = frozenset({429, 503})
 PHASES = (
-    Phase("nothing"),
+    Phase("no attack"),
     Phase("an agent that blocks for 10 s", attacks.Blocking(10), frozenset({200}), BLOCKED, blocks=True),
     Phase("an agent that blocks for 45 s", attacks.Blocking(45), frozenset({0, 200, 502}), KILLED, blocks=True, replaces=True),
     Phase(
@@ -82,42 +82,42 @@ PHASES = (
         locks=True,
     ),
     Phase("a database pool of 4", attacks.small_pool),
-    Phase("a hanging OpenAI", attacks.hanging_openai, frozenset({200}) | REFUSED, "openai_unavailable|model's service"),
+    Phase("a hanging OpenAI", attacks.hanging_openai, frozenset({200}) | REJECTED, "openai_unavailable|model's service"),
     Phase("a flood of feedback", attacks.feedback_flood, frozenset({200, 400, 404, 429})),
-    Phase("bodies of 8 MiB", attacks.large_bodies, frozenset({413}) | REFUSED),
+    Phase("bodies of 8 MiB", attacks.large_bodies, frozenset({413}) | REJECTED),
     Phase("slow clients", attacks.slow_clients, frozenset({0, 400, 408})),
     Phase("two greedy addresses", attacks.greedy_addresses, frozenset({200, 429}), "model's service"),
-    Phase("nothing again"),
+    Phase("no attack again"),
 )
 
 
 @dataclass
 class Sample:
-    began: float
+    started: float
     seconds: float
     status: int
-    whole: bool = True
+    complete: bool = True
 
 
 @dataclass
-class Seen:
-    """What the judges saw in one phase."""
+class Measurements:
+    """The measurements of one phase."""
 
     checks: list[Sample] = field(default_factory=list)
     hosted_checks: list[Sample] = field(default_factory=list)
     ready: list[Sample] = field(default_factory=list)
     turns: list[Sample] = field(default_factory=list)
     workers: list[dict[int, float]] = field(default_factory=list)
-    kept: float = 0
-    """The longest check on connections that are kept, in seconds."""
+    keep_alive: float = 0
+    """The longest check on keep-alive connections, in seconds."""
     connections: int = 0
-    """Of the database, at most."""
+    """The largest number of database connections."""
     late: float = 0
-    """Of the judge itself, at most."""
+    """The largest delay of the observer itself, in seconds."""
 
 
-class User:
-    """Somebody who makes a turn, again and again, on a session that is renewed in time."""
+class UnrelatedUser:
+    """A user who is not attacking; the session is renewed before it expires."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -126,10 +126,10 @@ class User:
 
     async def turn(self) -> Sample:
         if self._visitor is None or time.monotonic() > self._until:
-            [self._visitor] = await mint(self._port, 1, network=3)
+            [self._visitor] = await create_visitors(self._port, 1, network=3)
             self._until = time.monotonic() + SESSION_SECONDS
         reply = await read_stream(self._port, self._visitor)
-        ended = reply.whole_stream or b'data: {"type":"error"' in reply.received
+        ended = reply.complete_stream or b'data: {"type":"error"' in reply.received
         return Sample(reply.started, reply.seconds, reply.status, ended)
 
 
@@ -138,11 +138,11 @@ async def check(port: int, path: str, samples: list[Sample]) -> None:
     samples.append(Sample(reply.started, reply.seconds, reply.status))
 
 
-async def judge(server: Server, target: Target, user: User, attack: asyncio.Future[Done]) -> Seen:
-    """Look at the services until ``attack`` is over."""
-    seen = Seen()
-    database = await psycopg.AsyncConnection.connect(target.database, application_name=OUR_NAME, autocommit=True)
-    kept = asyncio.ensure_future(watch_kept(target.port, attack))
+async def observe(server: Server, target: Target, user: UnrelatedUser, attack: asyncio.Future[AttackResult]) -> Measurements:
+    """Measure the services until ``attack`` is done."""
+    measured = Measurements()
+    database = await psycopg.AsyncConnection.connect(target.database, application_name=APPLICATION_NAME, autocommit=True)
+    keep_alive = asyncio.ensure_future(watch_keep_alive(target.port, attack))
     pending: set[asyncio.Task[None]] = set()
 
     def start(coroutine: Awaitable[None]) -> None:
@@ -153,31 +153,31 @@ async def judge(server: Server, target: Target, user: User, attack: asyncio.Futu
     async def turns() -> None:
         while not attack.done():
             started = time.monotonic()
-            seen.turns.append(await user.turn())
+            measured.turns.append(await user.turn())
             await asyncio.sleep(max(0, started + 1 - time.monotonic()))
 
     start(turns())
     tick = 0
     next_tick = time.monotonic()
     while not attack.done():
-        seen.late = max(seen.late, time.monotonic() - next_tick)
-        start(check(target.port, "/healthz", seen.checks))
+        measured.late = max(measured.late, time.monotonic() - next_tick)
+        start(check(target.port, "/healthz", measured.checks))
         if tick % 10 == 0:
-            start(check(target.hosted_port, "/healthz", seen.hosted_checks))
-            start(check(target.port, "/readyz", seen.ready))
-            seen.workers.append(server.workers())
-            seen.connections = max(seen.connections, await count_connections(database))
+            start(check(target.hosted_port, "/healthz", measured.hosted_checks))
+            start(check(target.port, "/readyz", measured.ready))
+            measured.workers.append(server.workers())
+            measured.connections = max(measured.connections, await count_connections(database))
         tick += 1
         next_tick += CHECK_SECONDS
         await asyncio.sleep(max(0, next_tick - time.monotonic()))
     await asyncio.gather(*pending)
-    seen.kept = await kept
+    measured.keep_alive = await keep_alive
     await database.close()
-    return seen
+    return measured
 
 
-async def watch_kept(port: int, attack: asyncio.Future[Done]) -> float:
-    """The longest health check of four kept connections."""
+async def watch_keep_alive(port: int, attack: asyncio.Future[AttackResult]) -> float:
+    """Return the longest health check on four keep-alive connections."""
     longest = 0.0
     while not attack.done():
         outcome = await callers(port, 4, seconds=5, method="GET", path="/healthz", pause=CHECK_SECONDS, addresses=4)
@@ -187,12 +187,12 @@ async def watch_kept(port: int, attack: asyncio.Future[Done]) -> float:
 
 async def count_connections(database: psycopg.AsyncConnection) -> int:
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name <> %s"
-    [count] = await (await database.execute(query, [OUR_NAME])).fetchone() or [0]
+    [count] = await (await database.execute(query, [APPLICATION_NAME])).fetchone() or [0]
     return int(count)
 
 
-async def workers_that_accept(server: Server) -> int:
-    """How many of the workers take a connection; the faster one takes the next."""
+async def count_accepting_workers(server: Server) -> int:
+    """Count the workers that accept connections."""
     accepting: set[int] = set()
     writers = []
     for _ in range(300):
@@ -210,18 +210,18 @@ async def workers_that_accept(server: Server) -> int:
 
 
 @dataclass
-class Verdict:
-    """What is said of a phase, and what was wrong in it."""
+class PhaseReport:
+    """The report on a phase."""
 
     phase: Phase
-    seen: Seen
-    done: Done
+    measured: Measurements
+    result: AttackResult
     log: list[str]
     accepting: int
-    usual: float
+    baseline: float
 
-    def held(self, samples: list[Sample]) -> list[Sample]:
-        """Those that are held to the bounds: not what a worker had accepted when it was blocked."""
+    def judged(self, samples: list[Sample]) -> list[Sample]:
+        """Exclude samples that a worker had accepted before it was blocked."""
         if not self.phase.blocks:
             return samples
         return [
@@ -229,80 +229,83 @@ class Verdict:
             for sample in samples
             if sample.seconds < MAX_CHECK_SECONDS
             or not any(
-                sample.began < began + BEGUN_SECONDS and sample.began + sample.seconds > began for began, _ in self.done.blocked
+                sample.started < blocked_at + BLOCK_START_SECONDS and sample.started + sample.seconds > blocked_at
+                for blocked_at, _ in self.result.blocked
             )
         ]
 
-    def wrong(self) -> Iterator[str]:
+    def failures(self) -> Iterator[str]:
         ready = {200, 503} if self.phase.locks else {200}
         for name, samples, statuses in (
-            ("health check", self.seen.checks, {200}),
-            ("health check of the hosted service", self.seen.hosted_checks, {200}),
-            ("readiness check", self.seen.ready, ready),
+            ("health check", self.measured.checks, {200}),
+            ("health check of the hosted service", self.measured.hosted_checks, {200}),
+            ("readiness check", self.measured.ready, ready),
         ):
-            yield from _too_long(name, self.held(samples), MAX_CHECK_SECONDS)
-            yield from _unexpected(name, Counter(sample.status for sample in self.held(samples)), statuses)
-        longest = MAX_LOCKED_SECONDS if self.phase.locks else MAX_TURN * self.usual
-        yield from _too_long("turn", self.held(self.seen.turns), longest)
-        yield from _unexpected("turn", Counter(sample.status for sample in self.held(self.seen.turns)), ready)
-        broken = [sample for sample in self.held(self.seen.turns) if sample.status == 200 and not sample.whole]
+            yield from _too_slow(name, self.judged(samples), MAX_CHECK_SECONDS)
+            yield from _unexpected(name, Counter(sample.status for sample in self.judged(samples)), statuses)
+        longest = MAX_LOCKED_SECONDS if self.phase.locks else MAX_TURN * self.baseline
+        yield from _too_slow("turn", self.judged(self.measured.turns), longest)
+        yield from _unexpected("turn", Counter(sample.status for sample in self.judged(self.measured.turns)), ready)
+        broken = [sample for sample in self.judged(self.measured.turns) if sample.status == 200 and not sample.complete]
         if broken:
-            yield f"{len(broken)} turns without their last event, and without an error"
-        yield from _unexpected("attack", self.done.statuses, self.phase.statuses)
-        if self.seen.workers[0].keys() != self.seen.workers[-1].keys() and not self.phase.replaces:
+            yield f"{len(broken)} turns with neither their last event nor an error"
+        yield from _unexpected("attack", self.result.statuses, self.phase.statuses)
+        if self.measured.workers[0].keys() != self.measured.workers[-1].keys() and not self.phase.replaces:
             yield "a worker was replaced"
         if self.accepting != WORKERS:
             yield f"{self.accepting} of {WORKERS} workers accept connections at the end"
         if self.largest > MAX_WORKER_MB:
             yield f"a worker had {self.largest:.0f} MB"
-        if "CHATKIT_DATABASE_CONNECTIONS" in VARIABLES and self.seen.connections > POOL * WORKERS:
-            yield f"{self.seen.connections} connections to the database"
+        if "CHATKIT_DATABASE_CONNECTIONS" in VARIABLES and self.measured.connections > POOL * WORKERS:
+            yield f"{self.measured.connections} connections to the database"
         if self.log:
             yield f"{len(self.log)} unexpected lines in the log"
 
     @property
     def largest(self) -> float:
-        return max(size for found in self.seen.workers for size in found.values())
+        return max(size for found in self.measured.workers for size in found.values())
 
     def show(self, seconds: float) -> None:
-        checks, turns, held = self.seen.checks, self.seen.turns, self.held(self.seen.turns)
-        waited = len(checks) - len(self.held(checks))
-        excused = f", {len(turns) - len(held)} not judged because their worker was blocked" if len(held) < len(turns) else ""
-        times = sorted(sample.seconds for sample in held)
-        pids = {pid for found in self.seen.workers for pid in found}
-        ends = "/".join(f"{size:.0f}" for size in self.seen.workers[-1].values())
+        checks, turns, judged = self.measured.checks, self.measured.turns, self.judged(self.measured.turns)
+        waited = len(checks) - len(self.judged(checks))
+        excused = (
+            f", {len(turns) - len(judged)} not judged because their worker was blocked" if len(judged) < len(turns) else ""
+        )
+        times = sorted(sample.seconds for sample in judged)
+        pids = {pid for found in self.measured.workers for pid in found}
+        ends = "/".join(f"{size:.0f}" for size in self.measured.workers[-1].values())
         print(
             f"\n{self.phase.name} ({seconds:.0f} s)\n"
-            f"  health check   {_shown(self.held(checks))}  ({waited} not judged); "
-            f"kept connections worst {self.seen.kept:.3f} s\n"
-            f"  of the hosted  {_shown(self.held(self.seen.hosted_checks))}\n"
-            f"  readiness      {_shown(self.held(self.seen.ready))}\n"
-            f"  user's turns   p50 {times[len(times) // 2]:.2f} s, worst {times[-1]:.2f} s ({times[-1] / self.usual:.2f}x)  "
+            f"  health check   {_summary(self.judged(checks))}  ({waited} not judged); "
+            f"keep-alive connections worst {self.measured.keep_alive:.3f} s\n"
+            f"  of the hosted  {_summary(self.judged(self.measured.hosted_checks))}\n"
+            f"  readiness      {_summary(self.judged(self.measured.ready))}\n"
+            f"  user's turns   p50 {times[len(times) // 2]:.2f} s, worst {times[-1]:.2f} s ({times[-1] / self.baseline:.2f}x)  "
             f"{_statuses(Counter(sample.status for sample in turns))} of {len(turns)}{excused}\n"
-            f"  attackers      {_statuses(self.done.statuses)}\n"
+            f"  attackers      {_statuses(self.result.statuses)}\n"
             f"  workers        {sorted(pids)}, {ends} MB, at most {self.largest:.0f} MB\n"
-            f"  connections    {self.seen.connections} to the database; the judge itself was late by {self.seen.late:.2f} s"
+            f"  connections    {self.measured.connections} to the database; observer late by {self.measured.late:.2f} s"
         )
         for line in self.log[:5]:
             print(f"  unexpected     {line[:2000]}")
-        for reason in self.wrong():
-            print(f"  WRONG          {reason}")
+        for reason in self.failures():
+            print(f"  FAILED         {reason}")
         sys.stdout.flush()
 
 
-def _too_long(name: str, samples: list[Sample], most: float) -> Iterator[str]:
+def _too_slow(name: str, samples: list[Sample], most: float) -> Iterator[str]:
     slow = [sample.seconds for sample in samples if sample.seconds > most]
     if slow:
         yield f"{len(slow)} of {len(samples)} took more than {most:.2f} s: {name}, {max(slow):.2f} s at worst"
 
 
 def _unexpected(name: str, found: Counter[int], statuses: set[int] | frozenset[int]) -> Iterator[str]:
-    others = {status: count for status, count in found.items() if status not in statuses}
-    if others:
-        yield f"{name}: statuses {others}"
+    failures = {status: count for status, count in found.items() if status not in statuses}
+    if failures:
+        yield f"{name}: statuses {failures}"
 
 
-def _shown(samples: list[Sample]) -> str:
+def _summary(samples: list[Sample]) -> str:
     times = sorted(sample.seconds for sample in samples)
     p99, worst = times[int(0.99 * (len(times) - 1))], times[-1]
     return f"p99 {p99:.3f} s, worst {worst:.3f} s  {_statuses(Counter(sample.status for sample in samples))}"
@@ -313,14 +316,14 @@ def _statuses(found: Counter[int]) -> str:
 
 
 class Log:
-    """What a service has logged since the last look."""
+    """The log of a service since the last call."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._read = 0
 
     def unexpected(self, expected: str) -> list[str]:
-        """Errors that are not ``expected``, and whatever is no line of ours."""
+        """Return errors that do not match ``expected``, and lines that are not JSON."""
         with self.path.open() as file:
             file.seek(self._read)
             lines = file.readlines()
@@ -336,8 +339,8 @@ def _is_error(line: str) -> bool:
 
 
 @contextmanager
-def child(command: list[str], port: int) -> Iterator[None]:
-    """A process that serves on ``port``, once it does."""
+def serving_process(command: list[str], port: int) -> Iterator[None]:
+    """Run a process, and wait until it accepts connections on ``port``."""
     process = subprocess.Popen(command, cwd=PROJECT)
     try:
         while True:
@@ -377,61 +380,63 @@ http {{
 NGINX_SERVER = """
     server {{
         listen 127.0.0.1:{port} backlog=1024;
-        location / {{ proxy_pass http://127.0.0.1:{behind}; }}
-        location /api/chatkit {{ proxy_pass http://127.0.0.1:{behind}; proxy_buffering off; }}
+        location / {{ proxy_pass http://127.0.0.1:{backend}; }}
+        location /api/chatkit {{ proxy_pass http://127.0.0.1:{backend}; proxy_buffering off; }}
     }}
 """
 
 
 @contextmanager
-def nginx(folder: Path, behind: list[int]) -> Iterator[list[int]]:
-    """A proxy in front of each of these ports; its own."""
+def nginx(folder: Path, backends: list[int]) -> Iterator[list[int]]:
+    """Run nginx in front of each of these ports, and yield its own ports."""
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if not program:
         sys.exit("nginx is not installed (apt-get install nginx)")
-    ports = [free_port() for _ in behind]
-    servers = "".join(NGINX_SERVER.format(port=port, behind=other) for port, other in zip(ports, behind, strict=True))
+    ports = [free_port() for _ in backends]
+    servers = "".join(NGINX_SERVER.format(port=port, backend=backend) for port, backend in zip(ports, backends, strict=True))
     (folder / "nginx.conf").write_text(NGINX.format(folder=folder, servers=servers))
-    with child([program, "-p", str(folder), "-c", str(folder / "nginx.conf")], ports[0]):
+    with serving_process([program, "-p", str(folder), "-c", str(folder / "nginx.conf")], ports[0]):
         yield ports
 
 
-async def take_turns(phases: list[Phase], server: Server, target: Target, logs: list[Log], minutes: float) -> list[str]:
-    wrong = []
-    user = User(target.port)
-    usual = 0.0
+async def run_phases(phases: list[Phase], server: Server, target: Target, logs: list[Log], minutes: float) -> list[str]:
+    failures = []
+    user = UnrelatedUser(target.port)
+    baseline = 0.0
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        await asyncio.wrap_future(pool.submit(attacks.run, attacks.nothing, target, 1))
+        await asyncio.wrap_future(pool.submit(attacks.run, attacks.no_attack, target, 1))
         for _ in range(3):
             await user.turn()  # warm up
         for earlier, phase in zip((phases[0], *phases), phases, strict=False):
             started = time.monotonic()
             attack = asyncio.wrap_future(pool.submit(attacks.run, phase.attack, target, minutes * 60 / len(phases)))
-            seen = await judge(server, target, user, attack)
-            usual = usual or sorted(sample.seconds for sample in seen.turns)[len(seen.turns) // 2]
-            accepting = await workers_that_accept(server)
+            measured = await observe(server, target, user, attack)
+            baseline = baseline or sorted(sample.seconds for sample in measured.turns)[len(measured.turns) // 2]
+            accepting = await count_accepting_workers(server)
             unexpected = [line for log in logs for line in log.unexpected(f"{earlier.log}|{phase.log}")]
-            verdict = Verdict(phase, seen, attack.result(), unexpected, accepting, usual)
-            verdict.show(time.monotonic() - started)
-            wrong += [f"{phase.name}: {reason}" for reason in verdict.wrong()]
-    return wrong
+            report = PhaseReport(phase, measured, attack.result(), unexpected, accepting, baseline)
+            report.show(time.monotonic() - started)
+            failures += [f"{phase.name}: {reason}" for reason in report.failures()]
+    return failures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=6)
     parser.add_argument("--nginx", action="store_true", help="put nginx in front")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only the first phase, and those with TEXT in their name")
-    asked = parser.parse_args()
-    phases = [PHASES[0], *(phase for phase in PHASES[1:] if asked.only in phase.name)]
+    parser.add_argument("--only", default="", metavar="TEXT", help="run only the first phase and those with TEXT in their name")
+    arguments = parser.parse_args()
+    phases = [PHASES[0], *(phase for phase in PHASES[1:] if arguments.only in phase.name)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         database = stack.enter_context(postgres())
-        fake = free_port()
-        stack.enter_context(child([sys.executable, "-W", "ignore", "-m", "bench.fake_openai", str(fake)], fake))
+        openai_port = free_port()
+        stack.enter_context(
+            serving_process([sys.executable, "-W", "ignore", "-m", "bench.fake_openai", str(openai_port)], openai_port)
+        )
         common = {
             "OPENAI_API_KEY": "sk-bench",
-            "CHATKIT_API_BASE": f"http://127.0.0.1:{fake}",
+            "CHATKIT_API_BASE": f"http://127.0.0.1:{openai_port}",
             "WEB_CONCURRENCY": str(WORKERS),
             "RATE_LIMIT": "600,600",
         }
@@ -451,14 +456,14 @@ def main() -> None:
         server.wait()
         other.wait()
         ports = [server.port, other.port]
-        if asked.nginx:
+        if arguments.nginx:
             ports = stack.enter_context(nginx(folder, ports))
-        way = "through nginx" if asked.nginx else "directly"
-        print(f"{len(phases)} phases in {asked.minutes:g} minutes, {way}, {WORKERS} workers, PostgreSQL", flush=True)
-        wrong = asyncio.run(take_turns(phases, server, Target(ports[0], ports[1], database), logs, asked.minutes))
-    if wrong:
-        sys.exit("\nWrong:\n  " + "\n  ".join(wrong))
-    print("\nNothing was wrong.")
+        way = "through nginx" if arguments.nginx else "directly"
+        print(f"{len(phases)} phases in {arguments.minutes:g} minutes, {way}, {WORKERS} workers, PostgreSQL", flush=True)
+        failures = asyncio.run(run_phases(phases, server, Target(ports[0], ports[1], database), logs, arguments.minutes))
+    if failures:
+        sys.exit("\nFailed:\n  " + "\n  ".join(failures))
+    print("\nAll phases passed.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What others do for the same job, written for this comparison, with no check and no log that ours has.
+"""Minimal implementations of the sessions endpoint for comparison, without our checks and logs.
 
-``per_call`` opens a client for each call, as the backend of OpenAI's starter app does; ``pooled`` keeps OpenAI's SDK.
+``per_call`` creates an HTTP client for each call, as the backend of OpenAI's starter app does; ``pooled`` reuses OpenAI's SDK.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _sdk = openai.AsyncOpenAI(base_url=f"{BASE}/v1", api_key=KEY or "none", timeout=
 @per_call.post(PATH)
 async def create_with_a_client_per_call() -> dict[str, str]:
     async with httpx2.AsyncClient(base_url=BASE, timeout=10) as client:
-        answer = await client.post(
+        response = await client.post(
             "/v1/chatkit/sessions",
             headers={"Authorization": f"Bearer {KEY}", "OpenAI-Beta": "chatkit_beta=v1"},
             json={"workflow": {"id": WORKFLOW}, "user": str(uuid.uuid4())},
         )
-    return {"client_secret": answer.json()["client_secret"]}
+    return {"client_secret": response.json()["client_secret"]}
 
 
 @pooled.post(PATH)

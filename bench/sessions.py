@@ -1,7 +1,7 @@
-"""``make bench``: the sessions endpoint under load, beside what others do for the same job, all in one run.
+"""``make bench``, first part: the sessions endpoint under load, compared with other implementations.
 
-Everything is on this machine: an upstream over TLS, the service as the Procfile starts it, and the callers. Quote ratios: the
-callers and the upstream share the processor with what is measured.
+Everything runs on this machine: a fake of OpenAI over TLS, the service as the Procfile starts it, and the callers. Quote
+ratios: the fake and the callers share the processors with the measured server.
 """
 
 from __future__ import annotations
@@ -31,10 +31,18 @@ DESIGNS = {
 
 
 @contextmanager
-def upstream(folder: Path, seconds: float) -> Iterator[dict[str, str]]:
-    """A TLS upstream that takes ``seconds`` a call, as the environment of whoever calls it."""
+def fake_sessions_api(folder: Path, seconds: float) -> Iterator[dict[str, str]]:
+    """Run the fake API with a response time of ``seconds``, and yield the environment for a server that uses it."""
     port = free_port()
-    command = [sys.executable, "-m", "bench.upstream", str(port), str(seconds), f"{folder}/cert.pem", f"{folder}/key.pem"]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.fake_sessions_api",
+        str(port),
+        str(seconds),
+        f"{folder}/cert.pem",
+        f"{folder}/key.pem",
+    ]
     process = subprocess.Popen(command, cwd=PROJECT)
     try:
         yield environment(
@@ -61,7 +69,7 @@ def certificates(folder: Path) -> None:
 def boot(folder: Path) -> None:
     print("\nBoot to the first session, hosted (5 starts, median)")
     walls, cpus, sizes = [], [], []
-    with upstream(folder, 0) as variables:
+    with fake_sessions_api(folder, 0) as variables:
         for _ in range(5):
             with running(OURS, variables) as server:
                 walls.append(server.wait("/api/chatkit/sessions"))
@@ -71,10 +79,10 @@ def boot(folder: Path) -> None:
     print(f"  {median(walls):.2f} s, {median(cpus):.2f} s of CPU, {median(sizes):.0f} MB with two workers")
 
 
-def compare(folder: Path, title: str, upstream_seconds: float, number: int, seconds: float) -> None:
+def compare(folder: Path, title: str, response_seconds: float, number: int, seconds: float) -> None:
     print(f"\n{title}")
     ours = None
-    with upstream(folder, upstream_seconds) as variables:
+    with fake_sessions_api(folder, response_seconds) as variables:
         for name, command in DESIGNS.items():
             with running(command, variables) as server:
                 server.wait()
@@ -88,43 +96,43 @@ def compare(folder: Path, title: str, upstream_seconds: float, number: int, seco
             print(
                 f"  {name:29} {rate:6.0f}/s ({rate / ours:4.2f}x)  {cpu / max(good, 1) * 1000:5.2f} ms CPU each  "
                 f"p50 {outcome.percentile(0.5) * 1000:4.0f} ms  p99 {outcome.percentile(0.99) * 1000:4.0f} ms  "
-                f"{memory:3.0f} MB  {others(outcome)}"
+                f"{memory:3.0f} MB  {failures(outcome)}"
             )
 
 
-def others(outcome: Outcome) -> str:
+def failures(outcome: Outcome) -> str:
     failed = {status: count for status, count in outcome.statuses.items() if status != 200}
     return f"not 200: {failed or 'none'}, lost: {outcome.lost}"
 
 
-def at_once(folder: Path) -> None:
-    print("\n200 callers at once, one call each, on a service that was just started; upstream 300 ms")
-    with upstream(folder, 0.3) as variables, running(OURS, variables) as server:
+def burst(folder: Path) -> None:
+    print("\n200 concurrent callers, one call each, on a service that was just started; OpenAI takes 300 ms")
+    with fake_sessions_api(folder, 0.3) as variables, running(OURS, variables) as server:
         server.wait()
         outcome = asyncio.run(callers(server.port, 200, calls=1))
-    print(f"  {outcome.statuses.get(200, 0)} sessions, the last after {max(outcome.latencies):.2f} s; {others(outcome)}")
+    print(f"  {outcome.statuses.get(200, 0)} sessions, the last after {max(outcome.latencies):.2f} s; {failures(outcome)}")
 
 
 def slow_drip(folder: Path) -> None:
-    print("\nAn upstream that sends a byte a second: 100 callers, and health checks meanwhile")
-    with upstream(folder, 0) as variables:
+    print("\nOpenAI sends a byte per second: 100 callers, with concurrent health checks")
+    with fake_sessions_api(folder, 0) as variables:
         dripping = {**variables, "CHATKIT_API_BASE": f"{variables['CHATKIT_API_BASE']}/drip"}
         with running(OURS, dripping) as server:
             server.wait()
 
-            async def both() -> tuple[Outcome, Outcome]:
+            async def load() -> tuple[Outcome, Outcome]:
                 slow = callers(server.port, 100, calls=1)
                 health = callers(server.port, 1, seconds=9, method="GET", path="/healthz")
                 return await asyncio.gather(slow, health)
 
-            slow, health = asyncio.run(both())
+            slow, health = asyncio.run(load())
     print(f"  slow calls: {slow.statuses}, the longest {max(slow.latencies):.2f} s; lost: {slow.lost}")
-    print(f"  health checks: {len(health.latencies)}, the longest {max(health.latencies) * 1000:.0f} ms; {others(health)}")
+    print(f"  health checks: {len(health.latencies)}, the longest {max(health.latencies) * 1000:.0f} ms; {failures(health)}")
 
 
 def stop_under_load(folder: Path) -> None:
-    print("\nSIGTERM in the middle of 200 callers' load; upstream 300 ms")
-    with upstream(folder, 0.3) as variables, running(OURS, variables) as server:
+    print("\nSIGTERM under the load of 200 callers; OpenAI takes 300 ms")
+    with fake_sessions_api(folder, 0.3) as variables, running(OURS, variables) as server:
         server.wait()
 
         async def load_and_stop() -> Outcome:
@@ -135,18 +143,18 @@ def stop_under_load(folder: Path) -> None:
 
         outcome = asyncio.run(load_and_stop())
         server.process.wait(30)
-    print(f"  answered: {outcome.statuses}, accepted and lost: {outcome.lost}, exit code {server.process.returncode}")
+    print(f"  responses: {outcome.statuses}, accepted and lost: {outcome.lost}, exit code {server.process.returncode}")
 
 
 def main() -> None:
-    print(f"{os.cpu_count()} processors, Python {sys.version.split()[0]}; two workers each, TLS to the upstream")
+    print(f"{os.cpu_count()} processors, Python {sys.version.split()[0]}; two workers each, TLS to the fake of OpenAI")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         certificates(folder)
         boot(folder)
-        compare(folder, "A fast upstream, 32 callers for 8 s", 0, 32, 8)
-        compare(folder, "An upstream of 300 ms, 200 callers for 8 s (667/s are possible)", 0.3, 200, 8)
-        at_once(folder)
+        compare(folder, "OpenAI responds at once, 32 callers for 8 s", 0, 32, 8)
+        compare(folder, "OpenAI takes 300 ms, 200 callers for 8 s (667/s are possible)", 0.3, 200, 8)
+        burst(folder)
         slow_drip(folder)
         stop_under_load(folder)
 

@@ -1,4 +1,4 @@
-"""OpenAI's starter design, written for this comparison: FastAPI, their server package, a store in memory, no users."""
+"""OpenAI's starter design, for comparison: FastAPI, their server package, an in-memory store, no users."""
 
 from __future__ import annotations
 
@@ -29,12 +29,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 
 WORDS = "one two three four five six seven eight nine ten"
-SECONDS_A_WORD = float(os.environ["BENCH_SECONDS_A_WORD"])
+SECONDS_PER_WORD = float(os.environ["BENCH_SECONDS_PER_WORD"])
 
 
 class MemoryStore(Store[None]):
-    """As much of a store as the comparison needs."""
-
     def __init__(self) -> None:
         self.threads: dict[str, ThreadMetadata] = {}
         self.items: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -77,8 +75,6 @@ class MemoryStore(Store[None]):
 
 
 class Server(ChatKitServer[None]):
-    """Says ten words."""
-
     async def respond(
         self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: None
     ) -> AsyncGenerator[ThreadStreamEvent]:
@@ -96,7 +92,7 @@ class Server(ChatKitServer[None]):
             yield ThreadItemUpdatedEvent(
                 item_id=item.id, update=AssistantMessageContentPartTextDelta(content_index=0, delta=f" {word}")
             )
-            await asyncio.sleep(SECONDS_A_WORD)
+            await asyncio.sleep(SECONDS_PER_WORD)
         whole = AssistantMessageContent(text=WORDS)
         yield ThreadItemUpdatedEvent(item_id=item.id, update=AssistantMessageContentPartDone(content_index=0, content=whole))
         yield ThreadItemDoneEvent(item=item.model_copy(update={"content": [whole]}))

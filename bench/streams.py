@@ -1,7 +1,7 @@
-"""The second half of ``make bench``: many streams, silent clients, and sessions, beside OpenAI's starter design, in one run.
+"""``make bench``, third part: streams, idle connections and sessions, compared with OpenAI's starter design.
 
-The callers are many users at many addresses, as a proxy in front says it. Quote ratios: they share the processors with what is
-measured.
+The callers are many users who claim many addresses in ``X-Forwarded-For``. Quote ratios: the callers share the processors with
+the measured server.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench.load import Outcome, Visitor, callers, idle_connections, mint, readers
+from bench.load import Outcome, Visitor, callers, create_visitors, idle_connections, readers
 from bench.server import PROCFILE, UVICORN, Server, postgres, running
-from bench.sessions import certificates, compare, others
+from bench.sessions import certificates, compare, failures
 from tests.service import environment
 
 OURS = [*PROCFILE[:-1], "bench.stream_app:app"]
 PEER = [*UVICORN, "bench.stream_peer:app"]
-STREAMS_OF_A_USER = 5
+STREAMS_PER_USER = 5
 IDLE = 1_100
-IDLE_SECONDS = 23  # a little longer than this service waits for the head of a request
+IDLE_SECONDS = 23  # a little more than the service's timeout for a request head
 
 
-def measure(server: Server, who: list[Visitor], seconds: float) -> None:
-    asyncio.run(readers(server.port, who[:100], 1))  # warm up
+def measure(server: Server, visitors: list[Visitor], seconds: float) -> None:
+    asyncio.run(readers(server.port, visitors[:100], 1))  # warm up
     before = server.cpu()
-    seen = asyncio.run(readers(server.port, who, seconds))
+    seen = asyncio.run(readers(server.port, visitors, seconds))
     cpu = (server.cpu() - before) / max(seen.complete, 1) * 1000
     print(
         f"    {seen.complete:5} streams, {seen.broken} broken  {cpu:5.2f} ms CPU each  "
@@ -36,13 +36,13 @@ def measure(server: Server, who: list[Visitor], seconds: float) -> None:
 
 
 def idle(server: Server) -> None:
-    async def both() -> tuple[int, Outcome]:
-        checks = callers(server.port, 1, seconds=IDLE_SECONDS, method="GET", path="/healthz", pause=0.1, kept=False)
+    async def load() -> tuple[int, Outcome]:
+        checks = callers(server.port, 1, seconds=IDLE_SECONDS, method="GET", path="/healthz", pause=0.1, keep_alive=False)
         return await asyncio.gather(idle_connections(server.port, IDLE, IDLE_SECONDS), checks)
 
-    still_open, health = asyncio.run(both())
+    still_open, health = asyncio.run(load())
     print(
-        f"    worst health check {max(health.latencies):5.3f} s of {len(health.latencies)}; {others(health)}; "
+        f"    worst health check {max(health.latencies):5.3f} s of {len(health.latencies)}; {failures(health)}; "
         f"open after {IDLE_SECONDS} s: {still_open}",
         flush=True,
     )
@@ -55,7 +55,8 @@ def sessions(server: Server) -> None:
     good = outcome.statuses.get(200, 0)
     cpu = (server.cpu() - before) / max(good, 1) * 1000
     print(
-        f"    {good / outcome.seconds:6.0f}/s  {cpu:5.2f} ms CPU each  p50 {outcome.percentile(0.5):5.3f} s  {others(outcome)}"
+        f"    {good / outcome.seconds:6.0f}/s  {cpu:5.2f} ms CPU each  "
+        f"p50 {outcome.percentile(0.5):5.3f} s  {failures(outcome)}"
     )
 
 
@@ -67,17 +68,17 @@ def table(name: str, command: list[str], database: str) -> None:
             DATABASE_URL=database,
             WEB_CONCURRENCY="2",
             LOG_LEVEL="INFO",
-            BENCH_SECONDS_A_WORD=str(pace),
+            BENCH_SECONDS_PER_WORD=str(pace),
         )
         with running(command, variables) as server:
             server.wait()
-            who = [Visitor()] * streams  # the starter design knows no users
+            visitors = [Visitor()] * streams  # the starter design has no users
             if command is OURS:
-                who = STREAMS_OF_A_USER * asyncio.run(mint(server.port, streams // STREAMS_OF_A_USER))
-            print(f"  {streams} streams at once, ten words, one each {pace * 1000:.0f} ms", flush=True)
-            measure(server, who, seconds)
+                visitors = STREAMS_PER_USER * asyncio.run(create_visitors(server.port, streams // STREAMS_PER_USER))
+            print(f"  {streams} concurrent streams of ten words, one per {pace * 1000:.0f} ms", flush=True)
+            measure(server, visitors, seconds)
             if streams == 1000:
-                print(f"  {IDLE} connections, silent or with a byte of a header each second", flush=True)
+                print(f"  {IDLE} connections, silent or with a header byte per second", flush=True)
                 idle(server)
                 if command is OURS:
                     print("  sessions, 32 callers", flush=True)
@@ -88,9 +89,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, postgres() as server:
         table("This service, SQLite", OURS, f"sqlite:///{folder}/chatkit.db")
         table("This service, PostgreSQL", OURS, server)
-        table("FastAPI, OpenAI's server package, a store in memory", PEER, "")
+        table("FastAPI, OpenAI's server package, an in-memory store", PEER, "")
         certificates(Path(folder))
-        compare(Path(folder), "Sessions of the hosted backend, a fast upstream, 32 callers", 0, 32, 5)
+        compare(Path(folder), "Sessions of the hosted backend, OpenAI responds at once, 32 callers", 0, 32, 5)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The agent of ``bench.mixed``: it speaks, hangs, or blocks the event loop, as the message says."""
+"""The workflow of ``bench.mixed``: it streams, hangs or blocks the event loop, depending on the message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class WorkflowInput(BaseModel):
 
 
 async def run_workflow(workflow_input: WorkflowInput) -> Any:
-    """``block SECONDS``, or the name of a model of ``bench.fake_openai``, or anything."""
+    """Handle ``block SECONDS``, the name of a model of ``bench.fake_openai``, or any other message."""
     first, _, seconds = workflow_input.input_as_text.partition(" ")
     if first == "block":
         time.sleep(float(seconds))  # on the event loop, as an agent does by mistake

@@ -166,13 +166,13 @@ def store_class(engine: Engine) -> type[SqlStore]:
 class _Responder(Assistant):
     """Their callback as an assistant."""
 
-    respond: Callable[..., AsyncIterator[ThreadStreamEvent]] | None
+    callback: Callable[..., AsyncIterator[ThreadStreamEvent]] | None
 
-    async def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
-        if self.respond is None:
+    async def respond(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+        if self.callback is None:
             return
         try:
-            async for event in self.respond(turn.thread, turn.message, turn.context):
+            async for event in self.callback(turn.thread, turn.message, turn.context):
                 yield event
         except asyncio.CancelledError:
             # Their responder raises it in place of a reader who leaves. Then the request's task is cancelled, so do that here.
@@ -217,13 +217,13 @@ class _Server(ChatServer):
         if is_streaming_req(chat_request):
             return StreamingResult(self._stream(chat_request, context))
         own = _with_a_buffer(context)
-        await self.answer(chat_request, own)
+        await self.handle(chat_request, own)
         return NonStreamingResult(_in_local_time(b"".join(own.buffer.chunks)))
 
     async def _stream(self, chat_request: Any, context: ChatContext) -> AsyncGenerator[bytes]:
         own, failure = _with_a_buffer(context), None
         try:
-            await self.answer(chat_request, own)
+            await self.handle(chat_request, own)
         except BaseException as error:  # noqa: BLE001  raised when all before it has been read
             failure = error
         for chunk in own.buffer.chunks:

@@ -326,7 +326,7 @@ def test_what_is_wrong_is_said(name: str, words: str) -> None:
 
 def test_outside_a_turn_the_runner_is_the_sdks() -> None:
     """What else in the process uses the Agents SDK keeps its own behaviour."""
-    exported_workflow.install()
+    exported_workflow.install_runner()
     runner = get_default_agent_runner()
     assert isinstance(runner, AgentRunner)
     assert type(runner).run_streamed is AgentRunner.run_streamed

@@ -209,7 +209,7 @@ def test_the_table_has_every_endpoint_and_every_type_of_the_protocol(make_app: M
 def test_nobody_reaches_what_is_anothers(
     make_app: MakeApp, database: str, victim_is: str, attacker_is: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "SECONDS_A_WORD", 0)
+    monkeypatch.setattr(demo, "SECONDS_PER_WORD", 0)
     often = {"CHATKIT_MAX_REQUESTS_PER_MINUTE": "1000000", "AUTH_JWT_SECRET": SECRET}
     app = make_app(CHATKIT_BACKEND="selfhosted", DATABASE_URL=database, OPENAI_API_KEY="", **often)
     victim, me = person(app, victim_is, "victim"), person(app, attacker_is, "attacker")

@@ -80,7 +80,7 @@ def test_what_was_planted_does_not_reach_the_model(app: Flask, database: str, up
 
 
 def test_of_every_kind_in_many_threads_and_nothing_else(app: Flask, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "THREADS_AT_ONCE", 7)
+    monkeypatch.setattr(sessions, "THREAD_BATCH", 7)
     client = app.test_client()
     attacker = Person(client, {})
     attacker.mint()

@@ -148,7 +148,7 @@ def test_a_model_that_is_asked_makes_room(start: Start, upstream: Upstream, monk
     """The model responds to none before it has been asked by all."""
     monkeypatch.setattr(blueprint, "START_SECONDS", 60)
     url = start("simple").url
-    burst = [visitor_at(url, "10.0.0.1") for _ in range(4 * blueprint.STARTING_OF_AN_ADDRESS)]
+    burst = [visitor_at(url, "10.0.0.1") for _ in range(4 * blueprint.MAX_STARTS_PER_ADDRESS)]
     asked_by_all = threading.Barrier(len(burst))
     speak = streaming(says("Hi."))
 

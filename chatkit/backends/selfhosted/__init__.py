@@ -1,1 +1,1 @@
-"""Sessions issued here, and the chat that they open."""
+"""The self-hosted backend."""

@@ -1,4 +1,4 @@
-"""The self-hosted backend: sessions in SQL, and the chat that they open, on the same database."""
+"""The self-hosted backend: sessions and the chat, in one database."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from chatkit.settings import MAX_SESSION_TTL, Settings
 
 MAINTENANCE_SECONDS = 30
 
-# OpenAI's package logs to "chatkit", our name too, and would write each line a second time when LOG_LEVEL is set.
+# OpenAI's package adds a handler to the logger "chatkit", which is ours too: with LOG_LEVEL set, each line would appear twice.
 chatkit.logger.logger.handlers.clear()
 logging.getLogger("chatkit").setLevel(logging.NOTSET)
 
 
 class SelfhostedBackend:
-    """See ``Backend``.
+    """Implements ``Backend``.
 
     Raises:
-        SettingsError: when the database or an agent can't be had.
+        SettingsError: the database can't be opened or an agent can't be loaded.
     """
 
     def __init__(self, settings: Settings, limits: Limits) -> None:
@@ -51,7 +51,7 @@ class SelfhostedBackend:
 
     def take_over(self, visitor: User, user: User) -> bool:
         if self._keeps_conversations:
-            self._sessions.hand_over(visitor, user)
+            self._sessions.transfer_conversations(visitor, user)
         return self._keeps_conversations
 
     def missing(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Sessions that are issued here. They live in SQL, so that any process knows them."""
+"""Sessions of the self-hosted backend, stored in the database that all processes share."""
 
 from __future__ import annotations
 
@@ -26,17 +26,16 @@ from chatkit.web import errors
 
 log = logging.getLogger(__name__)
 
-KEEP_EXPIRED_SECONDS = 3600  # so that a page that was asleep is told "expired", which means: refresh
-THREADS_AT_ONCE = 500  # a database takes no endless list
-HIDDEN = ("hidden_context_item", "sdk_hidden_context")  # types of items that a model is given and nobody sees
-PURGE_THREADS_EVERY_SECONDS = 3600
-SECONDS_A_DAY = 86400
-PURGE_BATCH = 200  # rows; a batch holds its locks for some milliseconds
-PURGE_BATCHES = 100  # of one call of maintain(), so that it ends
-PURGE_PAUSE_SECONDS = 0.05  # between two batches, for other writers
+KEEP_EXPIRED_SECONDS = 3600  # a page that was asleep gets "expired", which tells it to refresh
+THREAD_BATCH = 500  # databases limit the parameters of a statement
+HIDDEN_ITEM_TYPES = ("hidden_context_item", "sdk_hidden_context")  # sent to the model, never shown to the user
+THREAD_PURGE_INTERVAL_SECONDS = 3600
+SECONDS_PER_DAY = 86400
+PURGE_BATCH = 200  # rows; a batch holds its locks for a few milliseconds
+PURGE_BATCHES = 100  # per call of maintain(), to bound its duration
+PURGE_PAUSE_SECONDS = 0.05  # between batches, to let other writers in
 
-
-# Built once; building a statement takes longer than running it.
+# Built once: building a statement takes longer than running it.
 _INSERT_SESSION = insert(SessionRow)
 _SELECT_SESSION = select(SessionRow.id, SessionRow.user_id, SessionRow.expires_at, SessionRow.agent, SessionRow.claims).where(
     SessionRow.secret_hash == bindparam("hash")
@@ -47,19 +46,19 @@ _END_SESSION = (
     .where(SessionRow.id == bindparam("session"), SessionRow.user_id == bindparam("owner"))
     .values(expires_at=case((SessionRow.expires_at > _now, _now), else_=SessionRow.expires_at))
 )
-_HAND_OVER_THREADS = update(ThreadRow).where(ThreadRow.user_id == bindparam("visitor")).returning(ThreadRow.id)  # items follow
-_HAND_OVER_ATTACHMENTS = update(AttachmentRow).where(AttachmentRow.user_id == bindparam("visitor"))
-# Not by a JSON function: PostgreSQL's refuse the \u0000 that a user may have written.
-_SELECT_PERHAPS_HIDDEN = select(ItemRow.position, ItemRow.data).where(
+_TRANSFER_THREADS = update(ThreadRow).where(ThreadRow.user_id == bindparam("visitor")).returning(ThreadRow.id)  # items cascade
+_TRANSFER_ATTACHMENTS = update(AttachmentRow).where(AttachmentRow.user_id == bindparam("visitor"))
+# A text search, because PostgreSQL's JSON functions reject the \u0000 that a user may have sent.
+_SELECT_HIDDEN_CANDIDATES = select(ItemRow.position, ItemRow.data).where(
     ItemRow.thread_id.in_(bindparam("threads", expanding=True)),
-    or_(*(ItemRow.data.contains(f'"type":"{type_}"', autoescape=True) for type_ in HIDDEN)),
+    or_(*(ItemRow.data.contains(f'"type":"{type_}"', autoescape=True) for type_ in HIDDEN_ITEM_TYPES)),
 )
 _DELETE_ITEM = delete(ItemRow).where(ItemRow.position == bindparam("item"))
 _END_SESSIONS = (
     update(SessionRow).where(SessionRow.user_id == bindparam("visitor"), SessionRow.expires_at > _now).values(expires_at=_now)
 )
-# Rows that another process is deleting, or that a request is using, are left to it. SQLite has one writer, and locks no rows.
-_DELETE_EXPIRED = delete(SessionRow).where(
+# Skips rows that another process is deleting or a request is using. SQLite ignores this: it has one writer and no row locks.
+_DELETE_EXPIRED_SESSIONS = delete(SessionRow).where(
     SessionRow.id.in_(
         select(SessionRow.id)
         .where(SessionRow.expires_at < bindparam("oldest"))
@@ -67,7 +66,7 @@ _DELETE_EXPIRED = delete(SessionRow).where(
         .with_for_update(skip_locked=True)
     )
 )
-_DELETE_UNUSED = delete(ThreadRow).where(  # items and attachments follow
+_DELETE_UNUSED_THREADS = delete(ThreadRow).where(  # items and attachments cascade
     ThreadRow.position.in_(
         select(ThreadRow.position)
         .where(ThreadRow.used_at < bindparam("oldest"))
@@ -78,17 +77,16 @@ _DELETE_UNUSED = delete(ThreadRow).where(  # items and attachments follow
 
 
 @contextmanager
-def _unless_unavailable(what_failed: str) -> Iterator[None]:
+def _database_errors(detail: str) -> Iterator[None]:
+    """Raise ``DatabaseUnavailable`` if the database fails."""
     try:
         yield
     except UNAVAILABLE as error:
-        raise errors.DatabaseUnavailable(what_failed) from error
+        raise errors.DatabaseUnavailable(detail) from error
 
 
 @dataclass(frozen=True)
 class LiveSession:
-    """What a secret that is still good stands for."""
-
     session_id: str
     user: str
     """``User.id``"""
@@ -98,12 +96,12 @@ class LiveSession:
 
 
 class SessionStore:
-    """Issues sessions, ends them, and finds the live session that a secret opens.
+    """Issues, looks up and ends sessions.
 
     Args:
         engine: the database.
-        ttl: the life of a session, in seconds.
-        retention_days: after which threads that nobody has used are deleted.
+        ttl: the lifetime of a session, in seconds.
+        retention_days: the number of days after which an unused thread is deleted; ``None`` keeps threads.
     """
 
     def __init__(self, engine: Engine, ttl: int, retention_days: int | None = None) -> None:
@@ -115,7 +113,7 @@ class SessionStore:
         self._file_lock = threading.Lock()
 
     def missing(self) -> list[str]:
-        """See ``Backend.missing``. Stores a session and takes it back, because a database that only reads is not enough."""
+        """See ``Backend.missing``. Inserts a session and rolls back, because a database that is only readable is not enough."""
         row = {
             "id": f"probe_{secrets.token_urlsafe(24)}",
             "secret_hash": secrets.token_bytes(32),
@@ -132,26 +130,26 @@ class SessionStore:
         return []
 
     def maintain(self) -> None:
-        """Delete what is no longer needed, and notice a SQLite file that was deleted. To be called about every 30 s.
+        """Delete expired sessions and unused threads, and reopen a SQLite file that was replaced. Call about every 30 s.
 
-        Safe to run in several processes at once. Errors are logged, and the next call tries again.
+        Safe to run in several processes at once. Errors are logged; the next call tries again.
         """
         try:
             self._reopen_replaced_file()
-            self._purge(_DELETE_EXPIRED, time.time() - KEEP_EXPIRED_SECONDS)
+            self._purge(_DELETE_EXPIRED_SESSIONS, time.time() - KEEP_EXPIRED_SECONDS)
             days = self._retention_days
             if days is not None and time.monotonic() >= self._next_thread_purge:
-                done = self._purge(_DELETE_UNUSED, time.time() - days * SECONDS_A_DAY)
-                self._next_thread_purge = time.monotonic() + (PURGE_THREADS_EVERY_SECONDS if done else 0)
+                done = self._purge(_DELETE_UNUSED_THREADS, time.time() - days * SECONDS_PER_DAY)
+                self._next_thread_purge = time.monotonic() + (THREAD_PURGE_INTERVAL_SECONDS if done else 0)
         except (*UNAVAILABLE, CommandError, OSError) as error:
             log.error("Maintenance of the database failed: %s", database.describe(error))
-        except Exception as error:  # noqa: BLE001  nobody handles what a timer's call raises
+        except Exception as error:  # noqa: BLE001  an exception would end the maintenance task
             log.error("Maintenance of the database failed (%s)", type(error).__name__)
 
     def issue(self, user: User) -> Session:
         """See ``Backend.issue``.
 
-        ``client_secret`` is ``cs_`` and 43 characters that carry 256 random bits, ``session_id`` is ``ses_`` and 32 with 192.
+        ``client_secret`` is ``cs_`` and 43 characters (256 random bits); ``session_id`` is ``ses_`` and 32 (192 bits).
         """
         secret = f"cs_{secrets.token_urlsafe(32)}"
         session_id = f"ses_{secrets.token_urlsafe(24)}"
@@ -164,54 +162,54 @@ class SessionStore:
             "agent": user.agent,
             "claims": json.dumps(dict(user.claims)) if user.claims else None,
         }
-        with _unless_unavailable("a session could not be stored"), self.engine.begin() as connection:
+        with _database_errors("a session could not be stored"), self.engine.begin() as connection:
             connection.execute(_INSERT_SESSION, row)
         return Session(session_id=session_id, client_secret=secret, expires_at=datetime.fromtimestamp(expires_at, UTC))
 
     def end(self, session_id: str, user: User) -> None:
-        """See ``Backend.end``. A response that has begun is finished."""
+        """See ``Backend.end``. A response that has started is completed."""
         values = {"session": session_id, "owner": user.id, "now": int(time.time())}
-        with _unless_unavailable("a session could not be ended"), self.engine.begin() as connection:
+        with _database_errors("a session could not be ended"), self.engine.begin() as connection:
             found = connection.execute(_END_SESSION, values).rowcount
         if not found:
             raise errors.NotFound("no such session of this user")
 
     def find(self, client_secret: str) -> LiveSession:
-        """The live session that ``client_secret`` opens.
+        """Return the live session that ``client_secret`` belongs to.
 
         Raises:
-            ClientSecretUnknown: never issued here, or expired long ago.
-            ClientSecretExpired: issued here, and over.
-            DatabaseUnavailable: when nobody can tell.
+            ClientSecretUnknown: never issued here, or expired more than ``KEEP_EXPIRED_SECONDS`` ago.
+            ClientSecretExpired: the session has expired or was ended.
+            DatabaseUnavailable: the database can't be queried.
         """
-        with _unless_unavailable("a session could not be looked up"), self.engine.connect() as connection:
+        with _database_errors("a session could not be looked up"), self.engine.connect() as connection:
             row = connection.execute(_SELECT_SESSION, {"hash": _hash(client_secret)}).one_or_none()
         if row is None:
             raise errors.ClientSecretUnknown("no session has this secret")
         if row.expires_at <= time.time():
-            raise errors.ClientSecretExpired(f"session {row.id} is over")
+            raise errors.ClientSecretExpired(f"session {row.id} has expired")
         claims = json.loads(row.claims) if row.claims else {}
         return LiveSession(row.id, row.user_id, datetime.fromtimestamp(row.expires_at, UTC), row.agent, claims)
 
-    def hand_over(self, visitor: User, user: User) -> None:
-        """Give the conversations of ``visitor`` to ``user``, and end the visitor's sessions, all or nothing.
+    def transfer_conversations(self, visitor: User, user: User) -> None:
+        """Transfer the conversations of ``visitor`` to ``user`` and end the visitor's sessions, in one transaction.
 
-        Hidden items are deleted. Whoever planted the visitor's cookie may have planted instructions in them, which the user
-        could not see. An answer that is on its way in one of the conversations ends with an error.
+        Hidden items are deleted: an attacker who planted the visitor's cookie may have planted instructions in them that the
+        user could not see. A response that is in progress in one of the conversations ends with an error.
 
         Raises:
             DatabaseUnavailable: nothing has changed.
         """
-        of_visitor, of_user = {"visitor": visitor.id, "now": int(time.time())}, {"user_id": user.id}
-        with _unless_unavailable("conversations could not be handed over"), self.engine.begin() as connection:
-            moved = connection.execute(_HAND_OVER_THREADS.values(of_user), of_visitor).scalars().all()
-            connection.execute(_HAND_OVER_ATTACHMENTS.values(of_user), of_visitor)
-            for start in range(0, len(moved), THREADS_AT_ONCE):
-                _delete_hidden(connection, moved[start : start + THREADS_AT_ONCE])
-            connection.execute(_END_SESSIONS, of_visitor)
+        params, new_owner = {"visitor": visitor.id, "now": int(time.time())}, {"user_id": user.id}
+        with _database_errors("conversations could not be transferred"), self.engine.begin() as connection:
+            thread_ids = connection.execute(_TRANSFER_THREADS.values(new_owner), params).scalars().all()
+            connection.execute(_TRANSFER_ATTACHMENTS.values(new_owner), params)
+            for start in range(0, len(thread_ids), THREAD_BATCH):
+                _delete_hidden_items(connection, thread_ids[start : start + THREAD_BATCH])
+            connection.execute(_END_SESSIONS, params)
 
     def _purge(self, statement: Delete, oldest: float) -> bool:
-        """Delete in batches, so that nobody waits long for a lock. Whether nothing is left."""
+        """Delete in batches, so that other writers do not wait long for a lock. Return whether all rows are deleted."""
         for _ in range(PURGE_BATCHES):
             with self.engine.begin() as connection:
                 deleted = connection.execute(statement, {"oldest": oldest}).rowcount
@@ -221,7 +219,7 @@ class SessionStore:
         return False
 
     def _reopen_replaced_file(self) -> None:
-        """Open a SQLite file anew that was deleted or replaced: its open connections still use the old one."""
+        """Reopen a SQLite file that was deleted or replaced: open connections still use the old file."""
         with self._file_lock:
             if self._file is None or database.file_identity(self.engine) == self._file:
                 return
@@ -231,14 +229,13 @@ class SessionStore:
             self._file = database.file_identity(self.engine)
 
 
-def _delete_hidden(connection: Connection, threads: Sequence[str]) -> None:
-    """Delete the items of ``threads`` that only a model sees."""
-    # Not all at once: a visitor may have stored a lot.
-    found = connection.execute(_SELECT_PERHAPS_HIDDEN, {"threads": threads}, execution_options={"yield_per": 100})
-    if hidden := [{"item": row.position} for row in found if json.loads(row.data).get("type") in HIDDEN]:
+def _delete_hidden_items(connection: Connection, threads: Sequence[str]) -> None:
+    # Streamed, because a visitor may have stored many items.
+    found = connection.execute(_SELECT_HIDDEN_CANDIDATES, {"threads": threads}, execution_options={"yield_per": 100})
+    if hidden := [{"item": row.position} for row in found if json.loads(row.data).get("type") in HIDDEN_ITEM_TYPES]:
         connection.execute(_DELETE_ITEM, hidden)
 
 
 def _hash(secret: str) -> bytes:
-    # A plain hash will do: a secret of 256 random bits can't be guessed, so nothing has to slow a guess down.
+    # A fast hash is enough: 256 random bits can't be guessed.
     return hashlib.sha256(secret.encode()).digest()

@@ -1,1 +1,1 @@
-"""The self-hosted chat: ChatKit's protocol, spoken by OpenAI's own server package, over this service's sessions."""
+"""The self-hosted chat: the ChatKit protocol, served with OpenAI's server package."""

@@ -1,4 +1,4 @@
-"""Who answers: the agent that ``CHATKIT_AGENT`` names, a plain one where there is only a key, or the demo."""
+"""Assistants: the agent named by ``CHATKIT_AGENT``, a plain agent if only an API key is set, or the demo."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ import openai
 from pydantic import BaseModel
 
 from chatkit.backends.selfhosted.chat import exported_workflow
-from chatkit.backends.selfhosted.chat.context import ChatContext, current
+from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.demo import DemoAssistant
 from chatkit.backends.selfhosted.chat.events import KEEP_REFUSED_MESSAGE, agent_events, assistant_message, outcome
-from chatkit.backends.selfhosted.chat.history import newest_question, to_model_input, to_model_text
+from chatkit.backends.selfhosted.chat.history import newest_user_message, to_model_input, to_model_text
 from chatkit.backends.selfhosted.chat.turn import Assistant, Turn
 from chatkit.settings import PROJECT, Settings, SettingsError
 from chatkit.types import ThreadStreamEvent
@@ -36,14 +36,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class AgentAssistant(Assistant):
-    """An Agents SDK agent, or whatever agent the function ``choose`` has for the user of a request."""
+    """Runs an Agents SDK agent, or the agent that a function returns for the user of the request."""
 
-    choose: agents.Agent[Any] | Callable[[ChatContext], Any]
+    agent: agents.Agent[Any] | Callable[[ChatContext], Any]
 
-    async def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
-        agent = self.choose
+    async def respond(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+        agent = self.agent
         if not isinstance(agent, agents.Agent):
-            # In a task of its own, because it is an operator's code, which may cancel its task.
+            # In a separate task, because the operator's code may cancel the task that it runs in.
             agent, error = await asyncio.create_task(outcome(_call(agent, turn.context)))
             if error:
                 raise error
@@ -51,44 +51,43 @@ class AgentAssistant(Assistant):
             raise TypeError(f"the agents' function returned {type(agent).__name__}, not an Agents SDK agent")
         context = turn.agent_context()
         history = await turn.history()
-        # After a client tool the question is still the user's last message.
-        given = await to_model_input(history, newest_question(history))
-        result = agents.Runner.run_streamed(agent, given, context=context, error_handlers=KEEP_REFUSED_MESSAGE)
+        # After a client tool call, the message to answer is still the user's last one.
+        messages = await to_model_input(history, newest_user_message(history))
+        result = agents.Runner.run_streamed(agent, messages, context=context, error_handlers=KEEP_REFUSED_MESSAGE)
         async with aclosing(agent_events(context, result)) as events:
             async for event in events:
                 yield event
 
 
 async def _call(function: Callable[[ChatContext], Any], context: ChatContext) -> Any:
-    """What ``function`` returns. In a thread, because one that is not async may block."""
+    """Call ``function`` in a thread, because one that is not async may block."""
     result = await asyncio.to_thread(function, context)
     return await result if inspect.isawaitable(result) else result
 
 
 @dataclass
 class WorkflowAssistant(Assistant):
-    """The ``run_workflow`` of a module that Agent Builder exported, as it is."""
+    """Runs the ``run_workflow`` function of a module exported from Agent Builder."""
 
     run_workflow: Callable[[Any], Awaitable[Any]]
     input_type: type[BaseModel]
 
-    async def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+    async def respond(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
         history = await turn.history()
-        earlier, asking, text = history, newest_question(history), ""
+        earlier, to_answer, text = history, newest_user_message(history), ""
         if turn.message is not None:
-            earlier, asking = [item for item in history if item.id != turn.message.id], None
+            earlier, to_answer = [item for item in history if item.id != turn.message.id], None
             text = await to_model_text(turn.message)
-        running = exported_workflow.Run(turn.agent_context, await to_model_input(earlier, asking))
-        async with aclosing(running.events(self.run_workflow(self.input_type(input_as_text=text)))) as events:
+        run = exported_workflow.WorkflowRun(turn.agent_context, await to_model_input(earlier, to_answer))
+        async with aclosing(run.events(self.run_workflow(self.input_type(input_as_text=text)))) as events:
             async for event in events:
                 yield event
-        finished = _finished_text(running.result, shown=list(running.shown.values()))
-        if finished:
-            yield assistant_message(turn.thread, turn.store, turn.context, finished)
+        if remaining := _remaining_text(run.result, shown=list(run.shown_texts.values())):
+            yield assistant_message(turn.thread, turn.store, turn.context, remaining)
 
 
-def _finished_text(result: Any, shown: list[str]) -> str:
-    """What is left to say of a workflow's result when ``shown`` has been streamed."""
+def _remaining_text(result: Any, shown: list[str]) -> str:
+    """Return the text of a workflow's result, unless the user has already seen it in ``shown``."""
     if isinstance(result, dict) and isinstance(result.get("output_text"), str):
         text: str = result["output_text"]
         return "" if text in shown else text
@@ -98,35 +97,35 @@ def _finished_text(result: Any, shown: list[str]) -> str:
 
 
 def make_openai_client(settings: Settings) -> openai.AsyncOpenAI | None:
-    """The way to OpenAI for everything in the chat; none without a key."""
+    """Create the OpenAI client that all of the chat uses, or ``None`` without an API key."""
     if not settings.openai_api_key:
         return None
     client = openai.AsyncOpenAI(
         api_key=settings.openai_api_key,
         base_url=f"{settings.api_base}/v1",
         timeout=settings.turn_seconds,
-        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [_before_request]}),
+        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [_on_openai_request]}),
     )
-    _ = client.responses, client.audio  # imports their modules now; in the first turn that would block the event loop
+    _ = client.responses, client.audio  # imports their modules now; doing so in the first turn would block the event loop
     return client
 
 
-async def _before_request(request: httpx2.Request) -> None:
-    """Name our request to OpenAI, and say that the turn has started: from here on it waits.
+async def _on_openai_request(request: httpx2.Request) -> None:
+    """Add the request id to a call to OpenAI, and end the start of the turn: from here on it waits for the network.
 
-    An event hook runs for each try, in the context of the task that makes the call.
+    The hook runs for each attempt, in the context of the task that makes the call.
     """
-    if context := current.get():
+    if context := current_context.get():
         context.started()
     if request_id := logs.request_id.get():
         request.headers["X-Client-Request-Id"] = request_id
 
 
 def make_assistants(settings: Settings, client: openai.AsyncOpenAI | None) -> dict[str | None, Assistant]:
-    """The assistants that these settings ask for, on ``client``, by the name of the agent; ``None`` is for everybody else.
+    """Create the configured assistants, by agent name; the key ``None`` is the default.
 
     Raises:
-        SettingsError: when ``CHATKIT_AGENT`` or one of ``CHATKIT_AGENTS`` can't be had, in words.
+        SettingsError: an agent named by ``CHATKIT_AGENT`` or ``CHATKIT_AGENTS`` can't be loaded.
     """
     _prepare_agents_sdk(settings, client)
     assistants: dict[str | None, Assistant] = {None: _default_assistant(settings)}
@@ -151,17 +150,17 @@ def _default_assistant(settings: Settings) -> Assistant:
 
 
 def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -> None:
-    """Hand the settings to the Agents SDK, which keeps its own for the process."""
+    """Apply the settings to the Agents SDK, whose configuration is global."""
     agents.set_tracing_disabled(not settings.tracing)
     if client is not None:
         agents.set_default_openai_client(client, use_for_tracing=bool(settings.tracing))
-        # An exported workflow makes clients of its own, for guardrails and files, and they look only here.
+        # Exported workflows create their own clients, for guardrails and files, which read only this variable.
         os.environ.setdefault("OPENAI_API_KEY", client.api_key)
-    exported_workflow.install()
+    exported_workflow.install_runner()
 
 
 def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Assistant, str]:
-    """The assistant that ``package.module:name`` is, and what was found there. ``variable`` named it."""
+    """Load the assistant ``package.module:name`` and describe it. ``variable`` is the setting, for errors."""
     module_name, _, attribute = name.partition(":")
     if str(PROJECT) not in sys.path:
         sys.path.insert(0, str(PROJECT))
@@ -185,7 +184,7 @@ def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Assistant, str]:
         for parameter in inspect.signature(value).parameters.values()
         if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
-    found = f"the agents that the function {name} has for each user"
+    found = f"the agents that the function {name} returns for each user"
     if len(required) == 2:
         return AgentAssistant(lambda context: value(context.user, context.claims)), found
     if len(required) != 1:
@@ -197,12 +196,12 @@ def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Assistant, str]:
     if input_type is None:
         return AgentAssistant(lambda context: value(context.user)), found
     if not inspect.iscoroutinefunction(value):
-        raise SettingsError(f"{variable}: {name} takes a workflow's input and is no async function; export it anew.")
+        raise SettingsError(f"{variable}: {name} takes a workflow's input and is no async function; export it again.")
     return WorkflowAssistant(value, input_type), f"the exported workflow {name}"
 
 
 def _workflow_input(function: Any, parameter: str, module: Any) -> type[BaseModel] | None:
-    """The model of a workflow's input, if that is what ``function`` takes."""
+    """Return the type of ``parameter`` if it is a workflow's input model."""
     try:
         declared = get_type_hints(function).get(parameter)
     except NameError:

@@ -21,22 +21,22 @@ from chatkit.web.buffer import Buffer
 from chatkit.web.errors import ClientSecretMissing
 from chatkit.web.request_body import CHAT_PATH, MAX_CHAT_BYTES, read_json_body
 
-MAX_MESSAGE_BYTES = 64 * 1024  # everything else: it is sent to a model, which costs money
+MAX_MESSAGE_BYTES = 64 * 1024  # other requests; their content is sent to a model, which costs money
 MAX_BYTES = {"input.transcribe": MAX_CHAT_BYTES, "threads.add_client_tool_output": 256 * 1024}
-MAX_PARSED_BYTES = 256 * 1024  # what is longer is parsed only if it looks like a dictation
-MAX_SIGNS_OF_DICTATION = 40
-# Starting a turn costs some milliseconds of the event loop.
-STARTING, STARTING_OF_AN_ADDRESS, START_SECONDS = 32, 2, 0.25
+MAX_PARSED_BYTES = 256 * 1024  # a longer body is parsed only if it looks like dictation
+MAX_DICTATION_DELIMITERS = 40
+# Starting a turn takes some milliseconds of the event loop's time.
+MAX_STARTS, MAX_STARTS_PER_ADDRESS, START_SECONDS = 32, 2, 0.25
 
 
 def blueprint(server: ChatServer, sessions: SessionStore, limits: Limits, concurrency: ChatConcurrency) -> Blueprint:
-    """``POST /api/chatkit``, for the bearer of a live session's secret, within ``limits`` and ``concurrency``."""
+    """Create the blueprint of ``POST /api/chatkit``."""
     bp = Blueprint("conversation", __name__)
-    starts = Starts(STARTING, STARTING_OF_AN_ADDRESS, START_SECONDS)
+    starts = Starts(MAX_STARTS, MAX_STARTS_PER_ADDRESS, START_SECONDS)
 
     @bp.post(CHAT_PATH)
     def chat() -> Response:
-        """Handle one request of the ChatKit protocol."""
+        """Handle one ChatKit request. The bearer token is the secret of a live session."""
         limits.count("requests")
         session = _session(sessions)
         limits.count("requests", session.user)
@@ -46,15 +46,14 @@ def blueprint(server: ChatServer, sessions: SessionStore, limits: Limits, concur
             limits.count("turns")
             limits.count("turns", session.user)
         with ExitStack() as held:
-            held.enter_context(concurrency.held("turns" if is_turn else "requests", session.user, address()))
-
             holder = address()
+            held.enter_context(concurrency.held("turns" if is_turn else "requests", session.user, holder))
 
             async def produce(buffer: Buffer) -> None:
                 started = await starts.enter(holder)
                 try:
                     context = ChatContext(session.user, buffer, session.agent, session.claims, started=started)
-                    await server.answer(chat_request, context)
+                    await server.handle(chat_request, context)
                 finally:
                     started()
 
@@ -79,21 +78,21 @@ def _read() -> Any:
 
 
 def _looks_like_dictation(body: bytes) -> bool:
-    """Whether ``body`` is little more than one long string, as audio in base64 is; all else would take long to parse."""
+    """Whether ``body`` is mostly one long string, such as base64 audio. Anything else of this size is slow to parse."""
     return b'"input.transcribe"' in body and all(
-        body.count(sign) <= MAX_SIGNS_OF_DICTATION for sign in (b'"', b",", b"[", b"{")
+        body.count(delimiter) <= MAX_DICTATION_DELIMITERS for delimiter in (b'"', b",", b"[", b"{")
     )
 
 
 def _is_turn(chat_request: Any) -> bool:
-    """Whether a model is asked, now or, with what is kept of this, later."""
+    """Whether the request causes a call to a model, now or, with what it stores, later."""
     return is_streaming_req(chat_request) or chat_request.type in ("input.transcribe", "threads.sync_custom_action")
 
 
 def _session(sessions: SessionStore) -> LiveSession:
     scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
-        raise ClientSecretMissing("no bearer")
+        raise ClientSecretMissing("no bearer token")
     session = sessions.find(secret.strip())
     logs.session_id.set(session.session_id)
     return session

@@ -1,4 +1,4 @@
-"""The context of a request of the chat."""
+"""The context of a chat request."""
 
 from __future__ import annotations
 
@@ -13,25 +13,23 @@ from chatkit.web.buffer import Buffer
 
 @dataclass(frozen=True)
 class ChatContext:
-    """What the chat knows of the request that it handles."""
-
     user: str
     """``User.id``"""
     buffer: Buffer = field(compare=False)
-    """Where the response goes."""
+    """Receives the response."""
     agent: str | None = None
-    """The name of the agent that this user is for; ``None`` is everybody else's."""
+    """The name of the agent for this user; ``None`` selects the default."""
     claims: Mapping[str, Primitive] = field(default_factory=dict)
-    """What the agent may know of a user who is signed in (``CHATKIT_STATE_CLAIMS``)."""
+    """The claims of a signed-in user that are passed to the agent (``CHATKIT_STATE_CLAIMS``)."""
     started: Callable[[], None] = field(default=lambda: None, compare=False)
-    """To be called when the processor has done what starting this request takes."""
+    """Call it when the processor-bound start of the request is done."""
     drafts: set[str] = field(default_factory=set)
-    """The ids of messages that have been begun in this request's turn."""
+    """The ids of the messages started in this request's turn."""
     threads: dict[str, list[tuple[ThreadMetadata, ThreadMetadata]]] = field(default_factory=dict)
-    """By id, each object that this request has for a thread, with what was stored when it was last loaded or saved.
+    """By thread id, each object loaded for the thread, with a copy of its stored state when it was last loaded or saved.
 
-    A thread that this request has begun and that is not stored yet has none."""
+    The list of a thread that this request created is empty until the thread is stored."""
 
 
-current: ContextVar[ChatContext | None] = ContextVar("current", default=None)
-"""The context of the request that the current task handles, for what is called without it."""
+current_context: ContextVar[ChatContext | None] = ContextVar("current_context", default=None)
+"""The context of the request that the current task handles, for code that is not passed one."""

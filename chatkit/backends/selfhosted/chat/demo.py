@@ -1,4 +1,4 @@
-"""The assistant that answers when nothing is set up: offline, and useful for trying a frontend."""
+"""The offline demo assistant, used when no agent and no API key are configured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from chatkit.actions import Action
-from chatkit.backends.selfhosted.chat.events import assistant_message, text_of
+from chatkit.backends.selfhosted.chat.events import assistant_message, user_text
 from chatkit.backends.selfhosted.chat.store import new_id
 from chatkit.backends.selfhosted.chat.turn import Assistant, Turn
 from chatkit.errors import CustomStreamError
@@ -33,7 +33,7 @@ from chatkit.types import (
 )
 from chatkit.widgets import DynamicWidgetRoot
 
-SECONDS_A_WORD = 0.03
+SECONDS_PER_WORD = 0.03
 
 INTRODUCTION = (
     "I am the demo assistant of this service: no model is behind me, I work offline and say the same to everyone. "
@@ -44,19 +44,19 @@ INTRODUCTION = (
 
 
 class DemoAssistant(Assistant):
-    """Responds by a word of the message."""
+    """Chooses its response by a keyword in the message."""
 
-    async def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+    async def respond(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
         if turn.message is None:
-            events = self._after_the_pages_answer(turn)
+            events = self._respond_to_page(turn)
         else:
-            said = text_of(turn.message)
-            shows = next((show for word, show in _SHOWS.items() if word in said.lower()), None)
-            events = shows(turn) if shows else _speak(turn, INTRODUCTION.format(said=said[:200]))
+            said = user_text(turn.message)
+            respond = next((function for keyword, function in _RESPONSES.items() if keyword in said.lower()), None)
+            events = respond(turn) if respond else _speak(turn, INTRODUCTION.format(said=said[:200]))
         async for event in events:
             yield event
 
-    async def answer_action(self, turn: Turn, action: Action[str, Any]) -> AsyncGenerator[ThreadStreamEvent]:
+    async def respond_to_action(self, turn: Turn, action: Action[str, Any]) -> AsyncGenerator[ThreadStreamEvent]:
         text = f"Your page sent the action {action.type} with {action.payload}."
         yield assistant_message(turn.thread, turn.store, turn.context, text)
 
@@ -66,12 +66,12 @@ class DemoAssistant(Assistant):
         pressed = action.payload.get("pressed")
         return _widget(pressed if isinstance(pressed, int) else 0)
 
-    async def _after_the_pages_answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+    async def _respond_to_page(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
         last = (await turn.history())[-1]
         if isinstance(last, ClientToolCallItem):
             text = f"Your page answered the call of {last.name} with: {last.output}"
         elif isinstance(last, StructuredInputItem):
-            answers = [f"{question.question} {_answer_of(question)}" for question in last.inputs]
+            answers = [f"{question.question} {_format_answer(question)}" for question in last.inputs]
             text = "Thank you. " + " ".join(answers)
         else:
             text = "There is nothing new to answer."
@@ -79,12 +79,12 @@ class DemoAssistant(Assistant):
             yield event
 
 
-def _answer_of(question: Any) -> str:
+def _format_answer(question: Any) -> str:
     return ", ".join(question.answer.values) if question.answer and question.answer.values else "(skipped)"
 
 
 async def _speak(turn: Turn, text: str) -> AsyncGenerator[ThreadStreamEvent]:
-    """A message that comes word by word, as a model's does."""
+    """Stream a message word by word, as a model does."""
     whole: Any = assistant_message(turn.thread, turn.store, turn.context, text).item
     empty = AssistantMessageItem(id=whole.id, thread_id=whole.thread_id, created_at=whole.created_at, content=[])
     yield ThreadItemAddedEvent(item=empty)
@@ -93,7 +93,7 @@ async def _speak(turn: Turn, text: str) -> AsyncGenerator[ThreadStreamEvent]:
     for number, word in enumerate(text.split(" ")):
         delta = AssistantMessageContentPartTextDelta(content_index=0, delta=f" {word}" if number else word)
         yield ThreadItemUpdatedEvent(item_id=whole.id, update=delta)
-        await asyncio.sleep(SECONDS_A_WORD)
+        await asyncio.sleep(SECONDS_PER_WORD)
     yield ThreadItemUpdatedEvent(
         item_id=whole.id, update=AssistantMessageContentPartDone(content_index=0, content=whole.content[0])
     )
@@ -105,7 +105,7 @@ def _item(turn: Turn, kind: str) -> dict[str, Any]:
 
 
 def _widget(pressed: int) -> DynamicWidgetRoot:
-    """A card with two buttons: one asks for an answer in the chat, the other for a change of the card alone."""
+    """Return a card with two buttons: one gets a response in the chat, the other only updates the card."""
     press = {"type": "demo.press", "payload": {"pressed": pressed + 1}}
     return DynamicWidgetRoot.model_validate(
         {
@@ -127,7 +127,7 @@ async def _show_widget(turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
 async def _show_progress(turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
     for text in ("Looking for something to do", "Doing it", "Nearly done"):
         yield ProgressUpdateEvent(text=text)
-        await asyncio.sleep(10 * SECONDS_A_WORD)
+        await asyncio.sleep(10 * SECONDS_PER_WORD)
     async for event in _speak(turn, "That was a progress update."):
         yield event
 
@@ -152,11 +152,11 @@ async def _fail(turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
     async for event in _speak(turn, "This answer ends in an error, as you asked for."):
         yield event
         if isinstance(event, ThreadItemAddedEvent):
-            await asyncio.sleep(SECONDS_A_WORD)
+            await asyncio.sleep(SECONDS_PER_WORD)
     raise CustomStreamError("An error of the demo. Please try again.", allow_retry=True)
 
 
-_SHOWS = {
+_RESPONSES = {
     "widget": _show_widget,
     "progress": _show_progress,
     "tool": _call_tool,

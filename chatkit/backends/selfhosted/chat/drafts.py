@@ -1,4 +1,4 @@
-"""Stores what assistants are saying while they say it, so that a process that dies loses about a second of it."""
+"""Saves unfinished messages while they are streamed, so that a crash loses about a second of them."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from contextvars import Context
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.types import AssistantMessageItem
 
-EVERY_SECONDS = 1.0
-ROWS_AT_ONCE = 100  # in one transaction, so that other writers get their turn
+SAVE_INTERVAL_SECONDS = 1.0
+SAVE_BATCH = 100  # rows per transaction, to let other writers in
 
 log = logging.getLogger(__name__)
 
 
 class Drafts:
-    """The unfinished messages of a process, all stored together once in a while. Used on the event loop alone."""
+    """The unfinished messages of this process, saved together in batches. Not thread-safe; used on the event loop only."""
 
     def __init__(self, store: SqlStore) -> None:
         self._store = store
-        self._changed: dict[str, tuple[str, AssistantMessageItem]] = {}
-        self._storing = asyncio.Lock()
+        self._unsaved: dict[str, tuple[str, AssistantMessageItem]] = {}
+        self._saving = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
-    def changed(self, user: str, message: AssistantMessageItem) -> None:
-        """Have ``message`` of ``user`` stored soon, as it will be then."""
-        self._changed[message.id] = (user, message)
+    def schedule(self, user: str, message: AssistantMessageItem) -> None:
+        """Save ``message`` of ``user`` soon, with the content that it has by then."""
+        self._unsaved[message.id] = (user, message)
         if self._task is None or self._task.done():
-            # In a context of its own, because it is for all requests.
-            self._task = asyncio.get_running_loop().create_task(self._store_them(), context=Context())
+            # An empty context, because the task serves all requests.
+            self._task = asyncio.get_running_loop().create_task(self._save_loop(), context=Context())
 
     async def finish(self, message_ids: Iterable[str]) -> None:
-        """Store none of these any more; once this returns, no draft overwrites what is stored under their ids."""
+        """Stop saving these messages. After this returns, no draft overwrites their stored items."""
         for message_id in message_ids:
-            self._changed.pop(message_id, None)
-        if self._storing.locked():
-            async with self._storing:
+            self._unsaved.pop(message_id, None)
+        if self._saving.locked():
+            async with self._saving:
                 pass
 
-    async def _store_them(self) -> None:
-        while self._changed:
-            await asyncio.sleep(EVERY_SECONDS)
-            async with self._storing:
-                batch, self._changed = list(self._changed.values()), {}
-                for start in range(0, len(batch), ROWS_AT_ONCE):
+    async def _save_loop(self) -> None:
+        while self._unsaved:
+            await asyncio.sleep(SAVE_INTERVAL_SECONDS)
+            async with self._saving:
+                batch, self._unsaved = list(self._unsaved.values()), {}
+                for start in range(0, len(batch), SAVE_BATCH):
                     try:
-                        await self._store.save_drafts(batch[start : start + ROWS_AT_ONCE])
-                    except Exception as error:  # noqa: BLE001  the whole message is stored at its end
-                        log.warning("unfinished messages could not be stored (%s)", type(error).__name__)
+                        await self._store.save_drafts(batch[start : start + SAVE_BATCH])
+                    except Exception as error:  # noqa: BLE001  the complete message is stored at its end
+                        log.warning("unfinished messages could not be saved (%s)", type(error).__name__)

@@ -1,4 +1,4 @@
-"""Small pieces that ChatKit's event streams are made of."""
+"""Conversion of the Agents SDK's events to ChatKit events."""
 
 from __future__ import annotations
 
@@ -43,23 +43,22 @@ from chatkit.types import (
 )
 
 
-def text_of(message: UserMessageItem) -> str:
-    """What the user has typed, with each mention by its name, as a model is given it."""
+def user_text(message: UserMessageItem) -> str:
+    """Return the text of a user message, with each mention as ``@name``, as in the model's input."""
     return "".join(part.text if isinstance(part, UserMessageTextContent) else f"@{part.text}" for part in message.content)
 
 
-def message_text(message: AssistantMessageItem) -> str:
-    """What the assistant has said in ``message``."""
+def assistant_text(message: AssistantMessageItem) -> str:
     return "".join(part.text for part in message.content)
 
 
 def assistant_message(thread: ThreadMetadata, store: SqlStore, context: ChatContext, text: str) -> ThreadItemDoneEvent:
-    """A whole message of the assistant, in one event."""
+    """Return a complete assistant message as one event."""
     return ThreadItemDoneEvent(
         item=AssistantMessageItem(
             id=store.generate_item_id("message", thread, context),
             thread_id=thread.id,
-            created_at=datetime.now(),  # noqa: DTZ005  as the SDK's own items have it
+            created_at=datetime.now(),  # noqa: DTZ005  as in the SDK's own items
             content=[AssistantMessageContent(text=text)],
         )
     )
@@ -69,34 +68,34 @@ _annotation: TypeAdapter[Any] = TypeAdapter(Annotation)
 
 
 async def outcome(work: Awaitable[Any]) -> tuple[Any, BaseException | None]:
-    """What comes of an operator's code that has a task of its own: its result, or its error.
+    """Return the result or the exception of an operator's code that runs in a task of its own.
 
-    asyncio lets SystemExit and KeyboardInterrupt of a task end the whole loop.
+    An exception is not raised in the task, because asyncio lets SystemExit and KeyboardInterrupt end the whole event loop.
     """
     try:
         return await work, None
     except asyncio.CancelledError:
         raise
-    except BaseException as error:  # noqa: BLE001  raised again where the turn is
+    except BaseException as error:  # noqa: BLE001  the turn raises it
         return None, error
 
 
-class _Run:
-    """The part of a ``RunResultStreaming`` that the SDK's bridge reads, with the model's events as the bridge takes them."""
+class _BridgedRun:
+    """The part of a ``RunResultStreaming`` that the SDK's bridge reads, with model events that the bridge can convert."""
 
     def __init__(self, context: AgentContext[Any], result: RunResultStreaming) -> None:
         self._context = context
         self._events = result.stream_events()
         self.model_ids: set[str] = set()
-        """The ids of the items that the model's responses have brought so far."""
-        self.continued: WorkflowItem | None = None
-        """The thread's last workflow as it was before this run, if the run goes on with it."""
-        self.abandoned = False
+        """The ids of the items in the model's responses so far."""
+        self.previous_workflow: WorkflowItem | None = None
+        """A copy of the thread's last workflow from before this run, if the run continues it."""
+        self.closed = False
 
     def stream_events(self) -> AsyncIterator[StreamEvent]:
-        # The bridge calls this once it has looked for a workflow to go on with.
+        # The bridge calls this after it has looked for a workflow to continue.
         if self._context.workflow_item:
-            self.continued = self._context.workflow_item.model_copy(deep=True)
+            self.previous_workflow = self._context.workflow_item.model_copy(deep=True)
         return self
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
@@ -105,34 +104,34 @@ class _Run:
     async def __anext__(self) -> StreamEvent:
         try:
             event = await anext(self._events)
-            while isinstance(event, RawResponsesStreamEvent) and not self._read_response(event.data):
+            while isinstance(event, RawResponsesStreamEvent) and not self._prepare(event.data):
                 event = await anext(self._events)
         except Exception:
-            if self.abandoned:  # asyncio would log an exception that nobody retrieves
+            if self.closed:  # asyncio would log an exception that is never retrieved
                 return cast(StreamEvent, None)
             raise
         if event.type == "run_item_stream_event" and event.item.type == "tool_call_item":
-            self._note_id(event.item.raw_item)
+            self._remember_id(event.item.raw_item)
         return event
 
-    def _read_response(self, data: Any) -> bool:
-        """Whether the bridge can convert ``data``. Citations that it can't convert would end the answer; they are left out."""
+    def _prepare(self, data: Any) -> bool:
+        """Drop citations that the bridge can't convert, which would end the response. Return whether to pass on ``data``."""
         if data.type in ("response.output_item.added", "response.output_item.done"):
-            self._note_id(data.item)
+            self._remember_id(data.item)
             if data.item.type == "message":
                 _keep_convertible(data.item.content)
         elif data.type == "response.content_part.added":
             _keep_convertible([data.part])
         elif data.type == "response.output_text.annotation.added":
-            # openai 3 gives these annotations classes of their own, which openai-chatkit 1.6 refuses; it takes a dict.
+            # openai 3 has classes for these annotations, which openai-chatkit 1.6 rejects; it accepts a dict.
             data.annotation = _as_dict(data.annotation)
             return _is_convertible(data.annotation)
         return True
 
-    def _note_id(self, item: Any) -> None:
-        found = item.get("id") if isinstance(item, dict) else getattr(item, "id", None)
-        if isinstance(found, str):
-            self.model_ids.add(found)
+    def _remember_id(self, item: Any) -> None:
+        item_id = item.get("id") if isinstance(item, dict) else getattr(item, "id", None)
+        if isinstance(item_id, str):
+            self.model_ids.add(item_id)
 
 
 def _keep_convertible(parts: list[Any]) -> None:
@@ -154,52 +153,53 @@ def _is_convertible(annotation: Any) -> bool:
 
 
 async def agent_events(
-    context: AgentContext[Any], result: RunResultStreaming, *, speaks: bool = True
+    context: AgentContext[Any], result: RunResultStreaming, *, show_messages: bool = True
 ) -> AsyncGenerator[ThreadStreamEvent]:
-    """The events of one run of an agent: OpenAI's own conversion, with ids of ours for the model's messages and calls.
+    """Convert one run of an agent to ChatKit events, with our own ids for the model's messages and calls.
 
-    A model's ids are not ours to rely on: models outside OpenAI's Responses API give all their messages the same one. Items
-    that tools stream have their own ids and keep them. Closing the generator cancels the run.
+    A model's ids are not reliable: models outside OpenAI's Responses API give all their messages the same id. Items that tools
+    stream keep their ids. Closing the generator cancels the run.
 
     Args:
-        context: for this run alone.
+        context: a context for this run only.
         result: the run.
-        speaks: whether the user sees the model's messages.
+        show_messages: whether the user sees the model's messages.
     """
-    run = _Run(context, result)
-    own_ids = _OwnIds(run.model_ids, speaks=speaks)
+    run = _BridgedRun(context, result)
+    id_mapper = _IdMapper(run.model_ids, show_messages=show_messages)
     converted = cast(AsyncGenerator[ThreadStreamEvent], stream_agent_response(context, cast(RunResultStreaming, run)))
     message: AssistantMessageItem | None = None
-    images: set[str] = set()  # that are not finished
+    unfinished_images: set[str] = set()
     try:
         async with aclosing(converted):
             async for event in converted:
-                for own in own_ids.replace(event):
+                for own in id_mapper.replace(event):
                     if isinstance(own, ThreadItemAddedEvent | ThreadItemDoneEvent):
                         if isinstance(own.item, AssistantMessageItem):
                             message = own.item
                         elif isinstance(own.item, GeneratedImageItem):
-                            (images.add if isinstance(own, ThreadItemAddedEvent) else images.discard)(own.item.id)
+                            added = isinstance(own, ThreadItemAddedEvent)
+                            (unfinished_images.add if added else unfinished_images.discard)(own.item.id)
                     yield own
-        for image_id in images:  # the bridge says nothing of one that fails
+        for image_id in unfinished_images:  # the bridge sends no event for an image that fails
             yield ThreadItemRemovedEvent(item_id=image_id)
     except ModelRefusalError as error:
-        # It overtakes the end of the message that it is in.
+        # It is raised before the end of the message that contains the refusal.
         texts = getattr(error, "message_parts", [error.refusal])
-        if message and message_text(message) != "".join(texts):
+        if message and assistant_text(message) != "".join(texts):
             content = [AssistantMessageContent(text=text) for text in texts]
             yield ThreadItemDoneEvent(item=message.model_copy(update={"content": content}))
         raise
     except (InputGuardrailTripwireTriggered, OutputGuardrailTripwireTriggered):
-        # The bridge has removed what is new.
-        if run.continued:
-            yield ThreadItemReplacedEvent(item=run.continued)
+        # The bridge has removed the new items.
+        if run.previous_workflow:
+            yield ThreadItemReplacedEvent(item=run.previous_workflow)
         raise
     finally:
-        run.abandoned = True
+        run.closed = True
         if not result.is_complete:
             result.cancel()
-        # The bridge leaves a task behind that waits on the context's queue; asyncio would log its destruction. This ends it.
+        # This event ends a task of the bridge that waits on the context's queue; asyncio would log its destruction.
         await context.stream(ProgressUpdateEvent(text=""))
 
 
@@ -211,37 +211,37 @@ def _keep_message(data: RunErrorHandlerInput[Any]) -> None:
 
 
 KEEP_REFUSED_MESSAGE: RunErrorHandlers[Any] = {"model_refusal": _keep_message}
-"""For ``Runner.run_streamed``: a refusal stays an error, and ``agent_events`` gets to know the whole message that it is in."""
+"""For ``Runner.run_streamed``: a refusal stays an error, and carries its whole message to ``agent_events``."""
 
-_KINDS = {"assistant_message": "message", "client_tool_call": "tool_call"}
+_ID_TYPES = {"assistant_message": "message", "client_tool_call": "tool_call"}
 
 
-class _OwnIds:
-    """Replaces the ids in ``model_ids`` by ids of ours, and leaves the model's messages out unless it ``speaks``."""
+class _IdMapper:
+    """Replaces the ids in ``model_ids`` by our own, and drops the model's messages unless ``show_messages``."""
 
-    def __init__(self, model_ids: set[str], *, speaks: bool) -> None:
+    def __init__(self, model_ids: set[str], *, show_messages: bool) -> None:
         self._model_ids = model_ids
-        self._speaks = speaks
-        # By the model's id and the type of the item; several where the model uses one id again.
+        self._show_messages = show_messages
+        # By the model's id and the item type; several if the model reuses an id.
         self._own: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
 
     def replace(self, event: ThreadStreamEvent) -> list[ThreadStreamEvent]:
-        """``event`` with our id; a removal becomes one for each item that had the model's id."""
+        """Return ``event`` with our id; a removal becomes one for each item that had the model's id."""
         match event:
             case ThreadItemAddedEvent() | ThreadItemDoneEvent() | ThreadItemReplacedEvent():
                 item = event.item
-                if item.id not in self._model_ids or item.type not in _KINDS:
+                if item.id not in self._model_ids or item.type not in _ID_TYPES:
                     return [event]
-                if item.type == "assistant_message" and not self._speaks:
+                if item.type == "assistant_message" and not self._show_messages:
                     return []
                 own = self._own[item.id, item.type]
                 if not own or isinstance(event, ThreadItemAddedEvent):
-                    own.append(new_id(_KINDS[item.type]))
+                    own.append(new_id(_ID_TYPES[item.type]))
                 return [event.model_copy(update={"item": item.model_copy(update={"id": own[-1]})})]
             case ThreadItemUpdatedEvent() if event.item_id in self._model_ids:
-                # Of a model's items only messages are updated.
+                # Only messages among a model's items are updated.
                 own = self._own[event.item_id, "assistant_message"]
                 return [event.model_copy(update={"item_id": own_id}) for own_id in own[-1:]]
             case ThreadItemRemovedEvent() if event.item_id in self._model_ids:
-                return [ThreadItemRemovedEvent(item_id=own) for kind in _KINDS for own in self._own[event.item_id, kind]]
+                return [ThreadItemRemovedEvent(item_id=own) for kind in _ID_TYPES for own in self._own[event.item_id, kind]]
         return [event]

@@ -1,12 +1,12 @@
-"""Runs what Agent Builder exported, unchanged, and streams it all the same.
+"""Runs code exported from Agent Builder unchanged, and streams its events.
 
-The exported code calls ``Runner.run`` for each agent and hands a finished text back. ``Runner.run`` delegates to a default
-runner that can be replaced (``agents.run.set_default_agent_runner``; the Agents SDK marks it as experimental, its version is
-pinned, and ``tests/test_agents.py`` would tell). Ours runs streamed while a turn of the chat is on, passes the events on to
-that turn, and puts the thread's earlier messages in front, which the hosted service did and the exported code does not.
+The exported code calls ``Runner.run`` for each agent and returns a finished text. ``Runner.run`` delegates to a default runner
+that can be replaced with ``agents.run.set_default_agent_runner``. The Agents SDK marks that as experimental; its version is
+pinned and ``tests/test_agents.py`` covers it. During a turn of the chat, our runner streams, passes the events to the turn, and
+prepends the thread's earlier messages, which the hosted service did and the exported code does not.
 
-What the user gets to see: the messages of each agent that answers in text, and whatever an agent's tools show. The result of
-an agent with an ``output_type`` is for the workflow, which branches on it or returns it.
+The user sees the messages of agents with text output, and items that tools stream. The output of an agent with an
+``output_type`` is only for the workflow, which branches on it or returns it.
 """
 
 from __future__ import annotations
@@ -21,37 +21,33 @@ from agents import Agent, RunResult
 from agents.run import AgentRunner, set_default_agent_runner
 
 from chatkit.agents import AgentContext
-from chatkit.backends.selfhosted.chat.events import KEEP_REFUSED_MESSAGE, agent_events, message_text, outcome
+from chatkit.backends.selfhosted.chat.events import KEEP_REFUSED_MESSAGE, agent_events, assistant_text, outcome
 from chatkit.types import AssistantMessageItem, ThreadItemDoneEvent, ThreadItemRemovedEvent, ThreadStreamEvent
 
-_current: ContextVar[Run | None] = ContextVar("workflow_run", default=None)
+_current: ContextVar[WorkflowRun | None] = ContextVar("workflow_run", default=None)
 
 
-class Run:
+class WorkflowRun:
     """One turn of a workflow.
 
     Args:
-        new_context: makes a context for one agent's run; agents that run side by side must not share one.
-        earlier: the thread's earlier messages, as a model's input.
+        new_context: creates a context for one agent's run; agents that run concurrently must not share one.
+        earlier: the thread's earlier messages, as model input.
     """
 
     def __init__(self, new_context: Callable[[], AgentContext[Any]], earlier: list[Any]) -> None:
         self.new_context = new_context
         self.earlier = earlier
-        self.shown: dict[str, str] = {}
-        """The texts that the user sees, by the id of their item."""
+        self.shown_texts: dict[str, str] = {}
+        """The texts of the messages that the user sees, by item id."""
         self.result: Any = None
-        """What the workflow returned, once ``events`` is over."""
+        """The return value of the workflow, set when ``events`` is exhausted."""
         self._events: asyncio.Queue[ThreadStreamEvent | None] = asyncio.Queue(maxsize=32)
         self._closed = False
 
     async def events(self, workflow: Awaitable[Any]) -> AsyncGenerator[ThreadStreamEvent]:
-        """The events that ``workflow`` gives rise to.
-
-        Raises:
-            Exception: whatever the workflow raises.
-        """
-        task = asyncio.create_task(self._work(workflow))
+        """Run ``workflow`` and stream its events. Raises what the workflow raises."""
+        task = asyncio.create_task(self._run(workflow))
         try:
             while (event := await self._events.get()) is not None:
                 yield event
@@ -62,53 +58,51 @@ class Run:
             self._closed = True
             task.cancel()
 
-    async def _work(self, workflow: Awaitable[Any]) -> tuple[Any, BaseException | None]:
+    async def _run(self, workflow: Awaitable[Any]) -> tuple[Any, BaseException | None]:
         _current.set(self)
         try:
             return await outcome(workflow)
         finally:
-            if not self._closed:  # nobody would take it
+            if not self._closed:  # else nothing reads the queue
                 await self._events.put(None)
 
-    async def show(self, event: ThreadStreamEvent) -> None:
-        """Pass an event of an agent on to the user."""
+    async def emit(self, event: ThreadStreamEvent) -> None:
         if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, AssistantMessageItem):
-            self.shown[event.item.id] = message_text(event.item)
+            self.shown_texts[event.item.id] = assistant_text(event.item)
         elif isinstance(event, ThreadItemRemovedEvent):
-            self.shown.pop(event.item_id, None)
-        # A copy, because the SDK goes on changing what it has handed out, and this waits in line.
+            self.shown_texts.pop(event.item_id, None)
+        # A copy, because the SDK keeps changing the object while the event is queued.
         await self._events.put(event.model_copy(deep=True))
 
 
 class _Runner(AgentRunner):
-    """The default runner, except during a turn of a workflow."""
+    """Streams while a workflow's turn runs; otherwise the SDK's default runner."""
 
     async def run(self, starting_agent: Agent[Any], input: Any, **kwargs: Any) -> RunResult:  # noqa: A002
         run = _current.get()
         if run is None:
             return await super().run(starting_agent, input, **kwargs)
-        token = _current.set(None)  # an agent that is another's tool speaks to that one, not to the user
+        token = _current.set(None)  # output of an agent used as a tool goes to its caller, not to the user
         try:
-            return await self._run_in_turn(run, starting_agent, input, kwargs)
+            return await self._run_streamed(run, starting_agent, input, kwargs)
         finally:
             _current.reset(token)
 
-    async def _run_in_turn(self, run: Run, agent: Agent[Any], given: Any, kwargs: dict[str, Any]) -> RunResult:
-        remembers = any(kwargs.get(name) for name in ("session", "conversation_id", "previous_response_id"))
-        if not remembers and isinstance(given, str):
-            given = [*run.earlier, {"role": "user", "content": given}]
-        elif not remembers and isinstance(given, list):
-            given = [*run.earlier, *given]
+    async def _run_streamed(self, run: WorkflowRun, agent: Agent[Any], messages: Any, kwargs: dict[str, Any]) -> RunResult:
+        has_history = any(kwargs.get(name) for name in ("session", "conversation_id", "previous_response_id"))
+        if not has_history and isinstance(messages, str):
+            messages = [*run.earlier, {"role": "user", "content": messages}]
+        elif not has_history and isinstance(messages, list):
+            messages = [*run.earlier, *messages]
         context = run.new_context()
-        kwargs["context"] = kwargs.get("context") or context  # so that tools know the thread and the user
+        kwargs["context"] = kwargs.get("context") or context  # gives tools the thread and the user
         kwargs["error_handlers"] = {**KEEP_REFUSED_MESSAGE, **(kwargs.get("error_handlers") or {})}
-        result: Any = self.run_streamed(agent, given, **kwargs)
-        async with aclosing(agent_events(context, result, speaks=agent.output_type in (None, str))) as events:
+        result: Any = self.run_streamed(agent, messages, **kwargs)
+        async with aclosing(agent_events(context, result, show_messages=agent.output_type in (None, str))) as events:
             async for event in events:
-                await run.show(event)
-        return result  # type: ignore[no-any-return]  # has all that the exported code reads of a RunResult
+                await run.emit(event)
+        return result  # type: ignore[no-any-return]  # has what the exported code reads of a RunResult
 
 
-def install() -> None:
-    """Make ours the process's default runner. Outside a turn of a workflow it does what the SDK's own does."""
+def install_runner() -> None:
     set_default_agent_runner(_Runner())

@@ -1,4 +1,4 @@
-"""OpenAI's ChatKit server, with this service's storage and assistants behind it."""
+"""OpenAI's ChatKit server with this service's store and assistants."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import openai
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from chatkit.actions import Action
-from chatkit.backends.selfhosted.chat.context import ChatContext, current
+from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.drafts import Drafts
-from chatkit.backends.selfhosted.chat.events import message_text, text_of
+from chatkit.backends.selfhosted.chat.events import assistant_text, user_text
 from chatkit.backends.selfhosted.chat.store import SqlStore, ThreadGone, new_id
 from chatkit.backends.selfhosted.chat.timestamps import in_utc
 from chatkit.backends.selfhosted.chat.turn import Assistant, Turn
@@ -51,52 +51,52 @@ from chatkit.web import errors
 log = logging.getLogger(__name__)
 
 TRANSCRIPTION_SECONDS = 60
-MAX_TITLE = 60  # of one that we give
-MAX_GIVEN_TITLE = 200
+MAX_GENERATED_TITLE = 60
+MAX_TITLE = 200
 MAX_FEEDBACK_ITEMS = 100
 MAX_ANSWERS = 100  # to the questions of a structured input
 TRANSCRIPTION_MODEL = "gpt-4o-mini-transcribe"
 
 _MEDIA_TYPE = re.compile(r"audio/[\w.+-]{1,50}", re.ASCII)
 
-# The SDK makes this anew for each request, which takes longer than all the rest of handling one.
+# Built once: the SDK builds it for each request, which takes longer than handling the request.
 _request: TypeAdapter[Any] = TypeAdapter(ChatKitReq)
 
 
-def _event(data: bytes) -> bytes:
+def _sse(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
 def read_request(body: bytes) -> Any:
-    """The ``ChatKitReq`` in ``body``. A title that is too long is cut.
+    """Parse ``body`` as a ``ChatKitReq``. A title that is too long is truncated.
 
     Raises:
-        InvalidRequestBody: it is none, or asks for too much.
-        NotFound: it names something by an id with a NUL, which PostgreSQL refuses to compare with anything.
+        InvalidRequestBody: it is not a valid request, or exceeds a limit.
+        NotFound: an id contains a NUL, which PostgreSQL rejects.
     """
     try:
         chat_request = _request.validate_json(body)
     except ValidationError as error:
-        raise errors.InvalidRequestBody("not a request of the ChatKit protocol") from error
+        raise errors.InvalidRequestBody("not a ChatKit request") from error
     params = chat_request.params
     ids = [getattr(params, name, None) or "" for name in ("thread_id", "item_id", "attachment_id", "after")]
-    if any("\0" in given for given in (*ids, *getattr(params, "item_ids", ()))):
-        raise errors.NotFound("an id with a NUL")
+    if any("\0" in id_ for id_ in (*ids, *getattr(params, "item_ids", ()))):
+        raise errors.NotFound("an id contains a NUL")
     if len(getattr(getattr(params, "input", None), "answers", ())) > MAX_ANSWERS:
         raise errors.InvalidRequestBody(f"more than {MAX_ANSWERS} answers")
     if chat_request.type == "threads.update":
-        params.title = params.title[:MAX_GIVEN_TITLE]
+        params.title = params.title[:MAX_TITLE]
     return chat_request
 
 
 class ChatServer(ChatKitServer[ChatContext]):
-    """Handles the requests of the ChatKit protocol.
+    """Handles ChatKit requests.
 
     Args:
-        store: where threads are kept.
-        assistants: who answers, by the name of the agent; ``None`` is for everybody else.
-        turn_seconds: how long one answer may take.
-        openai_client: for dictation, where there is a key.
+        store: stores the threads.
+        assistants: the assistants by agent name; the key ``None`` is the default.
+        turn_seconds: the time limit of a response.
+        openai_client: used for dictation; ``None`` without an API key.
     """
 
     store: SqlStore
@@ -118,46 +118,46 @@ class ChatServer(ChatKitServer[ChatContext]):
     def _assistant(self, context: ChatContext) -> Assistant:
         return self._assistants.get(context.agent) or self._assistants[None]
 
-    async def answer(self, request: Any, context: ChatContext) -> None:
-        """Handle ``request`` and put the response into the context's buffer: JSON, or the events of a stream.
+    async def handle(self, request: Any, context: ChatContext) -> None:
+        """Handle ``request`` and put the response, JSON or an event stream, into the context's buffer.
 
-        Nothing is awaited between two events, so a task that is cancelled is always interrupted within OpenAI's server, which
-        then keeps what was said so far.
+        Nothing is awaited between two events, so cancellation always interrupts OpenAI's server, which then stores the partial
+        message.
 
         Raises:
-            ApiError: the request can't be served; nothing has been put.
+            ApiError: the request can't be served; the buffer is empty.
         """
         if getattr(getattr(request.params, "input", None), "attachments", None):
-            raise errors.AttachmentsOff("a message with an attachment")
+            raise errors.AttachmentsOff("a message has an attachment")
         put = context.buffer.put
         last: ThreadStreamEvent | None = None
-        current.set(context)
+        current_context.set(context)
         try:
-            await self._refuse_unless_active(request, context)
+            await self._require_active_thread(request, context)
             if request.type == "threads.retry_after_item":
-                # The SDK reads all that comes after the message, and deletes one item after another.
+                # The SDK would load all later items and delete them one by one.
                 await self.store.delete_after(request.params.thread_id, request.params.item_id, context)
             if is_streaming_req(request):
                 async with aclosing(self._process_streaming_impl(request, context)) as events:
                     async for event in events:
-                        put(_event(self._serialize(event)))
+                        put(_sse(self._serialize(event)))
                         last = event
             else:
                 put(await self._process_non_streaming(request, context))
         except Exception as error:
             if last is not None:
-                gone = isinstance(error, ThreadGone)  # which is logged already
-                if not gone:
-                    log.exception("a stream broke off")
+                thread_gone = isinstance(error, ThreadGone)  # already logged
+                if not thread_gone:
+                    log.exception("a stream failed")
                 if not isinstance(last, ErrorEvent):
-                    put(_event(self._serialize(ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=not gone))))
+                    put(_sse(self._serialize(ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=not thread_gone))))
             elif api_error := _api_error(error):
                 raise api_error from error
             else:
-                raise  # an ApiError already, or an unhandled exception
+                raise  # an ApiError or an unhandled exception
 
-    async def _refuse_unless_active(self, request: Any, context: ChatContext) -> None:
-        """Refuse what is answered, now or later, where the thread is locked or closed; the SDK leaves that to its user."""
+    async def _require_active_thread(self, request: Any, context: ChatContext) -> None:
+        """Reject input to a locked or closed thread; the SDK leaves that to its user."""
         if is_streaming_req(request) or request.type == "threads.sync_custom_action":
             thread_id = getattr(request.params, "thread_id", None)
             if thread_id and (await self.store.load_thread(thread_id, context)).status.type != "active":
@@ -166,18 +166,18 @@ class ChatServer(ChatKitServer[ChatContext]):
     async def respond(
         self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
     ) -> AsyncGenerator[ThreadStreamEvent]:
-        """Let the assistant answer, within its time, and turn what goes wrong into ChatKit's error event."""
+        """Stream the assistant's response within the time limit; exceptions become ChatKit error events."""
         if thread.title is None and input_user_message is not None:
             thread.title = _title(input_user_message)
         turn = Turn(thread, input_user_message, self.store, context)
         deadline = asyncio.get_running_loop().time() + self._turn_seconds
-        said = ""
+        shown = ""
         try:
-            async with aclosing(self._assistant(context).answer(turn)) as events:
-                while (event := await self._next(events, deadline, said)) is not None:
+            async with aclosing(self._assistant(context).respond(turn)) as events:
+                while (event := await self._next(events, deadline, shown)) is not None:
                     context.started()
                     if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, AssistantMessageItem):
-                        said = message_text(event.item)
+                        shown = assistant_text(event.item)
                     if isinstance(event, ThreadItemDoneEvent | ThreadItemReplacedEvent):
                         await self._drafts.finish([event.item.id])
                     elif isinstance(event, ThreadItemRemovedEvent):
@@ -187,13 +187,13 @@ class ChatServer(ChatKitServer[ChatContext]):
         finally:
             await self._drafts.finish(context.drafts)
 
-    async def _next(self, events: AsyncGenerator[ThreadStreamEvent], deadline: float, said: str) -> ThreadStreamEvent | None:
-        """The next of the assistant's ``events``, or ``None`` at their end.
+    async def _next(self, events: AsyncGenerator[ThreadStreamEvent], deadline: float, shown: str) -> ThreadStreamEvent | None:
+        """Return the next of the assistant's ``events``, or ``None`` at the end.
 
-        Whatever the assistant raises ends its turn alone, SystemExit and GeneratorExit included.
+        Any exception of the assistant, including SystemExit and GeneratorExit, ends only its own turn.
 
         Raises:
-            BaseStreamError: what the user is told of it.
+            BaseStreamError: the error to show to the user.
         """
         timeout = asyncio.timeout_at(deadline)
         try:
@@ -201,48 +201,48 @@ class ChatServer(ChatKitServer[ChatContext]):
                 return await anext(events, None)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and asyncio.current_task().cancelling():  # type: ignore[union-attr]
-                raise  # the reader cancelled it
-            if isinstance(error, agents.ModelRefusalError) and said.endswith(error.refusal):
-                log.info("the model refused")  # the refusal has been shown already
+                raise  # the request was cancelled
+            if isinstance(error, agents.ModelRefusalError) and shown.endswith(error.refusal):
+                log.info("the model refused")  # the user has seen the refusal
                 return None
             if timeout.expired():
-                log.warning("the answer took more than CHATKIT_TURN_SECONDS=%d", self._turn_seconds)
+                log.warning("the response took more than CHATKIT_TURN_SECONDS=%d", self._turn_seconds)
                 raise CustomStreamError("The answer took too long. Please try again.", allow_retry=True) from error
             raise _stream_error(error) from error
 
     def _update_pending_items(self, pending_items: dict[str, ThreadItem], event: ThreadItemUpdatedEvent) -> None:
-        """Have the message that ``event`` goes on with stored soon. The SDK calls this with each update."""
+        """Schedule a draft of the message that ``event`` updates. The SDK calls this with each update."""
         super()._update_pending_items(pending_items, event)
         message = pending_items.get(event.item_id)
-        if isinstance(message, AssistantMessageItem) and (context := current.get()):
+        if isinstance(message, AssistantMessageItem) and (context := current_context.get()):
             context.drafts.add(message.id)
-            self._drafts.changed(context.user, message)
+            self._drafts.schedule(context.user, message)
 
     async def action(
         self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
     ) -> AsyncGenerator[ThreadStreamEvent]:
-        """Let the assistant respond to what the user did with a widget."""
-        events = self._assistant(context).answer_action(Turn(thread, None, self.store, context), action)
+        """Stream the assistant's response to a widget action."""
+        events = self._assistant(context).respond_to_action(Turn(thread, None, self.store, context), action)
         if events is not None:
             async for event in events:
                 yield event
             return
-        call = await self.store.add_before_call(thread.id, _for_the_model(thread, action, sender), context)
+        call = await self.store.add_before_call(thread.id, _hidden_action_item(thread, action, sender), context)
         async for event in self.respond(thread, None, context):
             yield event
-            if call and isinstance(event, ThreadItemDoneEvent):  # which the SDK has stored behind the call
+            if call and isinstance(event, ThreadItemDoneEvent):  # the SDK has stored it after the call
                 await self.store.move_to_end(thread.id, call, context)
 
     async def sync_action(
         self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
     ) -> SyncCustomActionResponse:
-        """Change the widget, or keep the action for the model's next turn."""
+        """Update the widget, or store the action for the model's next turn."""
         widget = self._assistant(context).updated_widget(action)
         if sender is not None and widget is not None:
             item = sender.model_copy(update={"widget": widget})
             await self.store.save_item(thread.id, item, context)
             return SyncCustomActionResponse(updated_item=item)
-        await self.store.add_before_call(thread.id, _for_the_model(thread, action, sender), context)
+        await self.store.add_before_call(thread.id, _hidden_action_item(thread, action, sender), context)
         return SyncCustomActionResponse()
 
     async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
@@ -254,62 +254,62 @@ class ChatServer(ChatKitServer[ChatContext]):
         return super()._serialize(in_utc(obj))
 
     def _get_attachment_store(self) -> Any:
-        raise errors.AttachmentsOff("a request about an attachment")
+        raise errors.AttachmentsOff("the request is about an attachment")
 
     async def transcribe(self, audio_input: AudioInput, context: ChatContext) -> TranscriptionResult:
-        """What was said, by OpenAI's transcription, where there is a key for it."""
+        """Transcribe dictated audio with OpenAI."""
         if self._openai is None:
             raise errors.ApiKeyMissing("dictation needs OPENAI_API_KEY")
         if not _MEDIA_TYPE.fullmatch(audio_input.media_type):
-            raise errors.InvalidRequestBody("a media type that is none")
+            raise errors.InvalidRequestBody("the media type is not valid")
         file = ("audio." + audio_input.media_type.rpartition("/")[2], io.BytesIO(audio_input.data), audio_input.media_type)
         try:
             async with asyncio.timeout(TRANSCRIPTION_SECONDS):
                 result = await self._openai.audio.transcriptions.create(model=TRANSCRIPTION_MODEL, file=file)
             return TranscriptionResult(text=result.text)
         except openai.APIStatusError as error:
-            # Its text quotes the key and what was sent.
-            about = f"transcription failed: OpenAI answered {error.status_code}{_reference(error)}"
+            # The error's text is not logged: it quotes the key and the request.
+            detail = f"transcription failed: OpenAI answered {error.status_code}{_openai_reference(error)}"
             if isinstance(error, openai.AuthenticationError):
-                raise errors.OpenAIAuthenticationFailed(about) from error
+                raise errors.OpenAIAuthenticationFailed(detail) from error
             if isinstance(error, openai.RateLimitError):
-                raise errors.OpenAIRateLimited(about) from error
-            raise errors.OpenAIUnavailable(about) from error
-        except Exception as error:  # no response in time, or a success that is no transcription
+                raise errors.OpenAIRateLimited(detail) from error
+            raise errors.OpenAIUnavailable(detail) from error
+        except Exception as error:  # a timeout, a network error or an invalid response
             raise errors.OpenAIUnavailable("transcription failed") from error
 
 
-def _for_the_model(thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None) -> HiddenContextItem:
-    """What the user did with a widget, as an item that only the model sees."""
+def _hidden_action_item(thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None) -> HiddenContextItem:
+    """Describe a widget action to the model, in an item that the user does not see."""
     widget = f"widget {sender.id}" if sender else "the page"
     return HiddenContextItem(
         id=new_id("message"),
         thread_id=thread.id,
-        created_at=datetime.now(),  # noqa: DTZ005  as the SDK's own items have it
+        created_at=datetime.now(),  # noqa: DTZ005  as in the SDK's own items
         content=f"The user acted on {widget}: {action.type} with {action.payload}",
     )
 
 
 def _title(message: UserMessageItem) -> str | None:
-    """The beginning of the first message, as the thread's name in the history."""
-    text = " ".join(text_of(message).split())
-    if len(text) > MAX_TITLE:
-        text = text[:MAX_TITLE].rsplit(" ", 1)[0] + "…"
+    """Return the beginning of the first message as the thread's title."""
+    text = " ".join(user_text(message).split())
+    if len(text) > MAX_GENERATED_TITLE:
+        text = text[:MAX_GENERATED_TITLE].rsplit(" ", 1)[0] + "…"
     return text or None
 
 
 def _api_error(error: Exception) -> errors.ApiError | None:
-    """The row of the contract for what went wrong before anything was answered, where it has one."""
+    """Convert an error that occurred before the response started, if the contract has one for it."""
     if isinstance(error, UNAVAILABLE):
-        return errors.DatabaseUnavailable("the conversation could not be reached")
+        return errors.DatabaseUnavailable("the conversation could not be loaded or stored")
     if isinstance(error, NotFoundError):
         return errors.NotFound("no such thread, item or attachment of this user")
-    if isinstance(error, ValueError):  # how the SDK says that a request does not fit the state of its thread
+    if isinstance(error, ValueError):  # raised by the SDK for a request that its thread's state does not allow
         return errors.InvalidRequestBody("the request does not fit its thread")
     return None
 
 
-_NOT_ANSWERED_HERE = (
+_REFUSALS = (
     agents.InputGuardrailTripwireTriggered,
     agents.OutputGuardrailTripwireTriggered,
     agents.ToolInputGuardrailTripwireTriggered,
@@ -318,27 +318,27 @@ _NOT_ANSWERED_HERE = (
 )
 
 
-def _reference(error: openai.APIStatusError) -> str:
-    """What helps to find a call at OpenAI, if that is what their header has."""
-    known = error.request_id and re.fullmatch(r"[A-Za-z0-9_-]{1,80}", error.request_id)
-    return f" (request {error.request_id})" if known else ""
+def _openai_reference(error: openai.APIStatusError) -> str:
+    """Return OpenAI's request id for the log, unless the header holds something else."""
+    valid = error.request_id and re.fullmatch(r"[A-Za-z0-9_-]{1,80}", error.request_id)
+    return f" (request {error.request_id})" if valid else ""
 
 
 def _stream_error(error: BaseException) -> BaseStreamError:
-    """What the user is told when an answer fails: nothing internal, and whether trying again makes sense."""
+    """Convert an exception of the assistant to an error for the user, without internal details."""
     if isinstance(error, BaseStreamError):
         return error
-    if isinstance(error, _NOT_ANSWERED_HERE):
+    if isinstance(error, _REFUSALS):
         log.info("a guardrail or the model refused to answer (%s)", type(error).__name__)
         return CustomStreamError("This can't be answered here.", allow_retry=False)
     if isinstance(error, openai.APIStatusError):
-        # Its text quotes the key and what was sent, so only its kind is logged.
-        log.error("the model's service answered %d%s", error.status_code, _reference(error))
+        # The error's text is not logged: it quotes the key and the request.
+        log.error("the model's service answered %d%s", error.status_code, _openai_reference(error))
         if error.status_code == 429:
             return CustomStreamError("The assistant is busy. Please try again in a moment.", allow_retry=True)
         return StreamError(ErrorCode.STREAM_ERROR, allow_retry=error.status_code >= 500)
     if isinstance(error, openai.APIError | agents.ModelBehaviorError):
-        # Their texts quote the service's, and what the model said.
+        # Their texts are not logged: they quote the service and the model's output.
         log.error("no answer from the model's service (%s)", type(error).__name__)
         return StreamError(ErrorCode.STREAM_ERROR, allow_retry=True)
     log.error("the assistant failed", exc_info=error)

@@ -1,7 +1,7 @@
 """ChatKit's ``Store`` in SQL: threads, their items, and attachments' metadata.
 
-Every statement names the user of the request, so another user's thread is simply not found. Pages are cut by a number that
-only grows within a thread, so they stay right while items are added and when clocks agree to the microsecond.
+Every statement names the user of the request, so another user's thread is not found. Pages are ordered by a number that only
+grows within a thread, so they stay correct while items are added and when two items have the same timestamp.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ from chatkit.types import (
 )
 
 MAX_PAGE = 100
-MAX_PAGE_BYTES = 4 * 1024 * 1024  # a page ends with the row that reaches this; a generated image is some megabytes
+MAX_PAGE_BYTES = 4 * 1024 * 1024  # a page ends with the row that reaches this; a generated image has some megabytes
 
 log = logging.getLogger(__name__)
 
 _thread_item: TypeAdapter[Any] = TypeAdapter(ThreadItem)
 _attachment: TypeAdapter[Any] = TypeAdapter(Attachment)
 
-_ABSENT: Any = object()
+_MISSING: Any = object()
 
 _PREFIXES = {
     "thread": "thr",
@@ -72,18 +72,17 @@ _PREFIXES = {
     "sdk_hidden_context": "shcx",
 }
 
-
 Result = TypeVar("Result")
 
 
 class ThreadGone(NotFoundError, StreamError):
-    """A thread has been deleted while a request worked on it. Within a stream the SDK makes an error event of it."""
+    """A thread was deleted while a request was using it. Within a stream, the SDK converts this to an error event."""
 
     def __init__(self) -> None:
         StreamError.__init__(self, ErrorCode.STREAM_ERROR, allow_retry=False)
 
 
-# Each statement is built once; building one takes longer than running it. Each names the user.
+# Statements are built once: building one takes longer than running it. Each names the user.
 
 _threads, _items, _attachments = (cast(Table, row.__table__) for row in (ThreadRow, ItemRow, AttachmentRow))
 _user: Any = bindparam("user")
@@ -98,7 +97,7 @@ _UPDATE_THREAD = update(_threads).where(_own_thread).values(data=bindparam("new_
 _TOUCH_THREAD = update(_threads).where(_own_thread).values(used_at=bindparam("now"))
 _DELETE_THREAD = delete(_threads).where(_own_thread)
 _SELECT_ITEM = select(_items.c.data).where(_own_item)
-_SAVE_ITEM = {  # adds, or replaces where it stands; both databases say it alike, but SQLAlchemy has it for each apart
+_SAVE_ITEM = {  # an upsert that keeps the position; SQLAlchemy has one for each dialect
     "sqlite": sqlite.insert(_items).on_conflict_do_update(
         index_elements=["thread_id", "id"], set_={"data": sqlite.insert(_items).excluded.data}
     ),
@@ -107,13 +106,13 @@ _SAVE_ITEM = {  # adds, or replaces where it stands; both databases say it alike
     ),
 }
 _draft = {"thread_id": "thread", "user_id": "user", "id": "item", "data": "new_data"}
-_SAVE_DRAFT = {  # only in a thread that is still there, and without an error where it is not
-    name: dialect.insert(_items)
+_SAVE_DRAFT = {  # does nothing if the thread has been deleted
+    dialect_name: dialect.insert(_items)
     .from_select(
-        list(_draft), select(*(bindparam(given, type_=Text) for given in _draft.values())).where(exists().where(_own_thread))
+        list(_draft), select(*(bindparam(name, type_=Text) for name in _draft.values())).where(exists().where(_own_thread))
     )
     .on_conflict_do_update(index_elements=["thread_id", "id"], set_={"data": dialect.insert(_items).excluded.data})
-    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
+    for dialect_name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
 }
 _UPDATE_FEEDBACK = (
     update(_items).where(_own_items, _items.c.id.in_(bindparam("items", expanding=True))).values(feedback=bindparam("kind"))
@@ -133,23 +132,23 @@ _DELETE_ATTACHMENT = delete(_attachments).where(_own_attachment)
 
 
 @dataclass(frozen=True)
-class _Pages:
-    """The statements that page through a table, by database, by order and by whether there is a cursor."""
+class _PageQuery:
+    """The statements that page through a table, by dialect, by order and by whether there is a cursor."""
 
     cursor: Any
     statements: dict[tuple[str, str, bool], Any]
 
     @classmethod
-    def through(cls, table: Any, own: Any, cursor: Any) -> _Pages:
-        query = select(table.c.id, table.c.data, table.c.position).where(own).limit(bindparam("limit"))
+    def for_table(cls, table: Any, condition: Any, cursor: Any) -> _PageQuery:
+        query = select(table.c.id, table.c.data, table.c.position).where(condition).limit(bindparam("limit"))
         ordered = {"asc": query.order_by(table.c.position), "desc": query.order_by(table.c.position.desc())}
         start: Any = bindparam("start")
-        behind = {"asc": table.c.position > start, "desc": table.c.position < start}
+        follows = {"asc": table.c.position > start, "desc": table.c.position < start}
         statements: dict[tuple[str, str, bool], Any] = {}
         for order, first in ordered.items():
-            for after, statement in ((False, first), (True, first.where(behind[order]))):
+            for after, statement in ((False, first), (True, first.where(follows[order]))):
                 statements["sqlite", order, after] = statement
-                statements["postgresql", order, after] = _without_heavy_data(statement.subquery(), order)
+                statements["postgresql", order, after] = _limit_page_bytes(statement.subquery(), order)
         return cls(select(table.c.position).where(cursor), statements)
 
     def load(
@@ -159,58 +158,59 @@ class _Pages:
         limit: int,
         after: str | None,
         order: str,
-        named: dict[str, Any],
+        params: dict[str, Any],
     ) -> Page[Any]:
-        """At most ``limit`` rows and about ``MAX_PAGE_BYTES`` behind ``after``, in ``order``.
+        """Load at most ``limit`` rows and about ``MAX_PAGE_BYTES`` that follow the row ``after``.
 
-        An ``after`` that is nobody's is not found.
+        Raises:
+            NotFoundError: the user has no row ``after``.
         """
         limit = max(1, min(limit, MAX_PAGE))
-        values = {**named, "limit": limit + 1}
+        values = {**params, "limit": limit + 1}
         if after:
-            values["start"] = _only(connection.execute(self.cursor, {**named, "after": after}))
+            values["start"] = _one_or_not_found(connection.execute(self.cursor, {**params, "after": after}))
         statement = self.statements[connection.dialect.name, "desc" if order == "desc" else "asc", bool(after)]
-        shown: list[Any] = []
+        page: list[Any] = []
         size, more = 0, False
         with connection.execute(statement, values) as rows:
-            for row in rows:  # SQLite reads them one by one
-                if more := row.data is None or len(shown) == limit or size >= MAX_PAGE_BYTES:
+            for row in rows:  # SQLite reads them one at a time
+                if more := row.data is None or len(page) == limit or size >= MAX_PAGE_BYTES:
                     break
-                shown.append(row)
+                page.append(row)
                 size += len(row.data)
-        return Page(data=[read(row.data) for row in shown], has_more=more, after=shown[-1].id if more else None)
+        return Page(data=[read(row.data) for row in page], has_more=more, after=page[-1].id if more else None)
 
 
-def _without_heavy_data(rows: Any, order: str) -> Any:
-    """``rows``, with no ``data`` behind the first ``MAX_PAGE_BYTES`` of it: PostgreSQL sends all rows before one is read."""
+def _limit_page_bytes(rows: Any, order: str) -> Any:
+    """Omit ``data`` after the first ``MAX_PAGE_BYTES``, because PostgreSQL sends all rows before one is read."""
     position = rows.c.position if order == "asc" else rows.c.position.desc()
     before = func.sum(func.octet_length(rows.c.data)).over(order_by=position) - func.octet_length(rows.c.data)
-    weighed = select(rows.c.id, rows.c.data, rows.c.position, before.label("before")).subquery()
-    position = weighed.c.position if order == "asc" else weighed.c.position.desc()
-    return select(weighed.c.id, case((weighed.c.before < MAX_PAGE_BYTES, weighed.c.data)).label("data")).order_by(position)
+    sized = select(rows.c.id, rows.c.data, rows.c.position, before.label("before")).subquery()
+    position = sized.c.position if order == "asc" else sized.c.position.desc()
+    return select(sized.c.id, case((sized.c.before < MAX_PAGE_BYTES, sized.c.data)).label("data")).order_by(position)
 
 
-_THREADS = _Pages.through(
+_THREAD_PAGES = _PageQuery.for_table(
     _threads, _threads.c.user_id == _user, and_(_threads.c.id == bindparam("after"), _threads.c.user_id == _user)
 )
-_ITEMS = _Pages.through(_items, _own_items, and_(_own_items, _items.c.id == bindparam("after")))
+_ITEM_PAGES = _PageQuery.for_table(_items, _own_items, and_(_own_items, _items.c.id == bindparam("after")))
 
 
 class SqlStore(Store[ChatContext]):
-    """Threads and items of all users, each user reaching only their own."""
+    """Stores the threads and items of all users; each user can access only their own."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        # A database call must not hold up the loop that all streams run on. SQLite has one writer at a time, and those that
-        # find it taken sleep; waiting in line here is faster. Of PostgreSQL's connections one is left for sessions.
+        # A database call must not block the event loop that all streams run on. SQLite has one writer at a time, and a blocked
+        # writer polls; queueing here is faster. With PostgreSQL, one connection of the pool is left for sessions.
         workers = 1 if engine.dialect.name == "sqlite" else max(1, cast(QueuePool, engine.pool).size() - 1)
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="storage")
+        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="storage")
 
     async def _run(self, work: Callable[[Connection], Result]) -> Result:
-        """Do ``work`` in a transaction, on another thread. Waiting for a thread and for locks takes ``WAIT_SECONDS`` in all.
+        """Run ``work`` in a transaction on another thread, with ``WAIT_SECONDS`` for the thread and its locks together.
 
         Raises:
-            sqlalchemy.exc.TimeoutError: when no thread was free in time, because the database is slow.
+            sqlalchemy.exc.TimeoutError: no thread was free in time, because the database is slow.
         """
         deadline = time.monotonic() + database.WAIT_SECONDS
 
@@ -220,7 +220,7 @@ class SqlStore(Store[ChatContext]):
                 with connection.begin():
                     return work(connection)
 
-        future = self._threads.submit(transaction)
+        future = self._executor.submit(transaction)
         result = asyncio.wrap_future(future)
         try:
             await asyncio.wait([result], timeout=database.WAIT_SECONDS)
@@ -231,27 +231,27 @@ class SqlStore(Store[ChatContext]):
             raise exc.TimeoutError("no thread was free for a database call")
         return await result
 
-    async def _change(self, thread_id: str, context: ChatContext, work: Callable[[Connection], Result]) -> Result:
-        """Do ``work`` on a thread, in turn with all others who change it.
+    async def _write(self, thread_id: str, context: ChatContext, work: Callable[[Connection], Result]) -> Result:
+        """Run ``work`` in a transaction that locks the thread.
 
         Raises:
-            ThreadGone: it is not there, or another user's.
+            ThreadGone: the user has no such thread.
         """
-        own = {"user": context.user, "thread": thread_id, "now": int(time.time())}
+        params = {"user": context.user, "thread": thread_id, "now": int(time.time())}
 
-        def changing(connection: Connection) -> Result:
-            # Writers to one thread take turns here, in all processes, so that positions grow as they commit.
-            if not connection.execute(_TOUCH_THREAD, own).rowcount:
+        def touch_and_work(connection: Connection) -> Result:
+            # The update locks the row, so positions grow in the order of commits, across all processes.
+            if not connection.execute(_TOUCH_THREAD, params).rowcount:
                 raise ThreadGone
             return work(connection)
 
         try:
-            return await self._run(changing)
+            return await self._run(touch_and_work)
         except ThreadGone:
-            log.info("a thread is not there (any more) and can't be changed")
+            log.info("a thread to be changed does not exist (any more)")
             raise
 
-    # Identifiers: 122 random bits, where the SDK's own have 32
+    # Identifiers: 122 random bits; the SDK's own have 32
 
     def generate_thread_id(self, context: ChatContext) -> str:
         thread_id = new_id("thread")
@@ -264,136 +264,136 @@ class SqlStore(Store[ChatContext]):
     # Threads
 
     async def load_thread(self, thread_id: str, context: ChatContext) -> ThreadMetadata:
-        own = {"user": context.user, "thread": thread_id}
-        thread = _read_thread(await self._run(lambda connection: _only(connection.execute(_SELECT_THREAD, own))))
+        params = {"user": context.user, "thread": thread_id}
+        thread = _read_thread(await self._run(lambda connection: _one_or_not_found(connection.execute(_SELECT_THREAD, params))))
         context.threads.setdefault(thread_id, []).append((thread, thread.model_copy(deep=True)))
         return thread
 
     async def save_thread(self, thread: ThreadMetadata, context: ChatContext) -> None:
-        """Store what this request has changed of a thread; the rest of ``thread`` becomes what others have changed.
+        """Store this request's changes to a thread, and merge other requests' changes into ``thread``.
 
-        A user can rename a thread while it is being answered, and the answer's own copy does not know. A tool can change
-        ``thread`` while it is being saved; that stays, for the next time.
+        For example, a user can rename a thread while a response to it is streamed. Changes that a tool makes to ``thread``
+        during the save are kept, and stored by the next one.
         """
-        own = {"user": context.user, "thread": thread.id, "now": int(time.time())}
+        params = {"user": context.user, "thread": thread.id, "now": int(time.time())}
         mine = thread.model_copy(deep=True)
         objects = context.threads.get(thread.id)
 
         def add(connection: Connection) -> ThreadMetadata:
-            new = {"id": thread.id, "user_id": context.user, "data": _thread_data(mine), "used_at": own["now"]}
+            new = {"id": thread.id, "user_id": context.user, "data": _thread_data(mine), "used_at": params["now"]}
             connection.execute(_INSERT_THREAD, new)
             return mine
 
         def change(connection: Connection) -> ThreadMetadata:
-            stored = _read_thread(_only(connection.execute(_SELECT_THREAD, own)))
+            stored = _read_thread(_one_or_not_found(connection.execute(_SELECT_THREAD, params)))
             changed = stored.model_copy(update=_merge(mine, known, stored)) if known else mine
-            connection.execute(_UPDATE_THREAD, {**own, "new_data": _thread_data(changed)})
+            connection.execute(_UPDATE_THREAD, {**params, "new_data": _thread_data(changed)})
             return changed
 
         if objects == []:
             written = await self._run(add)
         else:
-            # Without an entry of its own it is a copy, of what this request has had first.
-            known = next((known for it, known in objects if it is thread), objects[0][1]) if objects else None
-            written = await self._change(thread.id, context, change)
+            # An object without an entry is a copy; its base is the state that this request loaded first.
+            known = next((known for loaded, known in objects if loaded is thread), objects[0][1]) if objects else None
+            written = await self._write(thread.id, context, change)
         for name, value in _merge(thread, mine, written).items():
             setattr(thread, name, value)
         others = [pair for pair in objects or () if pair[0] is not thread]
         context.threads[thread.id] = [*others, (thread, written.model_copy(deep=True))]
 
     async def load_threads(self, limit: int, after: str | None, order: str, context: ChatContext) -> Page[ThreadMetadata]:
-        own = {"user": context.user}
-        return await self._run(lambda connection: _THREADS.load(connection, _read_thread, limit, after, order, own))
+        params = {"user": context.user}
+        return await self._run(lambda connection: _THREAD_PAGES.load(connection, _read_thread, limit, after, order, params))
 
     async def delete_thread(self, thread_id: str, context: ChatContext) -> None:
-        # Its items, their feedback and its attachments go with it, by their foreign keys.
-        own = {"user": context.user, "thread": thread_id}
-        await self._run(lambda connection: _changed(connection.execute(_DELETE_THREAD, own)))
+        # Foreign keys cascade to its items and attachments.
+        params = {"user": context.user, "thread": thread_id}
+        await self._run(lambda connection: _require_match(connection.execute(_DELETE_THREAD, params)))
 
     # Items
 
     async def load_thread_items(
         self, thread_id: str, after: str | None, limit: int, order: str, context: ChatContext
     ) -> Page[ThreadItem]:
-        own = {"user": context.user, "thread": thread_id}
+        params = {"user": context.user, "thread": thread_id}
 
         def work(connection: Connection) -> Page[ThreadItem]:
-            page = _ITEMS.load(connection, _read_item, limit, after, order, own)
+            page = _ITEM_PAGES.load(connection, _read_item, limit, after, order, params)
             if not page.data:
-                _only(connection.execute(_SELECT_THREAD, own))
+                _one_or_not_found(connection.execute(_SELECT_THREAD, params))
             return page
 
         return await self._run(work)
 
     async def load_item(self, thread_id: str, item_id: str, context: ChatContext) -> ThreadItem:
-        own = {"user": context.user, "thread": thread_id, "item": item_id}
-        return _read_item(await self._run(lambda connection: _only(connection.execute(_SELECT_ITEM, own))))
+        params = {"user": context.user, "thread": thread_id, "item": item_id}
+        return _read_item(await self._run(lambda connection: _one_or_not_found(connection.execute(_SELECT_ITEM, params))))
 
     async def add_thread_item(self, thread_id: str, item: ThreadItem, context: ChatContext) -> None:
         await self.save_item(thread_id, item, context)
 
     async def save_item(self, thread_id: str, item: ThreadItem, context: ChatContext) -> None:
-        """Add an item, or replace the one with its id where that stands: the SDK adds a workflow again when it goes on."""
+        """Add an item, or replace the one with its id in its place: the SDK adds a workflow again when it continues it."""
         new = {"thread_id": thread_id, "user_id": context.user, "id": item.id, "data": in_utc(item).model_dump_json()}
-        await self._change(thread_id, context, lambda connection: connection.execute(_SAVE_ITEM[connection.dialect.name], new))
+        await self._write(thread_id, context, lambda connection: connection.execute(_SAVE_ITEM[connection.dialect.name], new))
 
     async def add_before_call(self, thread_id: str, item: ThreadItem, context: ChatContext) -> str | None:
-        """Add an item at the end of a thread, or in front of the client tool call that is pending there.
+        """Add an item at the end of a thread, or before the client tool call that is pending there.
 
-        The SDK takes a client tool's output only while its call is the thread's last item, and goes on with a workflow only
-        if that is directly in front of the call.
+        The SDK accepts a client tool's output only while the call is the thread's last item, and continues a workflow only if
+        it directly precedes the call.
 
         Returns:
-            the id of the call, if there is one.
+            The id of the pending call, if there is one.
         """
-        own = {"user": context.user, "thread": thread_id}
-        row = {"thread_id": thread_id, "user_id": context.user}
+        params = {"user": context.user, "thread": thread_id}
+        owner = {"thread_id": thread_id, "user_id": context.user}
 
         def work(connection: Connection) -> str | None:
-            rows = connection.execute(_SELECT_LAST_ITEMS, own).all()
-            last = [_read_item(it.data) for it in rows]
+            rows = connection.execute(_SELECT_LAST_ITEMS, params).all()
+            last = [_read_item(row.data) for row in rows]
             pending = bool(last) and _is_pending(last[0])
             moved = rows[: 1 + isinstance(last[-1], WorkflowItem)] if pending else []
-            for it in moved:
-                connection.execute(_DELETE_ITEM, {**own, "item": it.id})
-            connection.execute(_INSERT_ITEM, {**row, "id": item.id, "data": in_utc(item).model_dump_json()})
-            for it in reversed(moved):
-                connection.execute(_INSERT_ITEM, {**row, "id": it.id, "data": it.data})
+            for row in moved:
+                connection.execute(_DELETE_ITEM, {**params, "item": row.id})
+            connection.execute(_INSERT_ITEM, {**owner, "id": item.id, "data": in_utc(item).model_dump_json()})
+            for row in reversed(moved):
+                connection.execute(_INSERT_ITEM, {**owner, "id": row.id, "data": row.data})
             return last[0].id if pending else None
 
-        return await self._change(thread_id, context, work)
+        return await self._write(thread_id, context, work)
 
     async def move_to_end(self, thread_id: str, call_id: str, context: ChatContext) -> None:
         """Make a client tool call the thread's last item, if it is still pending."""
-        own = {"user": context.user, "thread": thread_id, "item": call_id}
+        params = {"user": context.user, "thread": thread_id, "item": call_id}
 
         def work(connection: Connection) -> None:
-            data = connection.execute(_SELECT_ITEM, own).scalar_one_or_none()
+            data = connection.execute(_SELECT_ITEM, params).scalar_one_or_none()
             if data is not None and _is_pending(_read_item(data)):
-                connection.execute(_DELETE_ITEM, own)
+                connection.execute(_DELETE_ITEM, params)
                 row = {"thread_id": thread_id, "user_id": context.user, "id": call_id, "data": data}
                 connection.execute(_INSERT_ITEM, row)
 
-        await self._change(thread_id, context, work)
+        await self._write(thread_id, context, work)
 
     async def delete_after(self, thread_id: str, item_id: str, context: ChatContext) -> None:
-        """Delete all items behind a message of the user.
+        """Delete all items after a user message.
 
         Raises:
             NotFoundError: there is no such item.
-            ValueError: it is something else.
+            ValueError: the item is not a user message.
         """
-        own = {"user": context.user, "thread": thread_id, "item": item_id}
+        params = {"user": context.user, "thread": thread_id, "item": item_id}
 
         def work(connection: Connection) -> None:
-            if not isinstance(_read_item(_only(connection.execute(_SELECT_ITEM, own))), UserMessageItem):
-                raise ValueError("not a message of the user")
-            connection.execute(_DELETE_LATER_ITEMS, own)
+            if not isinstance(_read_item(_one_or_not_found(connection.execute(_SELECT_ITEM, params))), UserMessageItem):
+                raise ValueError("not a user message")
+            connection.execute(_DELETE_LATER_ITEMS, params)
 
-        await self._change(thread_id, context, work)
+        await self._write(thread_id, context, work)
 
     async def save_drafts(self, drafts: Iterable[tuple[str, AssistantMessageItem]]) -> None:
-        """Store unfinished messages, each with the ``User.id`` of its thread's owner."""
+        """Store unfinished messages, each paired with the ``User.id`` of its thread's owner."""
         rows = [
             {"user": user, "thread": message.thread_id, "item": message.id, "new_data": in_utc(message).model_dump_json()}
             for user, message in drafts
@@ -403,48 +403,47 @@ class SqlStore(Store[ChatContext]):
             await self._run(lambda connection: connection.execute(_SAVE_DRAFT[connection.dialect.name], rows))
 
     async def delete_thread_item(self, thread_id: str, item_id: str, context: ChatContext) -> None:
-        """Delete an item. One that is not there is no error: the SDK also removes items that it has shown and never stored."""
-        own = {"user": context.user, "thread": thread_id, "item": item_id}
-        await self._run(lambda connection: connection.execute(_DELETE_ITEM, own))
+        """Delete an item if it exists: the SDK also removes items that it has shown but never stored."""
+        params = {"user": context.user, "thread": thread_id, "item": item_id}
+        await self._run(lambda connection: connection.execute(_DELETE_ITEM, params))
 
     async def save_feedback(
         self, thread_id: str, item_ids: list[str], kind: Literal["positive", "negative"], context: ChatContext
     ) -> None:
-        """Keep what the user thinks of these items. Those that are not stored are left out, as long as one is."""
-        own = {"user": context.user, "thread": thread_id, "items": item_ids, "kind": kind}
-        await self._run(lambda connection: _changed(connection.execute(_UPDATE_FEEDBACK, own)))
+        """Store feedback on the items that exist; at least one must."""
+        params = {"user": context.user, "thread": thread_id, "items": item_ids, "kind": kind}
+        await self._run(lambda connection: _require_match(connection.execute(_UPDATE_FEEDBACK, params)))
 
     # Attachments' metadata
 
     async def save_attachment(self, attachment: Attachment, context: ChatContext) -> None:
         data, thread_id = attachment.model_dump_json(), attachment.thread_id
-        own = {"user": context.user, "attachment": attachment.id}
+        params = {"user": context.user, "attachment": attachment.id}
 
         def work(connection: Connection) -> None:
-            if not connection.execute(_UPDATE_ATTACHMENT, {**own, "new_data": data, "new_thread": thread_id}).rowcount:
+            if not connection.execute(_UPDATE_ATTACHMENT, {**params, "new_data": data, "new_thread": thread_id}).rowcount:
                 new = {"id": attachment.id, "user_id": context.user, "thread_id": thread_id, "data": data}
                 connection.execute(_INSERT_ATTACHMENT, new)
 
         await self._run(work)
 
     async def load_attachment(self, attachment_id: str, context: ChatContext) -> Attachment:
-        own = {"user": context.user, "attachment": attachment_id}
-        data = await self._run(lambda connection: _only(connection.execute(_SELECT_ATTACHMENT, own)))
+        params = {"user": context.user, "attachment": attachment_id}
+        data = await self._run(lambda connection: _one_or_not_found(connection.execute(_SELECT_ATTACHMENT, params)))
         attachment: Attachment = _attachment.validate_json(data)
         return attachment
 
     async def delete_attachment(self, attachment_id: str, context: ChatContext) -> None:
-        own = {"user": context.user, "attachment": attachment_id}
-        await self._run(lambda connection: _changed(connection.execute(_DELETE_ATTACHMENT, own)))
+        params = {"user": context.user, "attachment": attachment_id}
+        await self._run(lambda connection: _require_match(connection.execute(_DELETE_ATTACHMENT, params)))
 
 
 def new_id(item_type: str) -> str:
-    """An identifier that nobody can guess."""
     return f"{_PREFIXES[item_type]}_{uuid.uuid4().hex}"
 
 
 def _merge(mine: ThreadMetadata, base: ThreadMetadata, theirs: ThreadMetadata) -> dict[str, Any]:
-    """The fields of a thread that two have changed since ``base``: mine where I changed them, else theirs."""
+    """Three-way merge of a thread's fields: mine where I changed them since ``base``, else theirs."""
 
     def pick(mine: Any, base: Any, theirs: Any) -> Any:
         return theirs if mine == base else mine
@@ -452,8 +451,8 @@ def _merge(mine: ThreadMetadata, base: ThreadMetadata, theirs: ThreadMetadata) -
     versions = (mine, base, theirs)
     fields = {name: pick(*(getattr(thread, name) for thread in versions)) for name in ThreadMetadata.model_fields}
     keys = {**theirs.metadata, **mine.metadata}
-    merged = {key: pick(*(thread.metadata.get(key, _ABSENT) for thread in versions)) for key in keys}
-    fields["metadata"] = {key: value for key, value in merged.items() if value is not _ABSENT}
+    merged = {key: pick(*(thread.metadata.get(key, _MISSING) for thread in versions)) for key in keys}
+    fields["metadata"] = {key: value for key, value in merged.items() if value is not _MISSING}
     return fields
 
 
@@ -474,13 +473,13 @@ def _read_item(data: str) -> ThreadItem:
     return item
 
 
-def _only(result: Any) -> Any:
+def _one_or_not_found(result: Any) -> Any:
     value = result.scalar_one_or_none()
     if value is None:
         raise NotFoundError
     return value
 
 
-def _changed(result: Any) -> None:
+def _require_match(result: Any) -> None:
     if not result.rowcount:
         raise NotFoundError

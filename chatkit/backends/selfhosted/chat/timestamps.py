@@ -1,7 +1,7 @@
-"""Timestamps in UTC wherever they leave the process.
+"""Conversion of timestamps to UTC when they are stored or sent.
 
-OpenAI's server package makes its timestamps with a naive ``datetime.now()`` and subtracts them from each other, so in memory
-all are naive local times. They are stored and sent in UTC, with ``Z``, as hosted ChatKit does.
+OpenAI's server package creates timestamps with a naive ``datetime.now()`` and subtracts them from each other, so in memory all
+are naive local times. They are stored and sent in UTC, with ``Z``, as hosted ChatKit does.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def in_utc(model: Model) -> Model:
-    """A copy of a thread, an item, or what holds some (an event, a page, a response), with ``created_at`` in UTC."""
+    """Return a copy of a thread, an item or a container of them (event, page, response) with ``created_at`` in UTC."""
     names = type(model).model_fields.keys()
     changed: dict[str, Any] = {}
     if "created_at" in names:
         created_at: datetime = model.created_at  # type: ignore[attr-defined]
         changed["created_at"] = created_at.astimezone(UTC)
     for name in names & {"thread", "item", "items", "updated_item"}:
-        if isinstance(held := getattr(model, name), BaseModel):
-            changed[name] = in_utc(held)
+        if isinstance(value := getattr(model, name), BaseModel):
+            changed[name] = in_utc(value)
     if "has_more" in names:
-        changed["data"] = [in_utc(held) for held in model.data]  # type: ignore[attr-defined]
+        changed["data"] = [in_utc(value) for value in model.data]  # type: ignore[attr-defined]
     return model.model_copy(update=changed) if changed else model
 
 
 def in_local_time(model: Model) -> Model:
-    """``model``, as it was stored, with its ``created_at`` as the SDK computes with it. One without a zone is UTC."""
+    """Convert ``created_at`` of a stored ``model``, in place, to naive local time. A stored time without a zone is UTC."""
     stored: datetime = model.created_at  # type: ignore[attr-defined]
     aware = stored if stored.tzinfo else stored.replace(tzinfo=UTC)
     model.created_at = datetime.fromtimestamp(aware.timestamp())  # type: ignore[attr-defined]  # noqa: DTZ006

@@ -1,4 +1,4 @@
-"""A turn of the chat, and the interface of who takes it."""
+"""A turn of the chat, and the interface of assistants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chatkit.widgets import DynamicWidgetRoot
 
 @dataclass
 class Turn:
-    """What an assistant responds to: a thread, and the new message in it, if the turn began with one."""
+    """What an assistant responds to: a thread, and its new message if the turn started with one."""
 
     thread: ThreadMetadata
     message: UserMessageItem | None
@@ -26,25 +26,23 @@ class Turn:
     context: ChatContext
 
     async def history(self) -> list[ThreadItem]:
-        """The thread's items as far as a model gets to see them, the new message included."""
+        """Return the thread's items that are sent to a model, including the new message."""
         return await load_history(self.store, self.thread.id, self.context)
 
     def agent_context(self) -> AgentContext[ChatContext]:
-        """What OpenAI's server package hands to the tools of an agent, for one run of it."""
+        """Return a new context for one run of an agent; OpenAI's server package passes it to tools."""
         return AgentContext(thread=self.thread, store=self.store, request_context=self.context)
 
 
 class Assistant(ABC):
-    """Takes turns."""
-
     @abstractmethod
-    def answer(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
-        """The events of the response, as they are made."""
+    def respond(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+        """Stream the events of the response."""
 
-    def answer_action(self, turn: Turn, action: Action[str, Any]) -> AsyncGenerator[ThreadStreamEvent] | None:
-        """The response to an action of a widget. ``None`` adds the action to what the model sees, and calls ``answer``."""
+    def respond_to_action(self, turn: Turn, action: Action[str, Any]) -> AsyncGenerator[ThreadStreamEvent] | None:
+        """Respond to a widget action. ``None`` adds the action to the model's input and calls ``respond``."""
         return None
 
     def updated_widget(self, action: Action[str, Any]) -> DynamicWidgetRoot | None:
-        """What the widget becomes by an action without a response. ``None`` keeps the action for the model's next turn."""
+        """Return the widget after an action without a response. ``None`` stores the action for the model's next turn."""
         return None

@@ -1,4 +1,4 @@
-"""The database of the self-hosted backend: its engine, its limits, and its schema, upgraded by Alembic."""
+"""The database engine: connections, timeouts, error descriptions, and schema migrations with Alembic."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import select
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,25 +25,25 @@ from chatkit.settings import SettingsError
 log = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-WAIT_SECONDS = 5  # for a connection, for a free one of the pool, for a lock, for a statement
+WAIT_SECONDS = 5  # to connect, for a free connection of the pool, for a lock, for a statement
 SERVER_SECONDS = 7  # for any reply of PostgreSQL; longer than WAIT_SECONDS, so that the server reports its own timeout first
 DEADLINE = "chatkit_deadline"
-"""The execution option of a connection for the moment, on the monotonic clock, when its statements have to be done."""
-IDLE_SECONDS = 5  # a connection that was idle for longer is tried first; the network may have dropped it
-START_SECONDS = 30  # how long a PostgreSQL server that is down is retried at start-up
+"""A connection's execution option: the time, on the monotonic clock, by which its statements must be done."""
+IDLE_SECONDS = 5  # a connection idle for longer is tested before use; the network may have dropped it
+START_SECONDS = 30  # how long connecting to PostgreSQL is retried at startup
 RETRY_SECONDS = 3
 MIGRATION_SECONDS = 60  # for another process to finish its migration
-MIGRATION_NOTICE_SECONDS = 2  # a wait that is longer is logged
+MIGRATION_NOTICE_SECONDS = 2  # a longer wait is logged
 
-# What a database raises when it can't be used, as opposed to when we use it wrongly. _as_operational() adds to the first.
+# Raised when the database can't be used, as opposed to programming errors. See _to_operational_error().
 UNAVAILABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 
-_UNANSWERED = "the database does not answer"
+_NO_RESPONSE = "the database does not answer"
 _READ_ONLY = "the database is read-only"
 _NO_TABLES = "the tables are missing"
 _DAMAGED = "the database is damaged"
 _DISK_FULL = "the disk is full"
-_FAULTS = {  # PostgreSQL's SQLSTATE and SQLite's result code
+_ERROR_DESCRIPTIONS = {  # by PostgreSQL's SQLSTATE or SQLite's result code
     "25006": _READ_ONLY,
     "42501": "the database user may not write",
     "42P01": _NO_TABLES,
@@ -60,18 +60,18 @@ _Value = TypeVar("_Value")
 
 
 def open_database(address: str, connections: int = 5) -> Engine:
-    """An engine for ``address`` with at most ``connections`` connections, and the schema up to date.
+    """Upgrade the schema at ``address`` and return an engine with at most ``connections`` connections.
 
-    Connections are made at first use, after gunicorn has forked.
+    The engine connects at first use, after gunicorn has forked.
 
     Raises:
-        SettingsError: when the database can't be reached or its schema is unknown.
+        SettingsError: the database can't be reached or its schema is unknown.
     """
     try:
         url = make_url(address)
         if _is_sqlite(url) and url.database:
-            _warn_of_readable_file(Path(url.database))
-        _migrate_once_up(url)
+            _warn_if_world_readable(Path(url.database))
+        _migrate_with_retry(url)
         return _make_pooled_engine(url, connections)
     except (exc.ArgumentError, ValueError) as error:
         raise SettingsError("DATABASE_URL: this is not the address of a database.") from error
@@ -82,18 +82,18 @@ def open_database(address: str, connections: int = 5) -> Engine:
 
 
 def make_engine(address: str | URL) -> Engine:
-    """An engine for migrations: no pool, and no time limit for a statement."""
+    """Return an engine for migrations, without a pool and without a statement timeout."""
     return _create_engine(make_url(address), poolclass=NullPool)
 
 
 def _make_pooled_engine(url: URL, connections: int) -> Engine:
-    """An engine for requests. Callers wait in line for a connection, and nothing they do takes longer than its limit."""
+    """Return an engine for requests, with a bounded pool and timeouts."""
     pool = {"pool_size": connections, "max_overflow": 0, "pool_timeout": WAIT_SECONDS}
     if _is_sqlite(url):
         return _create_engine(url, **pool)
-    engine = _create_engine(url, isolation_level="AUTOCOMMIT", **pool)  # _begin begins transactions
+    engine = _create_engine(url, isolation_level="AUTOCOMMIT", **pool)  # _begin() begins transactions
     event.listen(engine, "begin", _begin)
-    event.listen(engine, "do_connect", _connect_with_limit)
+    event.listen(engine, "do_connect", _connect)
     event.listen(engine, "checkout", _check_connection)
     return engine
 
@@ -101,20 +101,20 @@ def _make_pooled_engine(url: URL, connections: int) -> Engine:
 def _create_engine(url: URL, **pool: Any) -> Engine:
     if _is_sqlite(url):
         if url.database:
-            _prepare_file(Path(url.database))
+            _create_private_file(Path(url.database))
         arguments: dict[str, Any] = {"timeout": WAIT_SECONDS}
     else:
         arguments = {
             "connect_timeout": WAIT_SECONDS,
-            # A connection whose network is dead is closed after tcp_user_timeout (milliseconds), also while it waits.
+            # A connection whose network is dead is closed after tcp_user_timeout (milliseconds), even while idle.
             "tcp_user_timeout": int(WAIT_SECONDS * 1000),
             "keepalives_idle": 2,
             "keepalives_interval": 1,
-            "prepare_threshold": None,  # behind PgBouncer the next transaction may be on another server connection
+            "prepare_threshold": None,  # with PgBouncer the next transaction may use another server connection
         }
-    # hide_parameters: a failing statement is logged without the values in it.
+    # hide_parameters keeps values out of logged errors.
     engine = create_engine(url, connect_args=arguments, hide_parameters=True, **pool)
-    event.listen(engine, "handle_error", _as_operational)
+    event.listen(engine, "handle_error", _to_operational_error)
     if _is_sqlite(url):
         event.listen(engine, "connect", _configure_sqlite)
     return engine
@@ -124,38 +124,38 @@ def _is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
 
 
-def _prepare_file(path: Path) -> None:
-    """Create a SQLite file that only this process's user can read. What SQLite puts beside it gets the same mode."""
+def _create_private_file(path: Path) -> None:
+    """Create the SQLite file, readable only by its owner. SQLite gives its WAL files the same mode."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         path.touch(mode=0o600)
 
 
-def _warn_of_readable_file(path: Path) -> None:
-    """An operator may want that every user of the machine can read the file, so it stays as it is."""
+def _warn_if_world_readable(path: Path) -> None:
+    """Only warn: an operator may have chosen this mode."""
     if path.is_file() and path.stat().st_mode & stat.S_IROTH:
         log.warning("DATABASE_URL: every user of this machine can read the SQLite file; `chmod 600` it and restart")
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
-    """Readers and one writer at once, and no wait for the disk on each commit: a crash loses no commit but a power cut may."""
+    """WAL lets readers and a writer work at once. NORMAL skips the fsync per commit: only a power cut can lose one."""
     for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin(connection: Connection) -> None:
-    """Begin a transaction, each statement of which is limited, in one round trip.
+    """Begin a transaction and set its timeouts, in one round trip.
 
-    PgBouncer refuses these settings at connection time, and a ``SET`` would stay on a server connection that others share.
+    PgBouncer rejects these settings at connection time, and a plain ``SET`` would stay on a shared server connection.
     """
     deadline = connection.get_execution_options().get(DEADLINE)
     seconds = WAIT_SECONDS if deadline is None else deadline - time.monotonic()
-    limit = max(1, int(seconds * 1000))  # 0 would be no limit
+    limit = max(1, int(seconds * 1000))  # 0 would disable it
     connection.exec_driver_sql(f"BEGIN; SET LOCAL statement_timeout = {limit}; SET LOCAL lock_timeout = {limit}")
 
 
 class _LimitedConnection(psycopg.Connection[Any]):
-    """Gives up a server that is connected and does not answer, which no timeout of the server's own covers."""
+    """A connection that times out if the server stops responding, which the server's own timeouts do not cover."""
 
     used_at = 0.0
 
@@ -165,15 +165,15 @@ class _LimitedConnection(psycopg.Connection[Any]):
             return super().wait(gen, interval, timeout or SERVER_SECONDS)
         except psycopg.OperationalError:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
-                self.close()  # what it is doing is unknown
+                self.close()  # its state is unknown
             raise
 
 
 def _check_connection(connection: _LimitedConnection, _record: Any, _fairy: Any) -> None:
-    """Find connections that the server has closed, such as after a restart. Asking it each time takes a round trip."""
+    """Detect connections that the server has closed, without a round trip for those used recently."""
     poll = select.poll()
     poll.register(connection, select.POLLIN)
-    closed = poll.poll(0)  # nothing is to come on an idle connection but its end
+    closed = poll.poll(0)  # an idle connection becomes readable only when it is closed
     try:
         if closed or time.monotonic() - connection.used_at > IDLE_SECONDS:
             connection.execute("SELECT 1")
@@ -181,49 +181,49 @@ def _check_connection(connection: _LimitedConnection, _record: Any, _fairy: Any)
         raise exc.InvalidatePoolError from error
 
 
-def _connect_with_limit(_dialect: Any, _record: Any, arguments: Any, keywords: Any) -> _LimitedConnection:
+def _connect(_dialect: Any, _record: Any, arguments: Any, keywords: Any) -> _LimitedConnection:
     return _LimitedConnection.connect(*arguments, **keywords)
 
 
-def _as_operational(context: ExceptionContext) -> exc.OperationalError | None:
-    """Report faults of the database by one type, where the drivers use the types of a mistake of the caller."""
+def _to_operational_error(context: ExceptionContext) -> exc.OperationalError | None:
+    """Convert database faults that the drivers report as programming errors, so that ``UNAVAILABLE`` covers them."""
     error = context.sqlalchemy_exception
-    if isinstance(error, exc.DBAPIError) and not isinstance(error, UNAVAILABLE) and _fault(error.orig):
+    if isinstance(error, exc.DBAPIError) and not isinstance(error, UNAVAILABLE) and _error_description(error.orig):
         return exc.OperationalError(error.statement, error.params, error.orig or error, hide_parameters=True)
     return None
 
 
 def describe(error: Exception) -> str:
-    """What is wrong with the database, without anything that is secret."""
+    """Describe a database error without secrets."""
     if isinstance(error, CommandError):
         return "its schema is not one that this version knows"
     if isinstance(error, exc.TimeoutError):
         return "all connections are busy"
-    return _fault(error.orig if isinstance(error, exc.DBAPIError) else error) or _UNANSWERED
+    return _error_description(error.orig if isinstance(error, exc.DBAPIError) else error) or _NO_RESPONSE
 
 
-def _fault(error: BaseException | None) -> str | None:
+def _error_description(error: BaseException | None) -> str | None:
     if isinstance(error, psycopg.Error):
-        return _FAULTS.get(error.sqlstate or "")
+        return _ERROR_DESCRIPTIONS.get(error.sqlstate or "")
     if isinstance(error, sqlite3.Error):
         if str(error).startswith("no such table"):
             return _NO_TABLES
-        return _FAULTS.get(_sqlite_code(error))
+        return _ERROR_DESCRIPTIONS.get(_sqlite_code(error))
     return None
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code. Errors of the module itself have none."""
+    """Return SQLite's primary result code; 0 for errors of the Python module itself."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _first_line(error: Exception) -> str:
-    # What the driver says names the server and the user, and never the password.
+    # The driver's message contains the server and the user, but never the password.
     return str(error.orig if isinstance(error, exc.DBAPIError) else error).partition("\n")[0]
 
 
 def file_identity(engine: Engine) -> tuple[int, int] | None:
-    """Device and inode of SQLite's file. ``None`` if it does not exist, and for PostgreSQL."""
+    """Return the device and inode of the SQLite file; ``None`` if it does not exist, and for PostgreSQL."""
     if not _is_sqlite(engine.url) or not engine.url.database:
         return None
     try:
@@ -233,8 +233,8 @@ def file_identity(engine: Engine) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _migrate_once_up(url: URL) -> None:
-    """Migrate. A server that can't be reached is retried: at a deployment it may start together with this service."""
+def _migrate_with_retry(url: URL) -> None:
+    """Migrate, and retry while the server can't be reached: it may be starting together with this service."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -249,12 +249,12 @@ def _migrate_once_up(url: URL) -> None:
 
 
 def migrate(url: URL, wait_seconds: float) -> None:
-    """Upgrade the schema to the newest revision. Safe to run from several processes at once: one does it, the rest wait.
+    """Upgrade the schema to the newest revision. Safe to call from several processes at once: one migrates, the others wait.
 
     Raises:
-        sqlalchemy.exc.TimeoutError: when others take longer than ``wait_seconds``.
+        sqlalchemy.exc.TimeoutError: another process took longer than ``wait_seconds``.
     """
-    with _locked(url, wait_seconds) as connection:
+    with _exclusive_transaction(url, wait_seconds) as connection:
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         config.attributes["connection"] = connection
@@ -262,11 +262,11 @@ def migrate(url: URL, wait_seconds: float) -> None:
 
 
 @contextmanager
-def _locked(url: URL, wait_seconds: float) -> Iterator[Connection]:
-    """A transaction that no other process can be in at the same time, on the same database."""
+def _exclusive_transaction(url: URL, wait_seconds: float) -> Iterator[Connection]:
+    """Begin a transaction that only one process can hold at a time."""
     engine = make_engine(url)
     if _is_sqlite(url):
-        # The driver would begin a transaction only at the first write, too late to keep others out.
+        # The driver would begin the transaction only at the first write, too late to exclude others.
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("PRAGMA busy_timeout = 100"))
             _wait_for(lambda: _begin_exclusive(connection), wait_seconds)
@@ -278,12 +278,12 @@ def _locked(url: URL, wait_seconds: float) -> Iterator[Connection]:
             connection.execute(text("COMMIT"))
     else:
         with engine.begin() as connection:
-            # Any number will do as long as nothing else on this database uses it; freed at the transaction's end.
+            # An arbitrary number that nothing else on this database uses. Released at the end of the transaction.
             lock = text("SELECT pg_try_advisory_xact_lock(4362780117)")
             _wait_for(lambda: bool(connection.execute(lock).scalar_one()), wait_seconds)
-            # For locks of tables that somebody else holds.
-            limit = text("SELECT set_config('lock_timeout', :limit, true)")
-            connection.execute(limit, {"limit": str(int(wait_seconds * 1000))})
+            # Other clients may hold locks on the tables.
+            timeout = text("SELECT set_config('lock_timeout', :milliseconds, true)")
+            connection.execute(timeout, {"milliseconds": str(int(wait_seconds * 1000))})
             yield connection
 
 
@@ -297,10 +297,10 @@ def _begin_exclusive(connection: Connection) -> bool:
     return True
 
 
-def _wait_for(lock: Any, seconds: float) -> None:
+def _wait_for(acquire: Callable[[], bool], seconds: float) -> None:
     start = time.monotonic()
     logged = False
-    while not lock():
+    while not acquire():
         waited = time.monotonic() - start
         if waited > seconds:
             raise exc.TimeoutError(f"another process has locked it for {seconds:.0f} s")

@@ -1,7 +1,6 @@
 """All tables of the self-hosted backend. A change here needs a migration.
 
-They stand apart from what uses them, so that the schema can be moved on without importing OpenAI's packages, which takes
-seconds.
+They have a module of their own so that migrations do not import OpenAI's packages, which takes seconds.
 """
 
 from __future__ import annotations
@@ -9,24 +8,22 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, ForeignKeyConstraint, Index, Integer, LargeBinary, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-_Position = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only with this type
+_Position = BigInteger().with_variant(Integer, "sqlite")  # the only type that SQLite autoincrements
 
 
 class Base(DeclarativeBase):
-    """What Alembic compares the database with."""
+    """The metadata that Alembic compares the database with."""
 
 
 class SessionRow(Base):
-    """A session that was minted here. Its secret is not in it, only what tells that a secret is the one."""
-
     __tablename__ = "chat_sessions"
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    secret_hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    secret_hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)  # SHA-256; the secret itself is not stored
     user_id: Mapped[str] = mapped_column(String(512))
     expires_at: Mapped[int] = mapped_column(BigInteger, index=True)  # Unix seconds
-    agent: Mapped[str | None] = mapped_column(String(255))  # as User has it
-    claims: Mapped[str | None] = mapped_column(Text)  # as User has them, in JSON
+    agent: Mapped[str | None] = mapped_column(String(255))  # User.agent
+    claims: Mapped[str | None] = mapped_column(Text)  # User.claims as JSON
 
 
 class ThreadRow(Base):
@@ -62,7 +59,7 @@ class ItemRow(Base):
             ["chat_threads.id", "chat_threads.user_id"],
             name="fk_chat_items_thread",
             ondelete="CASCADE",
-            onupdate="CASCADE",  # a conversation changes its owner as a whole
+            onupdate="CASCADE",  # transferring a thread to another user transfers its items
         ),
         UniqueConstraint("thread_id", "id", name="uq_chat_items_thread_id_id"),
         Index("ix_chat_items_thread_id_position", "thread_id", "position"),

@@ -1,4 +1,4 @@
-"""Alembic's entry: run by ``migrate`` in ``engine.py`` at start-up, and by ``alembic`` on a developer's command line."""
+"""Alembic's environment, run by ``engine.migrate()`` at startup and by the ``alembic`` command."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""Sessions minted by the self-hosted backend."""
+"""Create the table of sessions."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The threads, items and attachments of the self-hosted chat."""
+"""Create the tables of threads, items and attachments."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What a session knows of a signed-in user: the agent, and the claims that are passed on."""
+"""Add the agent and the claims of a signed-in user to sessions."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Items and attachments follow their thread when it gets another owner."""
+"""Update the owner of items and attachments with that of their thread."""
 
 from alembic import op
 

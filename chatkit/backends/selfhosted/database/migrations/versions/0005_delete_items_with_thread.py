@@ -1,8 +1,8 @@
-"""In SQLite, delete items and attachments with their thread, also when a shell deletes it.
+"""In SQLite, delete items and attachments with their thread, also when the sqlite3 shell deletes it.
 
-SQLite enforces foreign keys only on connections that ask for it, and the sqlite3 shell does not. A trigger always runs.
+SQLite enforces foreign keys only on connections that enable them, and the shell does not. A trigger always runs.
 
-A migration that recreates one of these tables, as Alembic's batch mode does, has to drop the trigger first and create it again.
+A migration that recreates one of these tables, as Alembic's batch mode does, must drop the trigger first and recreate it.
 """
 
 from alembic import op

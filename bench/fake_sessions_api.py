@@ -1,4 +1,4 @@
-"""A fast stand-in for OpenAI over TLS, in a process of its own: ``python -m bench.upstream PORT SECONDS CERT KEY``."""
+"""A fake of OpenAI's sessions API over TLS: ``python -m bench.fake_sessions_api PORT SECONDS CERT KEY``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 
 
 async def serve(port: int, seconds: float, cert: str, key: str) -> None:
-    """Answer each POST with a new session after ``seconds``; a path that ends in ``/drip`` sends a byte a second instead."""
+    """Return a new session after ``seconds``; below ``/drip``, send a byte per second instead."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
 

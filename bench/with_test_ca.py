@@ -1,4 +1,4 @@
-"""Our application, trusting the benchmark's own certificate authority."""
+"""Our application, with the benchmark's certificate authority as the trusted one."""
 
 import os
 

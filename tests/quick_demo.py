@@ -2,6 +2,6 @@
 
 import chatkit.backends.selfhosted.chat.demo
 
-chatkit.backends.selfhosted.chat.demo.SECONDS_A_WORD = 0.001
+chatkit.backends.selfhosted.chat.demo.SECONDS_PER_WORD = 0.001
 
 from app import app  # noqa: E402, F401

@@ -10,8 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from chatkit.types import ThreadMetadata
 
-from chatkit.backends.selfhosted.chat import blueprint
+from chatkit.backends.selfhosted.chat import blueprint, server
+from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.limits.starts import Starts
 from tests import agents_under_test
 from tests.agents_under_test import simple
@@ -113,7 +116,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     async def choose(user: str) -> Any:
         users.append(user)
-        await asyncio.sleep(blueprint.START_SECONDS / 2)
+        await asyncio.sleep(server.START_SECONDS / 2)
         return simple
 
     monkeypatch.setattr(agents_under_test, "choose_late", choose, raising=False)
@@ -146,7 +149,7 @@ def visitor_at(url: str, address: str) -> Caller:
 
 def test_a_model_that_is_asked_makes_room(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model responds to none before it has been asked by all."""
-    monkeypatch.setattr(blueprint, "START_SECONDS", 60)
+    monkeypatch.setattr(server, "START_SECONDS", 60)
     url = start("simple").url
     burst = [visitor_at(url, "10.0.0.1") for _ in range(4 * blueprint.MAX_STARTS_PER_ADDRESS)]
     asked_by_all = threading.Barrier(len(burst))
@@ -160,3 +163,25 @@ def test_a_model_that_is_asked_makes_room(start: Start, upstream: Upstream, monk
     with ThreadPoolExecutor(len(burst)) as threads:
         for turn in [threads.submit(visitor.create, "Hello") for visitor in burst]:
             assert texts(turn.result()[1]) == ["Hi."]
+
+
+def test_a_slow_database_is_not_given_more_turns(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for the database counts as starting, so that turns which have started are not cut off by later ones."""
+    monkeypatch.setattr(server, "START_SECONDS", 0.05)
+    save, saving, most = SqlStore.save_thread, [0], [0]
+
+    async def slow(self: SqlStore, thread: ThreadMetadata, context: ChatContext) -> None:
+        if thread.title is None:  # it is new
+            saving[0] += 1
+            most[0] = max(most[0], saving[0])
+            await asyncio.sleep(0.3)
+            saving[0] -= 1
+        await save(self, thread, context)
+
+    monkeypatch.setattr(SqlStore, "save_thread", slow)
+    url = start("simple").url
+    burst = [visitor_at(url, "10.0.0.1") for _ in range(6)]
+    with ThreadPoolExecutor(len(burst)) as threads:
+        for turn in [threads.submit(visitor.create, "Hello") for visitor in burst]:
+            turn.result()
+    assert most[0] == blueprint.MAX_STARTS_PER_ADDRESS

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 class Starts:
     """Admits at most ``width`` concurrent starts, and ``each`` per holder. Waiting holders are admitted in turn.
 
-    A start that takes longer than ``seconds`` probably waits for I/O, and is no longer counted.
+    A start that takes longer than ``seconds``, if there is such a limit, probably waits for I/O, and is no longer counted.
     """
 
     width: int
     each: int
-    seconds: float
+    seconds: float | None
     _starting: Counter[str] = field(default_factory=Counter)
     _waiting: dict[str, deque[asyncio.Future[None]]] = field(default_factory=dict)
 
@@ -42,10 +42,10 @@ class Starts:
             nonlocal ended
             if not ended:
                 ended = True
-                timer.cancel()
                 self._end(holder)
 
-        timer = loop.call_later(self.seconds, end)
+        if self.seconds is not None:
+            loop.call_later(self.seconds, end)
         return end
 
     def _end(self, holder: str) -> None:

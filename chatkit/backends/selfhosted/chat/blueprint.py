@@ -26,13 +26,13 @@ MAX_BYTES = {"input.transcribe": MAX_CHAT_BYTES, "threads.add_client_tool_output
 MAX_PARSED_BYTES = 256 * 1024  # a longer body is parsed only if it looks like dictation
 MAX_DICTATION_DELIMITERS = 40
 # Starting a turn takes some milliseconds of the event loop's time.
-MAX_STARTS, MAX_STARTS_PER_ADDRESS, START_SECONDS = 32, 2, 0.25
+MAX_STARTS, MAX_STARTS_PER_ADDRESS = 32, 2
 
 
 def blueprint(server: ChatServer, sessions: SessionStore, limits: Limits, concurrency: ChatConcurrency) -> Blueprint:
     """Create the blueprint of ``POST /api/chatkit``."""
     bp = Blueprint("conversation", __name__)
-    starts = Starts(MAX_STARTS, MAX_STARTS_PER_ADDRESS, START_SECONDS)
+    starts = Starts(MAX_STARTS, MAX_STARTS_PER_ADDRESS, None)
 
     @bp.post(CHAT_PATH)
     def chat() -> Response:

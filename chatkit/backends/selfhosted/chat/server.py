@@ -50,6 +50,7 @@ from chatkit.web import errors
 
 log = logging.getLogger(__name__)
 
+START_SECONDS = 0.25  # an assistant that neither responds nor asks a model for so long waits for something else
 TRANSCRIPTION_SECONDS = 60
 MAX_GENERATED_TITLE = 60
 MAX_TITLE = 200
@@ -171,6 +172,7 @@ class ChatServer(ChatKitServer[ChatContext]):
             thread.title = _title(input_user_message)
         turn = Turn(thread, input_user_message, self.store, context)
         deadline = asyncio.get_running_loop().time() + self._turn_seconds
+        asyncio.get_running_loop().call_later(START_SECONDS, context.started)
         shown = ""
         try:
             async with aclosing(self._assistant(context).respond(turn)) as events:

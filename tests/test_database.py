@@ -40,8 +40,9 @@ def test_several_processes_start_at_once_on_an_empty_database(database: str) -> 
         subprocess.Popen([sys.executable, "-c", code, database], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
         for _ in range(6)
     ]
-    errors = [process.communicate(timeout=60)[1] for process in starting]
-    assert errors == [""] * 6
+    written = {process.communicate(timeout=60)[1] for process in starting}
+    assert written <= {"", "Waiting for another process to migrate the database\n"}, "the notice comes on a slow machine"
+    assert {process.returncode for process in starting} == {0}
     with create_engine(database).connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar_one() == 1
 

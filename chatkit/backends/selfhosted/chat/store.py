@@ -248,7 +248,7 @@ class SqlStore(Store[ChatContext]):
         try:
             return await self._run(touch_and_work)
         except ThreadGone:
-            log.info("a thread to be changed does not exist (any more)")
+            log.info("a thread that does not exist (any more) can't be changed")
             raise
 
     # Identifiers: 122 random bits; the SDK's own have 32

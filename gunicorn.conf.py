@@ -47,7 +47,7 @@ def when_ready(_server: object) -> None:
         address = f"http://localhost:{settings.port}"
         print(f"\n  Serving on {address}, backend: {settings.backend}. Stop with Ctrl-C. Try:\n", flush=True)
         if settings.host_page:
-            print(f"  {address}  in a browser, to chat\n", flush=True)
+            print(f"  {address}  in a browser, to chat (the page loads the chat component from OpenAI's CDN)\n", flush=True)
         print(f"  curl -X POST {address}/api/chatkit/sessions\n", flush=True)
         if settings.backend == "selfhosted":
             print(f"  The chat is at {address}/api/chatkit; README.md has a call of it.\n", flush=True)

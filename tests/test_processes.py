@@ -12,8 +12,11 @@ import pytest
 from tests.service import PROJECT
 
 STARTING = """
+import signal
+
 from tests.service import Service
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests are a background job of a shell
 service = Service()
 print(service.process.pid, flush=True)
 with service:

@@ -109,6 +109,21 @@ def test_who_leaves_while_waiting_takes_no_place(admitted: bool) -> None:
     asyncio.run(check())
 
 
+def test_who_waits_behind_one_that_has_left_is_admitted() -> None:
+    async def check() -> None:
+        starts = Starts(width=1, each=1, seconds=60)
+        _, ends = await entered(starts, "a")
+        leaving = asyncio.create_task(starts.enter("a"))
+        await settle()
+        order, _ = await entered(starts, "a")
+        leaving.cancel()
+        ends["a"][0]()
+        await settle()
+        assert order == ["a"]
+
+    asyncio.run(check())
+
+
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The users whose turns have started, in order; starting one takes an eighth of a second of waiting."""

@@ -60,9 +60,11 @@ class Starts:
                 return
             if self._starting[holder] < self.each:
                 waiters = self._waiting.pop(holder)
-                waiter = waiters.popleft()
+                while waiters:
+                    waiter = waiters.popleft()
+                    if not waiter.cancelled():
+                        self._starting[holder] += 1
+                        waiter.set_result(None)
+                        break
                 if waiters:
                     self._waiting[holder] = waiters  # at the end of the queue
-                if not waiter.cancelled():
-                    self._starting[holder] += 1
-                    waiter.set_result(None)

@@ -74,7 +74,9 @@ class _Counter:
 
     def __init__(self, redis_url: str | None) -> None:
         self._local = FixedWindowRateLimiter(MemoryStorage())
-        self._shared = FixedWindowRateLimiter(RedisStorage(redis_url, **_redis_options())) if redis_url else None
+        self._shared = (
+            FixedWindowRateLimiter(RedisStorage(redis_url, wrap_exceptions=True, **_redis_options())) if redis_url else None
+        )
         self._redis_down = False
         self._retry_at = 0.0
         self._lock = threading.Lock()
@@ -131,9 +133,7 @@ def redis_client(settings: Settings) -> redis.Redis | None:
     """Return a client for concurrency limits, or ``None`` without ``REDIS_URL``."""
     if not settings.redis_url:
         return None
-    options = _redis_options()
-    del options["wrap_exceptions"]  # an option of the storage
-    return redis.Redis.from_url(settings.redis_url, **options)
+    return redis.Redis.from_url(settings.redis_url, **_redis_options())
 
 
 def _redis_options() -> dict[str, Any]:
@@ -141,5 +141,4 @@ def _redis_options() -> dict[str, Any]:
         "socket_connect_timeout": REDIS_SECONDS,
         "socket_timeout": REDIS_SECONDS,
         "retry": Retry(NoBackoff(), 1),  # once, because pooled connections may be stale
-        "wrap_exceptions": True,
     }

@@ -1,7 +1,7 @@
 """HTTP calls with ``requests`` that are bounded in total time and in size.
 
-The timeout of ``requests`` applies to each wait on the socket, so a server that sends one byte per second, in the headers or in
-the body, keeps a call open for ever. Here each wait gets the remaining time of the whole call, and every byte is counted.
+The timeout of ``requests`` applies to each read from the socket. A server that sends one byte per second therefore never times
+out. Here each read gets only the time that remains for the whole call, and all received bytes are counted.
 """
 
 from __future__ import annotations

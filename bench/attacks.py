@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 
-from bench.load import Visitor, call, create_visitors, idle_connections, message, read_stream, request_head
+from tests.support.load import Visitor, call, create_visitors, idle_connections, message, read_stream, request_head
 
 CHAT = "/api/chatkit"
 APPLICATION_NAME = "bench"  # of our database connections

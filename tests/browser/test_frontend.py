@@ -1,0 +1,594 @@
+"""The contract in a real browser: the built Next.js app on its origin, the service under gunicorn on another, and Chromium."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import psutil
+import pytest
+import requests
+from playwright.sync_api import Browser, Page, Route, expect
+
+from tests.support.browser import FRONTEND, Visitor, answer_to, axe_violations, say
+from tests.support.next_app import NextApp
+from tests.support.provider import SECRET, shared
+from tests.support.service import Service, free_port
+from tests.support.upstream import API_KEY, WORKFLOW_ID, Upstream, failing, mint, minting
+
+LOADED = "Chat interface loaded"
+UNMOUNT = "<script>parent.postMessage('unmount', '*')</script>"
+"""In ChatKit's frame: this host is not on OpenAI's domain allowlist."""
+PORT = free_port()
+"""Where each test's service listens: the address is a part of the app's build."""
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[NextApp]:
+    """The app for a self-hosted chat."""
+    with NextApp("selfhosted", f"http://localhost:{PORT}", domain_key="local-dev") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def hosted_app() -> Iterator[NextApp]:
+    with NextApp("hosted", f"http://localhost:{PORT}") as running:
+        yield running
+
+
+@pytest.fixture
+def selfhosted(app: NextApp, tmp_path: Path) -> Callable[..., Service]:
+    def make(**variables: str) -> Service:
+        return Service(
+            **{
+                "PORT": str(PORT),
+                "CHATKIT_BACKEND": "selfhosted",
+                "CHATKIT_ALLOWED_ORIGINS": app.url,
+                "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db",
+                **variables,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture
+def hosted(hosted_app: NextApp, upstream: Upstream) -> Callable[..., Service]:
+    def make(**variables: str) -> Service:
+        return Service(
+            **{
+                "PORT": str(PORT),
+                "CHATKIT_BACKEND": "hosted",
+                "CHATKIT_ALLOWED_ORIGINS": hosted_app.url,
+                "CHATKIT_API_BASE": upstream.url,
+                "OPENAI_API_KEY": API_KEY,
+                "CHATKIT_WORKFLOW_ID": WORKFLOW_ID,
+                **variables,
+            }
+        )
+
+    return make
+
+
+def messages_sent(visitor: Visitor) -> list[str]:
+    """The text of each message that the service has taken."""
+    calls = [(call, json.loads(call.post_data or "{}")) for call in visitor.calls("/api/chatkit")]
+    sent = [(call, body["params"]["input"]["content"][0]["text"]) for call, body in calls if "input" in body.get("params", {})]
+    return [text for call, text in sent if (response := call.response()) and response.ok]
+
+
+def visitor_of(visitor: Visitor) -> str:
+    """Whom the service takes this browser for: the signed content of its cookie, without the time of signing."""
+    [cookie] = [cookie for cookie in visitor.context.cookies() if cookie["name"] == "chatkit_visitor"]
+    assert cookie["httpOnly"]
+    return cookie["value"].split(".")[0]
+
+
+def shown_error(page: Page) -> Any:
+    return page.get_by_role("alert").filter(has_text="Error: ")  # Next.js has an alert of its own, for screen readers
+
+
+def is_ready(page: Page) -> None:
+    expect(page.get_by_text(LOADED)).to_be_attached()
+
+
+class TestADrawer:
+    """The hook stays while the chat comes and goes."""
+
+    def test_that_closes_is_no_error(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        with selfhosted():
+            page = visitor.open(f"{app.url}/drawer")
+            told = page.get_by_role("list", name="Told").get_by_role("listitem")
+            for text in ("First", "Second"):
+                expect(page.get_by_role("status")).to_have_text("ready")
+                say(page, text)
+                expect(answer_to(page, text)).to_be_visible()
+                page.get_by_role("button", name="Drawer").click()
+                expect(page.get_by_role("status")).to_have_text("not ready")
+                page.get_by_role("button", name="Drawer").click()
+            expect(page.get_by_role("status")).to_have_text("ready")
+            assert told.all_inner_texts() == []
+
+    def test_whose_chat_removes_itself_is_one(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        with selfhosted():
+            page = visitor.open(f"{app.url}/drawer")
+            expect(page.get_by_role("status")).to_have_text("ready")
+            page.get_by_role("button", name="Drawer").click()
+            visitor.cdn_frame += UNMOUNT
+            page.get_by_role("button", name="Drawer").click()
+            expect(page.get_by_role("list", name="Told")).to_contain_text("removed itself")
+            expect(page.get_by_role("status")).to_have_text("not ready")
+
+
+class TestAConversation:
+    def test_from_loading_to_an_answer_and_on_after_a_reload(
+        self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
+    ) -> None:
+        with selfhosted():
+            page = visitor.open(app.url)
+            is_ready(page)
+            assert not page.get_by_text("Loading chat...").count()
+            say(page, "Hello from a browser")
+            expect(answer_to(page, "Hello from a browser")).to_be_visible()
+            visitor_before = visitor_of(visitor)
+
+            page.reload()
+            expect(answer_to(page, "Hello from a browser")).to_be_visible()
+            assert visitor_of(visitor) == visitor_before
+            say(page, "And again")
+            expect(answer_to(page, "And again")).to_be_visible()
+        assert messages_sent(visitor) == ["Hello from a browser", "And again"]
+
+    def test_loading_is_said(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        visitor.cdn_frame = ""
+        with selfhosted():
+            page = visitor.open(app.url)
+            expect(page.get_by_role("status")).to_have_text("Loading chat...")
+
+    def test_the_answer_comes_word_by_word(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        with selfhosted():
+            page = visitor.open(app.url)
+            is_ready(page)
+            say(page, "Slowly")
+            answer = page.get_by_role("log").locator(".assistant")
+            expect(answer).to_contain_text("I am")
+            early = answer.inner_text()
+            expect(answer_to(page, "Slowly")).to_be_visible()
+            assert len(early) < len(answer.inner_text())
+
+    def test_another_browser_is_another_visitor(
+        self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor, browser: Browser
+    ) -> None:
+        with selfhosted(), browser.new_context() as elsewhere:
+            page = visitor.open(app.url)
+            is_ready(page)
+            say(page, "Mine")
+            expect(answer_to(page, "Mine")).to_be_visible()
+            thread = page.evaluate("localStorage['chatkit.thread']")
+            # Somebody who has got hold of the thread's id.
+            elsewhere.add_init_script(f"localStorage['chatkit.thread'] ??= {thread!r}")
+            stranger = Visitor(elsewhere).open(app.url)
+            expect(stranger.get_by_text("What can I help with today?")).to_be_visible()
+            is_ready(stranger)
+            assert "Mine" not in stranger.content()
+            assert stranger.evaluate("localStorage['chatkit.thread']") is None, "what can't be loaded is not tried again"
+            assert not shown_error(stranger).count()
+
+    def test_on_message_and_on_error_are_told(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        told_by = "Told"
+        with selfhosted():
+            page = visitor.open(f"{app.url}/messages")
+            told = page.get_by_role("list", name=told_by).get_by_role("listitem")
+            say(page, "Typed")
+            expect(answer_to(page, "Typed")).to_be_visible()
+            page.get_by_role("button", name="Send from the app").click()
+            expect(answer_to(page, "From the app")).to_be_visible()
+            assert told.all_inner_texts() == ["message: Typed", "message: From the app"]
+        say(page, "Nobody is there")
+        expect(told).to_have_count(3)
+        assert told.last.inner_text().startswith("error: ")
+        expect(page.get_by_label("Message the AI")).to_have_value("Nobody is there")
+
+
+class TestASessionThatEnds:
+    def test_the_chat_goes_on_with_one_more_call(
+        self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
+    ) -> None:
+        with selfhosted(CHATKIT_SESSION_TTL="4"):
+            page = visitor.open(app.url)
+            is_ready(page)
+            say(page, "Before")
+            expect(answer_to(page, "Before")).to_be_visible()
+            before = len(visitor.calls())
+            time.sleep(4.5)
+            say(page, "After")
+            expect(answer_to(page, "After")).to_be_visible()
+        assert len(visitor.calls()) == before + 1
+        assert messages_sent(visitor) == ["Before", "After"]
+
+    def test_so_it_does_when_the_server_has_forgotten_the_secret(
+        self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor, tmp_path: Path
+    ) -> None:
+        with selfhosted():
+            page = visitor.open(app.url)
+            is_ready(page)
+            with sqlite3.connect(tmp_path / "chatkit.db") as database:
+                assert database.execute("DELETE FROM chat_sessions").rowcount == 1
+            database.close()
+            say(page, "Do you know me?")
+            expect(answer_to(page, "Do you know me?")).to_be_visible()
+        assert len(visitor.calls()) == 2
+        assert messages_sent(visitor) == ["Do you know me?"]
+        assert not shown_error(page).count()
+
+
+class TestSignedIn:
+    def test_each_user_has_sessions_of_their_own_and_a_sign_out_ends_them(
+        self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
+    ) -> None:
+        with selfhosted(AUTH_JWT_SECRET=SECRET) as service:
+            page = visitor.open(f"{app.url}/sign-in#{shared(sub='ada')}")
+            is_ready(page)
+            say(page, "As a visitor")
+            expect(answer_to(page, "As a visitor")).to_be_visible()
+            page.get_by_role("button", name="Sign in").click()
+            expect(answer_to(page, "As a visitor")).not_to_be_attached()
+            is_ready(page)
+            say(page, "As Ada")
+            expect(answer_to(page, "As Ada")).to_be_visible()
+            of_ada = visitor.calls("/api/chatkit")[-1].headers["authorization"]
+            page.get_by_role("button", name="Sign out").click()
+            expect(answer_to(page, "As Ada")).not_to_be_attached()
+            is_ready(page)
+            listing = {"type": "threads.list", "params": {}}
+            late = requests.post(f"{service.url}/api/chatkit", json=listing, headers={"Authorization": of_ada}, timeout=10)
+        assert late.json()["code"] == "client_secret_expired"
+        signed_in = ["authorization" in call.headers for call in visitor.calls()]
+        assert signed_in == [False, True, False]
+        assert not shown_error(page).count()
+
+    def test_who_is_not_signed_in_is_asked_to(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        with selfhosted(AUTH_JWT_SECRET=SECRET, AUTH_REQUIRED="true"):
+            page = visitor.open(f"{app.url}/sign-in#{shared(sub='ada')}")
+            expect(shown_error(page)).to_contain_text("Please sign in, and try again.")
+            page.get_by_role("button", name="Sign in").click()
+            is_ready(page)
+
+
+class TestErrorsOnScreen:
+    """Each from a service that is really in that state; when it is over, a click on "Try again" brings up the chat."""
+
+    CONFIGURATION = "Error: Unable to start chat. Please check configuration."
+    NETWORK = "Error: Network connection lost. Please check your internet."
+    DOWN = "Error: Service temporarily down. Please try again."
+    BUSY = "Error: Too many requests. Please try again in a moment."
+    AGAIN = "Error: Unable to start chat. Please try again."
+
+    def test_service_not_there(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        page = visitor.open(app.url)
+        expect(shown_error(page)).to_contain_text(self.NETWORK)
+        with selfhosted():
+            self.try_again(page)
+
+    @pytest.mark.parametrize(
+        "body",
+        [b"<!doctype html><title>Welcome to the proxy</title>", b'{"client_secret": "missing"}'],
+        ids=["HTML", "JSON without a secret"],
+    )
+    def test_nonsense(self, body: bytes, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        with something_else(app.url, body):
+            page = visitor.open(app.url)
+            expect(shown_error(page)).to_contain_text(self.AGAIN)
+        with selfhosted():
+            self.try_again(page)
+
+    def test_the_cdn_is_blocked(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        script, visitor.cdn_script = visitor.cdn_script, None
+        with selfhosted():
+            page = visitor.open(app.url)
+            expect(shown_error(page)).to_contain_text("The chat could not be loaded")
+            visitor.cdn_script = script
+            self.try_again(page)
+
+    def test_the_domain_is_not_allowed(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        frame, visitor.cdn_frame = visitor.cdn_frame, UNMOUNT
+        with selfhosted():
+            page = visitor.open(app.url)
+            expect(shown_error(page)).to_contain_text("may not be allowed on this website")
+            visitor.cdn_frame = frame
+            self.try_again(page)
+
+    def test_ready_and_then_removed(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        frame = visitor.cdn_frame
+        visitor.cdn_frame = f"{frame}<script>setTimeout(() => parent.postMessage('unmount', '*'), 1500)</script>"
+        with selfhosted():
+            page = visitor.open(app.url)
+            is_ready(page)
+            expect(shown_error(page)).to_contain_text("may not be allowed on this website")
+            expect(page.get_by_text(LOADED)).not_to_be_attached()
+            assert [line for line in visitor.console if line.startswith("error: ") and "domain allowlist" in line]
+            visitor.cdn_frame = frame
+            self.try_again(page)
+
+    def test_in_the_middle_of_a_chat(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        with selfhosted():
+            page = visitor.open(app.url)
+            is_ready(page)
+        say(page, "Lost?")
+        expect(shown_error(page)).to_have_text(self.NETWORK)
+        expect(page.get_by_label("Message the AI")).to_have_value("Lost?")
+        assert [line for line in visitor.console if line.startswith("error: ChatKit: ") and "Failed to fetch" in line]
+        with selfhosted():
+            page.get_by_role("button", name="Send", exact=True).click()
+            expect(answer_to(page, "Lost?")).to_be_visible()
+            assert not shown_error(page).count()
+
+    def test_in_the_middle_of_an_answer(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        with selfhosted() as service:
+            page = visitor.open(app.url)
+            is_ready(page)
+            say(page, "Lost?")
+            expect(page.get_by_role("log").locator(".assistant")).to_contain_text("I am")
+            for worker in psutil.Process(service.process.pid).children():
+                worker.kill()
+            expect(shown_error(page)).to_have_text(self.NETWORK)
+
+    def test_too_much_in_the_middle_of_a_chat(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        with selfhosted(CHATKIT_MAX_REQUESTS_PER_MINUTE="1", WEB_CONCURRENCY="1"):
+            page = visitor.open(app.url)
+            is_ready(page)
+            if time.time() % 60 > 40:
+                time.sleep(20)  # both messages in one minute of the clock
+            say(page, "One")
+            expect(answer_to(page, "One")).to_be_visible()
+            say(page, "Two")
+            expect(shown_error(page)).to_have_text(self.BUSY)
+
+    def test_an_answer_that_fails_says_what_the_service_says(
+        self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
+    ) -> None:
+        with selfhosted():
+            page = visitor.open(app.url)
+            is_ready(page)
+            say(page, "error")
+            expect(shown_error(page)).to_have_text("Error: An error of the demo. Please try again.")
+
+    @pytest.mark.parametrize("status", [429, 503, 0])
+    def test_a_blip_does_not_forget_the_conversation(
+        self, status: int, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
+    ) -> None:
+        def refuse(route: Route) -> None:
+            if not status:
+                return route.abort()
+            if route.request.method == "OPTIONS":
+                return route.fallback()
+            cors = {"Access-Control-Allow-Origin": app.url, "Access-Control-Allow-Credentials": "true"}
+            return route.fulfill(status=status, headers=cors, json={"status": "error", "message": "…", "code": "some_code"})
+
+        with selfhosted():
+            page = visitor.open(app.url)
+            is_ready(page)
+            say(page, "Remember me")
+            expect(answer_to(page, "Remember me")).to_be_visible()
+            page.route("**/api/chatkit", refuse)
+            page.reload()
+            expect(shown_error(page)).to_contain_text({429: self.BUSY, 503: self.DOWN, 0: self.NETWORK}[status])
+            page.unroute("**/api/chatkit")
+            self.try_again(page)
+            expect(answer_to(page, "Remember me")).to_be_visible()
+
+    def test_focus_stays_in_the_chat_when_it_is_tried_again_by_keyboard(
+        self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
+    ) -> None:
+        focused = "document.activeElement.getAttribute('aria-label')"
+        page = visitor.open(app.url)
+        page.get_by_role("button", name="Try again").focus()
+        page.keyboard.press("Enter")
+        expect(shown_error(page)).to_be_visible()
+        assert page.evaluate(focused) == "Chat"
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("button", name="Try again")).to_be_focused()
+        with selfhosted():
+            page.keyboard.press("Enter")
+            is_ready(page)
+            assert page.evaluate(focused) == "Chat"
+
+    @staticmethod
+    def try_again(page: Page) -> None:
+        page.get_by_role("button", name="Try again").click()
+        is_ready(page)
+        assert not shown_error(page).count()
+
+
+class TestHostedErrorsOnScreen:
+    """Those that need the hosted backend, and so the app for it."""
+
+    @pytest.mark.parametrize(
+        ("behaviour", "sentence"),
+        [
+            (failing(401, "invalid_api_key"), TestErrorsOnScreen.CONFIGURATION),
+            (failing(404, "not_found"), TestErrorsOnScreen.CONFIGURATION),
+            (failing(429, "rate_limit_exceeded"), TestErrorsOnScreen.BUSY),
+            (failing(503, "server_error"), TestErrorsOnScreen.DOWN),
+        ],
+        ids=["key rejected", "workflow of another project", "rate limited", "OpenAI down"],
+    )
+    def test_openai(
+        self,
+        behaviour: Any,
+        sentence: str,
+        hosted_app: NextApp,
+        hosted: Callable[..., Service],
+        visitor: Visitor,
+        upstream: Upstream,
+    ) -> None:
+        upstream.behaviour = behaviour
+        with hosted():
+            page = visitor.open(hosted_app.url)
+            expect(shown_error(page)).to_contain_text(sentence)
+            assert not page.get_by_text("Loading chat...").count()
+            expect(page.get_by_label("Message the AI")).to_be_attached()  # ChatKit has asked, too,
+            for call in visitor.calls():
+                assert call.response()  # and been answered
+            upstream.behaviour = mint
+            TestErrorsOnScreen.try_again(page)
+        for secret in (API_KEY, WORKFLOW_ID):
+            assert secret not in page.content() + "".join(visitor.console)
+
+    @pytest.mark.parametrize(
+        ("wrong", "sentence"),
+        [
+            ({"CHATKIT_WORKFLOW_ID": ""}, TestErrorsOnScreen.CONFIGURATION),
+            ({"OPENAI_API_KEY": ""}, TestErrorsOnScreen.CONFIGURATION),
+            # The browser says no more of it than that a call has failed; the log has the origin.
+            ({"CHATKIT_ALLOWED_ORIGINS": "https://elsewhere.example.com"}, TestErrorsOnScreen.NETWORK),
+        ],
+        ids=["workflow missing", "key missing", "origin not listed"],
+    )
+    def test_settings(
+        self, wrong: dict[str, str], sentence: str, hosted_app: NextApp, hosted: Callable[..., Service], visitor: Visitor
+    ) -> None:
+        with hosted(**wrong):
+            page = visitor.open(hosted_app.url)
+            expect(shown_error(page)).to_contain_text(sentence)
+        with hosted():
+            TestErrorsOnScreen.try_again(page)
+
+
+class TestHosted:
+    def test_a_conversation_with_openai_over_the_end_of_a_session(
+        self, hosted_app: NextApp, hosted: Callable[..., Service], visitor: Visitor, upstream: Upstream
+    ) -> None:
+        """OpenAI's own chat can't be here; a route answers for it, and no longer takes a secret that has run out."""
+        taken: list[str] = []
+        secrets: list[str] = []
+
+        def converse(route: Route) -> None:
+            cors = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Headers": "*, Authorization"}
+            if route.request.method == "OPTIONS":
+                return route.fulfill(headers=cors)
+            secret = route.request.headers["authorization"].removeprefix("Bearer ")
+            if time.time() > expiry[secret]:
+                return route.fulfill(status=401, headers=cors, json={})
+            secrets.append(secret)
+            taken.append(json.loads(route.request.post_data or "")["params"]["input"]["content"][0]["text"])
+            item = {"id": f"msg_{len(taken)}", "type": "assistant_message", "content": [{"text": f"Heard {taken[-1]}"}]}
+            event = f"data: {json.dumps({'type': 'thread.item.done', 'item': item})}\n\n"
+            return route.fulfill(headers=cors, body=event, content_type="text/event-stream")
+
+        expiry: dict[str, float] = {}
+
+        def mint_for_seconds(handler: Any) -> None:
+            secret = f"ek_test_{len(expiry)}"
+            expiry[secret] = int(time.time()) + 4
+            minting(client_secret=secret, expires_at=int(expiry[secret]))(handler)
+
+        upstream.behaviour = mint_for_seconds
+        visitor.context.route("https://api.openai.com/**", converse)
+        with hosted():
+            page = visitor.open(hosted_app.url)
+            is_ready(page)
+            say(page, "one")
+            expect(page.get_by_text("Heard one")).to_be_visible()
+            time.sleep(4.5)
+            say(page, "two")
+            expect(page.get_by_text("Heard two")).to_be_visible()
+        assert taken == ["one", "two"]
+        assert secrets == ["ek_test_0", "ek_test_1"]
+        assert len(visitor.calls()) == len(upstream.received) == 2
+
+    def test_on_message_is_told_what_the_app_sends(
+        self, hosted_app: NextApp, hosted: Callable[..., Service], visitor: Visitor
+    ) -> None:
+        with hosted():
+            page = visitor.open(f"{hosted_app.url}/messages")
+            page.get_by_role("button", name="Send from the app").click()
+            expect(page.get_by_role("list", name="Told")).to_contain_text("message: From the app")
+
+
+def test_strict_mode_and_five_chats_at_once_make_one_call(selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+    """Under ``next dev``, because React's strict mode runs effects twice only there."""
+    with (
+        NextApp("five", f"http://localhost:{PORT}", domain_key="local-dev", dev=True) as app,
+        selfhosted(CHATKIT_ALLOWED_ORIGINS=app.url),
+    ):
+        page = visitor.open(f"{app.url}/five")
+        expect(page.get_by_text(LOADED)).to_have_count(5, timeout=60_000)
+        assert len(visitor.calls()) == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [(1280, 800), (360, 640)], ids=["desktop", "phone"])
+def test_accessible_and_at_home_on_every_screen(
+    scheme: Any, viewport: tuple[int, int], app: NextApp, selfhosted: Callable[..., Service], browser: Browser
+) -> None:
+    width, height = viewport
+    with selfhosted(), browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height}) as context:
+        page = Visitor(context).open(app.url)
+        is_ready(page)
+        assert axe_violations(page) == []
+        chat = page.locator("openai-chatkit")
+        assert chat.get_attribute("color-scheme") == scheme
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.keyboard.press("Tab")  # from the top of the page into the chat, with nothing but the keyboard
+        while page.evaluate("document.activeElement.shadowRoot?.activeElement?.name") != "message":
+            page.keyboard.press("Tab")
+        page.keyboard.type("By keyboard")
+        page.keyboard.press("Enter")
+        expect(answer_to(page, "By keyboard")).to_be_visible()
+        expect(page.get_by_label("Message the AI")).to_be_in_viewport()
+    page_with_error(scheme, viewport, app, browser)
+
+
+def page_with_error(scheme: Any, viewport: tuple[int, int], app: NextApp, browser: Browser) -> None:
+    width, height = viewport
+    with browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height}) as context:
+        page = Visitor(context).open(app.url)
+        expect(shown_error(page)).to_be_visible()
+        assert axe_violations(page) == []
+        retry = page.get_by_role("button", name="Try again").bounding_box()
+        assert retry
+        assert retry["height"] >= 44, "large enough for a thumb"
+
+
+def test_the_build_is_in_a_syntax_that_all_browsers_of_the_contract_know(app: NextApp) -> None:
+    """ES2021: Chrome 85, Edge 85, Firefox 79, Safari 14 and later have all of it."""
+    chunks = f"{app.folder}/.next/static/**/*.js"
+    checked = subprocess.run(
+        [FRONTEND / "node_modules/.bin/es-check", "es2021", chunks], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "checking 0 files" not in checked.stdout
+
+
+@contextmanager
+def something_else(origin: str, body: bytes) -> Iterator[None]:
+    """A server in the service's place that answers everything with ``body``."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("Access-Control-Allow-Origin", origin)
+            self.send_header("Access-Control-Allow-Credentials", "true")
+            self.send_header("Access-Control-Allow-Headers", "content-type")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_OPTIONS = do_POST  # noqa: N815
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", PORT), Handler) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield
+        server.shutdown()

@@ -1,0 +1,62 @@
+"""The snippet of docs/frontend.md as the one page of an empty Next.js app, beside a copy of ``frontend/lib``, unstyled."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.support.browser import Visitor, answer_to, say
+from tests.support.next_app import FRONTEND, NextApp
+from tests.support.service import PROJECT, Service, free_port
+
+PORT = free_port()
+LAYOUT = """export default function Layout({ children }: { children: React.ReactNode }) {
+  return <html lang="en"><body>{children}</body></html>
+}
+"""
+
+
+class EmptyApp(NextApp):
+    def _copy(self) -> None:
+        snippet = re.search(r"```tsx\n(.*?)```", (PROJECT / "docs/frontend.md").read_text(), re.DOTALL)
+        assert snippet
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(FRONTEND / "lib", self.folder / "lib", ignore=shutil.ignore_patterns("*.test.*"))
+        (self.folder / "app").mkdir()
+        (self.folder / "app/page.tsx").write_text(snippet[1])
+        (self.folder / "app/layout.tsx").write_text(LAYOUT)
+        for name in ("package.json", "tsconfig.json"):
+            shutil.copy(FRONTEND / name, self.folder / name)
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[NextApp]:
+    with EmptyApp("snippet", f"http://localhost:{PORT}", domain_key="local-dev") as running:
+        yield running
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_shows_a_chat_that_fills_its_place(host: str, app: NextApp, tmp_path: Path, browser: Browser) -> None:
+    """The service is as ``make run`` starts it, and takes a page of this machine on any port."""
+    database = f"sqlite:///{tmp_path}/chatkit.db"
+    size = {"width": 900, "height": 700}
+    with (
+        Service(CHATKIT_ENV="development", PORT=str(PORT), SECRET_KEY="", DATABASE_URL=database),
+        browser.new_context(viewport=size) as context,  # type: ignore[arg-type]
+    ):
+        page = Visitor(context).open(app.url.replace("localhost", host))
+        expect(page.get_by_text("Loading chat...")).not_to_be_attached()
+        assert page.locator("openai-chatkit").bounding_box() == {"x": 0, "y": 0, **size}
+        assert page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]") == [900, 700]
+        say(page, "Hello")
+        expect(answer_to(page, "Hello")).to_be_visible()
+
+
+def test_says_what_is_wrong(app: NextApp, visitor: Visitor) -> None:
+    page = visitor.open(app.url)
+    expect(page.get_by_text("Error: ")).to_have_text("Error: Network connection lost. Please check your internet.")

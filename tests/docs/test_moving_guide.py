@@ -1,0 +1,49 @@
+"""The steps of docs/moving-from-agent-builder.md, from a hosted deployment to a self-hosted one, as a visitor lives them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sqlalchemy import create_engine, text
+
+from tests.support.chat import Caller, deltas, texts
+from tests.support.responses_api import calls, says, streaming
+from tests.support.service import PROJECT, Service
+from tests.support.upstream import API_KEY, WORKFLOW_ID, Upstream
+
+GUIDE = (PROJECT / "docs" / "moving-from-agent-builder.md").read_text()
+
+
+def test_the_same_visitor_and_endpoint_before_and_after(upstream: Upstream, tmp_path: Path) -> None:
+    before = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": upstream.url}
+    with Service(**before) as hosted:
+        page = Caller(hosted.url)
+    assert page.secret.startswith("ek_test_")
+    visitor = upstream.received[0].body["user"]
+
+    address = f"sqlite:///{tmp_path}/chatkit.db"
+    after = {"CHATKIT_BACKEND": "selfhosted", "CHATKIT_AGENT": "examples.travel_desk:run_workflow", "DATABASE_URL": address}
+    with Service(**before, **after) as selfhosted:
+        assert page.http.get(f"{selfhosted.url}/readyz", timeout=5).status_code == 200
+        page.url = selfhosted.url
+        page.refresh()
+        assert page.secret.startswith("cs_")
+        upstream.behaviour = streaming(
+            says('{"category":"booking"}'), calls("seats_left", flight="LH1"), says("There are 4 seats"), says("{}")
+        )
+        _, events = page.create("A seat to Paris, please")
+        assert texts(events) == ["There are 4 seats"]
+        assert deltas(events) == ["There", " are", " 4", " seats"]
+    assert "The chat is answered by the exported workflow examples.travel_desk:run_workflow" in selfhosted.log
+    with create_engine(address).connect() as connection:
+        users = connection.execute(text("SELECT DISTINCT user_id FROM chat_threads")).scalars().all()
+    assert users == [visitor]
+
+
+def test_the_settings_of_the_guide_are_settings() -> None:
+    from chatkit.settings import VARIABLES
+
+    named = set(re.findall(r"^(?!NEXT_PUBLIC)([A-Z_]+)=", GUIDE, re.MULTILINE)) | set(re.findall(r"`(CHATKIT_[A-Z_]+)", GUIDE))
+    assert named <= VARIABLES
+    assert {"CHATKIT_BACKEND", "CHATKIT_AGENT", "DATABASE_URL"} <= named

@@ -1,0 +1,127 @@
+"""The request id on its way to OpenAI, from the service as it is deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from tests.support import upstream as u
+from tests.support.chat import Caller, user_input
+from tests.support.responses_api import calls, says, streaming
+from tests.support.service import Service
+from tests.support.upstream import API_KEY, WORKFLOW_ID, Behaviour, Handler, Upstream
+
+SESSIONS = "/api/chatkit/sessions"
+
+
+@pytest.fixture(scope="module")
+def openai() -> Iterator[Upstream]:
+    with Upstream() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def nothing_received(openai: Upstream) -> None:
+    openai.received.clear()
+    openai.behaviour = u.mint
+
+
+@pytest.fixture(scope="module")
+def hosted(openai: Upstream) -> Iterator[Service]:
+    with Service(
+        OPENAI_API_KEY=API_KEY, CHATKIT_WORKFLOW_ID=WORKFLOW_ID, CHATKIT_API_BASE=openai.url, WEB_CONCURRENCY="1"
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def agent(openai: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The self-hosted chat with an agent that calls a tool."""
+    with Service(
+        CHATKIT_BACKEND="selfhosted",
+        CHATKIT_AGENT="tests.support.agents_under_test:with_tool",
+        OPENAI_API_KEY=API_KEY,
+        CHATKIT_API_BASE=openai.url,
+        DATABASE_URL=f"sqlite:///{tmp_path_factory.mktemp('db')}/chatkit.db",
+        WEB_CONCURRENCY="1",
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def caller(agent: Service) -> Caller:
+    return Caller(agent.url)
+
+
+def received(openai: Upstream) -> list[str | None]:
+    return [call.headers.get("x-client-request-id") for call in openai.received]
+
+
+def one_after_another(*behaviours: Behaviour) -> Behaviour:
+    left = list(behaviours)
+
+    def behave(handler: Handler) -> None:
+        left.pop(0)(handler)
+
+    return behave
+
+
+def say(caller: Caller, text: str, request_id: str) -> str:
+    """All of the answer to ``text``."""
+    body = {"type": "threads.create", "params": {"input": user_input(text)}}
+    with caller.send(body, stream=True, **{"X-Request-ID": request_id}) as response:
+        return response.text
+
+
+def test_a_session_and_its_end(hosted: Service, openai: Upstream) -> None:
+    browser = requests.Session()
+    created = browser.post(hosted.url + SESSIONS, headers={"X-Request-ID": "id-of-the-page"}, timeout=10)
+    session_id = created.json()["data"]["session_id"]
+    ended = browser.delete(f"{hosted.url}{SESSIONS}/{session_id}", headers={"X-Request-ID": "another.id:2"}, timeout=10)
+    assert (created.status_code, ended.status_code) == (200, 200)
+    assert received(openai) == ["id-of-the-page", "another.id:2"]
+
+
+@pytest.mark.parametrize("given", [None, "not an id", "x" * 129])
+def test_an_id_of_our_own_where_the_caller_has_none(hosted: Service, openai: Upstream, given: str | None) -> None:
+    response = hosted.mint(headers={"X-Request-ID": given} if given else {})
+    assert received(openai) == [response.headers["X-Request-ID"]]
+    assert response.headers["X-Request-ID"] != given
+
+
+def test_a_session_whose_connection_broke(hosted: Service, openai: Upstream) -> None:
+    openai.behaviour = one_after_another(Handler.hang_up, u.mint)
+    assert hosted.mint(headers={"X-Request-ID": "twice"}).status_code == 200
+    assert received(openai) == ["twice", "twice"]
+
+
+def test_each_call_of_an_answer(caller: Caller, openai: Upstream) -> None:
+    openai.behaviour = streaming(calls("weather", city="Oslo"), says("Sun in Oslo"))
+    assert "Sun in Oslo" in say(caller, "Weather?", "of-the-turn")
+    assert received(openai) == ["of-the-turn", "of-the-turn"]
+
+
+def test_an_answer_that_is_tried_again(caller: Caller, openai: Upstream) -> None:
+    openai.behaviour = one_after_another(u.failing(500, "server_error"), streaming(says("Here I am")))
+    assert "Here I am" in say(caller, "Hello", "of-both-tries")
+    assert received(openai) == ["of-both-tries", "of-both-tries"]
+
+
+def test_answers_at_the_same_time(agent: Service, openai: Upstream) -> None:
+    openai.behaviour = streaming(says("one two three", pause=0.1))
+    callers = [Caller(agent.url) for _ in range(4)]
+    names = [f"turn-{number}" for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(say, callers, names, names))
+    asked = {call.body["input"][-1]["content"][0]["text"]: call.headers.get("x-client-request-id") for call in openai.received}
+    assert asked == {name: name for name in names}
+
+
+def test_dictation(caller: Caller, openai: Upstream) -> None:
+    openai.behaviour = u.answering(200, {"text": "Hello there"})
+    body = {"type": "input.transcribe", "params": {"audio_base64": "aGVsbG8=", "mime_type": "audio/webm"}}
+    assert caller.send(body, stream=False, **{"X-Request-ID": "spoken"}).json() == {"text": "Hello there"}
+    assert received(openai) == ["spoken"]

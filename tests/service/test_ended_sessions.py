@@ -1,0 +1,220 @@
+"""The end of a session before its time: for its owner alone, on both backends, and as often as one likes."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import requests
+from flask.testing import FlaskClient
+
+from tests.support import upstream as u
+from tests.support.applications import MakeApp
+from tests.support.chat import Caller, texts, user_input
+from tests.support.endpoint import ENDPOINT, USER, error_of, mint
+from tests.support.hosted import COMPLETE, sessions_api, what_counts
+from tests.support.provider import SECRET, shared
+from tests.support.service import Service
+from tests.support.upstream import API_KEY, Upstream, answering, failing
+
+NOT_ENDED = (500, "openai_session_not_ended", "OpenAI service error: Could not end session")
+NOT_FOUND = (404, "not_found", "Not found")
+
+
+def bearer(subject: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {shared(sub=subject)}"}
+
+
+def cancelled(upstream: Upstream) -> list[str]:
+    return [received.path for received in upstream.received if received.path.endswith("/cancel")]
+
+
+@pytest.fixture(params=["hosted", "selfhosted"])
+def app(request: pytest.FixtureRequest, make_app: MakeApp) -> Any:
+    return make_app(CHATKIT_BACKEND=request.param, AUTH_JWT_SECRET=SECRET)
+
+
+@pytest.mark.parametrize("headers", [{}, bearer("ada")], ids=["visitor", "signed in"])
+def test_the_owner_ends_it_again_and_again(app: Any, headers: dict[str, str]) -> None:
+    client = app.test_client()
+    session_id = mint(client, **headers)
+    for _ in range(3):
+        response = client.delete(f"{ENDPOINT}/{session_id}", headers=headers)
+        assert response.status_code == 200
+        assert response.get_json() == {"status": "success", "data": {"session_id": session_id, "ended": True}}
+        assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_nobody_else_ends_it_and_nobody_learns_that_it_is_there(app: Any, upstream: Upstream) -> None:
+    visitor, other = app.test_client(), app.test_client()
+    of_visitor, of_ada, of_other = mint(visitor), mint(visitor, **bearer("ada")), mint(other)
+    never_was = of_ada[:-6] + "AAAAAA"
+    attempts: list[tuple[Any, str, dict[str, str]]] = [
+        (other, of_visitor, {}),
+        (other, of_ada, {}),
+        (other, of_ada, bearer("bob")),
+        (app.test_client(), of_visitor, {}),
+        (visitor, of_ada, {}),  # the same browser, signed out
+        (visitor, of_visitor, bearer("ada")),  # the same browser, signed in
+        (visitor, of_ada, bearer("bob")),  # the same browser, somebody else
+        (visitor, of_other, bearer("ada")),
+        (visitor, never_was, {}),
+        (visitor, never_was, bearer("ada")),
+    ]
+    answers = set()
+    for client, session_id, headers in attempts:
+        response = client.delete(f"{ENDPOINT}/{session_id}", headers=headers)
+        assert error_of(response) == NOT_FOUND
+        answers.add(response.text)
+    assert len(answers) == 1
+    assert cancelled(upstream) == []
+    assert visitor.delete(f"{ENDPOINT}/{of_visitor}").status_code == 200
+    assert visitor.delete(f"{ENDPOINT}/{of_ada}", headers=bearer("ada")).status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{"Authorization": "Bearer e30.e30.x"}, {"Authorization": "Bearer"}])
+def test_with_a_token_that_does_not_hold(app: Any, headers: dict[str, str]) -> None:
+    client = app.test_client()
+    session_id = mint(client)
+    assert error_of(client.delete(f"{ENDPOINT}/{session_id}", headers=headers))[:2] == (401, "invalid_token")
+
+
+@pytest.mark.parametrize(
+    "session_id",
+    ["..", "%2e%2e%2fthreads", "a%00b", "a%0d%0aX-Forged: 1", "x" * 201, "ses_ü", "' OR 1=1 --", "a;b", "a%3Fb", "*"],
+)
+def test_what_is_no_session_id(app: Any, upstream: Upstream, session_id: str) -> None:
+    client = app.test_client()
+    mint(client)
+    calls = len(upstream.received)
+    assert error_of(client.delete(f"{ENDPOINT}/{session_id}")) == NOT_FOUND
+    assert len(upstream.received) == calls
+
+
+def test_other_pages_end_nothing(app: Any) -> None:
+    client = app.test_client()
+    session_id = mint(client)
+    for origin in ("https://evil.test", "null", "http://localhost:3000.evil.test"):
+        response = client.delete(f"{ENDPOINT}/{session_id}", headers={"Origin": origin})
+        assert error_of(response) == (403, "origin_not_allowed", "Origin not allowed")
+    response = client.delete(f"{ENDPOINT}/{session_id}", headers={"Origin": "http://localhost:3000"})
+    assert response.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
+    assert response.status_code == 200
+
+
+def test_other_methods(app: Any) -> None:
+    for method in ("GET", "POST", "PUT", "PATCH"):
+        response = app.test_client().open(f"{ENDPOINT}/ses_1", method=method)
+        assert error_of(response)[:2] == (405, "method_not_allowed")
+
+
+# Hosted
+
+
+def test_the_request_is_the_one_openais_sdk_sends(upstream: Upstream) -> None:
+    with openai.OpenAI(api_key=API_KEY, base_url=f"{upstream.url}/v1", max_retries=0) as sdk:
+        sdk.beta.chatkit.sessions.cancel("cksess_1")
+    sessions_api(upstream.url).end("cksess_1", USER)
+    by_them, by_us = map(what_counts, upstream.received)
+    assert by_us[:2] == by_them[:2] == ("POST", "/v1/chatkit/sessions/cksess_1/cancel")
+    for name in ("authorization", "openai-beta"):
+        assert by_us[3][name] == by_them[3][name]
+    assert by_us[2] == b""
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [
+        (answering(200, u.session(status="cancelled")), None),
+        (failing(404, "not_found"), None),
+        (failing(400, "invalid_request_error"), None),
+        (failing(409, "conflict"), None),
+        (failing(401, "invalid_api_key"), (401, "openai_authentication_failed", "OpenAI authentication failed")),
+        (failing(403, "forbidden"), NOT_ENDED),
+        (answering(302, Location="http://x.test"), NOT_ENDED),
+        (failing(429, "rate_limit"), (429, "openai_rate_limited", "Rate limited by OpenAI. Please try again in a moment.")),
+        (failing(500, "server_error"), (503, "openai_unavailable", "OpenAI service temporarily unavailable")),
+        (u.Handler.hang_up, (503, "openai_unavailable", "OpenAI service temporarily unavailable")),
+    ],
+    ids=["200", "404", "400", "409", "401", "403", "302", "429", "500", "hangs up"],
+)
+def test_what_openai_answers(client: FlaskClient, upstream: Upstream, behaviour: Any, expected: Any) -> None:
+    session_id = mint(client)
+    upstream.behaviour = behaviour
+    response = client.delete(f"{ENDPOINT}/{session_id}")
+    if expected is None:
+        assert response.status_code == 200
+    else:
+        assert error_of(response) == expected
+    assert u.WORKFLOW_ID not in response.text
+    assert API_KEY not in response.text
+
+
+def test_without_a_key(make_app: MakeApp) -> None:
+    client = make_app().test_client()
+    session_id = mint(client)
+    other = make_app(OPENAI_API_KEY="").test_client()
+    other._cookies = client._cookies
+    assert error_of(other.delete(f"{ENDPOINT}/{session_id}"))[:2] == (500, "openai_api_key_missing")
+
+
+def test_any_process_knows_the_newest_sessions_of_a_browser(upstream: Upstream) -> None:
+    variables = {**COMPLETE, "CHATKIT_API_BASE": upstream.url}
+    browser = requests.Session()
+    with Service(**variables) as first, Service(**variables) as second:
+        ids = [browser.post(f"{first.url}{ENDPOINT}", timeout=10).json()["data"]["session_id"] for _ in range(12)]
+        statuses = [browser.delete(f"{second.url}{ENDPOINT}/{session_id}", timeout=10).status_code for session_id in ids]
+    assert statuses == [404] * 2 + [200] * 10
+    assert cancelled(upstream) == [f"/v1/chatkit/sessions/{session_id}/cancel" for session_id in ids[2:]]
+    assert len(str(browser.cookies.get_dict())) < 1000
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_an_edited_cookie_proves_nothing(client: FlaskClient, make_app: MakeApp, upstream: Upstream, part: int) -> None:
+    """Each part of one visitor's cookie put into another's."""
+    mine, theirs = make_app().test_client(), make_app().test_client()
+    session_id = mint(theirs)
+    mint(mine)
+
+    def value(client: FlaskClient) -> list[str]:
+        cookie = client.get_cookie("chatkit_visitor")
+        assert cookie
+        return cookie.value.split(".")
+
+    swapped = value(mine)
+    swapped[part] = value(theirs)[part]
+    mine.set_cookie("chatkit_visitor", ".".join(swapped))
+    if swapped != value(theirs):
+        assert error_of(mine.delete(f"{ENDPOINT}/{session_id}")) == NOT_FOUND
+    assert cancelled(upstream) == []
+
+
+# Self-hosted
+
+
+def test_its_secret_opens_nothing_any_more(tmp_path: Path) -> None:
+    with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=f"sqlite:///{tmp_path}/chatkit.db", WEB_CONCURRENCY="2") as service:
+        caller = Caller(service.url)
+        other_session = caller.secret
+        minted = caller.http.post(f"{service.url}{ENDPOINT}", timeout=10).json()["data"]
+        caller.secret = minted["client_secret"]
+        thread_id, _ = caller.create("progress")
+
+        def logout() -> requests.Response:
+            return caller.http.delete(f"{service.url}{ENDPOINT}/{minted['session_id']}", timeout=10)
+
+        timer = threading.Timer(0.3, logout)
+        stream = caller.stream("threads.add_user_message", thread_id=thread_id, input=user_input("Hello"))
+        timer.start()
+        assert texts(list(stream)), "what was asked before is answered"
+        timer.join()
+
+        refused = caller.post("threads.list")
+        assert (refused.status_code, refused.json()["code"]) == (401, "client_secret_expired")
+        assert logout().status_code == 200
+        caller.secret = other_session
+        assert caller.post("threads.list").status_code == 200, "other sessions of the same user go on"
+    assert f'"session_id": "{minted["session_id"]}"' in service.log

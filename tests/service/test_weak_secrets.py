@@ -1,0 +1,96 @@
+"""Secrets that anybody can guess: too short, published, or a pattern. The service does not start with them in production."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+import pytest
+
+from chatkit.settings import PROJECT, Settings, SettingsError
+from tests.support.service import Service
+
+GOOD = {
+    "SECRET_KEY": secrets.token_hex(32),
+    "SECRET_KEY_FALLBACKS": secrets.token_hex(32),
+    "AUTH_JWT_SECRET": secrets.token_urlsafe(33),
+}
+
+PUBLISHED = [
+    "change-this-to-64-random-hex-characters",
+    "change-this-to-32-random-characters-or-more",
+    "CHANGE_ME_CHANGE_ME_CHANGE_ME_PLEASE",
+    "changeme-0123456789abcdef0123456789",
+    "please-change-it-before-going-to-production",
+    "replace-with-a-long-random-secret-value",
+    "your-secret-key-goes-here-at-least-32-chars",
+    "YOUR_JWT_SECRET_AT_LEAST_32_CHARACTERS",
+    "<your secret key of thirty-two characters>".replace(" ", "-"),
+    "super-secret-jwt-token-with-at-least-32-characters-long",
+    "django-insecure-abcdefghijklmnopqrstuvwxyz0123",
+    "this-is-a-placeholder-for-the-real-secret",
+    "k" * 32,
+    "0" * 64,
+    "abc" * 20,
+    "12345678901234567890123456789012",
+    "0123456789abcdef0123456789abcdef",
+    "password" * 5,
+]
+
+
+def refusal(**variables: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({**GOOD, **variables})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("value", PUBLISHED)
+def test_what_anybody_can_guess_is_refused(name: str, value: str) -> None:
+    message = refusal(**{name: value})
+    assert message.startswith(f"{name} is published, or a pattern")
+    assert "secrets.token_hex(32)" in message
+    assert value not in message
+    assert re.findall(r"\b[A-Z_]{6,}\b", message) == [name]
+
+
+@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("length", [1, 16, 31])
+def test_what_is_too_short_is_refused(name: str, length: int) -> None:
+    message = refusal(**{name: secrets.token_hex(32)[:length]})
+    assert message.startswith(f"{name} must be former values" if name.endswith("FALLBACKS") else f"{name} is too short")
+    assert "at least 32" in message
+
+
+def test_both_are_named_at_once() -> None:
+    message = refusal(**dict.fromkeys(GOOD, PUBLISHED[0]))
+    assert message.count("is published, or a pattern") == len(GOOD)
+
+
+def test_what_is_random_is_accepted() -> None:
+    for _ in range(2000):
+        for secret in (secrets.token_hex(16), secrets.token_hex(32), secrets.token_urlsafe(24), secrets.token_urlsafe(64)):
+            Settings.load(dict.fromkeys(GOOD, secret))
+
+
+def test_a_developer_may_have_the_secret_of_a_local_identity_provider() -> None:
+    Settings.load({"CHATKIT_ENV": "development", **dict.fromkeys(GOOD, PUBLISHED[0])})
+
+
+def test_every_secret_in_the_documentation_is_refused() -> None:
+    texts = [PROJECT / "README.md", PROJECT / ".env.example", *(PROJECT / "docs").glob("*.md")]
+    shown = [
+        (name, value)
+        for path in texts
+        for name, value in re.findall(r"^#? ?(SECRET_KEY|AUTH_JWT_SECRET)=(\S+)", path.read_text(), re.MULTILINE)
+    ]
+    assert len(shown) >= 3
+    for name, value in shown:
+        assert re.match(rf"{name} is (published|too short)|{name} must be printable", refusal(**{name: value}))
+
+
+def test_the_service_says_so_and_does_not_start() -> None:
+    service = Service(SECRET_KEY=PUBLISHED[0])
+    with pytest.raises(AssertionError, match=r"cannot start\. SECRET_KEY is published"):
+        service.__enter__()
+    assert PUBLISHED[0] not in service.log

@@ -1,0 +1,49 @@
+"""``WEB_CONCURRENCY``, which gunicorn reads as well, and before any file of this project."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.support.service import PROJECT, Service, environment, output
+
+WRONG = ["two", "0", "-1", "65", "1.5"]
+MESSAGES = (
+    "chatkit: cannot start. WEB_CONCURRENCY is not a valid integer.",
+    "chatkit: cannot start. WEB_CONCURRENCY must be a whole number from 1 to 64 (processes).",
+)
+
+
+@pytest.mark.parametrize("value", WRONG)
+def test_a_wrong_number_is_one_line_and_no_start(value: str) -> None:
+    service = Service(WEB_CONCURRENCY=value)
+    with pytest.raises(AssertionError, match="did not start"):
+        service.__enter__()
+    assert service.process.returncode == 1
+    assert service.log.strip() in MESSAGES
+
+
+@pytest.mark.parametrize("value", WRONG)
+def test_a_developer_gets_the_same_line(value: str) -> None:
+    variables = environment(WEB_CONCURRENCY=value, CHATKIT_ENV="")
+    done = subprocess.run(
+        [sys.executable, "app.py"], cwd=PROJECT, env=variables, capture_output=True, text=True, check=False, timeout=30
+    )
+    output.append(done.stderr)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip() in MESSAGES
+
+
+@pytest.mark.parametrize(("value", "workers"), [("", 2), (" ", 2), ("1", 1), (" 3 ", 3)])
+def test_how_many_processes(value: str, workers: int) -> None:
+    with Service(WEB_CONCURRENCY=value) as service:
+        gunicorn = psutil.Process(service.process.pid)
+        deadline = time.monotonic() + 5
+        while len(gunicorn.children()) < workers and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)  # for one too many
+        assert len(gunicorn.children()) == workers

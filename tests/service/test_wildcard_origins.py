@@ -1,0 +1,59 @@
+"""Wildcards below a public suffix: names that anybody can register may call the API, and the log says so."""
+
+from __future__ import annotations
+
+import pytest
+
+from chatkit.settings import Settings
+from tests.support.service import SECRET_KEY, Service
+
+
+def warned_of(origins: str) -> list[str]:
+    notices = Settings.load({"SECRET_KEY": SECRET_KEY, "CHATKIT_ALLOWED_ORIGINS": origins}).notices
+    return [text for text in notices if "anybody" in text]
+
+
+@pytest.mark.parametrize(
+    ("origin", "suffix"),
+    [
+        ("https://*.co.uk", "co.uk"),
+        ("https://shop-*.co.uk", "co.uk"),
+        ("https://*.shop.*.co.uk", "co.uk"),
+        ("https://*.com.br:8443", "com.br"),
+        (" HTTPS://*.CO.UK/ ", "co.uk"),
+        ("https://*.vercel.app", "vercel.app"),
+        ("https://shop-*-myteam.vercel.app", "vercel.app"),
+        ("https://*.up.railway.app", "up.railway.app"),
+    ],
+)
+def test_a_wildcard_below_a_public_suffix(origin: str, suffix: str) -> None:
+    (notice,) = warned_of(f"https://app.example.com,{origin},https://*.preview.example.com")
+    assert notice.startswith("CHATKIT_ALLOWED_ORIGINS: ")
+    assert f"names below {suffix}" in notice
+    assert origin.strip().rstrip("/").lower() in notice
+
+
+@pytest.mark.parametrize(
+    "origins",
+    [
+        "https://*.example.co.uk",
+        "https://*.preview.example.com",
+        "https://pr-*.example.com:8443",
+        "https://*.corp.internal",
+        "https://co.uk",
+        "https://shop.vercel.app",
+        "http://localhost:3000",
+    ],
+)
+def test_names_of_one_owner(origins: str) -> None:
+    assert warned_of(origins) == []
+
+
+def test_each_is_named() -> None:
+    assert len(warned_of("https://*.co.uk,https://*.vercel.app,https://*.example.com")) == 2
+
+
+def test_the_log_says_so_at_the_start() -> None:
+    with Service(CHATKIT_ALLOWED_ORIGINS="https://*.co.uk") as service:
+        pass
+    assert service.log.count("names below co.uk") == 1

@@ -1,0 +1,235 @@
+"""What could block, flood or hold up a worker, tried on gunicorn as it is deployed."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import socket
+import sqlite3
+import subprocess
+import threading
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from chatkit.limits.concurrency import SharedLeases
+from chatkit.limits.rate import redis_client
+from chatkit.settings import Settings
+from tests.support.chat import Caller, user_input
+from tests.support.hosted import COMPLETE
+from tests.support.redis_server import Redis
+from tests.support.responses_api import calls, streaming
+from tests.support.service import SECRET_KEY, Service
+from tests.support.upstream import API_KEY, Upstream, delayed
+
+CHAT = b"POST /api/chatkit HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+def selfhosted(tmp_path: Path, **variables: str) -> dict[str, str]:
+    address = f"sqlite:///{tmp_path}/chatkit.db"
+    return {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": address, "WEB_CONCURRENCY": "1", **variables}
+
+
+def connect(service: Service, data: bytes = b"") -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", service.port), timeout=30)
+    sock.sendall(data)
+    return sock
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+    sock.close()
+
+
+def seconds_of_health_check(service: Service) -> float:
+    started = time.monotonic()
+    requests.get(f"{service.url}/healthz", timeout=60)
+    return time.monotonic() - started
+
+
+def lines(log: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+
+
+def test_a_body_in_tiny_chunks_blocks_nobody(tmp_path: Path) -> None:
+    """Anonymous, and a chunk of one byte costs the loop as much as a large one. It is refused after some."""
+    with Service(**selfhosted(tmp_path)) as service:
+
+        def send() -> None:
+            with suppress(OSError), connect(service, CHAT + b"Transfer-Encoding: chunked\r\n\r\n") as sock:
+                for _ in range(20):
+                    sock.sendall(b"1\r\n \r\n" * 50_000)
+
+        senders = [threading.Thread(target=send) for _ in range(4)]
+        for sender in senders:
+            sender.start()
+        while any(sender.is_alive() for sender in senders):
+            assert seconds_of_health_check(service) < 1
+        with connect(service, CHAT + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 2000) as sock:
+            assert sock.recv(65536).startswith(b"HTTP/1.1 400 ")
+    assert "the event loop has been blocked" not in service.log
+
+
+def test_a_content_length_of_thousands_of_digits(tmp_path: Path) -> None:
+    """More than Python turns into a number."""
+    request = CHAT + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n"
+    with Service(**selfhosted(tmp_path)) as service, connect(service, request) as sock:
+        received = sock.recv(65536)
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert "Traceback" not in service.log
+
+
+def test_max_requests_costs_no_pause(tmp_path: Path) -> None:
+    """A kept connection that is idle must not hold the old worker, without which there is no new one."""
+    with Service(**selfhosted(tmp_path), GUNICORN_CMD_ARGS="--max-requests 20") as service, requests.Session() as idle:
+        idle.get(f"{service.url}/healthz", timeout=5)
+        longest = 0.0
+        for _ in range(40):
+            longest = max(longest, seconds_of_health_check(service))
+            time.sleep(0.1)
+    assert longest < 5
+
+
+def test_more_connections_than_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hard limit of 1,024 or 4,096 is common; 4,096 connections are let in all the same."""
+    popen: Any = subprocess.Popen
+
+    def limited(*arguments: Any, **options: Any) -> Any:
+        return popen(*arguments, **options, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (120, 120)))
+
+    monkeypatch.setattr(subprocess, "Popen", limited)
+    with Service(**selfhosted(tmp_path)) as service, ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(connect(service))
+        time.sleep(3)
+        size = len(service.log_so_far())
+        with connect(service, b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") as sock:
+            sock.settimeout(2)
+            answered = b""
+            with suppress(TimeoutError):
+                answered = sock.recv(65536)
+    assert size < 200_000, "a log of one line a refused connection"
+    assert answered.startswith(b"HTTP/1.1 "), "refused, not left waiting"
+
+
+def test_a_process_that_was_frozen_was_not_blocked(tmp_path: Path) -> None:
+    """Cloud Run and laptops freeze processes between requests."""
+    with Service(**selfhosted(tmp_path)) as service:
+        (worker,) = psutil.Process(service.process.pid).children()
+        for _ in range(8):
+            worker.suspend()
+            time.sleep(2.6)
+            worker.resume()
+            time.sleep(1.1)
+    assert service.log.count("the event loop has been blocked") == 0
+
+
+def test_no_lease_is_left_in_redis_by_a_call_that_came_too_late() -> None:
+    """Redis carries out what its caller has given up. After five of these a user waits until they expire."""
+    with Redis() as server:
+        client = redis_client(Settings.load({"SECRET_KEY": SECRET_KEY, "REDIS_URL": server.url}))
+        assert client
+        leases = SharedLeases(client, "turns", each=5, seconds=240)
+        with leases.held("somebody"):
+            pass
+        for _ in range(5):
+            server.hang()
+            with leases.held("somebody"):
+                server.go_on()
+                time.sleep(0.3)
+            client.ping()
+        with leases.held("somebody"):
+            pass
+        assert client.zcard("chatkit:turns:somebody") == 0
+
+
+def test_the_line_of_a_request_whose_client_left_has_its_id() -> None:
+    """gunicorn cancels 3 s after the connection is lost; the view goes on in its thread."""
+    with Upstream() as upstream:
+        upstream.behaviour = delayed(4.5)
+        with Service(**{**COMPLETE, "CHATKIT_API_BASE": upstream.url}, WEB_CONCURRENCY="1") as service:
+            post = b"POST /api/chatkit/sessions HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nX-Request-ID: the-id\r\n\r\n"
+            sock = connect(service, post)
+            time.sleep(0.5)
+            reset(sock)
+            time.sleep(5)
+    (access,) = [line for line in lines(service.log) if line.get("path") == "/api/chatkit/sessions"]
+    assert access.get("request_id") == "the-id"
+
+
+def test_a_client_that_leaves_is_no_failure_of_the_service(tmp_path: Path) -> None:
+    """Anybody could ring an operator's bell with a 503 and a warning."""
+    with Service(**selfhosted(tmp_path)) as service:
+        caller = Caller(service.url)
+        body = json.dumps({"type": "threads.create", "params": {"input": user_input("x")}}).encode()
+        with sqlite3.connect(tmp_path / "chatkit.db", isolation_level=None) as blocking:
+            blocking.execute("BEGIN IMMEDIATE")
+            authorization = f"Authorization: Bearer {caller.secret}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            sock = connect(service, CHAT + authorization + body)
+            time.sleep(0.5)
+            reset(sock)
+            time.sleep(0.5)
+            blocking.execute("ROLLBACK")
+    assert [line["message"] for line in lines(service.log) if "503" in line["message"]] == []
+
+
+def test_a_slow_reader_that_reads_all_the_time_is_not_cut(tmp_path: Path) -> None:
+    """A deadline of 3 s in place of 20, and 300 kB/s in place of what a bad mobile connection has."""
+    with Service("tests.support.impatient:app", **selfhosted(tmp_path), TEST_CLIENT_SECONDS="3") as service:
+        caller = Caller(service.url)
+        thread_id, _ = caller.create("progress")
+        for _ in range(40):
+            caller.say(thread_id, "y" * 60_000)
+        body = json.dumps({"type": "items.list", "params": {"thread_id": thread_id, "limit": 100}}).encode()
+        request = CHAT + f"Authorization: Bearer {caller.secret}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+        whole = len(caller.post("items.list", thread_id=thread_id, limit=100).content)
+        assert whole > 2_000_000
+        received = 0
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+            sock.connect(("127.0.0.1", service.port))
+            sock.sendall(request * 4)  # the kernel takes the first for itself
+            with suppress(OSError):
+                while received < 4 * whole and (part := sock.recv(30_000)):
+                    received += len(part)
+                    time.sleep(len(part) / 300_000)
+    assert received >= 4 * whole, f"cut after {received} bytes"
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL], ids=["stop at once", "the master dies"])
+def test_a_tool_in_a_thread_does_not_hold_a_stop(tmp_path: Path, sign: signal.Signals) -> None:
+    """Python waits for all threads of a pool when a process ends."""
+    agent = tmp_path / "sleeping_agent.py"
+    agent.write_text(
+        "import time\nfrom agents import Agent, function_tool\n\n"
+        '@function_tool\ndef sleeps(seconds: float) -> str:\n    """Sleep."""\n    time.sleep(seconds)\n    return "slept"\n\n'
+        'agent = Agent(name="Sleeping", model="gpt-test", tools=[sleeps])\n'
+    )
+    with Upstream() as upstream:
+        upstream.behaviour = streaming(calls("sleeps", seconds=60))
+        key = {"OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": upstream.url, "PYTHONPATH": str(tmp_path)}
+        # Against the master's death there is only the time for open streams, so that is made short.
+        stopping = {"CHATKIT_STOP_SECONDS": "25" if sign is signal.SIGINT else "3"}
+        with Service(**selfhosted(tmp_path), **key, **stopping, CHATKIT_AGENT="sleeping_agent:agent") as service:
+            workers = psutil.Process(service.process.pid).children()
+            caller = Caller(service.url)
+            reading = threading.Thread(target=read, args=(caller,))
+            reading.start()
+            time.sleep(2)
+            service.process.send_signal(sign)
+            _, alive = psutil.wait_procs(workers, timeout=10)
+            for worker in alive:
+                worker.kill()
+            reading.join()
+    assert alive == []
+
+
+def read(caller: Caller) -> None:
+    with suppress(requests.RequestException):
+        list(caller.stream("threads.create", input=user_input("sleep")))

@@ -1,0 +1,46 @@
+"""The search for secrets in what was logged."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from pythonjsonlogger.json import JsonFormatter
+
+from chatkit.web import logs
+from tests.support.provider import SECRET
+from tests.support.service import SECRET_KEY
+from tests.support.upstream import API_KEY, SECRET_PREFIX
+
+SHAPES = [
+    API_KEY,
+    "wf_test_",
+    SECRET_KEY,
+    SECRET_PREFIX,
+    "sk-test",
+    r"\bcs_[A-Za-z0-9_-]{27}",
+    r"chatkit_visitor=",
+    SECRET,
+    r"\beyJ[A-Za-z0-9_-]+\.eyJ",
+]
+"""Every secret of the tests has one of these."""
+
+
+def leaks(logged: str) -> list[str]:
+    """Where ``logged`` has a secret, with what stands around it."""
+    return [logged[max(found.start() - 300, 0) : found.end()] for shape in SHAPES for found in re.finditer(shape, logged)]
+
+
+class Recorder(logging.Handler):
+    """Keeps every record as it would be written, from DEBUG up."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: list[str] = []
+        self.setFormatter(JsonFormatter("{levelname}{name}{message}", style="{"))
+        self.addFilter(logs.IdsFilter())
+        # OpenAI's SDK is a judge here, not a part of the service, and says all it sends when asked for DEBUG.
+        self.addFilter(lambda record: not record.name.startswith(("openai", "httpcore", "httpx")))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))

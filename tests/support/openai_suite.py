@@ -1,0 +1,261 @@
+"""Runs the tests that OpenAI ships with its ChatKit package over this service's store, server and events.
+
+Only the package's source distribution has them; ``make test`` downloads it. Two of their helpers are not in it, a store and a
+context, and ours take the place of those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from importlib import metadata
+from types import ModuleType
+from typing import Any, cast
+
+import pytest
+from chatkit.server import NonStreamingResult, StreamingResult
+from chatkit.types import FeedbackKind, ThreadMetadata, ThreadStreamEvent, is_streaming_req
+from sqlalchemy import Engine
+
+from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.server import ChatServer, read_request
+from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.chat.turn import Assistant, Turn
+from chatkit.web.buffer import Buffer
+from tests.support.service import PROJECT
+
+DOWNLOADED = PROJECT / ".openai-chatkit"
+TESTS = DOWNLOADED / f"openai_chatkit-{metadata.version('openai-chatkit')}" / "tests"
+
+
+# Finding their tests
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test of theirs, with one set of its arguments."""
+
+    name: str
+    function: Callable[..., Any]
+    in_class: type[Any] | None
+    arguments: dict[str, Any]
+
+    def run(self) -> None:
+        if self.in_class is None:
+            _run(self.function, self.arguments)
+            return
+        instance = self.in_class()
+        instance.setup_method(self.function)
+        try:
+            _run(getattr(instance, self.function.__name__), self.arguments)
+        finally:
+            instance.teardown_method(self.function)
+
+
+def _run(test: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    result = test(**arguments)
+    if inspect.isawaitable(result):
+        asyncio.run(cast(Any, result))
+
+
+@cache
+def load(name: str) -> ModuleType:
+    """The module of that name among their tests."""
+    if not TESTS.is_dir():
+        raise RuntimeError(f"{TESTS} is missing: run `make {DOWNLOADED.name}/downloaded`.")
+    sys.modules.update({"helpers": ModuleType("helpers"), "helpers.mock_store": _STORE, "tests._types": _TYPES})
+    pytest.register_assert_rewrite(name)
+    sys.path.insert(0, str(TESTS))
+    try:
+        module = importlib.import_module(name)
+    finally:
+        sys.path.remove(str(TESTS))
+    sys.modules[f"tests.{name}"] = module  # as they import it from one another
+    return module
+
+
+def cases(module: ModuleType) -> Iterator[Case]:
+    for name, value in vars(module).items():
+        if inspect.isfunction(value) and name.startswith("test_"):
+            yield from _with_arguments(name, value, None)
+        if inspect.isclass(value) and name.startswith("Test") and not inspect.isabstract(value):
+            for method_name, method in inspect.getmembers(value, inspect.isfunction):
+                if method_name.startswith("test_"):
+                    yield from _with_arguments(f"{name}.{method_name}", method, value)
+
+
+def _with_arguments(name: str, function: Callable[..., Any], in_class: type[Any] | None) -> Iterator[Case]:
+    every: list[dict[str, Any]] = [{}]
+    for mark in getattr(function, "pytestmark", []):
+        if mark.name == "parametrize":
+            names = mark.args[0].split(",")
+            rows = mark.args[1] if len(names) > 1 else [(value,) for value in mark.args[1]]
+            every = [{**arguments, **dict(zip(names, row, strict=True))} for arguments in every for row in rows]
+    for number, arguments in enumerate(every):
+        yield Case(f"{name}[{number}]" if arguments else name, function, in_class, arguments)
+
+
+# What takes the place of their store, context and server
+
+
+class _Unbounded(Buffer):
+    """A buffer whose reader has always caught up, on whatever event loop."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Unbounded)  # their tests compare contexts, which get a buffer each
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def put(self, chunk: bytes) -> None:
+        self.chunks.append(chunk)
+
+    async def room(self) -> None:
+        pass
+
+
+class RequestContext(ChatContext):
+    def __init__(self, user_id: str) -> None:
+        super().__init__(user_id, _Unbounded())
+
+
+def _with_a_buffer(context: ChatContext) -> Any:
+    """``context``, which their tests use for several requests, with a buffer for one."""
+    own = copy.copy(context)
+    object.__setattr__(own, "buffer", _Unbounded())
+    return own
+
+
+_TYPES = ModuleType("tests._types")
+_TYPES.RequestContext = RequestContext  # type: ignore[attr-defined]
+_STORE = ModuleType("helpers.mock_store")
+_STORE.SQLiteStore = SqlStore  # type: ignore[attr-defined]  # for each test one on a database of its own, see store_class()
+
+
+def store_class(engine: Engine) -> type[SqlStore]:
+    """``SqlStore`` as their tests make it."""
+
+    class Store(SqlStore):
+        def __init__(self, db_path: str) -> None:
+            super().__init__(engine)
+            self.db_path = db_path
+            self._begun: set[str] = set()
+
+        async def save_thread(self, thread: ThreadMetadata, context: ChatContext) -> None:
+            # Their threads have fixed ids. Ours are announced by generate_thread_id(), or else they count as deleted.
+            if thread.id not in self._begun:
+                context.threads[thread.id] = []
+            self._begun.add(thread.id)
+            await super().save_thread(thread, context)
+
+    return Store
+
+
+@dataclass
+class _Responder(Assistant):
+    """Their callback as an assistant."""
+
+    callback: Callable[..., AsyncIterator[ThreadStreamEvent]] | None
+
+    async def respond(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+        if self.callback is None:
+            return
+        try:
+            async for event in self.callback(turn.thread, turn.message, turn.context):
+                yield event
+        except asyncio.CancelledError:
+            # Their responder raises it in place of a reader who leaves. Then the request's task is cancelled, so do that here.
+            cast(asyncio.Task[Any], asyncio.current_task()).cancel()
+            await asyncio.sleep(0)
+
+
+class _Server(ChatServer):
+    """Our server, called as theirs is.
+
+    It has no callbacks for actions and dictation, so these are replaced where a test brings one. Such a test sees the way to
+    them and back only.
+    """
+
+    def __init__(
+        self,
+        theirs: ModuleType,
+        responder: Any = None,
+        handle_feedback: Any = None,
+        action_callback: Any = None,
+        sync_action_callback: Any = None,
+        file_store: Any = None,  # not used: our server takes no attachments
+        transcribe_callback: Any = None,
+    ) -> None:
+        super().__init__(theirs.SQLiteStore(""), {None: _Responder(responder)}, turn_seconds=60, openai_client=None)
+        self._theirs = theirs
+        self._handle_feedback = handle_feedback
+        if action_callback:
+            self.action = action_callback  # type: ignore[method-assign]
+        if sync_action_callback:
+            self.sync_action = _coroutine(sync_action_callback)  # type: ignore[method-assign]
+        if transcribe_callback:
+            self.transcribe = _coroutine(transcribe_callback)  # type: ignore[method-assign]
+
+    async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
+        await super().add_feedback(thread_id, item_ids, feedback, context)
+        if self._handle_feedback is not None:
+            self._handle_feedback(thread_id, item_ids, feedback, context)
+
+    async def process(self, request: Any, context: ChatContext) -> StreamingResult | NonStreamingResult:
+        chat_request = read_request(request)
+        if is_streaming_req(chat_request):
+            return StreamingResult(self._stream(chat_request, context))
+        own = _with_a_buffer(context)
+        await self.handle(chat_request, own)
+        return NonStreamingResult(_in_local_time(b"".join(own.buffer.chunks)))
+
+    async def _stream(self, chat_request: Any, context: ChatContext) -> AsyncGenerator[bytes]:
+        own, failure = _with_a_buffer(context), None
+        try:
+            await self.handle(chat_request, own)
+        except BaseException as error:  # noqa: BLE001  raised when all before it has been read
+            failure = error
+        for chunk in own.buffer.chunks:
+            yield _in_local_time(chunk)
+        if failure is not None:
+            raise failure
+
+    async def process_streaming(self, request: Any, context: ChatContext | None = None) -> Any:
+        result = await self.process(request.model_dump_json(), context or self._theirs.DEFAULT_CONTEXT)
+        return await self._theirs.decode_streaming_result(result)
+
+    async def process_non_streaming(self, request: Any, context: ChatContext | None = None) -> Any:
+        return await self.process(request.model_dump_json(), context or self._theirs.DEFAULT_CONTEXT)
+
+
+def _in_local_time(sent: bytes) -> bytes:
+    """``sent`` with naive local times in place of UTC: their tests compare what is sent with what is in memory."""
+
+    def local(sent_time: re.Match[bytes]) -> bytes:
+        moment = datetime.fromisoformat(sent_time[1].decode()).astimezone()
+        return b'"created_at":"' + moment.replace(tzinfo=None).isoformat().encode() + b'"'
+
+    return re.sub(rb'"created_at":"([^"]+Z)"', local, sent)
+
+
+def _coroutine(callback: Callable[..., Any]) -> Callable[..., Any]:
+    async def call(*arguments: Any, **named: Any) -> Any:
+        return callback(*arguments, **named)
+
+    return call
+
+
+def server_maker(theirs: ModuleType) -> Callable[..., Any]:
+    """What takes the place of their ``make_server``."""
+    return lambda *arguments, **named: nullcontext(_Server(theirs, *arguments, **named))

@@ -1,0 +1,61 @@
+"""Users with a session and a conversation, through Flask's test client."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask
+from flask.testing import FlaskClient
+
+from tests.support.chat import user_input
+from tests.support.endpoint import ENDPOINT
+from tests.support.provider import shared
+
+CHAT = "/api/chatkit"
+
+
+@dataclass
+class Person:
+    """Somebody with a browser, a session and, where there is a chat, a conversation."""
+
+    client: FlaskClient
+    headers: dict[str, str]
+    user: str = ""
+    session_id: str = ""
+    secret: str = ""
+    thread: str = ""
+    item: str = ""
+
+    def mint(self) -> None:
+        data = self.client.post(ENDPOINT, headers=self.headers).get_json()["data"]
+        self.session_id, self.secret = data["session_id"], data["client_secret"]
+
+    def ids(self) -> list[str]:
+        known = [self.user, self.user.partition(":")[2], self.session_id, self.thread, self.item]
+        return [value for value in known if value]
+
+
+def person(app: Flask, kind: str, name: str) -> Person:
+    headers = {"Authorization": f"Bearer {shared(sub=f'{name}-5d0f8c1e')}"} if kind == "user" else {}
+    someone = Person(app.test_client(), headers)
+    someone.mint()
+    someone.user = f"user:{name}-5d0f8c1e"
+    if kind == "anonymous":
+        with someone.client.session_transaction() as cookie:
+            someone.user = f"anonymous:{cookie['visitor']}"
+    return someone
+
+
+def begin_conversation(someone: Person, words: str) -> None:
+    body = {"type": "threads.create", "params": {"input": user_input(f"tool {words}")}}
+    lines = chat(someone, body).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    someone.thread = events[0]["thread"]["id"]
+    someone.item = next(event["item"]["id"] for event in events if event["type"] == "thread.item.done")
+
+
+def chat(someone: Person, body: Any, **headers: str) -> Any:
+    sent = {"Authorization": f"Bearer {someone.secret}", **headers}
+    return someone.client.post(CHAT, json=body, headers=sent, buffered=True)

@@ -1,0 +1,45 @@
+"""Which tests stay together, and in which order they start, when pytest-xdist runs them in several processes.
+
+Not its ``--dist=loadgroup``: pytest-xdist 3.8 puts the group into ``item._nodeid``, which pytest 9.2 no longer reads.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+from tests.support.service import PROJECT
+
+
+def unit_of(node_id: str) -> str:
+    """The tests with the same unit run in the same process, one after the other."""
+    file = node_id.partition("::")[0]
+    if not _shares(file):
+        return node_id
+    # These have fixtures of their own: the tests of one kind of database, and those of the app for hosted sessions.
+    part = re.search(r"\[(?:sqlite|postgresql)\b|::TestHosted", node_id)
+    return f"{file} {part[0]}" if part else file
+
+
+def order(item: pytest.Item) -> int:
+    """What takes longest starts first: browsers, then the tests that share something, then all others."""
+    file = item.nodeid.partition("::")[0]
+    return 0 if _uses_browser(file) else 1 if _shares(file) else 2
+
+
+@functools.cache
+def _shares(file: str) -> bool:
+    path = PROJECT / file
+    return _uses_browser(file) or (path.is_file() and 'scope="module"' in path.read_text())
+
+
+def _uses_browser(file: str) -> bool:
+    return file.startswith("tests/browser/")
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    def _split_scope(self, nodeid: str) -> str:
+        return unit_of(nodeid)

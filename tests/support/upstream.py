@@ -1,0 +1,194 @@
+"""A stand-in for OpenAI's ChatKit Sessions API over real HTTP: well behaved by default, and made to fail on purpose."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+API_KEY = "sk-test-4ee0d2f7c1a94b3e8f60"
+WORKFLOW_ID = "wf_test_68f0c1d2e3b4a5968778"
+SECRET_PREFIX = "ek_test_"
+
+
+@dataclass
+class Received:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: Any
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection. ``behaviour`` answers; what it does not close stays open, as OpenAI's does."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 30
+    server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.upstream.connections += 1
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        is_json = headers.get("content-type") == "application/json"
+        self.server.upstream.received.append(Received("POST", self.path, headers, json.loads(raw) if is_json and raw else raw))
+        self.server.upstream.behaviour(self)
+
+    do_GET = do_POST  # noqa: N815  a redirect that is followed comes as one
+
+    def answer(self, status: int, body: bytes | dict[str, Any] = b"", **headers: str) -> None:
+        content = json.dumps(body).encode() if isinstance(body, dict) else body
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def hang_up(self) -> None:
+        """End the connection here and now."""
+        self.close_connection = True
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+Behaviour = Callable[[Handler], None]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 512
+    upstream: Upstream
+
+    def handle_error(self, *args: object) -> None:
+        """A caller that hung up is nothing to report."""
+
+
+class Upstream:
+    """The server, what it received, and how it behaves at the moment."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.received: list[Received] = []
+        self.connections = 0
+        self.behaviour: Behaviour = mint
+        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server.upstream = self
+        scheme = "http"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+            scheme = "https"
+        host = "localhost" if tls else "127.0.0.1"
+        self.url = f"{scheme}://{host}:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def session(**changes: Any) -> dict[str, Any]:
+    """A ``chatkit.session`` as OpenAI's description has it; ``None`` leaves a member out."""
+    whole = {
+        "id": f"cksess_{secrets.token_hex(24)}",
+        "object": "chatkit.session",
+        "client_secret": f"{SECRET_PREFIX}{secrets.token_hex(48)}",
+        "expires_at": int(time.time()) + 600,
+        "workflow": {"id": WORKFLOW_ID, "version": None, "state_variables": None, "tracing": {"enabled": True}},
+        "user": "anonymous:someone",
+        "rate_limits": {"max_requests_per_1_minute": 10},
+        "max_requests_per_1_minute": 10,
+        "status": "active",
+        "chatkit_configuration": {
+            "automatic_thread_titling": {"enabled": True},
+            "file_upload": {"enabled": False, "max_file_size": None, "max_files": None},
+            "history": {"enabled": True, "recent_threads": None},
+        },
+    }
+    return {name: value for name, value in {**whole, **changes}.items() if value is not None}
+
+
+def mint(handler: Handler) -> None:
+    handler.answer(200, session())
+
+
+def minting(**changes: Any) -> Behaviour:
+    """Answers a session with ``changes``."""
+    return lambda handler: handler.answer(200, session(**changes))
+
+
+def answering(status: int, body: bytes | dict[str, Any] = b"", **headers: str) -> Behaviour:
+    """Answers always the same."""
+    return lambda handler: handler.answer(status, body, **headers)
+
+
+def failing(status: int, code: str, **headers: str) -> Behaviour:
+    """Answers an error as OpenAI does: with a message that quotes what must never be shown."""
+    message = f"Workflow with id '{WORKFLOW_ID}' not found. Incorrect API key provided: {API_KEY}."
+    return answering(status, {"error": {"message": message, "type": "invalid_request_error", "code": code}}, **headers)
+
+
+def delayed(seconds: float) -> Behaviour:
+    """Answers a session after a while."""
+
+    def behave(handler: Handler) -> None:
+        time.sleep(seconds)
+        mint(handler)
+
+    return behave
+
+
+def dripping(data: bytes, seconds: float = 60, pause: float = 0.2) -> Behaviour:
+    """Sends ``data``, then a byte at a time for a long while: each wait for the socket is short, all of them are not."""
+
+    def behave(handler: Handler) -> None:
+        handler.wfile.write(data)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            time.sleep(pause)
+
+    return behave
+
+
+def sending(data: bytes) -> Behaviour:
+    """Sends these bytes, whatever they are, and hangs up."""
+
+    def behave(handler: Handler) -> None:
+        handler.wfile.write(data)
+        handler.hang_up()
+
+    return behave
+
+
+def silent(seconds: float = 60) -> Behaviour:
+    """Takes the request and says nothing."""
+
+    def behave(handler: Handler) -> None:
+        time.sleep(seconds)
+        handler.hang_up()
+
+    return behave
+
+
+def endless(handler: Handler) -> None:
+    """A body without end, as fast as it can be taken."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+    while True:
+        handler.wfile.write(b" " * 65536)
+
+
+def users(upstream: Upstream) -> list[str]:
+    return [received.body["user"] for received in upstream.received]

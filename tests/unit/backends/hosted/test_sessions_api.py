@@ -1,0 +1,201 @@
+"""What the hosted issuer sends and how it reads an answer; OpenAI's own SDK is the judge of what is sent."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import openai
+import pytest
+import requests_mock
+import trustme
+
+from chatkit.identity.user import User
+from chatkit.settings import Settings
+from tests.support.endpoint import USER
+from tests.support.hosted import COMPLETE, sessions_api, what_counts
+from tests.support.service import SECRET_KEY
+from tests.support.upstream import API_KEY, WORKFLOW_ID, Upstream, answering, delayed, mint, minting, session
+
+ARGUMENTS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "nothing set": ({}, {}),
+    "version": ({"CHATKIT_WORKFLOW_VERSION": "3"}, {"workflow": {"id": WORKFLOW_ID, "version": "3"}}),
+    "time to live": ({"CHATKIT_SESSION_TTL": "600"}, {"expires_after": {"anchor": "created_at", "seconds": 600}}),
+    "limit": ({"CHATKIT_MAX_REQUESTS_PER_MINUTE": "5"}, {"rate_limits": {"max_requests_per_1_minute": 5}}),
+    "uploads off": ({"CHATKIT_FILE_UPLOAD": "false"}, {"chatkit_configuration": {"file_upload": {"enabled": False}}}),
+    "traces off": ({"CHATKIT_TRACING": "no"}, {"workflow": {"id": WORKFLOW_ID, "tracing": {"enabled": False}}}),
+    "everything": (
+        {
+            "CHATKIT_WORKFLOW_VERSION": "12",
+            "CHATKIT_SESSION_TTL": "120",
+            "CHATKIT_MAX_REQUESTS_PER_MINUTE": "30",
+            "CHATKIT_FILE_UPLOAD": "true",
+            "CHATKIT_FILE_UPLOAD_MAX_FILES": "4",
+            "CHATKIT_FILE_UPLOAD_MAX_MB": "8",
+            "CHATKIT_HISTORY": "on",
+            "CHATKIT_HISTORY_RECENT_THREADS": "7",
+        },
+        {
+            "workflow": {"id": WORKFLOW_ID, "version": "12"},
+            "expires_after": {"anchor": "created_at", "seconds": 120},
+            "rate_limits": {"max_requests_per_1_minute": 30},
+            "chatkit_configuration": {
+                "file_upload": {"enabled": True, "max_files": 4, "max_file_size": 8},
+                "history": {"enabled": True, "recent_threads": 7},
+            },
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_the_request_is_the_one_openais_sdk_sends(upstream: Upstream, case: str) -> None:
+    variables, arguments = ARGUMENTS[case]
+    with openai.OpenAI(api_key=API_KEY, base_url=f"{upstream.url}/v1", max_retries=0) as sdk:
+        theirs = sdk.beta.chatkit.sessions.create(**cast(Any, {"user": USER.id, "workflow": {"id": WORKFLOW_ID}, **arguments}))
+    ours = sessions_api(upstream.url, **variables).issue(USER)
+    sent_by_them, sent_by_us = map(what_counts, upstream.received)
+    assert sent_by_us == sent_by_them
+    assert ours.client_secret.startswith("ek_test_")
+    assert theirs.client_secret.startswith("ek_test_")
+
+
+KNOWN = User("user", "ada", claims={"email": "ada@example.com", "seats": 3, "share": 0.5, "admin": False})
+
+
+def test_a_workflow_and_state_variables_for_a_user(upstream: Upstream) -> None:
+    variables = {"CHATKIT_WORKFLOW_VERSION": "3", "CHATKIT_WORKFLOWS": "pro=wf_test_pro"}
+    issuer = sessions_api(upstream.url, CHATKIT_AGENT_CLAIM="plan", **variables)
+    with openai.OpenAI(api_key=API_KEY, base_url=f"{upstream.url}/v1", max_retries=0) as sdk:
+        for workflow in ({"id": "wf_test_pro"}, {"id": WORKFLOW_ID, "version": "3"}):
+            state: Any = {**workflow, "state_variables": dict(KNOWN.claims)}
+            sdk.beta.chatkit.sessions.create(user="user:ada", workflow=state)
+    issuer.issue(replace(KNOWN, agent="pro"))
+    issuer.issue(KNOWN)
+    theirs, ours = upstream.received[:2], upstream.received[2:]
+    assert [received.body for received in ours] == [received.body for received in theirs]
+
+
+def test_nothing_but_what_was_set_is_sent(upstream: Upstream) -> None:
+    sessions_api(upstream.url).issue(USER)
+    assert upstream.received[0].body == {"user": USER.id, "workflow": {"id": WORKFLOW_ID}}
+
+
+def test_one_connection_serves_call_after_call(upstream: Upstream) -> None:
+    issuer = sessions_api(upstream.url)
+    for _ in range(10):
+        issuer.issue(USER)
+    assert upstream.connections == 1
+    upstream.behaviour = answering(401, b'{"error": {}}')
+    for _ in range(3):
+        with pytest.raises(Exception, match="401"):
+            issuer.issue(USER)
+    assert upstream.connections == 1
+
+
+def test_calls_at_the_same_time_do_not_wait_for_each_other(upstream: Upstream) -> None:
+    upstream.behaviour = delayed(1)
+    issuer = sessions_api(upstream.url, GUNICORN_THREADS="20")
+    started = time.monotonic()
+    with ThreadPoolExecutor(20) as pool:
+        ids = {minted.session_id for minted in pool.map(issuer.issue, [USER] * 20)}
+    assert len(ids) == 20
+    assert time.monotonic() - started < 10
+    assert upstream.connections == 20
+
+
+def test_cookies_of_the_upstream_do_not_travel_from_user_to_user(upstream: Upstream) -> None:
+    upstream.behaviour = lambda handler: handler.answer(200, session(), Set_Cookie="who=first; Path=/")
+    issuer = sessions_api(upstream.url)
+    issuer.issue(USER)
+    issuer.issue(USER)
+    assert "cookie" not in upstream.received[1].headers
+
+
+def test_the_machines_proxy_and_netrc_are_not_used(upstream: Upstream, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login someone password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    sessions_api(upstream.url).issue(USER)
+    assert upstream.received[0].headers["authorization"] == f"Bearer {API_KEY}"
+
+
+@pytest.mark.parametrize(
+    ("expires_at", "ttl", "expected"),
+    [
+        (300, "600", 300),  # OpenAI says sooner than asked for
+        (600, "600", 600),
+        (590, "60", 60),  # its clock is ahead of ours
+        (-900, "600", 600),  # and behind
+        (10**9, "600", 600),
+        (float("nan"), "600", 600),
+        ("soon", "600", 600),
+        (None, "30", 30),
+    ],
+)
+def test_remaining_life(upstream: Upstream, expires_at: Any, ttl: str, expected: int) -> None:
+    if isinstance(expires_at, int | float):
+        expires_at = time.time() + expires_at
+    upstream.behaviour = minting(expires_at=expires_at)
+    minted = sessions_api(upstream.url, CHATKIT_SESSION_TTL=ttl).issue(USER)
+    assert (minted.expires_at - datetime.now(UTC)).total_seconds() == pytest.approx(expected, abs=2)
+
+
+def test_a_session_does_not_show_its_secret(upstream: Upstream) -> None:
+    assert "ek_test_" not in repr(sessions_api(upstream.url).issue(USER))
+    assert API_KEY not in repr(Settings.load(COMPLETE))
+    assert WORKFLOW_ID not in repr(Settings.load(COMPLETE))
+    assert SECRET_KEY not in repr(Settings.load(COMPLETE))
+
+
+@pytest.mark.parametrize("encoding", [{}, {"Content-Encoding": "gzip"}])
+def test_unit_reading_of_an_answer(encoding: dict[str, str]) -> None:
+    import gzip
+    import json
+
+    content = json.dumps(session(id="cksess_1", client_secret="ek_test_1")).encode()
+    issuer = sessions_api("https://api.openai.com")
+    with requests_mock.Mocker(session=issuer.http) as mocked:
+        mocked.post(
+            "https://api.openai.com/v1/chatkit/sessions",
+            content=gzip.compress(content) if encoding else content,
+            headers=encoding,
+        )
+        minted = issuer.issue(USER)
+    assert (minted.session_id, minted.client_secret) == ("cksess_1", "ek_test_1")
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls_upstream(authority: trustme.CA) -> Iterator[Upstream]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    with Upstream(tls=context) as running:
+        yield running
+
+
+def test_over_tls(tls_upstream: Upstream, authority: trustme.CA, tmp_path: Any) -> None:
+    issuer = sessions_api(tls_upstream.url)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    issuer.http.verify = str(tmp_path / "ca.pem")
+    tls_upstream.behaviour = mint
+    for _ in range(3):
+        assert re.match("cksess_", issuer.issue(USER).session_id)
+    assert tls_upstream.connections == 1
+
+
+def test_a_certificate_nobody_vouches_for(tls_upstream: Upstream) -> None:
+    with pytest.raises(Exception, match="no response from OpenAI"):
+        sessions_api(tls_upstream.url).issue(USER)
+    assert tls_upstream.received == []

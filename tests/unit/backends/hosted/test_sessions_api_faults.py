@@ -1,0 +1,189 @@
+"""Every way in which the upstream can disappoint, over real HTTP, and the row of the contract in which it ends."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+from flask.testing import FlaskClient
+
+from chatkit.backends.hosted import sessions_api
+from tests.support import upstream as u
+from tests.support.applications import MakeApp
+from tests.support.endpoint import ENDPOINT, error_of
+from tests.support.service import free_port
+from tests.support.upstream import Behaviour, Upstream, answering, dripping, failing, minting, sending
+
+REJECTED = (401, "openai_authentication_failed", "OpenAI authentication failed")
+LIMITED = (429, "openai_rate_limited", "Rate limited by OpenAI. Please try again in a moment.")
+NO_SESSION = (500, "openai_session_not_created", "OpenAI service error: Could not create session")
+UNAVAILABLE = (503, "openai_unavailable", "OpenAI service temporarily unavailable")
+
+SESSION = json.dumps(u.session()).encode()
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+ROWS: dict[str, tuple[Behaviour, tuple[int, str, str]]] = {
+    "key rejected": (failing(401, "invalid_api_key"), REJECTED),
+    "rate limited": (failing(429, "rate_limit_exceeded"), LIMITED),
+    "out of money": (failing(429, "insufficient_quota"), LIMITED),
+    "bad request": (failing(400, "invalid_request_error"), NO_SESSION),
+    "forbidden": (failing(403, "unsupported_country_region_territory"), NO_SESSION),
+    "workflow not found": (failing(404, "not_found"), NO_SESSION),
+    "conflict": (failing(409, "conflict"), NO_SESSION),
+    "teapot": (answering(418), NO_SESSION),
+    "no content": (answering(204), NO_SESSION),
+    "html": (answering(200, b"<html>It works!</html>", Content_Type="text/html"), NO_SESSION),
+    "nothing": (answering(200, b""), NO_SESSION),
+    "not json": (answering(200, SESSION[:-5]), NO_SESSION),
+    "not utf-8": (answering(200, b"\xff\xfe\xfd"), NO_SESSION),
+    "an array": (answering(200, b"[" + SESSION + b"]"), NO_SESSION),
+    "nested deeply": (answering(200, b"[" * 100_000), NO_SESSION),
+    "no secret": (minting(client_secret=None), NO_SESSION),
+    "empty secret": (minting(client_secret=""), NO_SESSION),
+    "secret of another type": (minting(client_secret=["a"]), NO_SESSION),
+    "no id": (minting(id=None), NO_SESSION),
+    "empty id": (minting(id=""), NO_SESSION),
+    "too long": (answering(200, SESSION + b" " * 300_000), NO_SESSION),
+    "endless": (u.endless, NO_SESSION),
+    "gzip bomb": (answering(200, gzip.compress(b" " * 200_000_000), Content_Encoding="gzip"), NO_SESSION),
+    "gzip that is none": (answering(200, SESSION, Content_Encoding="gzip"), NO_SESSION),
+    "internal error": (failing(500, "server_error"), UNAVAILABLE),
+    "bad gateway": (answering(502, b"<html>cloudflare</html>"), UNAVAILABLE),
+    "overloaded": (answering(503), UNAVAILABLE),
+    "gateway timeout": (answering(504), UNAVAILABLE),
+    "endless error": (sending(b"HTTP/1.1 500 Oh\r\n\r\n" + b"x" * 10_000_000), UNAVAILABLE),
+    "hangs up": (u.Handler.hang_up, UNAVAILABLE),
+    "hangs up in the headers": (sending(HEAD), UNAVAILABLE),
+    "hangs up in the body": (sending(HEAD + b"Content-Length: 5000\r\n\r\n" + SESSION), UNAVAILABLE),
+    "broken chunks": (sending(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + SESSION), UNAVAILABLE),
+    "truncated chunks": (sending(HEAD + b"Transfer-Encoding: chunked\r\n\r\nffff\r\n" + SESSION), UNAVAILABLE),
+    "not http": (sending(b"SSH-2.0-OpenSSH_9.2\r\n"), UNAVAILABLE),
+    "a header without end": (sending(HEAD + b"X-Long: " + b"x" * 1_000_000 + b"\r\n\r\n"), UNAVAILABLE),
+    "headers without end": (sending(HEAD + b"X-More: x\r\n" * 10_000), UNAVAILABLE),
+    "silent": (u.silent(5), UNAVAILABLE),
+    "drips its status line": (dripping(b"HTTP/1.1 200 ", 5), UNAVAILABLE),
+    "drips its headers": (dripping(HEAD + b"X-Slow: ", 5), UNAVAILABLE),
+    "drips its body": (dripping(HEAD + b"Content-Length: 5000\r\n\r\n", 5), UNAVAILABLE),
+    "drips an error": (dripping(b"HTTP/1.1 401 No\r\nContent-Length: 5000\r\n\r\n", 5), UNAVAILABLE),
+}
+
+
+@pytest.fixture(autouse=True)
+def short_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second instead of ten; test_gunicorn has the real time."""
+    monkeypatch.setattr(sessions_api, "CALL_SECONDS", 1.0)
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_row(client: FlaskClient, upstream: Upstream, case: str) -> None:
+    upstream.behaviour, expected = ROWS[case]
+    started = time.monotonic()
+    response = client.post(ENDPOINT)
+    assert time.monotonic() - started < 3  # not the 5 s of the upstream
+    assert error_of(response) == expected
+    assert ("Retry-After" in response.headers) is (response.status_code in (429, 503))
+    assert u.API_KEY not in response.text
+    assert u.WORKFLOW_ID not in response.text
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_not_followed(client: FlaskClient, upstream: Upstream, status: int) -> None:
+    with Upstream() as elsewhere:
+        upstream.behaviour = answering(status, Location=f"{elsewhere.url}/v1/chatkit/sessions")
+        assert error_of(client.post(ENDPOINT)) == NO_SESSION
+        assert elsewhere.received == []
+        assert elsewhere.connections == 0
+
+
+def test_nobody_listens(make_app: MakeApp) -> None:
+    client = make_app(CHATKIT_API_BASE=f"http://127.0.0.1:{free_port()}").test_client()
+    assert error_of(client.post(ENDPOINT)) == UNAVAILABLE
+
+
+def test_host_without_address(make_app: MakeApp) -> None:
+    client = make_app(CHATKIT_API_BASE="https://nowhere.invalid").test_client()
+    assert error_of(client.post(ENDPOINT)) == UNAVAILABLE
+
+
+def test_name_server_that_hangs(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(5) and [])
+    client = make_app(CHATKIT_API_BASE="https://api.openai.com").test_client()
+    started = time.monotonic()
+    assert error_of(client.post(ENDPOINT)) == UNAVAILABLE
+    assert time.monotonic() - started < 3  # not the 5 s of the upstream
+    released.set()
+
+
+@pytest.fixture
+def full_port() -> Iterator[int]:
+    """A port where connecting takes for ever: its queue is full and nobody accepts."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for sock in waiting:
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+        for sock in waiting:
+            sock.close()
+
+
+def test_connecting_takes_for_ever(make_app: MakeApp, full_port: int) -> None:
+    client = make_app(CHATKIT_API_BASE=f"http://127.0.0.1:{full_port}").test_client()
+    started = time.monotonic()
+    assert error_of(client.post(ENDPOINT)) == UNAVAILABLE
+    assert time.monotonic() - started < 3  # not the 5 s of the upstream
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", "7"), ("", "10"), ("99999", "600"), ("Wed, 21 Oct 2026 07:28:00 GMT", "10")],
+)
+def test_how_long_to_wait_when_rate_limited(client: FlaskClient, upstream: Upstream, header: str, seconds: str) -> None:
+    upstream.behaviour = answering(429, Retry_After=header)
+    assert client.post(ENDPOINT).headers["Retry-After"] == seconds
+
+
+def test_a_connection_that_broke_is_tried_once_more(client: FlaskClient, upstream: Upstream) -> None:
+    def break_once(handler: u.Handler) -> None:
+        upstream.behaviour = u.mint
+        handler.hang_up()
+
+    upstream.behaviour = break_once
+    assert client.post(ENDPOINT).status_code == 200
+    assert len(upstream.received) == 2
+
+
+def test_what_is_refused_is_not_tried_again(client: FlaskClient, upstream: Upstream) -> None:
+    for behaviour in (failing(401, "invalid_api_key"), failing(500, "server_error"), u.silent(5)):
+        upstream.received.clear()
+        upstream.behaviour = behaviour
+        client.post(ENDPOINT)
+        assert len(upstream.received) == 1
+
+
+def test_an_endless_answer_costs_little_memory(client: FlaskClient, upstream: Upstream) -> None:
+    upstream.behaviour = u.endless
+    tracemalloc.start()
+    client.post(ENDPOINT)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8_000_000
+
+
+def test_the_log_names_the_upstreams_request_and_the_likely_cause(
+    client: FlaskClient, upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.behaviour = failing(404, "not_found", X_Request_ID="req_4f2a")
+    client.post(ENDPOINT)
+    assert "OpenAI answered 404 (request req_4f2a, not_found)" in caplog.text
+    assert "another project" in caplog.text
+    assert "quoted" not in caplog.text

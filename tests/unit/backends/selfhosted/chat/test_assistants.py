@@ -1,0 +1,420 @@
+"""All shapes of ``CHATKIT_AGENT``, over HTTP on both sides: a page's, and a stand-in's for OpenAI's Responses API."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from agents.run import AgentRunner, get_default_agent_runner
+
+from chatkit.backends.selfhosted.chat import exported_workflow
+from chatkit.backends.selfhosted.chat.assistants import _load
+from chatkit.settings import SettingsError
+from chatkit.web import asgi
+from tests.support import upstream as u
+from tests.support.applications import Start
+from tests.support.chat import Caller, deltas, errors, texts, user_input
+from tests.support.leaks import Recorder
+from tests.support.provider import SECRET, shared
+from tests.support.responses_api import asked, calls, says, streaming
+from tests.support.upstream import API_KEY, Upstream, failing
+
+
+def test_a_plain_assistant_with_only_a_key(start: Start, upstream: Upstream) -> None:
+    caller = start(CHATKIT_MODEL="gpt-mine", CHATKIT_INSTRUCTIONS="Speak like a pirate.")
+    upstream.behaviour = streaming(says("Ahoy, my friend"))
+    _, events = caller.create("Hello")
+    assert texts(events) == ["Ahoy, my friend"]
+    assert deltas(events) == ["Ahoy,", " my", " friend"]
+    assert (upstream.received[0].body["model"], upstream.received[0].body["instructions"]) == (
+        "gpt-mine",
+        "Speak like a pirate.",
+    )
+    assert upstream.received[0].headers["authorization"] == f"Bearer {API_KEY}"
+
+
+@pytest.mark.parametrize("agent", ["simple", "for_user", "for_user_later", "run_workflow"])
+def test_words_reach_the_page_as_the_model_says_them(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(says("one two three four", pause=0.3))
+    stream = caller.stream("threads.create", input=user_input("Count"))
+    arrivals = [(time.monotonic(), delta) for event in stream for delta in deltas([event])]
+    assert [delta for _, delta in arrivals] == ["one", " two", " three", " four"]
+    gaps = [later[0] - earlier[0] for earlier, later in itertools.pairwise(arrivals)]
+    assert all(gap > 0.1 for gap in gaps), "not all at the end"
+
+
+@pytest.mark.parametrize("agent", ["simple", "run_workflow"])
+def test_earlier_messages_stand_in_front(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(says("Hello Ada"), says("You are Ada"))
+    thread_id, _ = caller.create("I am Ada")
+    events = caller.say(thread_id, "Who am I?")
+    assert texts(events) == ["You are Ada"]
+    assert asked(upstream.received[1].body) == [("user", "I am Ada"), ("assistant", "Hello Ada"), ("user", "Who am I?")]
+
+
+def test_an_agent_for_each_user(start: Start, upstream: Upstream) -> None:
+    caller = start("for_user")
+    upstream.behaviour = streaming(says("Yes"))
+    caller.create("Hello")
+    Caller(caller.url).create("Hello")
+    served = [received.body["instructions"] for received in upstream.received]
+    assert all(text.startswith("You serve anonymous:") for text in served)
+    assert served[0] != served[1]
+
+
+@pytest.mark.parametrize(
+    ("token", "instructions"),
+    [
+        (shared(plan="pro"), "user:ada knows {'plan': 'pro'}."),
+        (shared(plan=["free", "pro"]), "user:ada knows {}."),
+        (shared(plan="free"), "Be brief."),
+        (shared(plan="PRO"), "Be brief."),
+        (shared(plan={"pro": 1}), "Be brief."),
+        (shared(), "Be brief."),
+        (None, "Be brief."),
+    ],
+)
+def test_an_agent_by_a_claim(start: Start, upstream: Upstream, token: str | None, instructions: str) -> None:
+    agents = {"CHATKIT_AGENT_CLAIM": "plan", "CHATKIT_AGENTS": "pro=tests.support.agents_under_test:for_claims"}
+    url = start("simple", AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan,email", **agents).url
+    upstream.behaviour = streaming(says("Yes"))
+    Caller(url, token).create("Hello")
+    assert upstream.received[0].body["instructions"] == instructions
+
+
+def test_tools_know_the_claims_too(start: Start, upstream: Upstream) -> None:
+    url = start("knowing", AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan").url
+    upstream.behaviour = streaming(calls("what_is_known"), says("I see"))
+    Caller(url, shared(plan="pro", email="ada@example.com")).create("Hello")
+    (output,) = [item["output"] for item in upstream.received[1].body["input"] if item.get("type") == "function_call_output"]
+    assert output == "user:ada {'plan': 'pro'}"
+
+
+@pytest.mark.parametrize("agent", ["with_tool"])
+def test_a_tool_call(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(calls("weather", city="Paris"), says("Sunny in Paris"))
+    _, events = caller.create("Weather?")
+    assert texts(events) == ["Sunny in Paris"]
+    outputs = [item["output"] for item in upstream.received[1].body["input"] if item.get("type") == "function_call_output"]
+    assert outputs == ["Sun in Paris"]
+
+
+def test_a_client_tool_call_and_its_result(start: Start, upstream: Upstream) -> None:
+    caller = start("with_page")
+    upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("It is blue"))
+    thread_id, events = caller.create("What colour is my page?")
+    (call,) = [event.item for event in events if event.type == "thread.item.done" and event.item.type == "client_tool_call"]
+    assert (call.name, call.arguments, call.call_id, call.status) == ("ask_page", {"question": "Colour?"}, "call_1", "pending")
+    answered = list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
+    assert texts(answered) == ["It is blue"]
+    given = upstream.received[1].body["input"]
+    assert [item.get("type") for item in given[1:]] == ["function_call", "function_call_output"]
+    assert given[2]["output"] == '{"colour": "blue"}'
+
+
+@pytest.mark.parametrize(
+    ("category", "tool", "agent_instructions"),
+    [("booking", True, "Help the traveller to book"), ("complaint", False, "Apologise")],
+)
+def test_an_export_with_a_branch_runs_unchanged(
+    start: Start, upstream: Upstream, category: str, tool: bool, agent_instructions: str
+) -> None:
+    caller = start("examples.travel_desk:run_workflow")
+    turns = [calls("seats_left", flight="LH1")] if tool else []
+    upstream.behaviour = streaming(says(f'{{"category":"{category}"}}'), *turns, says("Here is what I can do"))
+    thread_id, events = caller.create("I need help")
+    assert texts(events) == ["Here is what I can do"], "what the triage said is for the workflow, and nothing is said twice"
+    assert deltas(events) == ["Here", " is", " what", " I", " can", " do"]
+    assert upstream.received[1].body["instructions"].startswith(agent_instructions)
+    assert [item.type for item in caller.items(thread_id, order="asc").data] == ["user_message", "assistant_message"]
+
+
+@pytest.mark.parametrize(
+    ("agent", "said"),
+    [
+        ("returns_nothing", ["Well"]),
+        ("returns_parsed", ['{\n  "category": "booking",\n  "sure": true\n}']),
+        ("says_without_an_agent", ["You said Hello"]),
+    ],
+)
+def test_whatever_a_workflow_returns(start: Start, upstream: Upstream, agent: str, said: list[str]) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(says("Well"))
+    _, events = caller.create("Hello")
+    assert texts(events) == said
+
+
+def test_an_agent_that_is_a_tool_speaks_to_its_caller_only(start: Start, upstream: Upstream) -> None:
+    caller = start("runs_another_agent_as_tool")
+    upstream.behaviour = streaming(calls("expert", input="Weather?"), says("secret of the expert"), says("All is well"))
+    _, events = caller.create("Hello")
+    assert texts(events) == ["All is well"]
+    given = upstream.received[-1].body["input"]
+    assert [item["output"] for item in given if item.get("type") == "function_call_output"] == ["secret of the expert"]
+
+
+def test_agents_that_run_side_by_side(start: Start, upstream: Upstream) -> None:
+    caller = start("runs_two_at_once")
+    upstream.behaviour = streaming(says("one of two", pause=0.05))
+    thread_id, events = caller.create("Hello")
+    assert texts(events) == ["one of two", "one of two"]
+    assert len(caller.items(thread_id).data) == 3
+
+
+def test_a_silent_stream_has_heartbeats(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asgi, "HEARTBEAT_SECONDS", 0.2)
+    caller = start("simple")
+    upstream.behaviour = streaming([*says("after a while")[:2], 1.0, *says("after a while")[2:]])
+    answer = caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}})
+    assert 2 <= answer.text.count(": keep-alive\n\n") <= 5
+    assert "after" in answer.text
+
+
+def test_a_widget_action_is_told_to_the_model(start: Start, upstream: Upstream) -> None:
+    caller = start("simple")
+    upstream.behaviour = streaming(says("Hello"), says("You pressed it"))
+    thread_id, _ = caller.create("Hello")
+    action = {"type": "press", "payload": {"button": "red"}}
+    assert caller.post("threads.sync_custom_action", thread_id=thread_id, action=action).json() == {}
+    events = list(caller.stream("threads.custom_action", thread_id=thread_id, action=action))
+    assert texts(events) == ["You pressed it"]
+    told = [text for _, text in asked(upstream.received[1].body) if "acted on the page: press with {'button': 'red'}" in text]
+    assert len(told) == 2
+    assert [item.type for item in caller.items(thread_id, order="asc").data] == ["user_message", *["assistant_message"] * 2]
+
+
+def test_messages_of_a_model_that_names_them_all_alike(start: Start, upstream: Upstream) -> None:
+    caller = start("simple")
+    upstream.behaviour = streaming(says("first"), says("second"))
+    thread_id, _ = caller.create("one")
+    caller.say(thread_id, "two")
+    kept = caller.items(thread_id, order="asc").data
+    assert ["".join(part.text for part in item.content) for item in kept] == ["one", "first", "two", "second"]
+    assert len({item.id for item in kept}) == 4
+
+
+STREAM_ERROR = ("stream.error", None)
+
+
+@pytest.mark.parametrize("agent", ["simple", "run_workflow"])
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [
+        (failing(429, "rate_limit_exceeded"), ("custom", "The assistant is busy. Please try again in a moment.", True)),
+        (failing(500, "server_error"), (*STREAM_ERROR, True)),
+        (failing(401, "invalid_api_key"), (*STREAM_ERROR, False)),
+        (failing(400, "invalid_request_error"), (*STREAM_ERROR, False)),
+        (u.Handler.hang_up, (*STREAM_ERROR, True)),
+    ],
+    ids=["429", "500", "401", "400", "hangs up"],
+)
+def test_a_model_that_fails(start: Start, upstream: Upstream, agent: str, behaviour: Any, expected: Any) -> None:
+    caller = start(agent)
+    upstream.behaviour = behaviour
+    thread_id, events = caller.create("Hello")
+    assert errors(events) == [expected]
+    message = caller.items(thread_id, order="asc").data[0]
+    upstream.behaviour = streaming(says("Better now"))
+    again = list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
+    assert texts(again) == ["Better now"]
+
+
+@pytest.mark.parametrize("agent", ["simple", "run_workflow"])
+def test_a_model_that_stalls(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent, CHATKIT_TURN_SECONDS="2")
+    upstream.behaviour = streaming([*says("half a")[:4], 20.0])
+    started = time.monotonic()
+    _, events = caller.create("Hello")
+    assert time.monotonic() - started < 4
+    assert errors(events) == [("custom", "The answer took too long. Please try again.", True)]
+
+
+@pytest.mark.parametrize("agent", ["breaks", "for_nobody"])
+def test_an_agent_that_breaks(start: Start, recorder: Recorder, agent: str) -> None:
+    caller = start(agent)
+    _, events = caller.create("Hello")
+    assert errors(events) == [(*STREAM_ERROR, True)]
+    assert "internal detail" not in repr(events)
+    line = next(line for line in reversed(recorder.lines) if "the assistant failed" in line)
+    assert ("an internal detail" if agent == "breaks" else "not an Agents SDK agent") in line
+    assert '"request_id": "' in line
+    assert '"session_id": "ses_' in line
+
+
+def test_dictation(start: Start, upstream: Upstream) -> None:
+    caller = start("simple")
+    upstream.behaviour = u.answering(200, {"text": "Hello there"})
+    answer = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm;codecs=opus")
+    assert (answer.status_code, answer.json()) == (200, {"text": "Hello there"})
+    assert upstream.received[0].path == "/v1/audio/transcriptions"
+
+
+UNAVAILABLE = (503, "openai_unavailable")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [
+        (failing(401, "invalid_api_key", X_Request_Id="req_7"), (401, "openai_authentication_failed")),
+        (failing(429, "rate_limit_exceeded", X_Request_Id="req_7"), (429, "openai_rate_limited")),
+        (failing(500, "server_error", X_Request_Id="req_7"), UNAVAILABLE),
+        (u.answering(200, b"{"), UNAVAILABLE),
+        (u.answering(200, b"text", Content_Type="text/plain"), UNAVAILABLE),
+        (u.answering(200, {"text": 7}), UNAVAILABLE),
+        (u.answering(200, {}), UNAVAILABLE),
+        (u.Handler.hang_up, UNAVAILABLE),
+    ],
+    ids=["401", "429", "500", "no json", "text", "another type", "nothing", "hangs up"],
+)
+def test_a_dictation_that_fails(start: Start, upstream: Upstream, recorder: Recorder, behaviour: Any, expected: Any) -> None:
+    caller = start("simple")
+    upstream.behaviour = behaviour
+    before = len(recorder.lines)
+    answer = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm")
+    assert (answer.status_code, answer.json()["code"]) == expected
+    (line,) = [line for line in recorder.lines[before:] if "transcription failed" in line]
+    if expected != UNAVAILABLE:
+        assert f"OpenAI answered {answer.status_code} (request req_7)" in line
+
+
+@pytest.mark.parametrize("mime_type", ["audio/webm\r\nX-Injected: yes", "text/html", "audio/" + "x" * 60_000, ""])
+def test_a_media_type_that_is_none(start: Start, upstream: Upstream, mime_type: str) -> None:
+    """It becomes a header within the request to OpenAI."""
+    caller = start("simple")
+    assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type=mime_type).status_code == 400
+    assert upstream.received == []
+
+
+FOUND = {
+    "simple": "the Agents SDK agent 'Simple'",
+    "for_user": "the agents that the function",
+    "for_claims": "the agents that the function",
+    "run_workflow": "the exported workflow",
+    "returns_nothing": "the exported workflow",
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_is_said(name: str) -> None:
+    assert FOUND[name] in _load(f"tests.support.agents_under_test:{name}")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tests.nowhere:agent", "tests.nowhere can't be imported (ModuleNotFoundError"),
+        ("tests.support.agents_under_test:nothing", "has no nothing"),
+        ("tests.support.agents_under_test:a_number", "is of type int"),
+        ("tests.support.agents_under_test:WorkflowInput", "it has to be an Agents SDK Agent"),
+        ("tests.support.agents_under_test:takes_nothing", "takes 0 arguments"),
+        ("tests.support.agents_under_test:takes_three", "takes 3 arguments"),
+        ("tests.support.agents_under_test:not_async", "no async function"),
+    ],
+)
+def test_what_is_wrong_is_said(name: str, words: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        _load(name)
+    assert str(caught.value).startswith("CHATKIT_AGENT: ")
+    assert words in str(caught.value)
+
+
+def test_outside_a_turn_the_runner_is_the_sdks() -> None:
+    """What else in the process uses the Agents SDK keeps its own behaviour."""
+    exported_workflow.install_runner()
+    runner = get_default_agent_runner()
+    assert isinstance(runner, AgentRunner)
+    assert type(runner).run_streamed is AgentRunner.run_streamed
+
+
+@pytest.mark.parametrize(
+    "agent", ["raises_cancelled", "cancels_itself", "cancelling", "cancelling_workflow", "cancels_itself_for_user"]
+)
+def test_an_agent_that_is_cancelled_by_itself(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(calls("is_cancelled"))
+    before = len(recorder.lines)
+    started = time.monotonic()
+    _, events = caller.create("Hello")
+    assert errors(events) == [(*STREAM_ERROR, True)]
+    assert time.monotonic() - started < 5
+    assert [line for line in recorder.lines[before:] if "the assistant failed" in line]
+
+
+LEFT_BEHIND = ("was destroyed", "never retrieved", "never awaited")
+
+
+@pytest.mark.parametrize("agent", ["simple", "run_workflow", "guarded", "guarded_workflow"])
+def test_nothing_is_left_behind(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
+    """Whatever ends a stream, no task of it stays and is destroyed later."""
+    caller = start(agent, CHATKIT_TURN_SECONDS="1")
+    before = len(recorder.lines)
+    for behaviour in (failing(500, "server_error"), u.Handler.hang_up, streaming([*says("half a")[:4], 20.0])):
+        upstream.behaviour = behaviour
+        assert errors(caller.create("Hello")[1])
+    upstream.behaviour = streaming(says("a secret of many words", pause=0.05))
+    caller.create("forbidden")
+    caller.create("Hello")
+    upstream.behaviour = streaming(says("some words that take a while", pause=0.2))
+    for events_read in range(1, 8):  # and the reader leaves
+        stream = caller.stream("threads.create", input=user_input("Hello"))
+        for _ in range(events_read):
+            next(stream)
+        stream.close()  # type: ignore[attr-defined]
+    time.sleep(1.5)
+    gc.collect()
+    time.sleep(0.2)
+    assert [line for line in recorder.lines[before:] if any(words in line for words in LEFT_BEHIND)] == []
+
+
+def test_a_widget_of_an_agent_with_an_output_type_is_shown(start: Start, upstream: Upstream) -> None:
+    """In an exported workflow; what the agent itself says is for the workflow."""
+    caller = start("typed_workflow")
+    upstream.behaviour = streaming(calls("shows_a_widget"), says('{"word":"a"}'))
+    thread_id, _ = caller.create("Hello")
+    kinds = [item.type for item in caller.items(thread_id, order="asc").data]
+    assert kinds == ["user_message", "widget", "assistant_message"]
+
+
+def test_a_timeout_of_the_agents_own_is_logged_as_such(start: Start, recorder: Recorder) -> None:
+    caller = start("times_out")
+    before = len(recorder.lines)
+    caller.create("Hello")
+    lines = "\n".join(recorder.lines[before:])
+    assert "CHATKIT_TURN_SECONDS" not in lines
+    assert "Traceback" in lines
+
+
+@pytest.mark.parametrize(
+    "agent", ["exiting_workflow", "interrupted_workflow", "leaving_workflow", "exits_for_user", "exits_for_user_later"]
+)
+def test_an_agent_that_exits_ends_its_own_turn_only(start: Start, recorder: Recorder, agent: str) -> None:
+    """asyncio lets SystemExit and KeyboardInterrupt of a task out of the loop, and with it goes every other stream."""
+    caller = start(agent)
+    before = len(recorder.lines)
+    _, events = caller.create("Hello")
+    assert errors(events) == [(*STREAM_ERROR, True)]
+    assert [line for line in recorder.lines[before:] if "the assistant failed" in line]
+    assert caller.post("threads.list").status_code == 200
+
+
+@pytest.mark.parametrize("agent", ["blocking", "blocks_for_user"])
+def test_a_function_that_blocks_holds_up_its_own_turn_only(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(calls("blocks"), says("Done")) if agent == "blocking" else streaming(says("Done"))
+    with ThreadPoolExecutor() as pool:
+        answering = pool.submit(Caller(caller.url).create, "Hello")
+        delays = []
+        while not answering.done():
+            started = time.monotonic()
+            assert caller.post("threads.list").status_code == 200
+            delays.append(time.monotonic() - started)
+    assert texts(answering.result()[1]) == ["Done"]
+    assert len(delays) > 5
+    assert max(delays) < 1

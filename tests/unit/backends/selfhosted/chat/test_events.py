@@ -1,0 +1,335 @@
+"""Every event of OpenAI's Responses API that the SDK's bridge to ChatKit converts, as the locked versions of ``openai`` and
+``openai-agents`` hand it over: what the page gets, and what is stored.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from chatkit.agents import stream_agent_response
+
+from tests.support.applications import Start
+from tests.support.chat import errors, on_screen, texts
+from tests.support.leaks import Recorder
+from tests.support.responses_api import Events, calls, cites, draws, refuses, says, streaming, thinks, works
+from tests.support.upstream import Behaviour, Handler, Upstream
+
+SHAPES = ["simple", "for_user", "run_workflow"]
+URL = {
+    "type": "url_citation",
+    "start_index": 0,
+    "end_index": 5,
+    "url": "https://example.com/a?utm_source=openai",
+    "title": "An example",
+}
+FILE = {"type": "file_citation", "file_id": "file_1", "filename": "report.pdf", "index": 5}
+CONTAINER = {
+    "type": "container_file_citation",
+    "container_id": "cntr_1",
+    "file_id": "cfile_1",
+    "filename": "plot.png",
+    "start_index": 0,
+    "end_index": 5,
+}
+PATH = {"type": "file_path", "file_id": "file_2", "index": 5}
+SHOWN_URL = {"type": "url", "title": "An example", "url": URL["url"]}
+SHOWN_FILE = {"type": "file", "title": "report.pdf", "filename": "report.pdf"}
+SHOWN_PLOT = {"type": "file", "title": "plot.png", "filename": "plot.png"}
+PNG, HALF = "iVBORw0KGgo=", "iVBORw0K"
+
+
+def shown(image: str) -> str:
+    return f"data:image/png;base64,{image}"
+
+
+@dataclass
+class Row:
+    """``said`` by the model; ``events`` of the answer that the page gets; ``stored`` after the user's message."""
+
+    said: list[Events]
+    events: list[Any]
+    stored: list[Any]
+    converts: set[str] = field(default_factory=set)
+    """The Responses API's events that this row is about."""
+
+
+SEARCH = works("web_search_call", "in_progress", "searching", "completed", action={"type": "search", "query": "a"})
+FILES = works("file_search_call", "in_progress", "searching", "completed", queries=["a"], results=None)
+CODE = works("code_interpreter_call", "in_progress", "interpreting", "completed", code="1", container_id="cntr_1", outputs=None)
+MESSAGE: list[Any] = ["message added", ("part", ""), ("delta", "Hello"), ("part done", "Hello"), ("message done", "Hello", [])]
+THOUGHT: list[Any] = [
+    "workflow added",
+    ("thought", 0, "First"),
+    ("thought", 0, "First I"),
+    ("thought", 0, "First I"),
+    ("thought", 1, "Then"),
+    ("workflow done", ["First I", "Then"]),
+]
+
+TABLE = {
+    "text": Row(
+        [says("Hello")],
+        MESSAGE,
+        [("message", "Hello", [])],
+        {
+            "response.output_item.added",
+            "response.content_part.added",
+            "response.output_text.delta",
+            "response.output_text.done",
+            "response.output_item.done",
+        },
+    ),
+    "a url cited after a web search": Row(
+        [[*SEARCH, *cites("Hello", URL)]],
+        [*MESSAGE[:3], ("annotation", 0, SHOWN_URL, 5), MESSAGE[3], ("message done", "Hello", [SHOWN_URL])],
+        [("message", "Hello", [SHOWN_URL])],
+        {"response.output_text.annotation.added"},
+    ),
+    "a file cited after a file search": Row(
+        [[*FILES, *cites("Hello", FILE)]],
+        [*MESSAGE[:3], ("annotation", 0, SHOWN_FILE, 5), MESSAGE[3], ("message done", "Hello", [SHOWN_FILE])],
+        [("message", "Hello", [SHOWN_FILE])],
+    ),
+    "a container's file cited after code": Row(
+        [[*CODE, *cites("Hello", CONTAINER)]],
+        [*MESSAGE[:3], ("annotation", 0, SHOWN_PLOT, 5), MESSAGE[3], ("message done", "Hello", [SHOWN_PLOT])],
+        [("message", "Hello", [SHOWN_PLOT])],
+    ),
+    "several cited, one of a kind that ChatKit can't show": Row(
+        [cites("Hello", PATH, URL, FILE)],
+        [
+            *MESSAGE[:3],
+            ("annotation", 0, SHOWN_URL, 5),
+            ("annotation", 1, SHOWN_FILE, 5),
+            MESSAGE[3],
+            ("message done", "Hello", [SHOWN_URL, SHOWN_FILE]),
+        ],
+        [("message", "Hello", [SHOWN_URL, SHOWN_FILE])],
+    ),
+    "a thought": Row(
+        [[*thinks("First I", "Then"), *says("Hello")]],
+        [*THOUGHT, *MESSAGE],
+        [("workflow", ["First I", "Then"]), ("message", "Hello", [])],
+        {"response.reasoning_summary_text.delta", "response.reasoning_summary_text.done"},
+    ),
+    "a thought without a summary": Row(
+        [[*thinks(), *says("Hello")]],
+        ["workflow added", ("workflow done", []), *MESSAGE],
+        [("workflow", []), ("message", "Hello", [])],
+    ),
+    "a thought that the model itself streams": Row(
+        [
+            [
+                {
+                    "type": "response.content_part.added",
+                    "item_id": "rs_1",
+                    "output_index": 0,
+                    "content_index": 0,
+                    "part": {"type": "reasoning_text", "text": ""},
+                },
+                {
+                    "type": "response.reasoning_text.delta",
+                    "item_id": "rs_1",
+                    "output_index": 0,
+                    "content_index": 0,
+                    "delta": "a",
+                },
+                *says("Hello"),
+            ]
+        ],
+        MESSAGE,
+        [("message", "Hello", [])],
+    ),
+    "an image": Row(
+        [[*draws(PNG, HALF), *says("Hello")]],
+        ["image added", ("image", shown(HALF)), ("image done", shown(PNG)), *MESSAGE],
+        [("image", shown(PNG)), ("message", "Hello", [])],
+        {"response.image_generation_call.partial_image"},
+    ),
+}
+
+
+def told(event: Any) -> Any:
+    """An event in the words of the table; ``None`` for what is not about the answer."""
+    kind = event.type.removeprefix("thread.item.")
+    if kind in ("added", "done", "removed"):
+        stored = item(event.item) if kind != "removed" else ("removed",)
+        if stored is None or kind == "removed":
+            return stored
+        return f"{stored[0]} added" if kind == "added" else (f"{stored[0]} done", *stored[1:])
+    if kind != "updated":
+        return (event.code, event.message) if kind == "error" else None
+    update = event.update
+    match update.type:
+        case "assistant_message.content_part.added":
+            return ("part", update.content.text)
+        case "assistant_message.content_part.text_delta":
+            return ("delta", update.delta)
+        case "assistant_message.content_part.annotation_added":
+            source = update.annotation.source.model_dump(exclude_none=True)
+            return ("annotation", update.annotation_index, source, update.annotation.index)
+        case "assistant_message.content_part.done":
+            return ("part done", update.content.text)
+        case "workflow.task.added" | "workflow.task.updated":
+            return ("thought", update.task_index, update.task.content)
+        case "generated_image.updated":
+            return ("image", update.image.url)
+    raise AssertionError(update)
+
+
+def item(kept: Any) -> Any:
+    """An item in the words of the table; ``None`` for the user's message."""
+    match kept.type:
+        case "assistant_message":
+            sources = [note.source.model_dump(exclude_none=True) for part in kept.content for note in part.annotations]
+            return ("message", "".join(part.text for part in kept.content), sources)
+        case "workflow":
+            return ("workflow", [task.content for task in kept.workflow.tasks])
+        case "generated_image":
+            return ("image", kept.image and kept.image.url)
+        case "user_message":
+            return None
+    raise AssertionError(kept)
+
+
+@pytest.mark.parametrize("agent", SHAPES)
+@pytest.mark.parametrize("name", TABLE)
+def test_event(start: Start, upstream: Upstream, name: str, agent: str) -> None:
+    row = TABLE[name]
+    caller = start(agent)
+    upstream.behaviour = streaming(*row.said)
+    thread_id, events = caller.create("Go")
+    assert errors(events) == []
+    assert [words for event in events if (words := told(event)) is not None] == row.events
+    kept = caller.items(thread_id, order="asc").data
+    assert [words for one in kept if (words := item(one)) is not None] == row.stored
+
+
+def test_the_table_has_every_event_that_the_bridge_converts() -> None:
+    converted = set(re.findall(r'event\.type == "(response\.[a-z_.]+)"', inspect.getsource(stream_agent_response)))
+    assert converted == set().union(*(row.converts for row in TABLE.values()))
+
+
+@pytest.mark.parametrize("agent", SHAPES)
+def test_a_refusal_is_an_answer(start: Start, upstream: Upstream, agent: str) -> None:
+    """The Agents SDK raises it as an error, which overtakes some of the message's events."""
+    caller = start(agent)
+    upstream.behaviour = streaming(refuses("I can't help with that"))
+    thread_id, events = caller.create("Go")
+    assert errors(events) == []
+    assert texts(events) == ["I can't help with that"]
+    assert item(caller.items(thread_id).data[0]) == ("message", "I can't help with that", [])
+
+
+FAILED = {"type": "response.failed", "response": {"status": "failed", "error": {"code": "server_error", "message": "inner"}}}
+INCOMPLETE = {
+    "type": "response.incomplete",
+    "response": {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
+}
+ERROR = {"type": "error", "code": "server_error", "message": "inner", "param": None}
+
+
+@pytest.mark.parametrize("agent", SHAPES)
+@pytest.mark.parametrize("end", [FAILED, ERROR], ids=["failed", "error"])
+def test_a_response_that_fails_in_the_middle(
+    start: Start, upstream: Upstream, recorder: Recorder, agent: str, end: dict[str, Any]
+) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming([*says("half a")[:4], end])
+    before = len(recorder.lines)
+    _, events = caller.create("Go")
+    assert errors(events) == [("stream.error", None, True)]
+    assert "inner" not in repr(events)
+    assert "inner" not in "".join(recorder.lines[before:])
+
+
+@pytest.mark.parametrize("agent", SHAPES)
+def test_a_response_that_ends_at_its_limit_keeps_what_was_said(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming([*says("as far as it goes"), INCOMPLETE])
+    thread_id, events = caller.create("Go")
+    assert errors(events) == [("stream.error", None, True)]
+    assert item(caller.items(thread_id, order="asc").data[1]) == ("message", "as far as it goes", [])
+
+
+@pytest.mark.parametrize("agent", ["with_tool", "with_tool_for_user", "tool_workflow"])
+def test_a_thought_a_tool_and_a_citation(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming([*thinks("Ask"), *calls("weather", city="Paris")], cites("Sunny", URL))
+    thread_id, events = caller.create("Weather?")
+    assert errors(events) == []
+    kept = caller.items(thread_id, order="asc").data[1:]
+    assert [item(one) for one in kept] == [("workflow", ["Ask"]), ("message", "Sunny", [SHOWN_URL])]
+
+
+def completing(*deltas: dict[str, Any]) -> Behaviour:
+    """A stream of the Chat Completions API."""
+
+    def behave(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        handler.close_connection = True
+        whole = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-test"}
+        for delta in [*deltas, None]:
+            choice = {"index": 0, "delta": delta or {}, "finish_reason": None if delta else "stop"}
+            handler.wfile.write(f"data: {json.dumps({**whole, 'choices': [choice]})}\n\n".encode())
+        handler.wfile.write(b"data: [DONE]\n\n")
+
+    return behave
+
+
+def test_a_client_tool_call_does_not_overwrite_the_message_before_it(start: Start, upstream: Upstream) -> None:
+    """Outside the Responses API messages and calls have one id: ``__fake_id__``."""
+    caller = start("chat_completions")
+    function = {"name": "ask_page", "arguments": '{"question": "Colour?"}'}
+    call = {"tool_calls": [{"index": 0, "id": "call_9", "type": "function", "function": function}]}
+    upstream.behaviour = completing({"role": "assistant", "content": "Let me see"}, call)
+    thread_id, events = caller.create("Go")
+    assert errors(events) == []
+    kept = caller.items(thread_id, order="asc").data
+    assert [item.type for item in kept] == ["user_message", "assistant_message", "client_tool_call"]
+
+
+RANGE = {"start_index": 0, "end_index": 3}
+ODD: dict[str, dict[str, Any]] = {
+    "of a kind to come": {"type": "future_citation", **RANGE},
+    "without a title": {"type": "url_citation", "url": "https://example.com", **RANGE},
+    "a title that is null": {"type": "url_citation", "url": "https://example.com", "title": None, **RANGE},
+    "without a file's name": {"type": "file_citation", "file_id": "file_1", "index": 3},
+    "a file's name that is null": {"type": "file_citation", "file_id": "file_1", "filename": None, "index": 3},
+    "without a place": {"type": "url_citation", "url": "https://example.com", "title": "An example"},
+}
+
+
+@pytest.mark.parametrize("agent", ["simple", "run_workflow"])
+@pytest.mark.parametrize("annotation", ODD)
+def test_a_citation_that_cant_be_shown_costs_no_answer(start: Start, upstream: Upstream, annotation: str, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(cites("Hello", ODD[annotation]))
+    _, events = caller.create("Go")
+    assert (errors(events), texts(events)) == ([], ["Hello"])
+
+
+def test_a_refusal_leaves_the_text_before_it(start: Start, upstream: Upstream) -> None:
+    caller = start("chat_completions")
+    upstream.behaviour = completing({"role": "assistant", "content": "Some of it. "}, {"refusal": "The rest I can't"})
+    thread_id, events = caller.create("Go")
+    assert errors(events) == []
+    kept = caller.items(thread_id).data[0]
+    assert "".join(part.text for part in kept.content) == "Some of it. The rest I can't"
+
+
+def test_an_image_that_fails_does_not_stay_on_the_screen(start: Start, upstream: Upstream) -> None:
+    caller = start("simple")
+    failed: list[Any] = draws("AAAA", "AAA")
+    failed[-1]["item"] = {**failed[-1]["item"], "status": "failed", "result": None}
+    upstream.behaviour = streaming([*failed, *says("It failed")])
+    thread_id, events = caller.create("Draw")
+    assert set(on_screen(events)) == {item.id for item in caller.items(thread_id).data}

@@ -1,0 +1,383 @@
+"""ChatKit's store in SQL, on SQLite and on PostgreSQL: pages, users, deletes, retention."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal
+
+import pytest
+from chatkit.store import NotFoundError
+from chatkit.types import (
+    AssistantMessageContent,
+    AssistantMessageItem,
+    ClientToolCallItem,
+    FileAttachment,
+    GeneratedImage,
+    GeneratedImageItem,
+    InferenceOptions,
+    ThreadMetadata,
+    UserMessageItem,
+    UserMessageTextContent,
+    Workflow,
+    WorkflowItem,
+)
+from sqlalchemy import create_engine, insert, text
+
+from chatkit.backends.selfhosted.chat.history import IMAGE_CHARACTERS, MAX_CHARACTERS, MAX_ITEMS, load_history
+from chatkit.backends.selfhosted.chat.store import MAX_PAGE_BYTES, SqlStore
+from chatkit.backends.selfhosted.database.engine import open_database
+from chatkit.backends.selfhosted.database.tables import ItemRow
+from chatkit.backends.selfhosted.sessions import SessionStore
+from tests.support.store import ADA, EVE, MOMENT, new_thread, of, run
+
+
+@pytest.fixture
+def store(database: str) -> SqlStore:
+    return SqlStore(open_database(database))
+
+
+def message(thread_id: str, name: str, words: str = "hello") -> AssistantMessageItem:
+    return AssistantMessageItem(id=name, thread_id=thread_id, created_at=MOMENT, content=[AssistantMessageContent(text=words)])
+
+
+def question(thread_id: str, name: str) -> UserMessageItem:
+    return UserMessageItem(
+        id=name,
+        thread_id=thread_id,
+        created_at=MOMENT,
+        content=[UserMessageTextContent(text="?")],
+        inference_options=InferenceOptions(),
+    )
+
+
+def counts(database: str) -> dict[str, int]:
+    with create_engine(database).connect() as connection:
+        tables = ("chat_threads", "chat_items", "chat_attachments")
+        return {table: connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one() for table in tables}
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_pages_of_items_have_each_item_once_in_order(store: SqlStore, order: str) -> None:
+    thread_id = new_thread(store)
+    names = [f"msg_{number}" for number in range(25)]
+    for name in names:
+        run(store.add_thread_item(thread_id, message(thread_id, name), ADA))
+    seen, after = [], None
+    for _ in range(10):
+        page = run(store.load_thread_items(thread_id, after, 7, order, ADA))
+        seen += [item.id for item in page.data]
+        if not page.has_more:
+            break
+        after = page.after
+    assert seen == (names if order == "asc" else names[::-1])
+
+
+def test_pages_stay_right_while_items_are_added(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    for number in range(6):
+        run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}"), ADA))
+    first = run(store.load_thread_items(thread_id, None, 3, "desc", ADA))
+    run(store.add_thread_item(thread_id, message(thread_id, "msg_new"), ADA))
+    second = run(store.load_thread_items(thread_id, first.after, 3, "desc", ADA))
+    assert [item.id for item in first.data + second.data] == [f"msg_{number}" for number in range(5, -1, -1)]
+
+
+def test_pages_of_threads(store: SqlStore) -> None:
+    ids = [new_thread(store) for _ in range(5)]
+    new_thread(store, EVE)
+    first = run(store.load_threads(2, None, "desc", ADA))
+    second = run(store.load_threads(10, first.after, "desc", ADA))
+    assert [thread.id for thread in first.data + second.data] == ids[::-1]
+    assert (first.has_more, second.has_more, second.after) == (True, False, None)
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 10**9])
+def test_a_page_has_a_sensible_size_whatever_is_asked_for(store: SqlStore, limit: int) -> None:
+    thread_id = new_thread(store)
+    for number in range(3):
+        run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}"), ADA))
+    assert 1 <= len(run(store.load_thread_items(thread_id, None, limit, "asc", ADA)).data) <= 100
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_a_page_ends_with_the_item_that_makes_it_heavy(store: SqlStore, order: str) -> None:
+    thread_id = new_thread(store)
+    for name, size in (("a", 10), ("b", MAX_PAGE_BYTES), ("c", 10), ("d", 2 * MAX_PAGE_BYTES), ("e", 10)):
+        run(store.add_thread_item(thread_id, message(thread_id, name, "x" * size), ADA))
+    pages, after = [], None
+    while True:
+        page = run(store.load_thread_items(thread_id, after, 10, order, ADA))
+        pages.append("".join(item.id for item in page.data))
+        if not (after := page.after):
+            break
+    assert pages == (["ab", "cd", "e"] if order == "asc" else ["ed", "cb", "a"])
+
+
+def test_what_is_behind_a_heavy_page_is_not_read(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    for number in range(40):
+        run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}", "x" * (MAX_PAGE_BYTES // 2)), ADA))
+    tracemalloc.start()
+    page = run(store.load_thread_items(thread_id, None, 100, "asc", ADA))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(page.data) == 2
+    assert peak < 10 * MAX_PAGE_BYTES, "all would be 20 of them"
+
+
+def test_an_item_saved_again_stays_in_its_place(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    for name in ("a", "b"):
+        run(store.add_thread_item(thread_id, message(thread_id, name), ADA))
+    run(store.add_thread_item(thread_id, message(thread_id, "a", "changed"), ADA))
+    page = run(store.load_thread_items(thread_id, None, 10, "asc", ADA))
+    assert page.data == [message(thread_id, "a", "changed"), message(thread_id, "b")]
+
+
+def client_tool_call(thread_id: str, name: str, status: Literal["pending", "completed"] = "pending") -> ClientToolCallItem:
+    return ClientToolCallItem(
+        id=name, thread_id=thread_id, created_at=MOMENT, status=status, call_id="call", name="ask_page", arguments={}
+    )
+
+
+def answered_call(thread_id: str, name: str) -> ClientToolCallItem:
+    return client_tool_call(thread_id, name, "completed")
+
+
+def thought(thread_id: str, name: str) -> WorkflowItem:
+    return WorkflowItem(id=name, thread_id=thread_id, created_at=MOMENT, workflow=Workflow(type="reasoning", tasks=[]))
+
+
+IN_FRONT: dict[str, tuple[list[Callable[[str, str], Any]], list[str]]] = {
+    "an empty thread": ([], ["new"]),
+    "a message": ([message], ["0", "new"]),
+    "a call": ([client_tool_call], ["new", "0"]),
+    "a message and a call": ([message, client_tool_call], ["0", "new", "1"]),
+    "a thought and a call": ([message, thought, client_tool_call], ["0", "new", "1", "2"]),
+    "a call that has its output": ([answered_call], ["0", "new"]),
+    "a call before a message": ([client_tool_call, message], ["0", "1", "new"]),
+}
+
+
+@pytest.mark.parametrize("case", IN_FRONT)
+def test_an_item_in_front_of_a_pending_call(store: SqlStore, case: str) -> None:
+    thread_id = new_thread(store)
+    makers, order = IN_FRONT[case]
+    for number, make in enumerate(makers):
+        run(store.add_thread_item(thread_id, make(thread_id, str(number)), ADA))
+    call = run(store.add_before_call(thread_id, message(thread_id, "new"), ADA))
+    assert [item.id for item in run(store.load_thread_items(thread_id, None, 10, "asc", ADA)).data] == order
+    assert call == (order[-1] if order[-1] != "new" else None)
+
+
+def test_a_pending_call_is_moved_to_the_end(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    for item in (client_tool_call(thread_id, "call"), message(thread_id, "a")):
+        run(store.add_thread_item(thread_id, item, ADA))
+
+    def order() -> list[str]:
+        return [item.id for item in run(store.load_thread_items(thread_id, None, 10, "asc", ADA)).data]
+
+    run(store.move_to_end(thread_id, "call", ADA))
+    assert order() == ["a", "call"]
+    run(store.save_item(thread_id, answered_call(thread_id, "call"), ADA))
+    run(store.add_thread_item(thread_id, message(thread_id, "b"), ADA))
+    for gone_or_done in ("call", "nowhere"):
+        run(store.move_to_end(thread_id, gone_or_done, ADA))
+    assert order() == ["a", "call", "b"]
+
+
+def test_a_thread_is_saved_without_what_others_have_changed_meanwhile(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    answering, renaming = of(ADA.user), of(ADA.user)
+    answered = run(store.load_thread(thread_id, answering))
+    renamed = run(store.load_thread(thread_id, renaming))
+    renamed.title = "Renamed"
+    run(store.save_thread(renamed, renaming))
+    answered.metadata = {"count": 1}
+    run(store.save_thread(answered, answering))
+    assert answered.title == "Renamed", "so that the page is told so, too"
+    stored = run(store.load_thread(thread_id, ADA))
+    assert (stored.title, stored.metadata) == ("Renamed", {"count": 1})
+    answered.title = "The agent's"
+    run(store.save_thread(answered, answering))
+    assert run(store.load_thread(thread_id, ADA)).title == "The agent's"
+
+
+def test_nobody_reaches_what_is_another_users(store: SqlStore, database: str) -> None:
+    thread_id = new_thread(store)
+    run(store.add_thread_item(thread_id, message(thread_id, "msg_1"), ADA))
+    run(store.save_attachment(FileAttachment(id="atc_1", name="a", mime_type="b", thread_id=thread_id), ADA))
+    before = counts(database)
+    metadata = run(store.load_thread(thread_id, ADA))
+    attempts: list[Coroutine[Any, Any, Any]] = [
+        store.load_thread(thread_id, EVE),
+        store.save_thread(metadata, EVE),
+        store.load_thread_items(thread_id, None, 10, "asc", EVE),
+        store.load_thread_items(thread_id, "msg_1", 10, "asc", EVE),
+        store.load_item(thread_id, "msg_1", EVE),
+        store.add_thread_item(thread_id, message(thread_id, "msg_2"), EVE),
+        store.save_item(thread_id, message(thread_id, "msg_1", "changed"), EVE),
+        store.add_before_call(thread_id, message(thread_id, "msg_2"), EVE),
+        store.save_feedback(thread_id, ["msg_1"], "negative", EVE),
+        store.load_threads(10, thread_id, "asc", EVE),
+        store.delete_thread(thread_id, EVE),
+        store.load_attachment("atc_1", EVE),
+        store.delete_attachment("atc_1", EVE),
+    ]
+    for attempt in attempts:
+        with pytest.raises(NotFoundError):
+            run(attempt)
+    run(store.delete_thread_item(thread_id, "msg_1", EVE))  # as for an item that is not there: no error, and nothing happens
+    assert run(store.load_threads(10, None, "asc", EVE)).data == []
+    assert counts(database) == before
+    assert run(store.load_item(thread_id, "msg_1", ADA)) == message(thread_id, "msg_1")
+
+
+def test_a_delete_leaves_nothing_behind(store: SqlStore, database: str) -> None:
+    kept = new_thread(store)
+    thread_id = new_thread(store)
+    for number in range(3):
+        run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}"), ADA))
+    run(store.save_attachment(FileAttachment(id="atc_1", name="a", mime_type="b", thread_id=thread_id), ADA))
+    run(store.delete_thread(thread_id, ADA))
+    assert counts(database) == {"chat_threads": 1, "chat_items": 0, "chat_attachments": 0}
+    assert run(store.load_thread(kept, ADA)).id == kept
+
+
+def test_a_thread_deleted_while_it_is_answered_does_not_come_back(store: SqlStore, database: str) -> None:
+    thread_id = new_thread(store)
+    metadata = run(store.load_thread(thread_id, ADA))
+    run(store.delete_thread(thread_id, ADA))
+    for write in (store.save_thread(metadata, ADA), store.add_thread_item(thread_id, message(thread_id, "msg_1"), ADA)):
+        with pytest.raises(NotFoundError):
+            run(write)
+    assert counts(database)["chat_threads"] == 0
+
+
+def test_retention(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_database(database)
+    store, issuer = SqlStore(engine), SessionStore(engine, ttl=600, retention_days=30)
+    old, used = new_thread(store), new_thread(store)
+    run(store.add_thread_item(old, message(old, "msg_1"), ADA))
+    now, monotonic = time.time(), time.monotonic()
+    monkeypatch.setattr("time.time", lambda: now + 20 * 86400)
+    issuer.maintain()
+    run(store.add_thread_item(used, message(used, "msg_1"), ADA))
+    monkeypatch.setattr("time.time", lambda: now + 31 * 86400)
+    issuer.maintain()
+    assert counts(database)["chat_threads"] == 2, "once an hour is enough"
+    monkeypatch.setattr("time.monotonic", lambda: monotonic + 7200)
+    issuer.maintain()
+    assert {thread.id for thread in run(store.load_threads(10, None, "asc", ADA)).data} == {used}
+    assert counts(database)["chat_items"] == 1
+
+
+def test_identifiers_can_not_be_guessed(store: SqlStore) -> None:
+    thread = ThreadMetadata(id="t", created_at=MOMENT)
+    kinds = ("message", "tool_call", "task", "workflow", "attachment", "sdk_hidden_context")
+    made = [store.generate_thread_id(ADA), *(store.generate_item_id(kind, thread, ADA) for kind in kinds)]
+    for identifier in made:
+        assert len(identifier.rpartition("_")[2]) * 4 >= 96
+    assert len(set(made)) == len(made)
+
+
+def test_a_long_thread_pages_as_fast_at_its_end_as_at_its_start(store: SqlStore) -> None:
+    """By the plan, which can't be noisy: no page reads more rows than it has, wherever it is. The figures are in bench/."""
+    thread_id = new_thread(store)
+    other = new_thread(store)
+    with store._engine.begin() as connection:
+        for target in (thread_id, other):
+            rows = [
+                {
+                    "thread_id": target,
+                    "user_id": ADA.user,
+                    "id": f"msg_{number}",
+                    "data": message(target, f"msg_{number}").model_dump_json(),
+                }
+                for number in range(5000)
+            ]
+            connection.execute(insert(ItemRow), rows)
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("ANALYZE"))
+            explain = "EXPLAIN "
+        else:
+            explain = "EXPLAIN QUERY PLAN "
+        where = "thread_id = :thread AND user_id = :user AND position < 9000 ORDER BY position DESC LIMIT 21"
+        query = text(f"{explain}SELECT id, data FROM chat_items WHERE {where}")
+        plan = " ".join(str(row) for row in connection.execute(query, {"thread": thread_id, "user": ADA.user}))
+    assert "ix_chat_items_thread_id_position" in plan or "pk_chat_items" in plan
+    assert "SCAN" not in plan.upper().replace("INDEX SCAN", "").replace("SCAN BACKWARD", "")
+    assert "SORT" not in plan.upper().replace("COVERING", "")
+
+
+def test_a_long_history_is_cut_at_a_message_of_the_user(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    with store._engine.begin() as connection:
+        for number in range(300):
+            make = question if number % 2 == 0 else message
+            item = make(thread_id, f"msg_{number}")
+            connection.execute(
+                insert(ItemRow).values(thread_id=thread_id, user_id=ADA.user, id=item.id, data=item.model_dump_json())
+            )
+    history = run(load_history(store, thread_id, ADA))
+    assert history[-1].id == "msg_299"
+    assert history[0].type == "user_message"
+    assert MAX_ITEMS - 1 <= len(history) <= MAX_ITEMS
+
+
+def test_a_history_of_long_messages_is_cut_by_its_length(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    for number in range(6):
+        run(store.add_thread_item(thread_id, question(thread_id, f"q_{number}"), ADA))
+        run(store.add_thread_item(thread_id, message(thread_id, f"a_{number}", "x" * (MAX_CHARACTERS // 3)), ADA))
+    history = run(load_history(store, thread_id, ADA))
+    assert [item.id for item in history] == ["q_4", "a_4", "q_5", "a_5"]
+
+
+def test_a_last_message_longer_than_all_is_kept(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    run(store.add_thread_item(thread_id, message(thread_id, "old"), ADA))
+    run(store.add_thread_item(thread_id, message(thread_id, "long", "x" * (2 * MAX_CHARACTERS)), ADA))
+    assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["long"]
+
+
+def test_the_users_message_comes_along_with_a_result_longer_than_all(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    for item in (question(thread_id, "old"), question(thread_id, "q"), message(thread_id, "between")):
+        run(store.add_thread_item(thread_id, item, ADA))
+    run(store.add_thread_item(thread_id, message(thread_id, "long", "x" * (2 * MAX_CHARACTERS)), ADA))
+    assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["q", "long"]
+
+
+def test_a_thousand_items_since_the_users_message(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    with store._engine.begin() as connection:
+        for number in range(1000):
+            item = message(thread_id, f"msg_{number}")
+            connection.execute(
+                insert(ItemRow).values(thread_id=thread_id, user_id=ADA.user, id=item.id, data=item.model_dump_json())
+            )
+    assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["msg_999"]
+
+
+def test_images_count_for_what_a_model_makes_of_them(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    url = "data:image/png;base64," + "A" * (3 * MAX_CHARACTERS)
+    many = MAX_CHARACTERS // IMAGE_CHARACTERS
+    for number in range(many + 1):
+        run(store.add_thread_item(thread_id, question(thread_id, f"q_{number}"), ADA))
+        image = GeneratedImage(id=f"ig_{number}", url=url)
+        item = GeneratedImageItem(id=f"i_{number}", thread_id=thread_id, created_at=MOMENT, image=image)
+        run(store.add_thread_item(thread_id, item, ADA))
+    history = [item.id for item in run(load_history(store, thread_id, ADA))]
+    assert history[-2:] == [f"q_{many}", f"i_{many}"]
+    assert len(history) == 2 * many
+
+
+def test_a_short_history_is_whole(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    run(store.add_thread_item(thread_id, message(thread_id, "greeting"), ADA))
+    assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["greeting"]

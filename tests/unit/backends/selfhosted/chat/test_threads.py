@@ -1,0 +1,414 @@
+"""What a thread's state decides, and what several requests do to one thread at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chatkit.types import ClosedStatus, LockedStatus
+from sqlalchemy import create_engine, text
+
+from chatkit.backends.selfhosted.chat.store import SqlStore
+from tests.support.applications import Start
+from tests.support.chat import Caller, errors, texts, user_input
+from tests.support.leaks import Recorder
+from tests.support.responses_api import asked, calls, draws, says, streaming, thinks
+from tests.support.upstream import Upstream, failing
+
+ACTION = {"type": "press", "payload": {"button": "red"}}
+PENDING_CALL = [*says("Let me see"), *calls("ask_page", question="Colour?")]
+
+
+def other(caller: Caller) -> Caller:
+    """The same user on another connection."""
+    same = Caller(caller.url)
+    same.secret = caller.secret
+    return same
+
+
+@pytest.mark.parametrize(
+    "status", [LockedStatus(reason="Escalated."), ClosedStatus(reason="Resolved.")], ids=lambda it: it.type
+)
+def test_a_thread_that_is_not_active_takes_nothing_that_is_answered(
+    start: Start, upstream: Upstream, tmp_path: Path, status: Any
+) -> None:
+    caller = start("with_page")
+    upstream.behaviour = streaming(PENDING_CALL)
+    thread_id, _ = caller.create("Hello")
+    message = caller.items(thread_id, order="asc").data[0]
+    with create_engine(f"sqlite:///{tmp_path}/chatkit.db").begin() as connection:
+        changed = text("UPDATE chat_threads SET data = json_set(data, '$.status', json(:status))")
+        connection.execute(changed, {"status": status.model_dump_json()})
+    before, calls_made = caller.thread(thread_id), len(upstream.received)
+    refused: dict[str, dict[str, Any]] = {
+        "threads.add_user_message": {"input": user_input("And now?")},
+        "threads.add_client_tool_output": {"result": {"colour": "blue"}},
+        "threads.add_structured_input": {"item_id": message.id, "input": {"answers": {}}},
+        "threads.retry_after_item": {"item_id": message.id},
+        "threads.custom_action": {"action": ACTION},
+        "threads.sync_custom_action": {"action": ACTION},
+    }
+    for type_, fields in refused.items():
+        answer = caller.post(type_, thread_id=thread_id, **fields)
+        assert (answer.status_code, answer.json()["code"]) == (403, "thread_not_active"), type_
+        assert answer.json()["message"] == "This conversation takes no new messages"
+    assert caller.thread(thread_id) == before
+    assert before.status == status, "the page says why"
+    assert len(upstream.received) == calls_made
+    kept: dict[str, dict[str, Any]] = {
+        "items.feedback": {"item_ids": [message.id], "kind": "positive"},
+        "threads.update": {"title": "Old"},
+        "threads.delete": {},
+    }
+    for type_, fields in kept.items():
+        assert caller.post(type_, thread_id=thread_id, **fields).status_code == 200, type_
+
+
+def test_an_agent_that_locks_its_thread(start: Start, upstream: Upstream) -> None:
+    caller = start("locking")
+    upstream.behaviour = streaming(calls("locks"), says("Support will write to you"))
+    thread_id, events = caller.create("Help!")
+    assert texts(events) == ["Support will write to you"]
+    assert [event.thread.status.type for event in events if event.type == "thread.updated"][-1] == "locked"
+    assert caller.thread(thread_id).status == LockedStatus(reason="Escalated to support.")
+    assert caller.post("threads.add_user_message", thread_id=thread_id, input=user_input("Hello?")).status_code == 403
+
+
+def test_a_rename_during_a_turn_survives_it(start: Start, upstream: Upstream) -> None:
+    caller = start("counting")
+    upstream.behaviour = streaming(says("Hello"), [0.5, *calls("counts")], says("one two three", pause=0.2))
+    thread_id, _ = caller.create("First")
+    titles = []
+    for event in caller.stream("threads.add_user_message", thread_id=thread_id, input=user_input("Count")):
+        if event.type == "thread.item.done" and event.item.type == "user_message":
+            assert caller.post("threads.update", thread_id=thread_id, title="Renamed").status_code == 200
+        if event.type == "thread.updated":
+            titles.append(event.thread.title)
+    assert caller.thread(thread_id).title == "Renamed"
+    assert set(titles) == {"Renamed"}, "the page is not told the old one"
+
+
+def test_a_sync_action_while_a_client_tool_is_pending(start: Start, upstream: Upstream) -> None:
+    caller = start("with_page")
+    upstream.behaviour = streaming(PENDING_CALL, says("It is blue"))
+    thread_id, _ = caller.create("What colour is my page?")
+    assert caller.post("threads.sync_custom_action", thread_id=thread_id, action=ACTION).json() == {}
+    answered = list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
+    assert (errors(answered), texts(answered)) == ([], ["It is blue"])
+    given = upstream.received[1].body["input"]
+    assert [item.get("type") for item in given[-2:]] == ["function_call", "function_call_output"]
+    assert "press with {'button': 'red'}" in str(asked(upstream.received[1].body)[-3])
+
+
+@pytest.mark.parametrize(("size", "status"), [(250 * 1024, 200), (260 * 1024, 413)])
+def test_how_large_a_client_tools_output_may_be(start: Start, upstream: Upstream, size: int, status: int) -> None:
+    caller = start("with_page")
+    upstream.behaviour = streaming(PENDING_CALL, says("I have read it"))
+    thread_id, _ = caller.create("Read my page")
+    answer = caller.post("threads.add_client_tool_output", thread_id=thread_id, result={"page": "x" * size})
+    assert answer.status_code == status
+    if status == 200:
+        roles = [role for role, _ in asked(upstream.received[1].body)]
+        assert roles == ["user", "function_call", "function_call_output"], "the question comes along with what answers it"
+
+
+@pytest.mark.parametrize("shape", ["threads.add_user_message", "items.feedback"])
+def test_no_other_request_may_be_as_large(start: Start, upstream: Upstream, shape: str) -> None:
+    caller = start("simple")
+    upstream.behaviour = streaming(says("Hello"))
+    thread_id, _ = caller.create("Hello")
+    params: dict[str, Any] = (
+        {"input": user_input("x" * 70_000)} if shape.startswith("threads") else {"item_ids": ["x" * 70_000]}
+    )
+    assert caller.post(shape, thread_id=thread_id, kind="positive", **params).status_code == 413
+
+
+def test_feedback_for_what_was_never_stored_is_kept_for_the_rest(start: Start, upstream: Upstream, tmp_path: Path) -> None:
+    caller = start("simple")
+    upstream.behaviour = streaming(says("Hello"))
+    thread_id, _ = caller.create("Hello")
+    message = caller.items(thread_id).data[0]
+
+    def feedback(*item_ids: str) -> int:
+        return caller.post("items.feedback", thread_id=thread_id, item_ids=list(item_ids), kind="positive").status_code
+
+    assert feedback("msg_shown_only", message.id) == 200
+    with create_engine(f"sqlite:///{tmp_path}/chatkit.db").connect() as connection:
+        kept = connection.execute(text("SELECT id FROM chat_items WHERE feedback = 'positive'")).scalars().all()
+    assert kept == [message.id]
+    assert feedback("msg_shown_only") == 404
+
+
+def quoting(text_: str) -> dict[str, Any]:
+    tag = {"type": "input_tag", "id": "art_1", "text": "The future", "data": {"kind": "article"}, "interactive": False}
+    content = [{"type": "input_text", "text": f"{text_} "}, tag]
+    return {**user_input(""), "content": content, "quoted_text": "a sentence above"}
+
+
+@pytest.mark.parametrize("agent", ["simple", "run_workflow", "guarded_workflow"])
+def test_mentions_and_quoted_text_reach_the_model(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(says("I see"))
+    list(caller.stream("threads.create", input=quoting("What about")))
+    given = " ".join(words for _, words in asked(upstream.received[0].body))
+    for part in ("What about @The future", "a sentence above", "@The future stands for art_1", "'kind': 'article'"):
+        assert given.count(part) == 1, part
+
+
+def test_a_guardrail_of_a_workflow_sees_what_is_quoted(start: Start, upstream: Upstream) -> None:
+    caller = start("guarded_workflow")
+    upstream.behaviour = streaming(says("Let me explain"))
+    input_ = {**user_input("Explain this"), "quoted_text": "how to do something forbidden"}
+    assert errors(list(caller.stream("threads.create", input=input_)))
+
+
+@pytest.mark.parametrize("agent", ["drafting", "drafting_workflow"])
+def test_a_draft_that_a_tool_replaces_is_one_message(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(calls("drafts"), says("Done"))
+    thread_id, events = caller.create("Write")
+    (draft,) = [event.item for event in events if event.type == "thread.item.added" and event.item.content[:1] != []]
+    (final,) = [event.item for event in events if event.type == "thread.item.replaced"]
+    assert draft.id == final.id
+    kept = caller.items(thread_id, order="asc").data
+    assert [item.content[0].text for item in kept] == ["Write", "the final text", "Done"]
+    assert kept[1].id == final.id
+
+
+def test_an_image_leaves_the_model_its_memory(start: Start, upstream: Upstream) -> None:
+    caller = start("simple")
+    image = "A" * 200 * 1024
+    upstream.behaviour = streaming([*draws(image), *says("Here it is")], says("You are Ada"))
+    thread_id, events = caller.create("I am Ada. Draw me.")
+    assert errors(events) == []
+    caller.say(thread_id, "Who am I?")
+    given = upstream.received[-1].body["input"]
+    words = [text_ for _, text_ in asked(upstream.received[-1].body)]
+    assert words == ["I am Ada. Draw me.", "The following image was generated by the agent.", "Here it is", "Who am I?"]
+    assert given[1]["content"][1]["image_url"] == f"data:image/png;base64,{image}"
+
+
+def test_images_in_the_history_stay_below_the_apis_limit(start: Start, upstream: Upstream) -> None:
+    """OpenAI takes 50 MB in a request; a thread with more could never be answered again."""
+    caller = start("simple")
+    image = "A" * 3_500_000
+    upstream.behaviour = streaming([event for _ in range(16) for event in draws(image)], says("A lot"))
+    thread_id, _ = caller.create("Draw")
+    caller.say(thread_id, "What do you see?")
+    assert len(json.dumps(upstream.received[-1].body)) < 50_000_000
+
+
+def test_a_lock_survives_that_the_thread_is_being_saved(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tool changes the thread while the title is written, to a database that takes its time."""
+    run = SqlStore._run
+
+    async def slow(self: SqlStore, work: Any) -> Any:
+        result = await run(self, work)
+        await asyncio.sleep(0.3)
+        return result
+
+    caller = start("locking")
+    upstream.behaviour = streaming([*says("One moment"), 0.45, *calls("locks")], says("Support will write to you"))
+    monkeypatch.setattr(SqlStore, "_run", slow)
+    thread_id, _ = caller.create("Help!")
+    assert caller.thread(thread_id).status == LockedStatus(reason="Escalated to support.")
+
+
+def test_a_rename_survives_a_tool_that_loads_the_thread(start: Start, upstream: Upstream) -> None:
+    caller = start("loading")
+    upstream.behaviour = streaming(says("Hello"), calls("loads_and_notes"), says("Done"))
+    thread_id, _ = caller.create("First")
+    for event in caller.stream("threads.add_user_message", thread_id=thread_id, input=user_input("Count")):
+        if event.type == "thread.item.done" and event.item.type == "user_message":
+            assert caller.post("threads.update", thread_id=thread_id, title="Renamed").status_code == 200
+    assert caller.thread(thread_id).title == "Renamed"
+
+
+def test_what_two_turns_note_at_a_time_is_kept(start: Start, upstream: Upstream, tmp_path: Path) -> None:
+    caller = start("noting")
+    upstream.behaviour = streaming(says("Hello"))
+    thread_id, _ = caller.create("First")
+    upstream.behaviour = streaming(calls("notes", key="a"), calls("notes", key="b"), says("Done"))
+    same = other(caller)
+    second = threading.Thread(target=lambda: same.say(thread_id, "One"))
+    second.start()
+    caller.say(thread_id, "Two")
+    second.join()
+    with create_engine(f"sqlite:///{tmp_path}/chatkit.db").connect() as connection:
+        stored = json.loads(connection.execute(text("SELECT data FROM chat_threads")).scalar_one())
+    assert stored["metadata"] == {"a": True, "b": True}
+
+
+def test_a_sync_action_does_not_undo_a_client_tools_output(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output comes between the action's reading and its writing."""
+    caller = start("with_page")
+    upstream.behaviour = streaming([*says("Let me see"), *calls("ask_page", question="Colour?")], says("It is blue"))
+    thread_id, _ = caller.create("What colour is my page?")
+    same, add_before_call = other(caller), SqlStore.add_before_call
+
+    async def late(self: SqlStore, *args: Any) -> Any:
+        output = {"thread_id": thread_id, "result": {"colour": "blue"}}
+        await asyncio.to_thread(lambda: list(same.stream("threads.add_client_tool_output", **output)))
+        return await add_before_call(self, *args)
+
+    monkeypatch.setattr(SqlStore, "add_before_call", late)
+    assert caller.post("threads.sync_custom_action", thread_id=thread_id, action=ACTION).status_code == 200
+    kept = caller.items(thread_id, order="asc").data
+    assert [item.type for item in kept] == ["user_message", "assistant_message", "client_tool_call", "assistant_message"]
+    assert (kept[2].status, kept[2].output) == ("completed", {"colour": "blue"})
+
+
+def test_a_thought_goes_on_after_a_sync_action(start: Start, upstream: Upstream) -> None:
+    """The SDK continues a workflow that stands directly in front of the call."""
+    caller = start("with_page")
+    upstream.behaviour = streaming([*thinks("Ask"), *calls("ask_page", question="Colour?")], [*thinks("I see"), *says("Blue")])
+    thread_id, _ = caller.create("What colour is my page?")
+    caller.post("threads.sync_custom_action", thread_id=thread_id, action=ACTION)
+    list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
+    kinds = [item.type for item in caller.items(thread_id, order="asc").data]
+    assert kinds == ["user_message", "workflow", "client_tool_call", "assistant_message"]
+
+
+def test_an_action_while_a_client_tool_is_pending(start: Start, upstream: Upstream) -> None:
+    """As with the sync one: the page may call sendCustomAction() while its tool runs."""
+    caller = start("with_page")
+    upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("I see"), says("It is blue"))
+    thread_id, _ = caller.create("What colour is my page?")
+    list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))
+    answer = caller.post("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"})
+    assert answer.status_code == 200
+
+
+def test_quoted_text_is_given_after_a_client_tool_as_well(start: Start, upstream: Upstream) -> None:
+    caller = start("with_page")
+    upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("It is blue"))
+    quoting = {**user_input("Explain this"), "quoted_text": "a sentence above"}
+    created, *_ = list(caller.stream("threads.create", input=quoting))
+    list(caller.stream("threads.add_client_tool_output", thread_id=created.thread.id, result={"colour": "blue"}))
+    assert "a sentence above" in json.dumps(upstream.received[1].body["input"])
+
+
+def test_what_an_earlier_message_quoted_is_not_what_the_new_one_refers_to(start: Start, upstream: Upstream) -> None:
+    caller = start("run_workflow")
+    upstream.behaviour = failing(400, "invalid_request_error")
+    quoting = {**user_input("Explain"), "quoted_text": "the old quote"}
+    created, *_ = list(caller.stream("threads.create", input=quoting))
+    upstream.behaviour = streaming(says("Well"))
+    caller.say(created.thread.id, "Something else")
+    assert "the old quote" not in json.dumps(upstream.received[-1].body["input"])
+
+
+def test_two_mentions_of_one_name(start: Start, upstream: Upstream) -> None:
+    caller = start("simple")
+    upstream.behaviour = streaming(says("Well"))
+    tag = {"type": "input_tag", "text": "Anna", "data": {}, "interactive": False}
+    content = [{**tag, "id": "user_1"}, {**tag, "id": "user_2"}]
+    list(caller.stream("threads.create", input={**user_input(""), "content": content}))
+    given = json.dumps(upstream.received[0].body["input"])
+    assert ("user_1" in given, "user_2" in given) == (True, True)
+
+
+def test_a_message_of_mentions_alone_gives_a_title(start: Start, upstream: Upstream) -> None:
+    caller = start("simple")
+    upstream.behaviour = streaming(says("I see"))
+    tag = {"type": "input_tag", "id": "art_1", "text": "The future", "data": {}, "interactive": False}
+    created, *_ = list(caller.stream("threads.create", input={**user_input(""), "content": [tag]}))
+    assert caller.thread(created.thread.id).title == "@The future"
+
+
+@pytest.mark.parametrize("agent", ["simple", "counting", "run_workflow"])
+def test_a_thread_that_is_deleted_during_its_turn(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
+    caller = start(agent)
+    turn = [[*calls("counts"), 0.3]] if agent == "counting" else []
+    upstream.behaviour = streaming(says("Hello"), *turn, says("one two three", pause=0.2))
+    thread_id, _ = caller.create("First")
+    before = len(recorder.lines)
+    events = []
+    for event in caller.stream("threads.add_user_message", thread_id=thread_id, input=user_input("Count")):
+        events.append(event)
+        if event.type == "thread.item.done" and event.item.type == "user_message":
+            assert caller.post("threads.delete", thread_id=thread_id).status_code == 200
+    assert errors(events) == [("stream.error", None, False)]
+    lines = recorder.lines[before:]
+    assert len([line for line in lines if "can't be changed" in line]) == 1
+    assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize("item", ["nowhere", "assistant_message"])
+def test_a_retry_of_what_is_no_message_of_the_user_changes_nothing(start: Start, upstream: Upstream, item: str) -> None:
+    caller = start("simple")
+    upstream.behaviour = streaming(says("Hello"))
+    thread_id, _ = caller.create("Hello")
+    caller.say(thread_id, "And now?")
+    before = caller.items(thread_id)
+    ids = {it.type: it.id for it in before.data}
+    answer = caller.post("threads.retry_after_item", thread_id=thread_id, item_id=ids.get(item, item))
+    assert answer.status_code == (404 if item == "nowhere" else 400)
+    assert caller.items(thread_id) == before
+
+
+def test_a_retry_deletes_all_that_came_later_at_once(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = start("simple")
+    upstream.behaviour = streaming(says("Hello"))
+    thread_id, _ = caller.create("Hello")
+    for _ in range(5):
+        caller.say(thread_id, "Again")
+    first = caller.items(thread_id, order="asc").data[0]
+    runs, run = [], SqlStore._run
+
+    async def counting(self: SqlStore, work: Any) -> Any:
+        runs.append(work)
+        return await run(self, work)
+
+    monkeypatch.setattr(SqlStore, "_run", counting)
+    list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=first.id))
+    of_the_retry = len(runs)
+    runs.clear()
+    caller.say(thread_id, "Again")
+    assert of_the_retry <= len(runs) + 3
+    kept = caller.items(thread_id, order="asc").data
+    assert [item.type for item in kept] == ["user_message", "assistant_message"] * 2
+
+
+def test_a_long_title_is_cut(start: Start, upstream: Upstream) -> None:
+    caller = start("simple")
+    upstream.behaviour = streaming(says("Hello"))
+    thread_id, _ = caller.create("Hello")
+    assert caller.post("threads.update", thread_id=thread_id, title="x" * 60_000).json()["title"] == "x" * 200
+    assert caller.thread(thread_id).title == "x" * 200
+
+
+def test_more_answers_than_anybody_asks_for(start: Start) -> None:
+    caller = start(OPENAI_API_KEY="")  # the demo
+    thread_id, _ = caller.create("question")
+    item = caller.items(thread_id).data[0]
+
+    def answer(number: int) -> int:
+        answers = {str(key): {"values": ["a"]} for key in range(number)}
+        input_ = {"answers": answers}
+        return caller.post("threads.add_structured_input", thread_id=thread_id, item_id=item.id, input=input_).status_code
+
+    assert (answer(101), answer(100)) == (400, 200)
+
+
+def test_a_page_ends_after_some_megabytes(start: Start, upstream: Upstream) -> None:
+    caller = start("simple")
+    upstream.behaviour = streaming([*(event for _ in range(6) for event in draws("A" * 1_500_000)), *says("Six")])
+    thread_id, _ = caller.create("Draw")
+    for order in ("asc", "desc"):
+        pages = [caller.items(thread_id, order=order)]
+        while pages[-1].has_more:
+            pages.append(caller.items(thread_id, order=order, after=pages[-1].after))
+        assert [len(page.data) for page in pages] == [4, 3, 1]
+        seen = [item.id for page in pages for item in page.data]
+        assert len(set(seen)) == len(seen) == 8
+    assert len(caller.thread(thread_id).items.data) == 4
+    assert caller.thread(thread_id).items.has_more

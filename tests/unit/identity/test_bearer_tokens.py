@@ -1,0 +1,572 @@
+"""Tokens of the usual identity providers, key rotation, and key servers that fail. Forgeries: service/test_attacks."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jwt
+import pytest
+from flask.testing import FlaskClient
+from sqlalchemy import create_engine, text
+
+from chatkit.identity import jwks
+from chatkit.identity.bearer_tokens import LEEWAY_SECONDS
+from chatkit.identity.jwks import FETCH_SECONDS, FETCHES_PER_MINUTE, FRESH_SECONDS, USABLE_SECONDS
+from tests.support import upstream as u
+from tests.support.applications import MakeApp
+from tests.support.endpoint import ENDPOINT, error_of
+from tests.support.leaks import Recorder
+from tests.support.provider import SECRET, Provider, claims, private_key, public_jwk, shared
+from tests.support.upstream import WORKFLOW_ID, Upstream
+
+INVALID = (401, "invalid_token", "Invalid or expired token")
+UNAVAILABLE = (503, "sign_in_unavailable", "Sign-in temporarily unavailable")
+ISSUER = "https://login.example.com/"
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    with Provider() as running:
+        yield running
+
+
+@pytest.fixture
+def with_keys(make_app: MakeApp, provider: Provider) -> FlaskClient:
+    """Of a service that trusts the provider's published keys."""
+    return make_app(AUTH_JWKS_URL=provider.url, AUTH_JWT_ISSUER=ISSUER).test_client()
+
+
+@pytest.fixture
+def with_secret(make_app: MakeApp) -> FlaskClient:
+    return make_app(AUTH_JWT_SECRET=SECRET).test_client()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds by which the monotonic clock of the keys is moved on, in a list to change."""
+    moved = [0.0]
+    monotonic = time.monotonic
+    monkeypatch.setattr(jwks, "time", type("Clock", (), {"monotonic": lambda: monotonic() + moved[0]}))
+    return moved
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def mint(client: FlaskClient, token: str, **options: Any) -> Any:
+    return client.post(ENDPOINT, headers=bearer(token), **options)
+
+
+def user_of(upstream: Upstream) -> str:
+    user: str = upstream.received[-1].body["user"]
+    return user
+
+
+# The usual providers. Claims and headers as they document them.
+
+SHAPES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any], str]] = {
+    "Auth0, an access token for an API": (
+        {"AUTH_JWT_ISSUER": "https://shop.eu.auth0.com/", "AUTH_JWT_AUDIENCE": "https://api.example.com"},
+        {"typ": "JWT"},
+        {
+            "iss": "https://shop.eu.auth0.com/",
+            "sub": "auth0|6563f1a0c5b9d1e8a7f0b2c3",
+            "aud": ["https://api.example.com", "https://shop.eu.auth0.com/userinfo"],
+            "scope": "openid profile email",
+            "azp": "Zq8Vb1mTn4cXyR2kLs7Pd0Wf",
+        },
+        "auth0|6563f1a0c5b9d1e8a7f0b2c3",
+    ),
+    "Auth0, in the profile of RFC 9068": (
+        {"AUTH_JWT_ISSUER": "https://shop.eu.auth0.com/", "AUTH_JWT_AUDIENCE": "https://api.example.com"},
+        {"typ": "at+jwt"},
+        {
+            "iss": "https://shop.eu.auth0.com/",
+            "sub": "google-oauth2|104857600000000000001",
+            "aud": "https://api.example.com",
+            "client_id": "Zq8Vb1mTn4cXyR2kLs7Pd0Wf",
+            "jti": "u5Fq2Lk9",
+        },
+        "google-oauth2|104857600000000000001",
+    ),
+    "Clerk, version 1": (
+        {"AUTH_JWT_ISSUER": "https://clerk.example.com"},
+        {"typ": "JWT"},
+        {
+            "iss": "https://clerk.example.com",
+            "sub": "user_2fXkQ0aBcDeFgHiJkLmNoPqRsT",
+            "sid": "sess_2fXkQ1aBcDeFgHiJkLmNoPqRsT",
+            "azp": "https://app.example.com",
+            "nbf": int(time.time()) - 10,
+            "org_id": "org_2fXk",
+            "org_role": "org:admin",
+        },
+        "user_2fXkQ0aBcDeFgHiJkLmNoPqRsT",
+    ),
+    "Clerk, version 2, for pages of one origin only": (
+        {
+            "AUTH_JWT_ISSUER": "https://clerk.example.com",
+            "AUTH_JWT_AUDIENCE": "https://app.example.com,https://www.example.com",
+        },
+        {"typ": "JWT", "cat": "cl_B7d4PD111AAA"},
+        {
+            "iss": "https://clerk.example.com",
+            "sub": "user_2fXkQ0aBcDeFgHiJkLmNoPqRsT",
+            "azp": "https://app.example.com",
+            "v": 2,
+            "fva": [5, -1],
+            "o": {"id": "org_2fXk", "rol": "admin"},
+        },
+        "user_2fXkQ0aBcDeFgHiJkLmNoPqRsT",
+    ),
+    "Supabase": (
+        {"AUTH_JWT_ISSUER": "https://abcdefghij.supabase.co/auth/v1", "AUTH_JWT_AUDIENCE": "authenticated"},
+        {"typ": "JWT"},
+        {
+            "iss": "https://abcdefghij.supabase.co/auth/v1",
+            "aud": "authenticated",
+            "sub": "123e4567-e89b-12d3-a456-426614174000",
+            "role": "authenticated",
+            "aal": "aal1",
+            "session_id": "9d4f3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f",
+            "email": "ada@example.com",
+            "phone": "",
+            "is_anonymous": False,
+            "app_metadata": {"provider": "email", "providers": ["email"]},
+            "user_metadata": {},
+            "amr": [{"method": "password", "timestamp": 1640991600}],
+        },
+        "123e4567-e89b-12d3-a456-426614174000",
+    ),
+    "Cognito, an access token": (
+        {
+            "AUTH_JWT_ISSUER": "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_AbCdEfGhI",
+            "AUTH_JWT_AUDIENCE": "1example23456789",
+        },
+        {},
+        {
+            "iss": "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_AbCdEfGhI",
+            "sub": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            "client_id": "1example23456789",
+            "token_use": "access",
+            "scope": "aws.cognito.signin.user.admin",
+            "cognito:groups": ["pro"],
+            "username": "ada",
+            "jti": "aaaaaaaa-bbbb-cccc-dddd-000000000000",
+        },
+        "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+    ),
+    "Cognito, an ID token": (
+        {
+            "AUTH_JWT_ISSUER": "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_AbCdEfGhI",
+            "AUTH_JWT_AUDIENCE": "1example23456789",
+        },
+        {},
+        {
+            "iss": "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_AbCdEfGhI",
+            "sub": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            "aud": "1example23456789",
+            "token_use": "id",
+            "cognito:username": "ada",
+            "email": "ada@example.com",
+            "email_verified": True,
+        },
+        "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+    ),
+}
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tokens_of_the_usual_providers(make_app: MakeApp, upstream: Upstream, shape: str, algorithm: str) -> None:
+    """With the keys changed in the middle: first with the old one still there, then without."""
+    variables, headers, payload, subject = SHAPES[shape]
+    with Provider(algorithm) as provider:
+        client = make_app(AUTH_JWKS_URL=provider.url, **variables).test_client()
+        for keep in (None, True, False):
+            if keep is not None:
+                provider.rotate(algorithm, keep=keep)
+            response = mint(client, provider.token(claims(**payload), headers))
+            assert response.status_code == 200, response.text
+            assert user_of(upstream) == f"user:{subject}"
+        for other in ({"iss": "https://other.example.com"}, {"aud": "other", "client_id": "other", "azp": "other"}):
+            if "AUTH_JWT_AUDIENCE" in variables or "iss" in other:
+                assert error_of(mint(client, provider.token(claims(**{**payload, **other})))) == INVALID
+    assert len(upstream.received) == 3
+
+
+@pytest.mark.parametrize(
+    ("variables", "payload", "subject"),
+    [
+        (
+            {"AUTH_JWT_AUDIENCE": "authenticated"},
+            {"aud": "authenticated", "sub": "123e4567-e89b-12d3-a456-426614174000", "role": "authenticated"},
+            "123e4567-e89b-12d3-a456-426614174000",
+        ),
+        ({}, {"sub": "42", "name": "Ada", "email": "ada@example.com", "picture": None, "jti": "0b7f"}, "42"),
+        ({"AUTH_USER_CLAIM": "email"}, {"name": "Ada", "email": "ada@example.com"}, "ada@example.com"),
+    ],
+    ids=["Supabase, legacy secret", "Auth.js, signed", "Auth.js, by address"],
+)
+def test_tokens_signed_with_a_shared_secret(
+    make_app: MakeApp, upstream: Upstream, variables: dict[str, str], payload: dict[str, Any], subject: str
+) -> None:
+    client = make_app(AUTH_JWT_SECRET=SECRET, **variables).test_client()
+    assert mint(client, shared(claims(**payload))).status_code == 200
+    assert user_of(upstream) == f"user:{subject}"
+
+
+def test_a_token_of_more_than_8_kib(with_secret: FlaskClient) -> None:
+    assert mint(with_secret, shared(more="x" * 5000)).status_code == 200
+    assert error_of(mint(with_secret, shared(more="x" * 7000))) == INVALID
+
+
+def test_what_is_encrypted_is_no_proof(with_secret: FlaskClient) -> None:
+    """Auth.js encrypts its session token unless told otherwise: five parts, for its own eyes."""
+    header = jwt.utils.base64url_encode(b'{"alg":"dir","enc":"A256CBC-HS512"}').decode()
+    assert error_of(mint(with_secret, f"{header}..aXY.Y2lwaGVydGV4dA.dGFn")) == INVALID
+
+
+def test_supabases_public_key_is_nobody(make_app: MakeApp) -> None:
+    """It is a valid token that everybody can read in the frontend, without a user in it."""
+    client = make_app(AUTH_JWT_SECRET=SECRET).test_client()
+    anon = {"iss": "supabase", "ref": "abcdefghij", "role": "anon", "iat": 1640991600, "exp": 1956567600}
+    assert error_of(mint(client, shared(anon))) == INVALID
+
+
+# Who is asking
+
+
+def test_who_is_asking(with_secret: FlaskClient, upstream: Upstream) -> None:
+    assert with_secret.post(ENDPOINT).status_code == 200
+    visitor = user_of(upstream)
+    assert visitor.startswith("anonymous:")
+    assert mint(with_secret, shared()).status_code == 200
+    assert user_of(upstream) == "user:ada"
+    assert with_secret.post(ENDPOINT).status_code == 200
+    assert user_of(upstream) == visitor
+
+
+def test_a_subject_that_looks_like_a_visitor_is_none(with_secret: FlaskClient, upstream: Upstream) -> None:
+    with_secret.post(ENDPOINT)
+    visitor = user_of(upstream)
+    mint(with_secret, shared(sub=visitor))
+    mint(with_secret, shared(sub=visitor.partition(":")[2]))
+    assert len({received.body["user"] for received in upstream.received}) == 3
+
+
+def test_a_user_id_is_a_check(with_secret: FlaskClient, upstream: Upstream) -> None:
+    me, other = "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f", "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e50"
+    token = shared(sub=me.upper())
+    assert mint(with_secret, token, json={"user_id": me}).status_code == 200
+    refused = mint(with_secret, token, json={"user_id": other})
+    assert error_of(refused) == (403, "user_mismatch", "user_id is not the user who is asking")
+    assert len(upstream.received) == 1
+
+
+def test_visitors_are_turned_away_where_a_user_is_required(make_app: MakeApp, upstream: Upstream) -> None:
+    client = make_app(AUTH_REQUIRED="true", AUTH_JWT_SECRET=SECRET).test_client()
+    response = client.post(ENDPOINT)
+    assert error_of(response) == (401, "authentication_required", "Authentication required")
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert "Set-Cookie" not in response.headers
+    assert upstream.received == []
+    assert mint(client, shared()).status_code == 200
+
+
+def test_an_invalid_token_says_so_as_rfc_6750_has_it(with_secret: FlaskClient) -> None:
+    response = mint(with_secret, "e30.e30.x")
+    assert error_of(response) == INVALID
+    assert response.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
+
+
+def test_where_nobody_can_sign_in_a_token_is_refused_and_a_password_is_somebody_elses(
+    client: FlaskClient, upstream: Upstream, recorder: Recorder
+) -> None:
+    for value in (f"Bearer {shared()}", "bearer x", "Bearer"):
+        assert error_of(client.post(ENDPOINT, headers={"Authorization": value})) == INVALID
+    assert upstream.received == []
+    assert client.post(ENDPOINT, headers={"Authorization": "Basic c3RhZ2luZzpwYXNzd29yZA=="}).status_code == 200
+    assert "neither AUTH_JWT_SECRET nor AUTH_JWKS_URL" in "\n".join(recorder.lines[-30:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "good"),
+    [
+        ({"exp": LEEWAY_SECONDS}, True),
+        ({"exp": -LEEWAY_SECONDS + 5}, True),
+        ({"exp": -LEEWAY_SECONDS - 1}, False),
+        ({"exp": None}, False),
+        ({"nbf": LEEWAY_SECONDS - 5}, True),
+        ({"nbf": LEEWAY_SECONDS + 5}, False),
+        ({"iat": LEEWAY_SECONDS - 5}, True),
+        ({"iat": LEEWAY_SECONDS + 5}, False),
+        ({"iat": None}, True),
+    ],
+)
+def test_times(with_secret: FlaskClient, changes: dict[str, int | None], good: bool) -> None:
+    now = time.time()
+    moved = {name: None if seconds is None else int(now + seconds) for name, seconds in changes.items()}
+    assert (mint(with_secret, shared(claims(**moved))).status_code == 200) is good
+
+
+@pytest.mark.parametrize(
+    ("configured", "audience", "good"),
+    [
+        ("api", "api", True),
+        ("api,web", ["other", "web"], True),
+        ("api", ["other"], False),
+        ("api", "", False),
+        ("api", [], False),
+        ("api", {"api": 1}, False),
+        ("api", ["API"], False),
+        ("api", "api,web", False),
+        ("api", None, False),
+        ("", "api", False),  # RFC 7519: one that says for whom it is has to name us
+        ("", None, True),
+    ],
+)
+def test_audiences(make_app: MakeApp, configured: str, audience: Any, good: bool) -> None:
+    client = make_app(AUTH_JWT_SECRET=SECRET, AUTH_JWT_AUDIENCE=configured).test_client()
+    assert (mint(client, shared(claims(aud=audience))).status_code == 200) is good
+
+
+# What is passed on
+
+
+STATE = "plan,seats,admin,share,name,app_metadata.plan,https://example.com/role,org.id,missing,groups,nothing,endless"
+CLAIMS: dict[str, Any] = {
+    "plan": "pro",
+    "seats": 3,
+    "admin": False,
+    "share": 0.5,
+    "app_metadata": {"plan": "team", "internal": "not listed"},
+    "https://example.com/role": "editor",
+    "org": "acme",
+    "groups": ["a", "b"],
+    "endless": float("inf"),
+    "email": "not-listed@example.com",
+    "name": "Ada\r\nSet-Cookie: x=1\u2028",
+}
+
+
+def test_listed_claims_become_state_variables_and_no_others(make_app: MakeApp, upstream: Upstream) -> None:
+    client = make_app(AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS=STATE).test_client()
+    assert mint(client, shared(claims(**CLAIMS))).status_code == 200
+    assert upstream.received[0].body["workflow"]["state_variables"] == {
+        "plan": "pro",
+        "seats": 3,
+        "admin": False,
+        "share": 0.5,
+        "name": "Ada\r\nSet-Cookie: x=1\u2028",
+        "app_metadata.plan": "team",
+        "https://example.com/role": "editor",
+    }
+    client.post(ENDPOINT)
+    assert "state_variables" not in upstream.received[1].body["workflow"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "held", "workflow"),
+    [
+        ("plan", {"plan": "pro"}, "wf_test_pro"),
+        ("plan", {"plan": "free"}, WORKFLOW_ID),
+        ("plan", {"plan": ""}, WORKFLOW_ID),
+        ("plan", {"plan": None}, WORKFLOW_ID),
+        ("plan", {"plan": {"pro": True}}, WORKFLOW_ID),
+        ("cognito:groups", {"cognito:groups": ["team", "pro"]}, "wf_test_pro"),
+        ("cognito:groups", {"cognito:groups": ["team"]}, "wf_test_team"),
+        ("app_metadata.plan", {"app_metadata": {"plan": "team"}, "user_metadata": {"plan": "pro"}}, "wf_test_team"),
+    ],
+)
+def test_a_workflow_by_a_claim(make_app: MakeApp, upstream: Upstream, claim: str, held: dict[str, Any], workflow: str) -> None:
+    variables = {"CHATKIT_AGENT_CLAIM": claim, "CHATKIT_WORKFLOWS": "pro=wf_test_pro,team=wf_test_team"}
+    client = make_app(AUTH_JWT_SECRET=SECRET, **variables).test_client()
+    answer = mint(client, shared(claims(**held)))
+    assert answer.status_code == 200
+    assert upstream.received[0].body["workflow"] == {"id": workflow}
+    assert "wf_test" not in answer.text
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+def test_a_session_row_keeps_what_is_listed_and_no_more(make_app: MakeApp, database: str) -> None:
+    agents = {"CHATKIT_AGENT_CLAIM": "plan", "CHATKIT_AGENTS": "pro=tests.support.agents_under_test:simple"}
+    variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": database, "AUTH_JWT_SECRET": SECRET, **agents}
+    client = make_app(**variables, CHATKIT_STATE_CLAIMS="seats,odd").test_client()
+    assert mint(client, shared(plan="pro", seats=3, odd="\x00\ud800", email="ada@example.com")).status_code == 200
+    assert client.post(ENDPOINT).status_code == 200
+    with create_engine(database).connect() as connection:
+        rows = connection.execute(text("SELECT user_id, agent, claims FROM chat_sessions ORDER BY agent")).all()
+    kept = {row.user_id.partition(":")[0]: (row.agent, row.claims and json.loads(row.claims)) for row in rows}
+    assert kept == {"user": ("pro", {"seats": 3, "odd": "\x00\ud800"}), "anonymous": (None, None)}
+
+
+# Published keys
+
+
+def test_keys_are_fetched_once_for_many(with_keys: FlaskClient, provider: Provider) -> None:
+    token = provider.token(iss=ISSUER)
+
+    def ask(_: int) -> int:
+        status: int = with_keys.application.test_client().post(ENDPOINT, headers=bearer(token)).status_code
+        return status
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(ask, range(64))) == {200}
+    assert provider.fetches == 1
+
+
+def test_made_up_key_ids_do_not_set_the_pace(with_keys: FlaskClient, provider: Provider, clock: list[float]) -> None:
+    for number in range(50):
+        assert error_of(mint(with_keys, provider.token(headers={"kid": f"made-up-{number}"}))) == INVALID
+    assert provider.fetches == FETCHES_PER_MINUTE
+    assert mint(with_keys, provider.token(iss=ISSUER)).status_code == 200
+    provider.rotate()
+    assert mint(with_keys, provider.token(iss=ISSUER)).status_code == 401
+    clock[0] = 61
+    assert mint(with_keys, provider.token(iss=ISSUER)).status_code == 200, "a minute later at the latest"
+
+
+def test_a_key_that_is_withdrawn_is_good_for_a_few_minutes_at_most(
+    with_keys: FlaskClient, provider: Provider, clock: list[float]
+) -> None:
+    old = provider.token(iss=ISSUER)
+    assert mint(with_keys, old).status_code == 200
+    provider.rotate()
+    assert mint(with_keys, old).status_code == 200
+    clock[0] = FRESH_SECONDS + 1
+    assert error_of(mint(with_keys, old)) == INVALID
+
+
+def test_the_key_server_goes_away_and_comes_back(
+    with_keys: FlaskClient, provider: Provider, clock: list[float], recorder: Recorder
+) -> None:
+    token = provider.token(iss=ISSUER)
+    assert mint(with_keys, token).status_code == 200
+    provider.server.behaviour = u.Handler.hang_up
+    said = len(recorder.lines)
+    for clock[0] in (FRESH_SECONDS + 1, FRESH_SECONDS + 100, USABLE_SECONDS - 10):
+        assert mint(with_keys, token).status_code == 200, "the keys of before are good for a while"
+    unknown = mint(with_keys, provider.token(headers={"kid": "perhaps-new"}))
+    assert error_of(unknown) == UNAVAILABLE, "nobody can tell"
+    assert unknown.headers["Retry-After"] == "5"
+    clock[0] = USABLE_SECONDS + 1
+    assert error_of(mint(with_keys, token)) == UNAVAILABLE
+    assert with_keys.post(ENDPOINT).status_code == 200, "visitors need no key"
+    provider.publish(*provider.published)
+    clock[0] = USABLE_SECONDS + 120
+    assert mint(with_keys, token).status_code == 200
+    lines = [line for line in recorder.lines[said:] if "the keys can" in line and '"chatkit.identity.jwks"' in line]
+    assert len(lines) == 2, "once when it goes and once when it comes back"
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        u.answering(500),
+        u.answering(302, Location="http://127.0.0.1:9/keys"),
+        u.answering(200, b"<html>", Content_Type="text/html"),
+        u.answering(200, b"[]"),
+        u.answering(200, {"keys": {"kid": "x"}}),
+        u.answering(200, {"keys": []}),
+        u.answering(200, b'{"keys":' + b"[" * 100_000),
+        u.answering(200, b'{"keys": [' + b" " * jwks.MAX_BYTES + b"]}"),
+        u.Handler.hang_up,
+        u.endless,
+        u.silent(10),
+        u.dripping(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"),
+    ],
+    ids=["500", "redirect", "html", "array", "object", "none", "nested", "huge", "hang-up", "endless", "silent", "dripping"],
+)
+def test_a_key_server_at_its_worst(with_keys: FlaskClient, provider: Provider, behaviour: Callable[[Any], None]) -> None:
+    provider.server.behaviour = behaviour
+    started = time.monotonic()
+    assert error_of(mint(with_keys, provider.token(iss=ISSUER))) == UNAVAILABLE
+    assert time.monotonic() - started < 2 * FETCH_SECONDS + 1
+
+
+@pytest.mark.parametrize(
+    ("why", "algorithm", "changes"),
+    [
+        ("it is for encryption", "RS256", {"use": "enc"}),
+        ("its operations are for encryption", "RS256", {"key_ops": ["encrypt"]}),
+        ("its operations are none", "RS256", {"key_ops": []}),
+        ("its operations are no list", "RS256", {"key_ops": "verify"}),
+        ("it is for no signature at all", "RS256", {"alg": "none"}),
+        ("its algorithm is no text", "RS256", {"alg": ["RS256"]}),
+        ("its type is no text", "RS256", {"kty": {}}),
+        ("its exponent is out of bounds", "RS256", {"e": "_" * 4000}),
+        ("it is for another algorithm", "RS256", {"alg": "RSA-OAEP"}),
+        ("the operator allowed three algorithms", "RS256", {"alg": "PS256"}),
+        ("it does not fit its own algorithm", "ES256", {"alg": "RS256"}),
+        ("an RSA key is no HMAC secret", "RS256", {"alg": "HS256"}),
+        ("a shared secret is not for publishing", "RS256", {"kty": "oct", "k": "c2VjcmV0", "alg": "HS256"}),
+        ("it is private", "RS256", {"d": "AQAB"}),
+        ("its id is no text", "RS256", {"kid": 1}),
+        ("it is cut off", "ES256", {"x": "AA"}),
+        ("its curve is another", "ES256", {"crv": "P-384"}),
+        ("its numbers are none", "RS256", {"n": 5}),
+    ],
+)
+def test_jwks_that_are_not_used(
+    make_app: MakeApp, provider: Provider, why: str, algorithm: str, changes: dict[str, Any]
+) -> None:
+    client = make_app(AUTH_JWKS_URL=provider.url, AUTH_JWT_ISSUER=ISSUER).test_client()
+    provider.rotate(algorithm)
+    token = provider.token(iss=ISSUER)
+    good = {**public_jwk(private_key("EdDSA", 99)), "kid": "another"}
+    provider.publish({**provider.published[-1], **changes}, "not even an object", good)
+    assert error_of(mint(client, token)) == INVALID, why
+    by_good = jwt.encode(claims(iss=ISSUER), private_key("EdDSA", 99), "EdDSA", {"kid": "another"})
+    assert mint(client, by_good).status_code == 200, "the others are used as ever"
+
+
+def test_an_rsa_key_that_is_too_short(with_keys: FlaskClient, provider: Provider) -> None:
+    key = private_key("RS256", 7, 1024)
+    provider.publish({**public_jwk(key), "kid": "short"})
+    with pytest.warns(jwt.warnings.InsecureKeyLengthWarning):
+        token = jwt.encode(claims(iss=ISSUER), key, "RS256", {"kid": "short"})
+    assert error_of(mint(with_keys, token)) == INVALID
+
+
+def test_a_key_without_an_id(with_keys: FlaskClient, provider: Provider) -> None:
+    published = dict(provider.published[0])
+    del published["kid"]
+    provider.publish(published)
+    token = jwt.encode(claims(iss=ISSUER), provider.key, "RS256")
+    assert mint(with_keys, token).status_code == 200
+
+
+def test_which_of_two_keys_is_not_guessed(with_keys: FlaskClient, provider: Provider) -> None:
+    provider.rotate(keep=True)
+    assert error_of(mint(with_keys, jwt.encode(claims(iss=ISSUER), provider.key, "RS256"))) == INVALID
+
+
+def test_a_key_that_does_not_say_its_algorithm(with_keys: FlaskClient, provider: Provider) -> None:
+    for algorithm in ("RS256", "ES256", "EdDSA"):
+        provider.rotate(algorithm)
+        published = {name: value for name, value in provider.published[-1].items() if name not in ("alg", "use")}
+        provider.publish(published)
+        assert mint(with_keys, provider.token(iss=ISSUER)).status_code == 200, algorithm
+
+
+def test_no_key_is_asked_for_before_a_token_comes(make_app: MakeApp, provider: Provider) -> None:
+    client = make_app(AUTH_JWKS_URL=provider.url, AUTH_JWT_ISSUER=ISSUER).test_client()
+    assert client.post(ENDPOINT).status_code == 200
+    assert provider.fetches == 0
+
+
+def test_the_log_says_why_and_quotes_nothing(with_secret: FlaskClient, recorder: Recorder) -> None:
+    said = len(recorder.lines)
+    token = shared(claims(sub="ada\r\nINFO forged", exp=1))
+    mint(with_secret, token)
+    mint(with_secret, shared(claims(sub="ada\r\nINFO forged")))
+    lines = recorder.lines[said:]
+    assert any("(ExpiredSignatureError)" in json.loads(line)["message"] for line in lines)
+    assert any("AUTH_USER_CLAIM" in json.loads(line)["message"] for line in lines)
+    assert not any("forged" in line or token in line for line in lines)

@@ -1,0 +1,128 @@
+"""The anonymous visitor's cookie: kept, believed only when signed here, and with the attributes its situation needs."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from flask.testing import FlaskClient
+from itsdangerous import URLSafeTimedSerializer
+from werkzeug.test import TestResponse
+
+from tests.support.applications import MakeApp
+from tests.support.endpoint import ENDPOINT
+from tests.support.upstream import Upstream, users
+
+HTTPS = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "chat.example.com"}
+
+
+def cookie_of(response: TestResponse) -> str:
+    (header,) = response.headers.getlist("Set-Cookie")
+    return header
+
+
+def test_the_same_visitor_after_a_reload(client: FlaskClient, upstream: Upstream) -> None:
+    client.post(ENDPOINT)
+    client.post(ENDPOINT)
+    first, second = users(upstream)
+    assert first == second
+    assert re.fullmatch(r"anonymous:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", first)
+
+
+def test_without_the_cookie_somebody_else(make_app: MakeApp, upstream: Upstream) -> None:
+    app = make_app()
+    app.test_client().post(ENDPOINT)
+    app.test_client().post(ENDPOINT)
+    first, second = users(upstream)
+    assert first != second
+
+
+def test_a_restart_keeps_the_visitor_and_another_key_does_not(make_app: MakeApp, upstream: Upstream) -> None:
+    value = cookie_of(make_app().test_client().post(ENDPOINT)).split(";")[0]
+    for app in (make_app(), make_app(SECRET_KEY="another key than before, of the tests")):
+        client = app.test_client(use_cookies=False)
+        assert client.post(ENDPOINT, headers={"Cookie": value}).status_code == 200
+    first, restarted, other_key = users(upstream)
+    assert first == restarted
+    assert first != other_key
+
+
+def test_an_edited_cookie_is_nobody(make_app: MakeApp, upstream: Upstream) -> None:
+    app = make_app()
+    name, _, value = cookie_of(app.test_client().post(ENDPOINT)).split(";")[0].partition("=")
+    victim = "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f"
+    payload, timestamp, signature = value.rsplit(".", 2)
+    other_payload = URLSafeTimedSerializer("guess", salt="chatkit.visitor").dumps({"visitor": victim}).split(".")[0]
+    client = app.test_client(use_cookies=False)
+    forged = [
+        f"{other_payload}.{timestamp}.{signature}",
+        f"{payload}.{timestamp}.{signature[:-2]}xx",
+        f"{payload}.{timestamp}.",
+        payload,
+        victim,
+        "",
+        "." * 1000,
+        URLSafeTimedSerializer("a-key-of-the-tests-and-nobody-else", salt="cookie-session").dumps({"visitor": victim}),
+    ]
+    for value in forged:
+        assert client.post(ENDPOINT, headers={"Cookie": f"{name}={value}"}).status_code == 200
+    everyone = users(upstream)
+    assert len(set(everyone)) == len(forged) + 1
+    assert f"anonymous:{victim}" not in everyone
+
+
+@pytest.mark.parametrize(
+    ("situation", "headers", "name", "attributes"),
+    [
+        ("curl in development", {}, "chatkit_visitor", {"SameSite=Lax"}),
+        (
+            "frontend and service on localhost",
+            {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site"},
+            "chatkit_visitor",
+            {"SameSite=Lax"},
+        ),
+        (
+            "the same, in a browser that does not say where it is",
+            {"Origin": "http://localhost:3000"},
+            "chatkit_visitor",
+            {"SameSite=Lax"},
+        ),
+        (
+            "own page over HTTPS",
+            {**HTTPS, "Sec-Fetch-Site": "same-origin"},
+            "__Host-chatkit_visitor",
+            {"SameSite=Lax", "Secure"},
+        ),
+        (
+            "frontend on another site",
+            {**HTTPS, "Origin": "https://app.example.org", "Sec-Fetch-Site": "cross-site"},
+            "__Host-chatkit_visitor",
+            {"SameSite=None", "Secure", "Partitioned"},
+        ),
+        (
+            "the same, in a browser that does not say where it is",
+            {**HTTPS, "Origin": "https://app.example.org"},
+            "__Host-chatkit_visitor",
+            {"SameSite=None", "Secure", "Partitioned"},
+        ),
+        (
+            "localhost asks 127.0.0.1, which browsers trust with Secure",
+            {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "cross-site"},
+            "chatkit_visitor",
+            {"SameSite=None", "Secure", "Partitioned"},
+        ),
+    ],
+)
+def test_attributes(make_app: MakeApp, situation: str, headers: dict[str, str], name: str, attributes: set[str]) -> None:
+    app = make_app(CHATKIT_ALLOWED_ORIGINS="http://localhost:3000,https://app.example.org")
+    cookie, *rest = cookie_of(app.test_client().post(ENDPOINT, headers=headers)).split("; ")
+    assert cookie.split("=")[0] == name
+    expires = next(part for part in rest if part.startswith("Expires="))
+    assert set(rest) - {expires} == {"HttpOnly", "Path=/", *attributes}
+
+
+def test_a_client_keeps_its_cookie_over_https(client: FlaskClient, upstream: Upstream) -> None:
+    for _ in range(2):
+        client.post(ENDPOINT, headers=HTTPS, base_url="https://chat.example.com")
+    first, second = users(upstream)
+    assert first == second

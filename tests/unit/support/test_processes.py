@@ -1,0 +1,50 @@
+"""What the tests start ends with them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from tests.support.service import PROJECT
+
+STARTING = """
+import signal
+
+from tests.support.service import Service
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests are a background job of a shell
+service = Service()
+print(service.process.pid, flush=True)
+with service:
+    print("started", flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("started", [False, True], ids=["while it starts", "when it runs"])
+def test_an_interrupted_run_leaves_no_service_behind(sign: signal.Signals, started: bool) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTING],
+        cwd=PROJECT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as run:
+        assert run.stdout
+        gunicorn = psutil.Process(int(run.stdout.readline()))
+        processes = [gunicorn]
+        if started:
+            assert run.stdout.readline() == "started\n"
+            processes += gunicorn.children()
+        run.send_signal(sign)
+        run.wait(20)
+        _, alive = psutil.wait_procs(processes, timeout=10)
+        for process in alive:
+            process.kill()
+    assert alive == []

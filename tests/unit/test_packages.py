@@ -1,0 +1,109 @@
+"""The structure of the package: its names, its imports, and the folder that can be deleted after 30 November 2026."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import chatkit
+from tests.support.service import PROJECT, environment
+
+PACKAGE = PROJECT / "chatkit"
+OURS, THEIRS = (Path(folder) for folder in chatkit.__path__)
+HOSTED, SELFHOSTED = "chatkit.backends.hosted", "chatkit.backends.selfhosted"
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py") if "migrations" not in path.parts}
+
+
+def imports(name: str) -> Iterator[str]:
+    """Our modules that ``name`` imports, within functions too. Imports for types alone don't count."""
+    nodes: list[ast.AST] = [ast.parse(MODULES[name].read_text())]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            nodes += node.orelse
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            members = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from {member if member in MODULES else node.module for member in members} & MODULES.keys()
+        else:
+            nodes += ast.iter_child_nodes(node)
+
+
+def test_no_name_of_ours_is_that_of_a_module_of_openais() -> None:
+    """An import of theirs would replace what a name of ours in ``chatkit`` stands for, or the other way round."""
+    ours, theirs = ({path.stem for path in folder.glob("[!_]*")} for folder in (OURS, THEIRS))
+    assert {"server", "types", "errors"} <= theirs
+    statements = ast.parse((PACKAGE / "__init__.py").read_text()).body
+    imported = {alias.asname or alias.name for node in statements if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert (ours | imported) & theirs == set()
+
+
+def test_no_import_cycle() -> None:
+    graph = {name: set(imports(name)) - {name} for name in MODULES}
+    assert "chatkit.backends.selfhosted.backend" in graph["chatkit.backends"]
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_the_backends_do_not_import_each_other() -> None:
+    for name in MODULES:
+        for imported in imports(name):
+            assert not (name.startswith(HOSTED) and imported.startswith(SELFHOSTED)), name
+            assert not (name.startswith(SELFHOSTED) and imported.startswith(HOSTED)), name
+            outside = not name.startswith((HOSTED, SELFHOSTED)) and name != "chatkit.backends"
+            assert not (outside and imported.startswith((HOSTED, SELFHOSTED))), f"{name} imports {imported}"
+
+
+REGISTRATION = """\
+    if settings.backend is BackendName.HOSTED:
+        from chatkit.backends.hosted.backend import HostedBackend
+
+        return HostedBackend(settings)
+"""
+TRY = """
+import app
+client = app.app.test_client()
+session = client.post("/api/chatkit/sessions").get_json()["data"]
+message = {"content": [{"type": "input_text", "text": "Hello"}], "attachments": [], "inference_options": {}}
+chat = {"type": "threads.create", "params": {"input": message}}
+print(client.post("/api/chatkit", json=chat, headers={"Authorization": "Bearer " + session["client_secret"]}).get_data(True))
+"""
+
+
+def test_selfhosted_works_without_hosted(tmp_path: Path) -> None:
+    for folder in ("chatkit", "templates", "static"):
+        shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "app.py", tmp_path)
+    shutil.rmtree(tmp_path / "chatkit/backends/hosted")
+    registry = tmp_path / "chatkit/backends/__init__.py"
+    assert REGISTRATION in registry.read_text()
+    registry.write_text(registry.read_text().replace(REGISTRATION, ""))
+    variables = environment(CHATKIT_BACKEND="selfhosted", DATABASE_URL=f"sqlite:///{tmp_path}/chatkit.db")
+    outcome = subprocess.run(
+        [sys.executable, "-c", TRY], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "thread.item.done" in outcome.stdout, outcome.stderr
+    assert importlib.util.find_spec("chatkit.backends.hosted"), "only the copy lacks it"
+
+
+def test_nothing_imports_from_a_test_module() -> None:
+    for path in [*PROJECT.glob("tests/**/*.py"), *PROJECT.glob("bench/*.py")]:
+        imported = [node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert not [name for name in imported if ".test_" in name or name == "tests.conftest"], path
+
+
+def test_the_unit_tests_mirror_the_package() -> None:
+    unit = PROJECT / "tests/unit"
+    folders = {str(path.parent.relative_to(unit)) for path in unit.rglob("test_*.py")} - {"support"}
+    assert {"web", "backends/selfhosted/chat"} <= folders
+    assert [folder for folder in folders if not (PACKAGE / folder).is_dir()] == []

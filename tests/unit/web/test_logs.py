@@ -1,0 +1,109 @@
+"""A line a request, with its ids, and nothing in it that should not be."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import logging.config
+import re
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from chatkit.web import logs
+from tests.support import service
+from tests.support.applications import MakeApp
+from tests.support.endpoint import ENDPOINT
+from tests.support.leaks import Recorder, leaks
+from tests.support.provider import SECRET, shared
+from tests.support.upstream import API_KEY, SECRET_PREFIX, WORKFLOW_ID, Upstream
+
+
+def written(name: str, *, readable: bool) -> str:
+    """What the configured handler writes for a record of logger ``name``."""
+    config = logs.configuration("INFO", readable=readable)
+    chosen = config["formatters"][config["handlers"]["stdout"]["formatter"]]
+    formatter = logging.config.DictConfigurator(config).configure_formatter(dict(chosen))
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter)
+    handler.addFilter(logs.IdsFilter())
+    handler.handle(logging.LogRecord(name, logging.INFO, "", 0, "said %s", ("this",), None))
+    return stream.getvalue()
+
+
+@pytest.fixture
+def ids() -> Any:
+    tokens = logs.request_id.set("req-1"), logs.session_id.set("ses_1")
+    yield
+    logs.request_id.reset(tokens[0])
+    logs.session_id.reset(tokens[1])
+
+
+def test_json_line(ids: None) -> None:
+    line = json.loads(written("chatkit", readable=False))
+    assert line.pop("time")
+    assert line.pop("process")
+    assert line == {"level": "INFO", "logger": "chatkit", "message": "said this", "request_id": "req-1", "session_id": "ses_1"}
+
+
+def test_readable_line(ids: None) -> None:
+    assert re.fullmatch(
+        r"[\d-]+ [\d:.]+ INFO    said this  request_id=req-1  session_id=ses_1\n", written("chatkit", readable=True)
+    )
+
+
+def access_record(caplog: pytest.LogCaptureFixture) -> Any:
+    (record,) = [record for record in caplog.records if record.name == "chatkit.access"]
+    return record
+
+
+def test_a_line_a_request(client: FlaskClient, caplog: pytest.LogCaptureFixture, recorder: Recorder) -> None:
+    caplog.set_level(logging.INFO)
+    response = client.post(f"{ENDPOINT}?token=hidden", headers={"X-Request-ID": "given-by-the-router"}, buffered=True)
+    record = access_record(caplog)
+    assert (record.method, record.path, record.status) == ("POST", ENDPOINT, 200)
+    assert 0 < record.duration_ms < 5000
+    line = json.loads(recorder.lines[-1])
+    assert line["request_id"] == "given-by-the-router"
+    assert line["session_id"] == response.get_json()["data"]["session_id"]
+    assert "hidden" not in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/a\r\nINFO forged", "/%0d%0aforged", "/\x1b[31mred", "/ü"])
+def test_a_path_cannot_forge_a_line(client: FlaskClient, caplog: pytest.LogCaptureFixture, path: str) -> None:
+    caplog.set_level(logging.INFO)
+    client.get(path, buffered=True)
+    assert re.fullmatch(r"/[A-Za-z0-9%/._-]*", access_record(caplog).path)
+
+
+def test_ids_do_not_stay_for_the_next_request(client: FlaskClient, recorder: Recorder) -> None:
+    client.post(ENDPOINT, buffered=True)
+    client.get("/healthz", buffered=True)
+    assert "session_id" not in json.loads(recorder.lines[-1])
+    assert logs.request_id.get() is None
+
+
+# At the end of the run the ``recorder`` fixture searches for secrets in all that was logged. These two hold it to that.
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [API_KEY, WORKFLOW_ID, f"{SECRET_PREFIX}1", "cs_" + "a" * 43, "chatkit_visitor=ey", SECRET, shared()],
+    ids=range(7),
+)
+def test_the_search_for_secrets_finds_one(secret: str) -> None:
+    assert leaks(f"before {secret} after")
+
+
+def test_the_search_for_secrets_sees_what_is_logged(make_app: MakeApp, recorder: Recorder, upstream: Upstream) -> None:
+    """By the applications in this process, and by the services in processes of their own."""
+    for backend, session_id in (("hosted", r"cksess_[0-9a-f]{48}"), ("selfhosted", r"ses_[A-Za-z0-9_-]{32}")):
+        before = len(recorder.lines)
+        make_app(CHATKIT_BACKEND=backend).test_client().post(ENDPOINT, buffered=True)
+        assert re.search(session_id, "\n".join(recorder.lines[before:]))
+    with service.Service(OPENAI_API_KEY=API_KEY, CHATKIT_WORKFLOW_ID=WORKFLOW_ID, CHATKIT_API_BASE=upstream.url) as running:
+        assert running.mint().status_code == 200
+    assert re.search(r"cksess_[0-9a-f]{48}", service.output[-1])

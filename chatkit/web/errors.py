@@ -158,23 +158,6 @@ class ApiKeyMissing(ApiError):
     log_level = logging.ERROR
 
 
-class WorkflowMissing(ApiError):
-    status, code, message = HTTPStatus.INTERNAL_SERVER_ERROR, "chatkit_workflow_missing", "ChatKit workflow not configured"
-    log_level = logging.ERROR
-
-
-class SessionNotCreated(ApiError):
-    status, code = HTTPStatus.INTERNAL_SERVER_ERROR, "openai_session_not_created"
-    message = "OpenAI service error: Could not create session"
-    log_level = logging.ERROR
-
-
-class SessionNotEnded(ApiError):
-    status, code = HTTPStatus.INTERNAL_SERVER_ERROR, "openai_session_not_ended"
-    message = "OpenAI service error: Could not end session"
-    log_level = logging.ERROR
-
-
 class OpenAIUnavailable(ApiError):
     status, code, message = HTTPStatus.SERVICE_UNAVAILABLE, "openai_unavailable", "OpenAI service temporarily unavailable"
     retry_after = 5

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from dotenv import dotenv_values
 
+import chatkit.backends.hosted.errors  # noqa: F401  so that all errors are known
 from chatkit.settings import VARIABLES, Settings
 from chatkit.web.errors import ApiError, NotFound, NotReady
 from tests.support import processes

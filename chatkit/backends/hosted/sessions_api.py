@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import requests
 
+from chatkit.backends.hosted.errors import SessionNotCreated, SessionNotEnded, WorkflowMissing
 from chatkit.backends.interface import Session
 from chatkit.identity.user import User
 from chatkit.settings import MAX_SESSION_TTL, Settings
@@ -58,7 +59,7 @@ class SessionsApi:
         if not self._settings.openai_api_key:
             raise errors.ApiKeyMissing("OPENAI_API_KEY is not set")
         if not self._settings.workflow_id:
-            raise errors.WorkflowMissing("CHATKIT_WORKFLOW_ID is not set")
+            raise WorkflowMissing("CHATKIT_WORKFLOW_ID is not set")
         return self._read_session(*self._call(self._url, self._request_body(user)))
 
     def end(self, session_id: str, user: User) -> None:
@@ -70,7 +71,7 @@ class SessionsApi:
         if status in (400, 404, 409, 410):
             log.info("%s: the session (%s) had already ended", summary, user.kind)
         elif not 200 <= status < 300:
-            raise errors.SessionNotEnded(summary)
+            raise SessionNotEnded(summary)
 
     def _call(self, url: str, body: dict[str, Any] | None) -> Response:
         """Send a POST request and return the response.
@@ -87,7 +88,7 @@ class SessionsApi:
         try:
             return call(self.http, request, seconds=CALL_SECONDS, max_bytes=MAX_RESPONSE_BYTES)
         except ResponseUnreadable as error:
-            raise errors.SessionNotCreated("OpenAI's response can't be decoded") from error
+            raise SessionNotCreated("OpenAI's response can't be decoded") from error
         except CallFailed as error:
             raise errors.OpenAIUnavailable("no response from OpenAI") from error
 
@@ -119,19 +120,19 @@ class SessionsApi:
         data = _json_object(body)
         summary = _raise_for_common_status(status, headers, data)
         if status == 404:
-            raise errors.SessionNotCreated(
+            raise SessionNotCreated(
                 f"{summary}: most likely the key belongs to another project than the workflow; is another OPENAI_API_KEY set "
                 "on this machine? After 30 November 2026: hosted workflows have ended, set CHATKIT_BACKEND=selfhosted"
             )
         if not 200 <= status < 300:
-            raise errors.SessionNotCreated(summary)
+            raise SessionNotCreated(summary)
         if not body and status == 200 and not headers.keys() & {"content-length", "transfer-encoding"}:
             raise errors.OpenAIUnavailable(f"{summary} and closed the connection within the headers")
         if len(body) > MAX_RESPONSE_BYTES:
-            raise errors.SessionNotCreated(f"{summary} with more than {MAX_RESPONSE_BYTES} bytes")
+            raise SessionNotCreated(f"{summary} with more than {MAX_RESPONSE_BYTES} bytes")
         session_id, secret = data.get("id"), data.get("client_secret")
         if not (isinstance(session_id, str) and session_id and isinstance(secret, str) and secret):
-            raise errors.SessionNotCreated(f"{summary} without an id or a client_secret")
+            raise SessionNotCreated(f"{summary} without an id or a client_secret")
         return Session(session_id=session_id, client_secret=secret, expires_at=self._expiry(data.get("expires_at")))
 
     def _expiry(self, expires_at: Any) -> datetime:

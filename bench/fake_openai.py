@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from tests.support.responses_api import Events, says, whole
 
-SECONDS_PER_WORD = 0.05
+SECONDS_PER_WORD = 0.15  # a turn takes 1.5 s, as a short one of a real model does
 MODELS: dict[str, Events] = {
     "speaks": says("one two three four five six seven eight nine ten", pause=SECONDS_PER_WORD),
     "speaks-long": says(" ".join(["x" * 4_096] * 128), pause=3 / 128),

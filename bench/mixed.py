@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import shutil
 import socket
@@ -280,7 +281,8 @@ class PhaseReport:
             f"keep-alive connections worst {self.measured.keep_alive:.3f} s\n"
             f"  of the hosted  {_summary(self.judged(self.measured.hosted_checks))}\n"
             f"  readiness      {_summary(self.judged(self.measured.ready))}\n"
-            f"  user's turns   p50 {times[len(times) // 2]:.2f} s, worst {times[-1]:.2f} s ({times[-1] / self.baseline:.2f}x)  "
+            f"  user's turns   p50 {times[len(times) // 2]:.2f} s, worst {times[-1]:.2f} s "
+            f"({times[-1] / self.baseline:.2f}x, {times[-1] - self.baseline:+.2f} s)  "
             f"{_statuses(Counter(sample.status for sample in turns))} of {len(turns)}{excused}\n"
             f"  attackers      {_statuses(self.result.statuses)}\n"
             f"  workers        {sorted(pids)}, {ends} MB, at most {self.largest:.0f} MB\n"
@@ -403,7 +405,8 @@ async def run_phases(phases: list[Phase], server: Server, target: Target, logs: 
     failures = []
     user = UnrelatedUser(target.port)
     baseline = 0.0
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    # At a lower priority, because attackers do not run on the processors of the service.
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=os.nice, initargs=(10,)) as pool:
         await asyncio.wrap_future(pool.submit(attacks.run, attacks.no_attack, target, 1))
         for _ in range(3):
             await user.turn()  # warm up

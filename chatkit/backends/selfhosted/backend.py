@@ -11,7 +11,7 @@ from chatkit.backends.selfhosted.chat.assistants import make_assistants, make_op
 from chatkit.backends.selfhosted.chat.blueprint import blueprint
 from chatkit.backends.selfhosted.chat.server import ChatServer
 from chatkit.backends.selfhosted.chat.store import SqlStore
-from chatkit.backends.selfhosted.database.engine import open_database
+from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, open_database
 from chatkit.backends.selfhosted.sessions import SessionStore
 from chatkit.identity.user import User
 from chatkit.limits.concurrency import ChatConcurrency
@@ -23,6 +23,18 @@ MAINTENANCE_SECONDS = 30
 # OpenAI's package adds a handler to the logger "chatkit", which is ours too: with LOG_LEVEL set, each line would appear twice.
 chatkit.logger.logger.handlers.clear()
 logging.getLogger("chatkit").setLevel(logging.NOTSET)
+
+
+def _shorten_database_errors(record: logging.LogRecord) -> bool:
+    """Log an unavailable database in one line; OpenAI's server logs each exception in a stream with its traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, UNAVAILABLE):
+        record.msg, record.args = "database_unavailable: %s during a response", (type(error).__name__,)
+        record.exc_info = None
+    return True
+
+
+chatkit.logger.logger.addFilter(_shorten_database_errors)
 
 
 class SelfhostedBackend:

@@ -52,6 +52,7 @@ from chatkit.types import (
     WorkflowItem,
 )
 
+DRAFT_SECONDS = 1.0  # the end of a message waits for a draft of it that is being saved
 MAX_PAGE = 100
 MAX_PAGE_BYTES = 4 * 1024 * 1024  # a page ends with the row that reaches this; a generated image has some megabytes
 
@@ -206,13 +207,16 @@ class SqlStore(Store[ChatContext]):
         workers = 1 if engine.dialect.name == "sqlite" else max(1, cast(QueuePool, engine.pool).size() - 1)
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="storage")
 
-    async def _run(self, work: Callable[[Connection], Result]) -> Result:
-        """Run ``work`` in a transaction on another thread, with ``WAIT_SECONDS`` for the thread and its locks together.
+    async def _run(self, work: Callable[[Connection], Result], seconds: float | None = None) -> Result:
+        """Run ``work`` in a transaction on another thread.
+
+        ``seconds``, by default ``WAIT_SECONDS``, limits the time for the thread and for locks together.
 
         Raises:
             sqlalchemy.exc.TimeoutError: no thread was free in time, because the database is slow.
         """
-        deadline = time.monotonic() + database.WAIT_SECONDS
+        seconds = seconds or database.WAIT_SECONDS
+        deadline = time.monotonic() + seconds
 
         def transaction() -> Result:
             with self._engine.connect() as connection:
@@ -223,7 +227,7 @@ class SqlStore(Store[ChatContext]):
         future = self._executor.submit(transaction)
         result = asyncio.wrap_future(future)
         try:
-            await asyncio.wait([result], timeout=database.WAIT_SECONDS)
+            await asyncio.wait([result], timeout=seconds)
         except asyncio.CancelledError:
             result.cancel()
             raise
@@ -393,14 +397,14 @@ class SqlStore(Store[ChatContext]):
         await self._write(thread_id, context, work)
 
     async def save_drafts(self, drafts: Iterable[tuple[str, AssistantMessageItem]]) -> None:
-        """Store unfinished messages, each paired with the ``User.id`` of its thread's owner."""
+        """Store unfinished messages, each paired with the ``User.id`` of its thread's owner, within ``DRAFT_SECONDS``."""
         rows = [
             {"user": user, "thread": message.thread_id, "item": message.id, "new_data": in_utc(message).model_dump_json()}
             for user, message in drafts
             if any(part.text.strip() for part in message.content)
         ]
         if rows:
-            await self._run(lambda connection: connection.execute(_SAVE_DRAFT[connection.dialect.name], rows))
+            await self._run(lambda connection: connection.execute(_SAVE_DRAFT[connection.dialect.name], rows), DRAFT_SECONDS)
 
     async def delete_thread_item(self, thread_id: str, item_id: str, context: ChatContext) -> None:
         """Delete an item if it exists: the SDK also removes items that it has shown but never stored."""

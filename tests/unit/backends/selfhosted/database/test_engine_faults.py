@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from chatkit.backends.selfhosted.sessions import PURGE_BATCH, SessionStore
 from chatkit.settings import SettingsError
 from chatkit.web import errors
 from tests.support.applications import MakeApp, Start
+from tests.support.chat import user_input
 from tests.support.endpoint import ENDPOINT, USER, error_of
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import new_postgres_database
@@ -196,6 +197,22 @@ def test_the_chat_waits_in_line_no_longer_than_that(postgresql: str, monkeypatch
     assert len(failures) == 100
     assert all(isinstance(failure, UNAVAILABLE) for failure in failures), set(map(type, failures))
     assert not [found for found in run(load_many()) if isinstance(found, BaseException)]
+
+
+def test_a_lock_in_the_middle_of_a_response_is_one_line_in_the_log(
+    start: Start, postgresql: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "WAIT_SECONDS", 1)
+    caller = start(DATABASE_URL=postgresql, OPENAI_API_KEY="")
+    events = caller.stream("threads.create", input=user_input("Hello"))
+    with ExitStack() as stack:
+        for event in events:
+            if event.type == "thread.item.updated":
+                stack.enter_context(locked(postgresql, "chat_items"))
+                break
+        assert [event.type for event in events][-1] == "error"
+    [line] = [record for record in caplog.records if "database_unavailable" in record.getMessage()]
+    assert line.exc_info is None
 
 
 def test_behind_pgbouncer_in_transaction_mode(start: Start, postgresql: str, tmp_path: Path) -> None:

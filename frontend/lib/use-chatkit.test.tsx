@@ -337,6 +337,20 @@ describe('onMessage', () => {
     expect(component().sendUserMessage).toHaveBeenCalledTimes(2)
     expect(onMessage.mock.calls).toEqual([['Hello'], ['Hello, @Ada']])
   })
+
+  it('hosted: not what was not sent, because the component is not rendered', async () => {
+    const warn = vi.spyOn(console, 'warn').mockImplementation(() => {})
+    const config = { api: { getClientSecret }, onMessage: vi.fn() }
+    function Hidden() {
+      useObserved(config)
+      return null
+    }
+    render(<Hidden />)
+    await act(async () => {})
+    await last.chat.sendUserMessage({ text: 'Hello' })
+    expect(config.onMessage).not.toHaveBeenCalled()
+    expect(warn).toHaveBeenCalledWith('ChatKit element is not mounted')
+  })
 })
 
 describe('a handler that changes while a call is pending', () => {

@@ -162,10 +162,11 @@ export function useChatKit(config: ChatKitConfig, options: Omit<UseChatKitOption
     return {
       ...chatKit,
       async sendUserMessage(message) {
+        const isRendered = ref.current !== null // else the message is not sent
         await sendUserMessage(message)
-        latest.current.onMessage?.(message.text ?? messageText(message.content ?? []))
+        if (isRendered) latest.current.onMessage?.(message.text ?? messageText(message.content ?? []))
       },
     }
-  }, [chatKit, sendUserMessage])
+  }, [chatKit, ref, sendUserMessage])
   return { chat, isReady: hasSession && stage === 'ready', error }
 }

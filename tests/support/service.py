@@ -19,6 +19,7 @@ import requests
 
 from chatkit.settings import VARIABLES
 from tests.support import processes
+from tests.support.forks import ForkedGunicorn
 
 PROJECT = Path(__file__).resolve().parents[2]
 SECRET_KEY = "a-key-of-the-tests-and-nobody-else"
@@ -60,15 +61,16 @@ class Service:
 
     def __init__(self, app: str = "", **variables: str) -> None:
         self.port = int(variables.get("PORT") or free_port())
-        line = (PROJECT / "Procfile").read_text().partition("web:")[2]
-        self._written = tempfile.TemporaryFile("w+")  # noqa: SIM115  no pipe: a full one would stop the service
-        self.process = processes.start(
-            [*shlex.split(line)[:-1], app] if app else shlex.split(line),
-            cwd=PROJECT,
-            env=environment(**{**variables, "PORT": str(self.port)}),
-            stdout=self._written,
-            stderr=subprocess.STDOUT,
-        )
+        *command, deployed = shlex.split((PROJECT / "Procfile").read_text().partition("web:")[2])
+        command.append(app or deployed)
+        self._written = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115  no pipe: a full one would stop the service
+        env = environment(**{**variables, "PORT": str(self.port)})
+        self.process: subprocess.Popen[str] | ForkedGunicorn
+        if variables.get("CHATKIT_BACKEND") == "selfhosted":
+            self.process = ForkedGunicorn(command, env, Path(self._written.name))
+            processes.kill_at_end(self.process.pid)
+        else:
+            self.process = processes.start(command, cwd=PROJECT, env=env, stdout=self._written, stderr=subprocess.STDOUT)
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = ""
 
@@ -101,8 +103,7 @@ class Service:
 
     def log_so_far(self) -> str:
         """What it has written, while it runs."""
-        self._written.flush()
-        return Path(f"/proc/self/fd/{self._written.fileno()}").read_text()
+        return Path(self._written.name).read_text()
 
     def mint(self, **options: object) -> requests.Response:
         """``POST /api/chatkit/sessions``."""

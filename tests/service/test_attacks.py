@@ -260,7 +260,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     payload=st.dictionaries(st.sampled_from(["sub", "exp", "nbf", "iat", "iss", "aud", "azp", "client_id", "jti"]), anything),
     head=st.dictionaries(st.sampled_from(["typ", "kid", "crit", "b64", "jku", "cty", "zip"]), anything),
@@ -272,7 +272,7 @@ def test_any_signed_claims_and_any_header(local: Any, payload: dict[str, Any], h
     assert answer.get_json()["code"] in ("invalid_token", PASSED)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=60), scheme=st.sampled_from(["Bearer ", ""]))
 def test_any_authorization(local: Any, value: str, scheme: str) -> None:
     assert local.post(ENDPOINT, headers={"Authorization": scheme + value}).get_json()["code"] == "invalid_token"

@@ -104,6 +104,13 @@ async def exits() -> str:
 
 
 @function_tool
+def sleeps(seconds: float) -> str:
+    """Sleep in a thread."""
+    time.sleep(seconds)
+    return "slept"
+
+
+@function_tool
 async def blocks_the_loop(seconds: float) -> str:
     """Block the event loop, as no async function should."""
     time.sleep(seconds)
@@ -173,6 +180,7 @@ guarded = Agent(
 )
 guarded_tool = Agent(name="With a guarded tool", model="gpt-test", tools=[guarded_weather])
 exiting = Agent(name="Exiting", model="gpt-test", tools=[exits])
+sleeping = Agent(name="Sleeping", model="gpt-test", tools=[sleeps])
 blocking_the_loop = Agent(name="Blocking the loop", model="gpt-test", tools=[blocks_the_loop])
 drafting = Agent(name="Drafting", model="gpt-test", tools=[drafts])
 locking = Agent(name="Locking", model="gpt-test", tools=[locks])

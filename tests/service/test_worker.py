@@ -185,7 +185,7 @@ def test_a_slow_reader_that_reads_all_the_time_is_not_cut(tmp_path: Path) -> Non
         caller = Caller(service.url)
         thread_id, _ = caller.create("progress")
         for _ in range(40):
-            caller.say(thread_id, "y" * 60_000)
+            caller.say(thread_id, "widget " + "y" * 60_000)
         body = json.dumps({"type": "items.list", "params": {"thread_id": thread_id, "limit": 100}}).encode()
         request = CHAT + f"Authorization: Bearer {caller.secret}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
         whole = len(caller.post("items.list", thread_id=thread_id, limit=100).content)

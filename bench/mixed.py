@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -159,6 +160,7 @@ async def observe(server: Server, target: Target, user: UnrelatedUser, attack: a
 
     start(turns())
     tick = 0
+    connections = 0
     next_tick = time.monotonic()
     while not attack.done():
         measured.late = max(measured.late, time.monotonic() - next_tick)
@@ -167,7 +169,9 @@ async def observe(server: Server, target: Target, user: UnrelatedUser, attack: a
             start(check(target.hosted_port, "/healthz", measured.hosted_checks))
             start(check(target.port, "/readyz", measured.ready))
             measured.workers.append(server.workers())
-            measured.connections = max(measured.connections, await count_connections(database))
+            earlier, connections = connections, await count_connections(database)
+            # In two counts, because a connection that is being closed is still listed for a moment.
+            measured.connections = max(measured.connections, min(earlier, connections))
         tick += 1
         next_tick += CHECK_SECONDS
         await asyncio.sleep(max(0, next_tick - time.monotonic()))
@@ -429,6 +433,7 @@ def main() -> None:
     parser.add_argument("--nginx", action="store_true", help="put nginx in front")
     parser.add_argument("--only", default="", metavar="TEXT", help="run only the first phase and those with TEXT in their name")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the services are stopped
     phases = [PHASES[0], *(phase for phase in PHASES[1:] if arguments.only in phase.name)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -138,9 +139,8 @@ def test_a_database_that_is_away_and_comes_back(make_app: MakeApp, tmp_path: Pat
     assert client.post(ENDPOINT).status_code == 200
 
 
-def test_a_server_that_stops_and_starts_again(make_app: MakeApp, tmp_path: Path) -> None:
-    folder = tmp_path / "pg"
-    folder.mkdir()
+def test_a_server_that_stops_and_starts_again(make_app: MakeApp) -> None:
+    folder = tempfile.mkdtemp(prefix="chatkit-")  # the server's user has no access to pytest's folder
     server = get_server(folder, cleanup_mode="stop")
     client = make_app(CHATKIT_BACKEND="selfhosted", DATABASE_URL=server.get_uri()).test_client()
     assert client.post(ENDPOINT).status_code == 200

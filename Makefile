@@ -12,12 +12,13 @@ run: $(VENV)/installed
 
 # Where Python may not write bytecode, each of the many processes would compile all modules again.
 test: export PYTHONDONTWRITEBYTECODE =
+test: TESTS ?= tests/unit tests/service tests/docs
 test: $(VENV)/installed-dev frontend/node_modules/installed .openai-chatkit/downloaded
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	cd frontend && npm test
-	$(VENV)/bin/pytest --numprocesses=auto
+	$(VENV)/bin/pytest --numprocesses=auto $(TESTS)
 
 format: $(VENV)/installed-dev frontend/node_modules/installed
 	$(VENV)/bin/ruff format .

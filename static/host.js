@@ -628,7 +628,7 @@
   }
   var systemDark = matchMedia("(prefers-color-scheme: dark)");
   byId("new").addEventListener("click", () => void start());
-  byId("run-out").addEventListener("click", () => {
+  byId("expire").addEventListener("click", () => {
     if (currentSecret) expire(currentSecret);
     updateSession();
   });

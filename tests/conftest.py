@@ -1,4 +1,4 @@
-"""What the tests share: an application on given settings, an upstream of their own, and a record of all that is logged."""
+"""Shared fixtures: applications with given settings, a fake OpenAI, databases, browsers, and a record of the logs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def recorder() -> Iterator[Recorder]:
     logging.getLogger().setLevel(logging.DEBUG)
     yield handler
     logging.getLogger().removeHandler(handler)
-    # Everything that ran in this process, and the services that it started.
+    # The logs of this process and of the services that it started.
     found = leaks("\n".join([*handler.lines, *service.output]))
     assert not found, f"{len(found)} secrets were logged, the first here: {found[0]}"
 
@@ -54,7 +54,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two for each processor: most tests wait most of the time."""
+    """Two per processor, because most tests mostly wait."""
     return 2 * (os.cpu_count() or 1)
 
 
@@ -74,8 +74,8 @@ def upstream() -> Iterator[Upstream]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """The address of a real PostgreSQL server; ``database`` makes an empty database on it for each test."""
-    # Not pytest's own folder: its path is too long for a socket's name.
+    """The address of a real PostgreSQL server. ``database`` creates an empty database on it for each test."""
+    # pytest's own folder has a path that is too long for a socket.
     with get_server(tempfile.mkdtemp(prefix="chatkit-"), cleanup_mode="delete") as server:
         processes.kill_at_end(server.get_postmaster_info().pid)
         yield server.get_uri()
@@ -83,13 +83,13 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The ``DATABASE_URL`` of an empty database, once of each kind."""
+    """The ``DATABASE_URL`` of an empty database, once on SQLite and once on PostgreSQL."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path_factory.mktemp('db')}/chatkit.db"
     return new_postgres_database(request.getfixturevalue("postgres"))
 
 
-# Of a module and not of the whole run: while Playwright is there, its event loop passes for running, and asyncio.run() refuses.
+# Not per session: while Playwright is open, its event loop counts as running, and asyncio.run() refuses to start.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as running:
@@ -98,14 +98,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visitor(browser: Browser) -> Iterator[Visitor]:
-    """Somebody in a browser of their own."""
+    """A visitor with their own browser context."""
     with browser.new_context() as context:
         yield Visitor(context)
 
 
 @pytest.fixture
 def make_app(upstream: Upstream, tmp_path: object) -> MakeApp:
-    """An application, hosted and complete unless told otherwise."""
+    """Make an application, by default with the hosted backend and complete settings."""
 
     def make(**variables: str) -> AsgiFlask:
         hosted = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": upstream.url}
@@ -117,19 +117,19 @@ def make_app(upstream: Upstream, tmp_path: object) -> MakeApp:
 
 @pytest.fixture
 def client(make_app: MakeApp) -> FlaskClient:
-    """Of the hosted backend."""
+    """A client of the hosted backend."""
     return make_app().test_client()
 
 
 @pytest.fixture
 def selfhosted(make_app: MakeApp) -> FlaskClient:
-    """Of the self-hosted backend."""
+    """A client of the self-hosted backend."""
     return make_app(CHATKIT_BACKEND="selfhosted").test_client()
 
 
 @pytest.fixture
 def start(make_app: MakeApp) -> Iterator[Start]:
-    """Serves an agent, and gives a caller of it. In this process, because starting gunicorn for each agent takes seconds."""
+    """Serve an agent and return a caller. It runs in this process, because starting gunicorn takes seconds."""
     with ExitStack() as running:
 
         def start(agent: str = "", **variables: str) -> Caller:

@@ -196,7 +196,7 @@ function setDark(dark: boolean): void {
 const systemDark = matchMedia('(prefers-color-scheme: dark)')
 
 byId('new').addEventListener('click', () => void start())
-byId('run-out').addEventListener('click', () => {
+byId('expire').addEventListener('click', () => {
   if (currentSecret) expire(currentSecret)
   updateSession()
 })

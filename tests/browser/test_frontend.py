@@ -1,4 +1,4 @@
-"""The contract in a real browser: the built Next.js app on its origin, the service under gunicorn on another, and Chromium."""
+"""The contract in Chromium: the built Next.js app on one origin, the service under gunicorn on another."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tests.support.upstream import API_KEY, WORKFLOW_ID, Upstream, failing, mint
 
 LOADED = "Chat interface loaded"
 UNMOUNT = "<script>parent.postMessage('unmount', '*')</script>"
-"""In ChatKit's frame: this host is not on OpenAI's domain allowlist."""
+"""The content of ChatKit's frame for a host that is not on OpenAI's domain allowlist."""
 PORT = free_port()
-"""Where each test's service listens: the address is a part of the app's build."""
+"""The port of each test's service, whose address is part of the app's build."""
 
 
 @pytest.fixture(scope="module")
@@ -79,34 +79,34 @@ def hosted(hosted_app: NextApp, upstream: Upstream) -> Callable[..., Service]:
 
 
 def messages_sent(visitor: Visitor) -> list[str]:
-    """The text of each message that the service has taken."""
+    """The text of each message that the service accepted."""
     calls = [(call, json.loads(call.post_data or "{}")) for call in visitor.calls("/api/chatkit")]
     sent = [(call, body["params"]["input"]["content"][0]["text"]) for call, body in calls if "input" in body.get("params", {})]
     return [text for call, text in sent if (response := call.response()) and response.ok]
 
 
 def visitor_of(visitor: Visitor) -> str:
-    """Whom the service takes this browser for: the signed content of its cookie, without the time of signing."""
+    """The visitor in this browser's cookie: its payload, without timestamp and signature."""
     [cookie] = [cookie for cookie in visitor.context.cookies() if cookie["name"] == "chatkit_visitor"]
     assert cookie["httpOnly"]
     return cookie["value"].split(".")[0]
 
 
 def shown_error(page: Page) -> Any:
-    return page.get_by_role("alert").filter(has_text="Error: ")  # Next.js has an alert of its own, for screen readers
+    return page.get_by_role("alert").filter(has_text="Error: ")  # Next.js has its own alert for screen readers
 
 
-def is_ready(page: Page) -> None:
+def expect_ready(page: Page) -> None:
     expect(page.get_by_text(LOADED)).to_be_attached()
 
 
-class TestADrawer:
-    """The hook stays while the chat comes and goes."""
+class TestDrawer:
+    """The hook stays mounted while the chat is opened and closed."""
 
-    def test_that_closes_is_no_error(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+    def test_closing_is_not_an_error(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         with selfhosted():
             page = visitor.open(f"{app.url}/drawer")
-            told = page.get_by_role("list", name="Told").get_by_role("listitem")
+            errors = page.get_by_role("list", name="Events").get_by_role("listitem")
             for text in ("First", "Second"):
                 expect(page.get_by_role("status")).to_have_text("ready")
                 say(page, text)
@@ -115,26 +115,28 @@ class TestADrawer:
                 expect(page.get_by_role("status")).to_have_text("not ready")
                 page.get_by_role("button", name="Drawer").click()
             expect(page.get_by_role("status")).to_have_text("ready")
-            assert told.all_inner_texts() == []
+            assert errors.all_inner_texts() == []
 
-    def test_whose_chat_removes_itself_is_one(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+    def test_chat_that_removes_itself_is_an_error(
+        self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
+    ) -> None:
         with selfhosted():
             page = visitor.open(f"{app.url}/drawer")
             expect(page.get_by_role("status")).to_have_text("ready")
             page.get_by_role("button", name="Drawer").click()
             visitor.cdn_frame += UNMOUNT
             page.get_by_role("button", name="Drawer").click()
-            expect(page.get_by_role("list", name="Told")).to_contain_text("removed itself")
+            expect(page.get_by_role("list", name="Events")).to_contain_text("removed itself")
             expect(page.get_by_role("status")).to_have_text("not ready")
 
 
-class TestAConversation:
-    def test_from_loading_to_an_answer_and_on_after_a_reload(
+class TestConversation:
+    def test_conversation_continues_after_a_reload(
         self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
     ) -> None:
         with selfhosted():
             page = visitor.open(app.url)
-            is_ready(page)
+            expect_ready(page)
             assert not page.get_by_text("Loading chat...").count()
             say(page, "Hello from a browser")
             expect(answer_to(page, "Hello from a browser")).to_be_visible()
@@ -147,64 +149,67 @@ class TestAConversation:
             expect(answer_to(page, "And again")).to_be_visible()
         assert messages_sent(visitor) == ["Hello from a browser", "And again"]
 
-    def test_loading_is_said(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+    def test_loading_message(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         visitor.cdn_frame = ""
         with selfhosted():
             page = visitor.open(app.url)
             expect(page.get_by_role("status")).to_have_text("Loading chat...")
 
-    def test_the_answer_comes_word_by_word(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+    def test_reply_is_streamed(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         with selfhosted():
             page = visitor.open(app.url)
-            is_ready(page)
+            expect_ready(page)
             say(page, "Slowly")
-            answer = page.get_by_role("log").locator(".assistant")
-            expect(answer).to_contain_text("I am")
-            early = answer.inner_text()
+            reply = page.get_by_role("log").locator(".assistant")
+            expect(reply).to_contain_text("I am")
+            early = reply.inner_text()
             expect(answer_to(page, "Slowly")).to_be_visible()
-            assert len(early) < len(answer.inner_text())
+            assert len(early) < len(reply.inner_text())
 
     def test_another_browser_is_another_visitor(
         self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor, browser: Browser
     ) -> None:
         with selfhosted(), browser.new_context() as elsewhere:
             page = visitor.open(app.url)
-            is_ready(page)
+            expect_ready(page)
             say(page, "Mine")
             expect(answer_to(page, "Mine")).to_be_visible()
             thread = page.evaluate("localStorage['chatkit.thread']")
-            # Somebody who has got hold of the thread's id.
+            # Another user who got hold of the thread's id.
             elsewhere.add_init_script(f"localStorage['chatkit.thread'] ??= {thread!r}")
             stranger = Visitor(elsewhere).open(app.url)
             expect(stranger.get_by_text("What can I help with today?")).to_be_visible()
-            is_ready(stranger)
+            expect_ready(stranger)
             assert "Mine" not in stranger.content()
-            assert stranger.evaluate("localStorage['chatkit.thread']") is None, "what can't be loaded is not tried again"
+            assert stranger.evaluate("localStorage['chatkit.thread']") is None, (
+                "a conversation that can't be loaded is forgotten"
+            )
             assert not shown_error(stranger).count()
 
-    def test_on_message_and_on_error_are_told(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
-        told_by = "Told"
+    def test_on_message_and_on_error_are_called(
+        self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
+    ) -> None:
         with selfhosted():
             page = visitor.open(f"{app.url}/messages")
-            told = page.get_by_role("list", name=told_by).get_by_role("listitem")
+            events = page.get_by_role("list", name="Events").get_by_role("listitem")
             say(page, "Typed")
             expect(answer_to(page, "Typed")).to_be_visible()
             page.get_by_role("button", name="Send from the app").click()
             expect(answer_to(page, "From the app")).to_be_visible()
-            assert told.all_inner_texts() == ["message: Typed", "message: From the app"]
+            assert events.all_inner_texts() == ["message: Typed", "message: From the app"]
         say(page, "Nobody is there")
-        expect(told).to_have_count(3)
-        assert told.last.inner_text().startswith("error: ")
+        expect(events).to_have_count(3)
+        assert events.last.inner_text().startswith("error: ")
         expect(page.get_by_label("Message the AI")).to_have_value("Nobody is there")
 
 
-class TestASessionThatEnds:
-    def test_the_chat_goes_on_with_one_more_call(
+class TestExpiry:
+    def test_expired_session_is_replaced_with_one_call(
         self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
     ) -> None:
         with selfhosted(CHATKIT_SESSION_TTL="4"):
             page = visitor.open(app.url)
-            is_ready(page)
+            expect_ready(page)
             say(page, "Before")
             expect(answer_to(page, "Before")).to_be_visible()
             before = len(visitor.calls())
@@ -214,12 +219,12 @@ class TestASessionThatEnds:
         assert len(visitor.calls()) == before + 1
         assert messages_sent(visitor) == ["Before", "After"]
 
-    def test_so_it_does_when_the_server_has_forgotten_the_secret(
+    def test_unknown_secret_is_replaced(
         self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor, tmp_path: Path
     ) -> None:
         with selfhosted():
             page = visitor.open(app.url)
-            is_ready(page)
+            expect_ready(page)
             with sqlite3.connect(tmp_path / "chatkit.db") as database:
                 assert database.execute("DELETE FROM chat_sessions").rowcount == 1
             database.close()
@@ -231,40 +236,42 @@ class TestASessionThatEnds:
 
 
 class TestSignedIn:
-    def test_each_user_has_sessions_of_their_own_and_a_sign_out_ends_them(
+    def test_users_have_their_own_sessions_and_sign_out_ends_them(
         self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
     ) -> None:
         with selfhosted(AUTH_JWT_SECRET=SECRET) as service:
             page = visitor.open(f"{app.url}/sign-in#{shared(sub='ada')}")
-            is_ready(page)
+            expect_ready(page)
             say(page, "As a visitor")
             expect(answer_to(page, "As a visitor")).to_be_visible()
             page.get_by_role("button", name="Sign in").click()
             expect(answer_to(page, "As a visitor")).not_to_be_attached()
-            is_ready(page)
+            expect_ready(page)
             say(page, "As Ada")
             expect(answer_to(page, "As Ada")).to_be_visible()
-            of_ada = visitor.calls("/api/chatkit")[-1].headers["authorization"]
+            adas_secret = visitor.calls("/api/chatkit")[-1].headers["authorization"]
             page.get_by_role("button", name="Sign out").click()
             expect(answer_to(page, "As Ada")).not_to_be_attached()
-            is_ready(page)
+            expect_ready(page)
             listing = {"type": "threads.list", "params": {}}
-            late = requests.post(f"{service.url}/api/chatkit", json=listing, headers={"Authorization": of_ada}, timeout=10)
-        assert late.json()["code"] == "client_secret_expired"
+            response = requests.post(
+                f"{service.url}/api/chatkit", json=listing, headers={"Authorization": adas_secret}, timeout=10
+            )
+        assert response.json()["code"] == "client_secret_expired"
         signed_in = ["authorization" in call.headers for call in visitor.calls()]
         assert signed_in == [False, True, False]
         assert not shown_error(page).count()
 
-    def test_who_is_not_signed_in_is_asked_to(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+    def test_sign_in_required(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         with selfhosted(AUTH_JWT_SECRET=SECRET, AUTH_REQUIRED="true"):
             page = visitor.open(f"{app.url}/sign-in#{shared(sub='ada')}")
             expect(shown_error(page)).to_contain_text("Please sign in, and try again.")
             page.get_by_role("button", name="Sign in").click()
-            is_ready(page)
+            expect_ready(page)
 
 
-class TestErrorsOnScreen:
-    """Each from a service that is really in that state; when it is over, a click on "Try again" brings up the chat."""
+class TestErrors:
+    """Each with a service that is really in that state. Once it recovers, "Try again" shows the chat."""
 
     CONFIGURATION = "Error: Unable to start chat. Please check configuration."
     NETWORK = "Error: Network connection lost. Please check your internet."
@@ -272,7 +279,7 @@ class TestErrorsOnScreen:
     BUSY = "Error: Too many requests. Please try again in a moment."
     AGAIN = "Error: Unable to start chat. Please try again."
 
-    def test_service_not_there(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+    def test_service_is_down(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         page = visitor.open(app.url)
         expect(shown_error(page)).to_contain_text(self.NETWORK)
         with selfhosted():
@@ -283,14 +290,14 @@ class TestErrorsOnScreen:
         [b"<!doctype html><title>Welcome to the proxy</title>", b'{"client_secret": "missing"}'],
         ids=["HTML", "JSON without a secret"],
     )
-    def test_nonsense(self, body: bytes, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
-        with something_else(app.url, body):
+    def test_invalid_response(self, body: bytes, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+        with fake_service(app.url, body):
             page = visitor.open(app.url)
             expect(shown_error(page)).to_contain_text(self.AGAIN)
         with selfhosted():
             self.try_again(page)
 
-    def test_the_cdn_is_blocked(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+    def test_blocked_cdn(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         script, visitor.cdn_script = visitor.cdn_script, None
         with selfhosted():
             page = visitor.open(app.url)
@@ -298,7 +305,7 @@ class TestErrorsOnScreen:
             visitor.cdn_script = script
             self.try_again(page)
 
-    def test_the_domain_is_not_allowed(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+    def test_domain_not_allowed(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         frame, visitor.cdn_frame = visitor.cdn_frame, UNMOUNT
         with selfhosted():
             page = visitor.open(app.url)
@@ -306,22 +313,22 @@ class TestErrorsOnScreen:
             visitor.cdn_frame = frame
             self.try_again(page)
 
-    def test_ready_and_then_removed(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+    def test_chat_removed_after_it_was_ready(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         frame = visitor.cdn_frame
         visitor.cdn_frame = f"{frame}<script>setTimeout(() => parent.postMessage('unmount', '*'), 1500)</script>"
         with selfhosted():
             page = visitor.open(app.url)
-            is_ready(page)
+            expect_ready(page)
             expect(shown_error(page)).to_contain_text("may not be allowed on this website")
             expect(page.get_by_text(LOADED)).not_to_be_attached()
             assert [line for line in visitor.console if line.startswith("error: ") and "domain allowlist" in line]
             visitor.cdn_frame = frame
             self.try_again(page)
 
-    def test_in_the_middle_of_a_chat(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+    def test_network_failure_during_a_chat(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         with selfhosted():
             page = visitor.open(app.url)
-            is_ready(page)
+            expect_ready(page)
         say(page, "Lost?")
         expect(shown_error(page)).to_have_text(self.NETWORK)
         expect(page.get_by_label("Message the AI")).to_have_value("Lost?")
@@ -331,38 +338,38 @@ class TestErrorsOnScreen:
             expect(answer_to(page, "Lost?")).to_be_visible()
             assert not shown_error(page).count()
 
-    def test_in_the_middle_of_an_answer(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+    def test_network_failure_during_a_reply(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         with selfhosted() as service:
             page = visitor.open(app.url)
-            is_ready(page)
+            expect_ready(page)
             say(page, "Lost?")
             expect(page.get_by_role("log").locator(".assistant")).to_contain_text("I am")
             for worker in psutil.Process(service.process.pid).children():
                 worker.kill()
             expect(shown_error(page)).to_have_text(self.NETWORK)
 
-    def test_too_much_in_the_middle_of_a_chat(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+    def test_rate_limit_during_a_chat(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         with selfhosted(CHATKIT_MAX_REQUESTS_PER_MINUTE="1", WEB_CONCURRENCY="1"):
             page = visitor.open(app.url)
-            is_ready(page)
+            expect_ready(page)
             if time.time() % 60 > 40:
-                time.sleep(20)  # both messages in one minute of the clock
+                time.sleep(20)  # so that both messages fall into one minute
             say(page, "One")
             expect(answer_to(page, "One")).to_be_visible()
             say(page, "Two")
             expect(shown_error(page)).to_have_text(self.BUSY)
 
-    def test_an_answer_that_fails_says_what_the_service_says(
+    def test_failed_reply_shows_the_services_message(
         self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
     ) -> None:
         with selfhosted():
             page = visitor.open(app.url)
-            is_ready(page)
+            expect_ready(page)
             say(page, "error")
             expect(shown_error(page)).to_have_text("Error: An error of the demo. Please try again.")
 
     @pytest.mark.parametrize("status", [429, 503, 0])
-    def test_a_blip_does_not_forget_the_conversation(
+    def test_temporary_failure_keeps_the_conversation(
         self, status: int, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
     ) -> None:
         def refuse(route: Route) -> None:
@@ -375,7 +382,7 @@ class TestErrorsOnScreen:
 
         with selfhosted():
             page = visitor.open(app.url)
-            is_ready(page)
+            expect_ready(page)
             say(page, "Remember me")
             expect(answer_to(page, "Remember me")).to_be_visible()
             page.route("**/api/chatkit", refuse)
@@ -385,7 +392,7 @@ class TestErrorsOnScreen:
             self.try_again(page)
             expect(answer_to(page, "Remember me")).to_be_visible()
 
-    def test_focus_stays_in_the_chat_when_it_is_tried_again_by_keyboard(
+    def test_retry_by_keyboard_keeps_the_focus_in_the_chat(
         self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor
     ) -> None:
         focused = "document.activeElement.getAttribute('aria-label')"
@@ -398,30 +405,30 @@ class TestErrorsOnScreen:
         expect(page.get_by_role("button", name="Try again")).to_be_focused()
         with selfhosted():
             page.keyboard.press("Enter")
-            is_ready(page)
+            expect_ready(page)
             assert page.evaluate(focused) == "Chat"
 
     @staticmethod
     def try_again(page: Page) -> None:
         page.get_by_role("button", name="Try again").click()
-        is_ready(page)
+        expect_ready(page)
         assert not shown_error(page).count()
 
 
-class TestHostedErrorsOnScreen:
-    """Those that need the hosted backend, and so the app for it."""
+class TestHostedErrors:
+    """Errors of the hosted backend, which need an app built for it."""
 
     @pytest.mark.parametrize(
         ("behaviour", "sentence"),
         [
-            (failing(401, "invalid_api_key"), TestErrorsOnScreen.CONFIGURATION),
-            (failing(404, "not_found"), TestErrorsOnScreen.CONFIGURATION),
-            (failing(429, "rate_limit_exceeded"), TestErrorsOnScreen.BUSY),
-            (failing(503, "server_error"), TestErrorsOnScreen.DOWN),
+            (failing(401, "invalid_api_key"), TestErrors.CONFIGURATION),
+            (failing(404, "not_found"), TestErrors.CONFIGURATION),
+            (failing(429, "rate_limit_exceeded"), TestErrors.BUSY),
+            (failing(503, "server_error"), TestErrors.DOWN),
         ],
         ids=["key rejected", "workflow of another project", "rate limited", "OpenAI down"],
     )
-    def test_openai(
+    def test_errors_of_openai(
         self,
         behaviour: Any,
         sentence: str,
@@ -435,40 +442,40 @@ class TestHostedErrorsOnScreen:
             page = visitor.open(hosted_app.url)
             expect(shown_error(page)).to_contain_text(sentence)
             assert not page.get_by_text("Loading chat...").count()
-            expect(page.get_by_label("Message the AI")).to_be_attached()  # ChatKit has asked, too,
+            expect(page.get_by_label("Message the AI")).to_be_attached()  # ChatKit has requested a secret as well
             for call in visitor.calls():
-                assert call.response()  # and been answered
+                assert call.response()  # and got a response
             upstream.behaviour = mint
-            TestErrorsOnScreen.try_again(page)
+            TestErrors.try_again(page)
         for secret in (API_KEY, WORKFLOW_ID):
             assert secret not in page.content() + "".join(visitor.console)
 
     @pytest.mark.parametrize(
-        ("wrong", "sentence"),
+        ("variables", "sentence"),
         [
-            ({"CHATKIT_WORKFLOW_ID": ""}, TestErrorsOnScreen.CONFIGURATION),
-            ({"OPENAI_API_KEY": ""}, TestErrorsOnScreen.CONFIGURATION),
-            # The browser says no more of it than that a call has failed; the log has the origin.
-            ({"CHATKIT_ALLOWED_ORIGINS": "https://elsewhere.example.com"}, TestErrorsOnScreen.NETWORK),
+            ({"CHATKIT_WORKFLOW_ID": ""}, TestErrors.CONFIGURATION),
+            ({"OPENAI_API_KEY": ""}, TestErrors.CONFIGURATION),
+            # The browser reports only that the request failed. The log has the origin.
+            ({"CHATKIT_ALLOWED_ORIGINS": "https://elsewhere.example.com"}, TestErrors.NETWORK),
         ],
         ids=["workflow missing", "key missing", "origin not listed"],
     )
-    def test_settings(
-        self, wrong: dict[str, str], sentence: str, hosted_app: NextApp, hosted: Callable[..., Service], visitor: Visitor
+    def test_missing_settings_and_unlisted_origin(
+        self, variables: dict[str, str], sentence: str, hosted_app: NextApp, hosted: Callable[..., Service], visitor: Visitor
     ) -> None:
-        with hosted(**wrong):
+        with hosted(**variables):
             page = visitor.open(hosted_app.url)
             expect(shown_error(page)).to_contain_text(sentence)
         with hosted():
-            TestErrorsOnScreen.try_again(page)
+            TestErrors.try_again(page)
 
 
 class TestHosted:
-    def test_a_conversation_with_openai_over_the_end_of_a_session(
+    def test_conversation_with_openai_continues_after_expiry(
         self, hosted_app: NextApp, hosted: Callable[..., Service], visitor: Visitor, upstream: Upstream
     ) -> None:
-        """OpenAI's own chat can't be here; a route answers for it, and no longer takes a secret that has run out."""
-        taken: list[str] = []
+        """A route stands in for OpenAI's chat, and refuses expired secrets."""
+        messages: list[str] = []
         secrets: list[str] = []
 
         def converse(route: Route) -> None:
@@ -479,42 +486,42 @@ class TestHosted:
             if time.time() > expiry[secret]:
                 return route.fulfill(status=401, headers=cors, json={})
             secrets.append(secret)
-            taken.append(json.loads(route.request.post_data or "")["params"]["input"]["content"][0]["text"])
-            item = {"id": f"msg_{len(taken)}", "type": "assistant_message", "content": [{"text": f"Heard {taken[-1]}"}]}
+            messages.append(json.loads(route.request.post_data or "")["params"]["input"]["content"][0]["text"])
+            item = {"id": f"msg_{len(messages)}", "type": "assistant_message", "content": [{"text": f"Heard {messages[-1]}"}]}
             event = f"data: {json.dumps({'type': 'thread.item.done', 'item': item})}\n\n"
             return route.fulfill(headers=cors, body=event, content_type="text/event-stream")
 
         expiry: dict[str, float] = {}
 
-        def mint_for_seconds(handler: Any) -> None:
+        def issue_short_session(handler: Any) -> None:
             secret = f"ek_test_{len(expiry)}"
             expiry[secret] = int(time.time()) + 4
             minting(client_secret=secret, expires_at=int(expiry[secret]))(handler)
 
-        upstream.behaviour = mint_for_seconds
+        upstream.behaviour = issue_short_session
         visitor.context.route("https://api.openai.com/**", converse)
         with hosted():
             page = visitor.open(hosted_app.url)
-            is_ready(page)
+            expect_ready(page)
             say(page, "one")
             expect(page.get_by_text("Heard one")).to_be_visible()
             time.sleep(4.5)
             say(page, "two")
             expect(page.get_by_text("Heard two")).to_be_visible()
-        assert taken == ["one", "two"]
+        assert messages == ["one", "two"]
         assert secrets == ["ek_test_0", "ek_test_1"]
         assert len(visitor.calls()) == len(upstream.received) == 2
 
-    def test_on_message_is_told_what_the_app_sends(
+    def test_on_message_is_called_for_messages_of_the_app(
         self, hosted_app: NextApp, hosted: Callable[..., Service], visitor: Visitor
     ) -> None:
         with hosted():
             page = visitor.open(f"{hosted_app.url}/messages")
             page.get_by_role("button", name="Send from the app").click()
-            expect(page.get_by_role("list", name="Told")).to_contain_text("message: From the app")
+            expect(page.get_by_role("list", name="Events")).to_contain_text("message: From the app")
 
 
-def test_strict_mode_and_five_chats_at_once_make_one_call(selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+def test_five_chats_in_strict_mode_make_one_call(selfhosted: Callable[..., Service], visitor: Visitor) -> None:
     """Under ``next dev``, because React's strict mode runs effects twice only there."""
     with (
         NextApp("five", f"http://localhost:{PORT}", domain_key="local-dev", dev=True) as app,
@@ -527,18 +534,18 @@ def test_strict_mode_and_five_chats_at_once_make_one_call(selfhosted: Callable[.
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [(1280, 800), (360, 640)], ids=["desktop", "phone"])
-def test_accessible_and_at_home_on_every_screen(
+def test_accessibility_and_layout(
     scheme: Any, viewport: tuple[int, int], app: NextApp, selfhosted: Callable[..., Service], browser: Browser
 ) -> None:
     width, height = viewport
     with selfhosted(), browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height}) as context:
         page = Visitor(context).open(app.url)
-        is_ready(page)
+        expect_ready(page)
         assert axe_violations(page) == []
         chat = page.locator("openai-chatkit")
         assert chat.get_attribute("color-scheme") == scheme
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        page.keyboard.press("Tab")  # from the top of the page into the chat, with nothing but the keyboard
+        page.keyboard.press("Tab")  # from the top of the page into the chat, by keyboard
         while page.evaluate("document.activeElement.shadowRoot?.activeElement?.name") != "message":
             page.keyboard.press("Tab")
         page.keyboard.type("By keyboard")
@@ -556,11 +563,11 @@ def page_with_error(scheme: Any, viewport: tuple[int, int], app: NextApp, browse
         assert axe_violations(page) == []
         retry = page.get_by_role("button", name="Try again").bounding_box()
         assert retry
-        assert retry["height"] >= 44, "large enough for a thumb"
+        assert retry["height"] >= 44, "large enough for touch"
 
 
-def test_the_build_is_in_a_syntax_that_all_browsers_of_the_contract_know(app: NextApp) -> None:
-    """ES2021: Chrome 85, Edge 85, Firefox 79, Safari 14 and later have all of it."""
+def test_syntax_of_the_build_suits_the_contracts_browsers(app: NextApp) -> None:
+    """ES2021, which Chrome 85, Edge 85, Firefox 79 and Safari 14 support completely."""
     chunks = f"{app.folder}/.next/static/**/*.js"
     checked = subprocess.run(
         [FRONTEND / "node_modules/.bin/es-check", "es2021", chunks], capture_output=True, text=True, check=False
@@ -570,8 +577,8 @@ def test_the_build_is_in_a_syntax_that_all_browsers_of_the_contract_know(app: Ne
 
 
 @contextmanager
-def something_else(origin: str, body: bytes) -> Iterator[None]:
-    """A server in the service's place that answers everything with ``body``."""
+def fake_service(origin: str, body: bytes) -> Iterator[None]:
+    """A server in place of the service that responds to everything with ``body``."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -1,4 +1,4 @@
-"""The snippet of docs/frontend.md as the one page of an empty Next.js app, beside a copy of ``frontend/lib``, unstyled."""
+"""The snippet of docs/frontend.md as the only page of an unstyled Next.js app with a copy of ``frontend/lib``."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def app() -> Iterator[NextApp]:
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-def test_shows_a_chat_that_fills_its_place(host: str, app: NextApp, tmp_path: Path, browser: Browser) -> None:
-    """The service is as ``make run`` starts it, and takes a page of this machine on any port."""
+def test_chat_fills_its_container(host: str, app: NextApp, tmp_path: Path, browser: Browser) -> None:
+    """The service runs as with ``make run``, and accepts pages of localhost on any port."""
     database = f"sqlite:///{tmp_path}/chatkit.db"
     size = {"width": 900, "height": 700}
     with (
@@ -57,6 +57,6 @@ def test_shows_a_chat_that_fills_its_place(host: str, app: NextApp, tmp_path: Pa
         expect(answer_to(page, "Hello")).to_be_visible()
 
 
-def test_says_what_is_wrong(app: NextApp, visitor: Visitor) -> None:
+def test_error_is_shown(app: NextApp, visitor: Visitor) -> None:
     page = visitor.open(app.url)
     expect(page.get_by_text("Error: ")).to_have_text("Error: Network connection lost. Please check your internet.")

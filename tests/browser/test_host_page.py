@@ -1,4 +1,4 @@
-"""The page for a quick try: what it is made of, and what it says in Chromium about a service in each state."""
+"""The host page: its parts, and what it shows in Chromium for each state of the service."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tests.support.browser import FRONTEND, Visitor, axe_violations
 from tests.support.service import PROJECT, Service, free_port
 from tests.support.upstream import API_KEY, WORKFLOW_ID, Upstream, failing, mint
 
-LAST_WORDS = INTRODUCTION.format(said="Hello!")[-30:]
+REPLY_END = INTRODUCTION.format(said="Hello!")[-30:]
 
 
-def test_the_built_script_is_that_of_its_source(tmp_path: Path) -> None:
+def test_built_script_is_up_to_date(tmp_path: Path) -> None:
     built = tmp_path / "host.js"
     subprocess.run(["npm", "run", "build:host-page", "--", f"--outfile={built}"], cwd=FRONTEND, check=True, capture_output=True)
     message = "static/host.js is stale: run `npm run build:host-page` in frontend/, and commit it"
     assert built.read_text() == (PROJECT / "static/host.js").read_text(), message
 
 
-class TestThePage:
-    def test_allows_what_chatkit_needs_and_no_more(self, make_app: MakeApp) -> None:
-        answer = make_app().test_client().get("/")
-        policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
+class TestPage:
+    def test_content_security_policy(self, make_app: MakeApp) -> None:
+        response = make_app().test_client().get("/")
+        policy = dict(part.split(" ", 1) for part in response.headers["Content-Security-Policy"].split("; "))
         assert policy == {
             "default-src": "'none'",
             "script-src": "'self' https://cdn.platform.openai.com",
@@ -44,37 +44,37 @@ class TestThePage:
             "form-action": "'none'",
             "frame-ancestors": "'none'",
         }
-        assert "<script>" not in answer.text
-        assert answer.headers["Cache-Control"] == "no-store"
+        assert "<script>" not in response.text
+        assert response.headers["Cache-Control"] == "no-store"
 
-    def test_holds_no_secret(self, make_app: MakeApp) -> None:
+    def test_contains_no_secret(self, make_app: MakeApp) -> None:
         client = make_app().test_client()
         whole = client.get("/").text + client.get("/static/host.js").text
         assert API_KEY not in whole
         assert WORKFLOW_ID not in whole
         assert "Set-Cookie" not in client.get("/").headers
 
-    def test_has_the_domain_key_where_chatkit_takes_one(self, make_app: MakeApp) -> None:
+    def test_domain_key_is_for_selfhosted_only(self, make_app: MakeApp) -> None:
         key = 'data-domain-key="domain_pk_test"'
         assert key in make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_DOMAIN_KEY="domain_pk_test").test_client().get("/").text
         assert "domain-key" not in make_app(CHATKIT_DOMAIN_KEY="domain_pk_test").test_client().get("/").text
 
     @pytest.mark.parametrize("path", ["/", "/static/host.js"])
-    def test_can_be_switched_off(self, path: str, make_app: MakeApp) -> None:
-        answer = make_app(CHATKIT_HOST_PAGE="false").test_client().get(path)
-        assert (answer.status_code, answer.json["code"]) == (404, "not_found")  # type: ignore[index]
+    def test_switched_off(self, path: str, make_app: MakeApp) -> None:
+        response = make_app(CHATKIT_HOST_PAGE="false").test_client().get(path)
+        assert (response.status_code, response.json["code"]) == (404, "not_found")  # type: ignore[index]
 
     @pytest.mark.parametrize("path", ["/static/../app.py", "/static/%2e%2e/app.py", "/static//etc/passwd", "/static/"])
-    def test_serves_its_own_files_only(self, path: str, make_app: MakeApp) -> None:
+    def test_other_files_are_not_served(self, path: str, make_app: MakeApp) -> None:
         assert make_app().test_client().get(path).status_code == 404
 
-    def test_has_advice_for_each_way_to_fail(self) -> None:
+    def test_advice_for_every_error_code(self) -> None:
         advised = set(re.findall(r"^  (\w+):", (FRONTEND / "host-page/advice.ts").read_text(), re.MULTILINE))
-        ways = {str(code) for error in vars(errors).values() if (code := getattr(error, "code", None))}
+        codes = {str(code) for error in vars(errors).values() if (code := getattr(error, "code", None))}
         for_callers = {"invalid_request_body", "user_mismatch", "attachments_off", "unsupported_media_type"}
-        for_callers |= {"invalid_token", "sign_in_unavailable", "openai_session_not_ended"}  # nobody signs in or out here
-        of_the_chat = {code for code in ways if code.startswith("client_secret_")}
-        unadvised = ways - advised - for_callers - of_the_chat - {"not_ready", "internal_server_error", "not_found"}
+        for_callers |= {"invalid_token", "sign_in_unavailable", "openai_session_not_ended"}  # the page has no sign-in
+        of_the_chat = {code for code in codes if code.startswith("client_secret_")}
+        unadvised = codes - advised - for_callers - of_the_chat - {"not_ready", "internal_server_error", "not_found"}
         assert not unadvised, "frontend/host-page/advice.ts has no advice for these"
 
 
@@ -82,13 +82,13 @@ def step(page: Page, name: str) -> Any:
     return page.get_by_role("list", name="Steps").locator("li").filter(has_text=re.compile(f"^{name}"))
 
 
-def is_well(page: Page) -> None:
+def expect_all_ok(page: Page) -> None:
     for name in ("Settings", "Session", "Component", "Chat"):
         expect(step(page, name)).to_have_attribute("data-state", "ok")
 
 
 def hosted(upstream: Upstream, **variables: str) -> Service:
-    """In production, where the page's own origin has to be listed."""
+    """A hosted service in production, where the page's own origin has to be listed."""
     port = str(free_port())
     complete = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": upstream.url}
     own = {"PORT": port, "CHATKIT_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}"}
@@ -96,55 +96,57 @@ def hosted(upstream: Upstream, **variables: str) -> Service:
 
 
 def development(tmp_path: Path, *, app: str = "", **variables: str) -> Service:
-    """What ``make run`` starts, with a database of its own."""
+    """The service as ``make run`` starts it, with its own database."""
     return Service(app, CHATKIT_ENV="development", SECRET_KEY="", DATABASE_URL=f"sqlite:///{tmp_path}/chatkit.db", **variables)
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """What ``make run`` starts, for the tests that leave it running. Each has a browser, and so a visitor, of its own."""
+    """A ``development`` service for the tests that do not stop it. Each test has its own browser context and visitor."""
     with development(tmp_path_factory.mktemp("shared"), app="tests.support.quick_demo:app") as service:
         yield service
 
 
 class TestInTheBrowser:
-    def test_leads_to_a_first_answer_without_any_setting(self, tmp_path: Path, visitor: Visitor) -> None:
+    def test_first_reply_without_settings(self, tmp_path: Path, visitor: Visitor) -> None:
         with development(tmp_path) as service:
             page = visitor.open(f"http://localhost:{service.port}")
-            is_well(page)
+            expect_all_ok(page)
             expect(step(page, "Session")).to_contain_text(re.compile(r"ses_[\w-]{32}, (600|59\d) s left"))
             page.get_by_role("button", name="Say hello").click()
-            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+            expect(page.get_by_role("log")).to_contain_text(REPLY_END)
             page.reload()
-            expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+            expect(page.get_by_role("log")).to_contain_text(REPLY_END)
             whole = page.content() + "".join(visitor.console)
-        assert "cs_" not in whole, "the secret is on the page, or in its console"
-        assert not [line for line in visitor.console if not line.startswith("log: ")], "the policy refuses something"
+        assert "cs_" not in whole, "the secret is on the page or on its console"
+        assert not [line for line in visitor.console if not line.startswith("log: ")], (
+            "the Content-Security-Policy blocks something"
+        )
         assert f"http://localhost:{service.port}  in a browser" in service.stop()
 
-    def test_lets_a_session_run_out_and_goes_on(self, shared: Service, visitor: Visitor) -> None:
+    def test_chat_continues_after_expire_session(self, shared: Service, visitor: Visitor) -> None:
         page = visitor.open(shared.url)
-        is_well(page)
-        page.get_by_role("button", name="Let it run out").click()
+        expect_all_ok(page)
+        page.get_by_role("button", name="Expire session").click()
         expect(step(page, "Session")).to_contain_text("run out")
         page.get_by_role("button", name="Say hello").click()
-        expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+        expect(page.get_by_role("log")).to_contain_text(REPLY_END)
         expect(step(page, "Session")).to_contain_text(re.compile(r"(600|59\d) s left"))
         assert len(visitor.calls()) == 2
 
-    def test_gets_a_new_session_and_keeps_the_conversation(self, shared: Service, visitor: Visitor) -> None:
+    def test_new_session_keeps_the_conversation(self, shared: Service, visitor: Visitor) -> None:
         page = visitor.open(shared.url)
-        is_well(page)
+        expect_all_ok(page)
         page.get_by_role("button", name="Say hello").click()
-        expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+        expect(page.get_by_role("log")).to_contain_text(REPLY_END)
         first = step(page, "Session").inner_text().split(",")[0]
         page.get_by_role("button", name="New session").click()
-        is_well(page)
+        expect_all_ok(page)
         assert step(page, "Session").inner_text().split(",")[0] != first
-        expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+        expect(page.get_by_role("log")).to_contain_text(REPLY_END)
         assert len(visitor.calls()) == 2
 
-    def test_does_not_try_for_ever_to_load_a_conversation_that_is_gone(self, shared: Service, visitor: Visitor) -> None:
+    def test_deleted_conversation_is_forgotten(self, shared: Service, visitor: Visitor) -> None:
         visitor.context.add_init_script("localStorage['chatkit.thread'] ??= sessionStorage.tried ? '' : 'thr_gone'")
         visitor.context.add_init_script("sessionStorage.tried = 'yes'")
         page = visitor.open(shared.url)
@@ -152,28 +154,28 @@ class TestInTheBrowser:
         while page.evaluate("localStorage['chatkit.thread']"):
             assert time.monotonic() < deadline
             page.wait_for_timeout(50)
-        is_well(page)
+        expect_all_ok(page)
         page.get_by_role("button", name="Say hello").click()
-        expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+        expect(page.get_by_role("log")).to_contain_text(REPLY_END)
         expect(page.get_by_role("alert")).to_be_hidden()
 
-    def test_keeps_a_conversation_that_fails_to_load(self, shared: Service, visitor: Visitor) -> None:
+    def test_conversation_that_fails_to_load_is_kept(self, shared: Service, visitor: Visitor) -> None:
         page = visitor.open(shared.url)
-        is_well(page)
+        expect_all_ok(page)
         page.get_by_role("button", name="Say hello").click()
-        expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+        expect(page.get_by_role("log")).to_contain_text(REPLY_END)
         page.route("**/api/chatkit", lambda route: route.fulfill(status=503, json={}))
         page.reload()
         expect(page.get_by_role("alert")).to_contain_text("Service temporarily down")
         page.unroute("**/api/chatkit")
         page.get_by_role("button", name="New session").press("Enter")
-        expect(page.get_by_role("log")).to_contain_text(LAST_WORDS)
+        expect(page.get_by_role("log")).to_contain_text(REPLY_END)
         expect(page.get_by_role("button", name="New session")).to_be_focused()
 
-    def test_an_impatient_visitor(self, shared: Service, visitor: Visitor) -> None:
+    def test_repeated_clicks_on_new_session(self, shared: Service, visitor: Visitor) -> None:
         page = visitor.open(shared.url)
         page.get_by_role("button", name="New session").click(click_count=5)
-        is_well(page)
+        expect_all_ok(page)
         page.wait_for_timeout(1000)
         expect(page.get_by_role("alert")).to_be_hidden()
         expect(page.locator("openai-chatkit")).to_have_count(1)
@@ -184,7 +186,7 @@ class TestInTheBrowser:
         size: Any = {"width": 360, "height": 740}
         with browser.new_context(color_scheme=scheme, viewport=size) as context:
             page = Visitor(context).open(shared.url)
-            is_well(page)
+            expect_all_ok(page)
             assert page.locator("openai-chatkit").get_attribute("color-scheme") == scheme
             assert axe_violations(page) == []
             page.get_by_role("button", name="Dark mode").click()
@@ -194,7 +196,7 @@ class TestInTheBrowser:
 
     def test_dark_mode_follows_the_system(self, shared: Service, visitor: Visitor) -> None:
         page = visitor.open(shared.url)
-        is_well(page)
+        expect_all_ok(page)
         for scheme in ("dark", "light"):
             page.emulate_media(color_scheme=scheme)
             expect(page.locator("openai-chatkit")).to_have_attribute("color-scheme", scheme)
@@ -202,51 +204,51 @@ class TestInTheBrowser:
             assert pressed == {"dark": "true", "light": "false"}[scheme]
 
     @pytest.mark.parametrize("width", [780, 800, 1024, 1280])
-    def test_the_chat_has_more_room_than_its_status(self, width: int, shared: Service, browser: Browser) -> None:
+    def test_chat_is_wider_than_the_status(self, width: int, shared: Service, browser: Browser) -> None:
         with browser.new_context(viewport={"width": width, "height": 600}) as context:
             page = Visitor(context).open(shared.url)
-            is_well(page)
+            expect_all_ok(page)
             status, chat = page.locator("#status").bounding_box(), page.locator("#chat").bounding_box()
             assert status
             assert chat
             assert chat["width"] > status["width"]
             assert chat["y"] + chat["height"] <= 600
 
-    def test_of_the_hosted_backend(self, upstream: Upstream, visitor: Visitor) -> None:
+    def test_hosted_backend(self, upstream: Upstream, visitor: Visitor) -> None:
         with hosted(upstream) as service:
             page = visitor.open(service.url)
-            is_well(page)
+            expect_all_ok(page)
             expect(step(page, "Session")).to_contain_text("cksess_")
         assert "ek_test" not in page.content() + "".join(visitor.console)
 
 
-class TestWhatIsWrong:
-    """The step that fails, and what to do about it."""
+class TestErrors:
+    """The step that fails, and the advice."""
 
     @pytest.mark.parametrize(
         ("status", "advice"),
         [(401, "Set another OPENAI_API_KEY"), (404, "another project"), (429, "limits"), (503, "Try again")],
     )
-    def test_openai(self, status: int, advice: str, upstream: Upstream, visitor: Visitor) -> None:
+    def test_errors_of_openai(self, status: int, advice: str, upstream: Upstream, visitor: Visitor) -> None:
         upstream.behaviour = failing(status, "some_code")
         with hosted(upstream) as service:
             page = visitor.open(service.url)
             expect(step(page, "Session")).to_have_attribute("data-state", "failed")
             expect(page.get_by_role("alert")).to_contain_text(advice)
-            for fine in ("Settings", "Component"):
-                expect(step(page, fine)).to_have_attribute("data-state", "ok")
-            expect(page.locator("openai-chatkit")).to_be_visible()  # it is ready, and of no use
+            for working in ("Settings", "Component"):
+                expect(step(page, working)).to_have_attribute("data-state", "ok")
+            expect(page.locator("openai-chatkit")).to_be_visible()  # it is ready, but unusable
             expect(step(page, "Chat")).to_contain_text("not without a session")
             assert axe_violations(page) == []
             upstream.behaviour = mint
             page.get_by_role("button", name="New session").click()
-            is_well(page)
+            expect_all_ok(page)
             expect(page.get_by_role("alert")).to_be_hidden()
             assert WORKFLOW_ID not in page.content()
             assert API_KEY not in page.content()
 
     @pytest.mark.parametrize("missing", ["OPENAI_API_KEY", "CHATKIT_WORKFLOW_ID"])
-    def test_a_missing_setting(self, missing: str, upstream: Upstream, visitor: Visitor) -> None:
+    def test_missing_setting(self, missing: str, upstream: Upstream, visitor: Visitor) -> None:
         with hosted(upstream, **{missing: ""}) as service:
             page = visitor.open(service.url)
             expect(step(page, "Settings")).to_have_attribute("data-state", "failed")
@@ -258,8 +260,8 @@ class TestWhatIsWrong:
             page = visitor.open(service.url)
             expect(page.get_by_role("alert")).to_contain_text("Set OPENAI_API_KEY and CHATKIT_WORKFLOW_ID and restart")
 
-    def test_an_own_origin_that_is_not_listed(self, upstream: Upstream, visitor: Visitor) -> None:
-        """What somebody in a hurry sees on a platform that does not tell the service its name."""
+    def test_unlisted_own_origin(self, upstream: Upstream, visitor: Visitor) -> None:
+        """On a platform that does not pass the service its host name."""
         with hosted(upstream, CHATKIT_ALLOWED_ORIGINS="") as service:
             page = visitor.open(service.url)
             expect(step(page, "Session")).to_have_attribute("data-state", "failed")
@@ -268,7 +270,7 @@ class TestWhatIsWrong:
             assert f"the page's origin is '{service.url}'" in log
         assert upstream.received == []
 
-    def test_the_cdn_is_blocked(self, shared: Service, visitor: Visitor) -> None:
+    def test_blocked_cdn(self, shared: Service, visitor: Visitor) -> None:
         script, visitor.cdn_script = visitor.cdn_script, None
         page = visitor.open(shared.url)
         expect(step(page, "Component")).to_have_attribute("data-state", "failed")
@@ -277,57 +279,57 @@ class TestWhatIsWrong:
         expect(page.get_by_role("alert")).to_contain_text("ad blocker")
         visitor.cdn_script = script
         page.get_by_role("button", name="New session").click()
-        is_well(page)
+        expect_all_ok(page)
 
-    def test_the_domain_is_not_allowed(self, shared: Service, visitor: Visitor) -> None:
+    def test_domain_not_allowed(self, shared: Service, visitor: Visitor) -> None:
         visitor.cdn_frame = "<script>parent.postMessage('unmount', '*')</script>"
         page = visitor.open(shared.url)
         expect(step(page, "Chat")).to_have_attribute("data-state", "failed")
         expect(page.get_by_role("alert")).to_contain_text("settings/organization/security/domain-allowlist")
 
-    def test_ready_and_then_removed(self, shared: Service, visitor: Visitor) -> None:
+    def test_chat_removed_after_it_was_ready(self, shared: Service, visitor: Visitor) -> None:
         visitor.cdn_frame += "<script>setTimeout(() => parent.postMessage('unmount', '*'), 1500)</script>"
         page = visitor.open(shared.url)
-        is_well(page)
+        expect_all_ok(page)
         expect(step(page, "Chat")).to_have_attribute("data-state", "failed")
         expect(page.get_by_role("alert")).to_contain_text("settings/organization/security/domain-allowlist")
 
-    def test_a_frame_that_stays_blank(self, shared: Service, visitor: Visitor) -> None:
+    def test_blank_frame(self, shared: Service, visitor: Visitor) -> None:
         visitor.cdn_frame = ""
         page = visitor.open(shared.url)
         expect(step(page, "Chat")).to_have_attribute("data-state", "failed", timeout=30_000)
         expect(page.get_by_role("alert")).to_contain_text("stays blank")
 
-    def test_the_service_is_gone_and_comes_back(self, tmp_path: Path, visitor: Visitor) -> None:
+    def test_service_restart(self, tmp_path: Path, visitor: Visitor) -> None:
         with development(tmp_path) as service:
             page = visitor.open(service.url)
-            is_well(page)
-        self.is_gone(page)
-        expect(page.get_by_role("alert")).to_be_hidden()  # nothing has been tried
+            expect_all_ok(page)
+        self.expect_unreachable(page)
+        expect(page.get_by_role("alert")).to_be_hidden()  # no request has failed
         with development(tmp_path, PORT=str(service.port)):
             expect(step(page, "Settings")).to_contain_text("complete", timeout=30_000)
-            is_well(page)
+            expect_all_ok(page)
         assert len(visitor.calls()) == 1
 
-    def test_the_service_is_gone_in_the_middle_of_a_chat(self, tmp_path: Path, visitor: Visitor) -> None:
+    def test_service_stops_during_a_chat(self, tmp_path: Path, visitor: Visitor) -> None:
         with development(tmp_path) as service:
             page = visitor.open(service.url)
-            is_well(page)
+            expect_all_ok(page)
         page.get_by_role("button", name="Say hello").click()
         expect(page.get_by_role("alert")).to_contain_text("Network connection lost. Please check your internet.")
         expect(page.get_by_role("alert")).to_contain_text("still running")
-        self.is_gone(page)
+        self.expect_unreachable(page)
         page.get_by_role("button", name="New session").click()
         expect(step(page, "Session")).to_contain_text("none")
         expect(page.get_by_role("alert")).to_contain_text("still running")
-        self.is_gone(page)
+        self.expect_unreachable(page)
         with development(tmp_path, PORT=str(service.port)):
             expect(step(page, "Settings")).to_contain_text("complete", timeout=30_000)
-            is_well(page)
+            expect_all_ok(page)
             expect(page.get_by_role("alert")).to_be_hidden()
 
     @staticmethod
-    def is_gone(page: Page) -> None:
+    def expect_unreachable(page: Page) -> None:
         expect(step(page, "Settings")).to_contain_text("does not answer", timeout=30_000)
         for name in ("Session", "Chat"):
             expect(step(page, name)).to_have_attribute("data-state", "failed")

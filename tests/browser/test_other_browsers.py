@@ -1,4 +1,4 @@
-"""The host page in Firefox and in WebKit: the same page, the same script, the same answers as in Chromium."""
+"""The host page in Firefox and WebKit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def states(browser: WebDriver) -> list[str | None]:
     return [step.get_attribute("data-state") for step in browser.find_elements(By.CSS_SELECTOR, "#status li")]
 
 
-def is_well(browser: WebDriver) -> None:
+def expect_all_ok(browser: WebDriver) -> None:
     until(browser, lambda _: states(browser) == ["ok"] * 4)
 
 
@@ -50,30 +50,30 @@ def chat(browser: WebDriver) -> Any:
 def say(browser: WebDriver, text: str) -> None:
     chat(browser).find_element(By.CSS_SELECTOR, "input").send_keys(text)
     chat(browser).find_element(By.CSS_SELECTOR, "form button").click()
-    answered(browser, text)
+    expect_reply(browser, text)
 
 
-def answered(browser: WebDriver, text: str) -> None:
+def expect_reply(browser: WebDriver, text: str) -> None:
     last_words = INTRODUCTION.format(said=text)[-120:]
     until(browser, lambda _: last_words in chat(browser).find_element(By.CSS_SELECTOR, ".log").text)
 
 
-def test_a_first_answer_a_new_secret_and_a_reload(browser: WebDriver, service: Service) -> None:
+def test_first_reply_new_secret_and_reload(browser: WebDriver, service: Service) -> None:
     browser.get(service.url)
-    is_well(browser)
+    expect_all_ok(browser)
     say(browser, "Hello")
-    browser.find_element(By.ID, "run-out").click()
+    browser.find_element(By.ID, "expire").click()
     say(browser, "Still there?")
     browser.refresh()
-    is_well(browser)
-    answered(browser, "Still there?")
-    minted = service.stop().count("POST /api/chatkit/sessions 200")
-    assert minted == 3, "one for each visit, and one in place of the secret that had run out"
+    expect_all_ok(browser)
+    expect_reply(browser, "Still there?")
+    issued = service.stop().count("POST /api/chatkit/sessions 200")
+    assert issued == 3, "one for each visit, and one after the expiry"
 
 
-def test_a_service_that_stops(browser: WebDriver, service: Service) -> None:
+def test_service_stops_during_a_chat(browser: WebDriver, service: Service) -> None:
     browser.get(service.url)
-    is_well(browser)
+    expect_all_ok(browser)
     service.stop()
     until(browser, lambda _: states(browser) == ["failed", "failed", "ok", "failed"])
     chat(browser).find_element(By.CSS_SELECTOR, "input").send_keys("Lost?")
@@ -84,7 +84,7 @@ def test_a_service_that_stops(browser: WebDriver, service: Service) -> None:
 
 def test_dark_mode(browser: WebDriver, service: Service) -> None:
     browser.get(service.url)
-    is_well(browser)
+    expect_all_ok(browser)
     button = browser.find_element(By.ID, "dark")
     was = button.get_attribute("aria-pressed")
     button.click()

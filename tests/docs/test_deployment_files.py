@@ -1,4 +1,4 @@
-"""The deployment files: their settings exist and are accepted, their command is the Procfile's, and they leave time to stop."""
+"""The deployment files: valid settings, the Procfile's command, and enough time to stop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from chatkit.web.request_body import MAX_CHAT_BYTES
 from tests.support.service import PROJECT
 
 COMMAND = shlex.split((PROJECT / "Procfile").read_text().partition("web:")[2])
-STAND_INS = {  # for what a platform fills in, or asks its user for
+STAND_INS = {  # in place of values that the platform or its user provides
     "SECRET_KEY": secrets.token_hex(32),
     "CHATKIT_ALLOWED_ORIGINS": "https://app.example.com",
     "DATABASE_URL": "postgres://user:password@database.example.com/chatkit",
@@ -65,7 +65,7 @@ def image_command() -> list[str]:
 
 
 def interpolated(value: str) -> str:
-    """A value of compose.yaml, with its defaults, and a stand-in for what has none."""
+    """A value of compose.yaml with its defaults, or stand-ins where it has none."""
     return re.sub(r"\$\{(\w+)(?::?-([^}]*)|:\?[^}]*)?\}", lambda found: found[2] or STAND_INS.get(found[1], "example"), value)
 
 
@@ -124,7 +124,7 @@ def systemd() -> Deployment:
     bind = settings.pop("GUNICORN_CMD_ARGS")  # gunicorn's own
     program, *arguments = shlex.split(options["ExecStart"][0])
     assert program == f"{options['WorkingDirectory'][0]}/.venv/bin/python"
-    assert options["KillMode"] == ["mixed"]  # gunicorn's workers get one SIGTERM, from gunicorn
+    assert options["KillMode"] == ["mixed"]  # the workers get one SIGTERM, from gunicorn
     return Deployment(
         {"SECRET_KEY": STAND_INS["SECRET_KEY"], **settings},
         ["python", *arguments],
@@ -152,15 +152,15 @@ def test_command_is_the_procfiles(read_deployment: Callable[[], Deployment]) -> 
 
 
 @deployments
-def test_stop_is_shorter_than_the_platform_allows(read_deployment: Callable[[], Deployment]) -> None:
+def test_shutdown_fits_the_platforms_grace_period(read_deployment: Callable[[], Deployment]) -> None:
     deployment = read_deployment()
     settings = Settings.load(deployment.settings)
     assert settings.drain_seconds + settings.stop_seconds < deployment.stop_seconds
 
 
 @deployments
-def test_health_check_asks_nobody_else(read_deployment: Callable[[], Deployment]) -> None:
-    """A platform restarts what fails it, which would not bring a database back."""
+def test_health_check_needs_no_other_service(read_deployment: Callable[[], Deployment]) -> None:
+    """A platform restarts the service if the check fails, which does not help if a database is down."""
     assert read_deployment().health_path in (None, "/healthz")
 
 
@@ -175,18 +175,18 @@ def test_image() -> None:
     assert named - {"PATH", "PYTHONUNBUFFERED"} <= VARIABLES
 
 
-def test_image_of_the_frontend_is_given_the_variables_of_its_build() -> None:
+def test_build_arguments_of_the_frontend_image() -> None:
     variables = set(re.findall(r"^([A-Z_]+)=", text_of("frontend/.env.example"), re.MULTILINE))
     assert {line.partition("=")[0] for line in dockerfile("frontend/Dockerfile")["ARG"]} == variables
     assert set(yaml.safe_load(text_of("compose.yaml"))["services"]["frontend"]["build"]["args"]) == variables
 
 
-def test_compose_asks_for_nothing_that_does_not_exist() -> None:
-    asked = set(re.findall(r"\$\{(\w+)", text_of("compose.yaml")))
-    assert {name for name in asked - VARIABLES if not name.startswith("NEXT_PUBLIC_")} == {"POSTGRES_PASSWORD"}
+def test_variables_of_compose_exist() -> None:
+    referenced = set(re.findall(r"\$\{(\w+)", text_of("compose.yaml")))
+    assert {name for name in referenced - VARIABLES if not name.startswith("NEXT_PUBLIC_")} == {"POSTGRES_PASSWORD"}
 
 
-def test_databases_and_redis_are_the_ones_declared() -> None:
+def test_render_references_declared_services() -> None:
     config = yaml.safe_load(text_of("render.yaml"))
     declared = {entry["name"] for entry in [*config["services"], *config["databases"]]}
     variables = config["services"][0]["envVars"]
@@ -194,7 +194,7 @@ def test_databases_and_redis_are_the_ones_declared() -> None:
     assert named - {None} == declared - {"chatkit"}
 
 
-def test_nginx_leads_to_the_unit_and_waits_for_it() -> None:
+def test_nginx_configuration_fits_the_unit() -> None:
     config = text_of("deploy/nginx.conf")
     bind = re.search(r"--bind=(\S+)", unit()["Environment"][0])
     assert bind
@@ -206,5 +206,5 @@ def test_nginx_leads_to_the_unit_and_waits_for_it() -> None:
     assert int(size[1]) * 1024 * 1024 > MAX_CHAT_BYTES
     assert int(timeout[1]) > max(JSON_SECONDS, HEARTBEAT_SECONDS)
     assert "X-Forwarded-For $remote_addr;" in config
-    for header in ("Host", "Proto"):  # a caller's own would be believed
+    for header in ("Host", "Proto"):  # otherwise the caller's header would be trusted
         assert f"X-Forwarded-{header} $" in config

@@ -1,4 +1,4 @@
-"""The steps of docs/moving-from-agent-builder.md, from a hosted deployment to a self-hosted one, as a visitor lives them."""
+"""The steps of docs/moving-from-agent-builder.md, from a hosted deployment to a self-hosted one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.upstream import API_KEY, WORKFLOW_ID, Upstream
 GUIDE = (PROJECT / "docs" / "moving-from-agent-builder.md").read_text()
 
 
-def test_the_same_visitor_and_endpoint_before_and_after(upstream: Upstream, tmp_path: Path) -> None:
+def test_visitor_and_endpoint_stay_the_same(upstream: Upstream, tmp_path: Path) -> None:
     before = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": upstream.url}
     with Service(**before) as hosted:
         page = Caller(hosted.url)
@@ -41,7 +41,7 @@ def test_the_same_visitor_and_endpoint_before_and_after(upstream: Upstream, tmp_
     assert users == [visitor]
 
 
-def test_the_settings_of_the_guide_are_settings() -> None:
+def test_settings_of_the_guide_exist() -> None:
     from chatkit.settings import VARIABLES
 
     named = set(re.findall(r"^(?!NEXT_PUBLIC)([A-Z_]+)=", GUIDE, re.MULTILINE)) | set(re.findall(r"`(CHATKIT_[A-Z_]+)", GUIDE))

@@ -1,4 +1,4 @@
-"""The Python that platforms install."""
+"""``.python-version``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from packaging.specifiers import SpecifierSet
 from tests.support.service import PROJECT
 
 
-def test_platforms_install_a_python_that_the_project_supports() -> None:
-    """Heroku, Render and Railway read ``.python-version``, and otherwise have a default of their own."""
+def test_python_version_is_supported() -> None:
+    """Heroku, Render and Railway read ``.python-version``, and otherwise use their default."""
     supported = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["requires-python"]
     assert (PROJECT / ".python-version").read_text().strip() in SpecifierSet(supported)

@@ -1,4 +1,4 @@
-"""What the documentation says: the README's commands in a copy of the project with an empty environment, tables, links."""
+"""The documentation: the README's commands in a fresh copy of the project, tables, links."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NEXT_PUBLIC = (PROJECT / "frontend/.env.example").read_text()
 
 @pytest.fixture(scope="module")
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
-    """``make run`` in a fresh copy, without a virtual environment to start from."""
+    """Run ``make run`` in a fresh copy without a virtual environment. Yield the port and the folder."""
     copy = tmp_path_factory.mktemp("clone")
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=PROJECT, capture_output=True, check=True
@@ -41,7 +41,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Pa
         if name and (PROJECT / name).exists():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, copy / name)
-    # Only what finds programs and packages; PORT, because another test run may have 8000.
+    # Only what is needed to find programs and packages; and PORT, because another test run may use 8000.
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME") or name.startswith(("PIP_", "SSL_"))}
     port = free_port()
     with (copy / "output.txt").open("w+") as written:
@@ -60,7 +60,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Pa
             output.append((copy / "output.txt").read_text())
 
 
-def test_each_test_that_the_contract_names_exists() -> None:
+def test_tests_of_the_contract_page_exist() -> None:
     files = {
         "config": "frontend/lib/chatkit-config.test.ts",
         "options": "frontend/lib/chatkit-options.test.ts",
@@ -77,7 +77,7 @@ def test_each_test_that_the_contract_names_exists() -> None:
 
 
 def readme_curl(port: int, *options: str) -> tuple[int, dict[str, str], str]:
-    """The README's ``curl``, at the port of this test: status, data and the cookie it set."""
+    """Run the README's ``curl`` with the port of this test. Return status, data and the cookie it set."""
     command = re.search(r"\$ (curl -X POST http://localhost:8000/\S+)", README)
     assert command
     line = command[1].replace(":8000", f":{port}").split()
@@ -95,7 +95,7 @@ def user_of(copy: Path, session_id: str) -> str:
     return user
 
 
-def test_make_run_answers_the_readmes_curl(make_run: tuple[int, Path]) -> None:
+def test_readmes_curl(make_run: tuple[int, Path]) -> None:
     port, copy = make_run
     status, data, cookie = readme_curl(port)
     assert status == 200
@@ -116,7 +116,7 @@ def test_make_run_answers_the_readmes_curl(make_run: tuple[int, Path]) -> None:
         assert new_cookie != cookie
 
 
-def test_the_answer_in_the_readme_has_the_answers_shape(make_run: tuple[int, Path]) -> None:
+def test_response_in_the_readme_has_the_real_shape(make_run: tuple[int, Path]) -> None:
     shown = re.search(r'^\{"status":"success".*$', README, re.MULTILINE)
     assert shown
     _, data, _ = readme_curl(make_run[0])
@@ -125,7 +125,7 @@ def test_the_answer_in_the_readme_has_the_answers_shape(make_run: tuple[int, Pat
     assert [len(str(value)) for value in example.values()] == [len(str(value)) for value in data.values()]
 
 
-def test_make_run_streams_the_answer_to_the_readmes_second_curl(make_run: tuple[int, Path]) -> None:
+def test_readmes_second_curl_streams_a_reply(make_run: tuple[int, Path]) -> None:
     port, _ = make_run
     _, data, _ = readme_curl(port)
     command = re.search(r"\$ (curl -N .*)", README)
@@ -141,22 +141,22 @@ def test_make_run_streams_the_answer_to_the_readmes_second_curl(make_run: tuple[
     assert process.wait(10) == 0
 
 
-def test_make_run_says_what_to_try(make_run: tuple[int, Path]) -> None:
+def test_make_run_prints_the_curl_command(make_run: tuple[int, Path]) -> None:
     port, copy = make_run
-    said = (copy / "output.txt").read_text()
-    assert f"curl -X POST http://localhost:{port}/api/chatkit/sessions" in said
-    assert "Traceback" not in said
-    assert " WARNING " not in said
+    written = (copy / "output.txt").read_text()
+    assert f"curl -X POST http://localhost:{port}/api/chatkit/sessions" in written
+    assert "Traceback" not in written
+    assert " WARNING " not in written
 
 
-def test_make_run_serves_this_machine_only(make_run: tuple[int, Path]) -> None:
+def test_make_run_refuses_other_host_names(make_run: tuple[int, Path]) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", make_run[0], timeout=5)
     connection.request("POST", "/api/chatkit/sessions", headers={"Host": "rebound.evil.test"})
     assert connection.getresponse().status == 400
     connection.close()
 
 
-def test_nothing_but_what_git_ignores_is_left_behind(make_run: tuple[int, Path]) -> None:
+def test_make_run_leaves_only_ignored_files(make_run: tuple[int, Path]) -> None:
     _, copy = make_run
     subprocess.run(["git", "init", "-q"], cwd=copy, check=True)
     shown = subprocess.run(
@@ -166,19 +166,19 @@ def test_nothing_but_what_git_ignores_is_left_behind(make_run: tuple[int, Path])
     assert {name for name in left if not (PROJECT / name).exists()} == set()
 
 
-def test_the_table_of_settings_has_each_once() -> None:
+def test_table_of_settings_is_complete() -> None:
     names = re.findall(r"^\| `([A-Z_]+)` \|", (DOCS / "settings.md").read_text(), re.MULTILINE)
     assert sorted(names) == sorted(VARIABLES)
 
 
-def test_the_tables_of_errors_have_every_row() -> None:
+def test_tables_of_errors_are_complete() -> None:
     api = (DOCS / "api.md").read_text()
     for error in ApiError.__subclasses__():
-        if error not in (NotReady, NotFound):  # of /readyz, and one that has the row of its code already
+        if error not in (NotReady, NotFound):  # that of /readyz, and one whose code has a row already
             assert f"| {error.status.value} | `{error.code}` | {error.message} |" in api
 
 
-def test_the_documentation_names_only_settings_that_exist() -> None:
+def test_documented_settings_exist() -> None:
     named = {
         name
         for page in PAGES
@@ -188,18 +188,18 @@ def test_the_documentation_names_only_settings_that_exist() -> None:
     assert {name for name in named if f"NEXT_PUBLIC_{name}" not in NEXT_PUBLIC} <= VARIABLES
 
 
-def test_the_readme_is_short() -> None:
+def test_readme_is_short() -> None:
     assert len(README.encode()) <= 7000
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives the headings of ``page``."""
+    """The anchors of the headings of ``page`` on GitHub."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"(?ms)^```.*?^```", "", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_internal_links(page: Path) -> None:
     text = re.sub(r"(?ms)^```.*?^```", "", page.read_text())
     for target, _, anchor in (link.partition("#") for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)):
         file = (page.parent / target).resolve() if target else page
@@ -207,19 +207,19 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
+def test_readme_links_every_page() -> None:
     linked = set(re.findall(r"\]\(([^)#]+\.md)", README))
     assert linked == {str(page.relative_to(PROJECT)) for page in PAGES if page.name != "README.md"}
 
 
-def test_files_in_the_commands_of_the_deployment_page_exist() -> None:
+def test_files_in_deployment_commands_exist() -> None:
     blocks = re.findall(r"(?ms)^```console\n(.*?)^```", (DOCS / "deployment.md").read_text())
     named = set(re.findall(r"/opt/chatkit/(?!\.venv)(\S+)", "".join(blocks)))
     assert named == {"requirements.txt", "deploy/chatkit.service", "deploy/nginx.conf"}
     assert all((PROJECT / name).exists() for name in named)
 
 
-def test_the_secrets_that_the_deployment_page_generates_are_accepted(tmp_path: Path) -> None:
+def test_generated_secrets_are_accepted(tmp_path: Path) -> None:
     command = re.search(r"^\$ (python3 -c .* >> \.env)$", (DOCS / "deployment.md").read_text(), re.MULTILINE)
     assert command
     subprocess.run(["sh", "-c", command[1]], cwd=tmp_path, check=True)
@@ -228,8 +228,8 @@ def test_the_secrets_that_the_deployment_page_generates_are_accepted(tmp_path: P
     Settings.load({}, given)
 
 
-def test_the_settings_for_production_are_accepted() -> None:
-    """The least that docs/deployment.md tells to set, and all that docs/security.md does, with secrets put in."""
+def test_production_settings_are_accepted() -> None:
+    """The minimal settings of docs/deployment.md and the complete ones of docs/security.md, with secrets filled in."""
     for page, heading in (("deployment.md", "Set at least these"), ("security.md", "## Production, on one page")):
         block = re.search(r"```sh\n(.*?)```", (DOCS / page).read_text().partition(heading)[2], re.DOTALL)
         assert block

@@ -1,4 +1,4 @@
-"""What an attacker sends, to the service as it is deployed: the answer is a refusal in the envelope, and nothing is minted."""
+"""Attacks over HTTP: each is refused in the error envelope, and no session is issued."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def provider() -> Iterator[Provider]:
 
 
 @pytest.fixture(scope="module")
-def evil() -> Iterator[Provider]:
-    """Somebody else's key server, which nobody ever asks."""
+def attacker() -> Iterator[Provider]:
+    """A key server of the attacker, which the service never contacts."""
     with Provider() as running:
-        running.publish({**public_jwk(evil_key()), "kid": "evil"})
+        running.publish({**public_jwk(attackers_key()), "kid": "attacker"})
         yield running
 
 
@@ -78,7 +78,7 @@ PUBLIC_FORMS = ("pem", "pem stripped", "pkcs1", "der", "jwk", "modulus")
 
 
 def public_bytes(key: Any, form: str) -> bytes:
-    """A public key in the forms in which it may be known, each of which has been taken for an HMAC secret somewhere."""
+    """The public key in the forms in which it has been mistaken for an HMAC secret."""
     public, kinds = key.public_key(), serialization
     if form == "jwk":
         return json.dumps(public_jwk(key)).encode()
@@ -96,18 +96,18 @@ def header(provider: Provider, **changes: Any) -> dict[str, Any]:
 
 
 def resigned(provider: Provider, token: str, **changes: Any) -> str:
-    """``token`` with other claims and the same signature."""
+    """``token`` with changed claims and its original signature."""
     head, payload, signature = token.split(".")
     whole = json.loads(base64.urlsafe_b64decode(payload + "=="))
     return f"{head}.{encoded({**whole, **changes})}.{signature}"
 
 
-def by_evil(provider: Provider, **changes: Any) -> str:
-    """A whole token by another's key, under the name of the right one unless ``changes`` say otherwise."""
-    return jwt.encode(good(), evil_key(), "RS256", header(provider, **changes))
+def by_attacker(provider: Provider, **changes: Any) -> str:
+    """A token signed with the attacker's key, with the right ``kid`` unless ``changes`` say otherwise."""
+    return jwt.encode(good(), attackers_key(), "RS256", header(provider, **changes))
 
 
-def evil_key() -> Any:
+def attackers_key() -> Any:
     return private_key("RS256", 66)
 
 
@@ -119,71 +119,71 @@ FORGERIES: dict[str, Forgery] = {
     # no signature
     "alg none": lambda p, e: f"{encoded(header(p, alg='none'))}.{encoded(good())}.",
     "alg None": lambda p, e: f"{encoded(header(p, alg='None'))}.{encoded(good())}.",
-    "alg nOnE and something": lambda p, e: f"{encoded(header(p, alg='nOnE'))}.{encoded(good())}.e30",
+    "alg nOnE and a signature": lambda p, e: f"{encoded(header(p, alg='nOnE'))}.{encoded(good())}.e30",
     "alg empty": lambda p, e: f"{encoded(header(p, alg=''))}.{encoded(good())}.e30",
     "alg missing": lambda p, e: f"{encoded(header(p))}.{encoded(good())}.e30",
     "alg null": lambda p, e: f"{encoded(header(p, alg=None))}.{encoded(good())}.e30",
-    "alg a list": lambda p, e: f"{encoded(header(p, alg=['none', 'RS256']))}.{encoded(good())}.e30",
-    "signature cut off": lambda p, e: p.token(good()).rpartition(".")[0] + ".",
-    "signature half": lambda p, e: p.token(good())[:-171],
+    "alg is a list": lambda p, e: f"{encoded(header(p, alg=['none', 'RS256']))}.{encoded(good())}.e30",
+    "signature removed": lambda p, e: p.token(good()).rpartition(".")[0] + ".",
+    "signature truncated": lambda p, e: p.token(good())[:-171],
     "signature all zeroes": lambda p, e: p.token(good()).rpartition(".")[0] + "." + "A" * 342,
-    # another signature
-    "another's key": lambda p, e: by_evil(p),
-    "another's key, jku": lambda p, e: by_evil(p, jku=e.url),
-    "another's key, jku, its own kid": lambda p, e: by_evil(p, jku=e.url, kid="evil"),
-    "another's key, x5u": lambda p, e: by_evil(p, x5u=e.url, kid="evil"),
-    "another's key, jwk": lambda p, e: by_evil(p, jwk=public_jwk(evil_key()), kid="evil"),
-    "another's key, x5c": lambda p, e: by_evil(p, x5c=["MIIB"], kid="evil"),
-    "another's key, kid is an address": lambda p, e: by_evil(p, kid=e.url),
+    # wrong signature
+    "attacker's key": lambda p, e: by_attacker(p),
+    "attacker's key, jku": lambda p, e: by_attacker(p, jku=e.url),
+    "attacker's key, jku, its own kid": lambda p, e: by_attacker(p, jku=e.url, kid="attacker"),
+    "attacker's key, x5u": lambda p, e: by_attacker(p, x5u=e.url, kid="attacker"),
+    "attacker's key, jwk": lambda p, e: by_attacker(p, jwk=public_jwk(attackers_key()), kid="attacker"),
+    "attacker's key, x5c": lambda p, e: by_attacker(p, x5c=["MIIB"], kid="attacker"),
+    "attacker's key, kid is a URL": lambda p, e: by_attacker(p, kid=e.url),
     "claims changed": lambda p, e: resigned(p, p.token(good()), sub="admin"),
     "claims changed, expiry": lambda p, e: resigned(p, p.token(good()), exp=9_999_999_999),
-    # the public key taken for a secret
+    # the public key as an HMAC secret
     **{f"RSA key as HMAC secret, {form}": as_hmac_secret(form) for form in PUBLIC_FORMS},
     "empty HMAC secret": lambda p, e: signed_with(b"", header(p, alg="HS256"), good()),
-    "HMAC under the name of RS256": lambda p, e: signed_with(public_bytes(p.key, "pem"), header(p, alg="RS256"), good()),
+    "HMAC declared as RS256": lambda p, e: signed_with(public_bytes(p.key, "pem"), header(p, alg="RS256"), good()),
     "PS256 with the right key": lambda p, e: jwt.encode(good(), p.key, "PS256", header(p)),
     "RS512 with the right key": lambda p, e: jwt.encode(good(), p.key, "RS512", header(p)),
     # key ids
     "kid unknown": lambda p, e: p.token(good(), {"kid": "unknown"}),
-    "kid a path": lambda p, e: p.token(good(), {"kid": "../../../../dev/null"}),
-    "kid an injection": lambda p, e: p.token(good(), {"kid": "x' UNION SELECT 'secret"}),
+    "kid is a path": lambda p, e: p.token(good(), {"kid": "../../../../dev/null"}),
+    "kid is an SQL injection": lambda p, e: p.token(good(), {"kid": "x' UNION SELECT 'secret"}),
     "kid with a line break": lambda p, e: p.token(good(), {"kid": "x\r\nX-Forged: 1"}),
-    "kid not a text": lambda p, e: f"{encoded({'alg': 'RS256', 'kid': {'$ne': ''}})}.{encoded(good())}.e30",
-    "kid a number": lambda p, e: f"{encoded({'alg': 'RS256', 'kid': 0})}.{encoded(good())}.e30",
+    "kid is an object": lambda p, e: f"{encoded({'alg': 'RS256', 'kid': {'$ne': ''}})}.{encoded(good())}.e30",
+    "kid is a number": lambda p, e: f"{encoded({'alg': 'RS256', 'kid': 0})}.{encoded(good())}.e30",
     "kid of 6 KiB": lambda p, e: f"{encoded({'alg': 'RS256', 'kid': 'k' * 5000})}.{encoded(good())}.e30",
     # times, issuer, audience, subject
     "expired": lambda p, e: p.token({**good(), "exp": int(time.time()) - 60}),
     "no expiry": lambda p, e: p.token({name: value for name, value in good().items() if name != "exp"}),
     "expiry null": lambda p, e: p.token({**good(), "exp": None}),
-    "expiry a text": lambda p, e: p.token({**good(), "exp": "never"}),
-    "expiry infinite": lambda p, e: p.token({**good(), "exp": float("inf")}),
-    "expiry not a number": lambda p, e: p.token({**good(), "exp": float("nan")}),
-    "expiry a list": lambda p, e: p.token({**good(), "exp": [9_999_999_999]}),
-    "not yet": lambda p, e: p.token({**good(), "nbf": int(time.time()) + 600}),
-    "from the future": lambda p, e: p.token({**good(), "iat": int(time.time()) + 600}),
-    "issuer another": lambda p, e: p.token({**good(), "iss": "https://evil.test/"}),
-    "issuer without the slash": lambda p, e: p.token({**good(), "iss": ISSUER.rstrip("/")}),
-    "issuer longer": lambda p, e: p.token({**good(), "iss": ISSUER + ".evil.test"}),
-    "issuer missing": lambda p, e: p.token(claims(aud=AUDIENCE)),
-    "audience another": lambda p, e: p.token({**good(), "aud": "other"}),
-    "audience longer": lambda p, e: p.token({**good(), "aud": "chat2"}),
-    "audience missing": lambda p, e: p.token(claims(iss=ISSUER)),
-    "audience another, client ours": lambda p, e: p.token({**good(), "aud": "other", "client_id": AUDIENCE, "azp": AUDIENCE}),
-    "subject missing": lambda p, e: p.token({name: value for name, value in good().items() if name != "sub"}),
+    "expiry is a string": lambda p, e: p.token({**good(), "exp": "never"}),
+    "expiry is infinite": lambda p, e: p.token({**good(), "exp": float("inf")}),
+    "expiry is NaN": lambda p, e: p.token({**good(), "exp": float("nan")}),
+    "expiry is a list": lambda p, e: p.token({**good(), "exp": [9_999_999_999]}),
+    "not yet valid": lambda p, e: p.token({**good(), "nbf": int(time.time()) + 600}),
+    "issued in the future": lambda p, e: p.token({**good(), "iat": int(time.time()) + 600}),
+    "another issuer": lambda p, e: p.token({**good(), "iss": "https://evil.test/"}),
+    "issuer without its slash": lambda p, e: p.token({**good(), "iss": ISSUER.rstrip("/")}),
+    "issuer with a suffix": lambda p, e: p.token({**good(), "iss": ISSUER + ".evil.test"}),
+    "no issuer": lambda p, e: p.token(claims(aud=AUDIENCE)),
+    "another audience": lambda p, e: p.token({**good(), "aud": "other"}),
+    "audience with a suffix": lambda p, e: p.token({**good(), "aud": "chat2"}),
+    "no audience": lambda p, e: p.token(claims(iss=ISSUER)),
+    "another audience, right client": lambda p, e: p.token({**good(), "aud": "other", "client_id": AUDIENCE, "azp": AUDIENCE}),
+    "no subject": lambda p, e: p.token({name: value for name, value in good().items() if name != "sub"}),
     "subject empty": lambda p, e: p.token({**good(), "sub": ""}),
     "subject null": lambda p, e: p.token({**good(), "sub": None}),
     "subject too long": lambda p, e: p.token({**good(), "sub": "x" * 256}),
     "subject with a line break": lambda p, e: p.token({**good(), "sub": "ada\r\nX-Forged: 1"}),
     "subject with a null character": lambda p, e: p.token({**good(), "sub": "ada\x00"}),
-    "subject of another alphabet": lambda p, e: p.token({**good(), "sub": "\u0430da"}),  # a Cyrillic a
-    # what is no token
+    "subject with a Cyrillic letter": lambda p, e: p.token({**good(), "sub": "\u0430da"}),  # a Cyrillic a
+    # malformed
     "claims not an object": lambda p, e: jwt.api_jws.encode(b"[]", p.key, "RS256", header(p)),
     "claims not JSON": lambda p, e: jwt.api_jws.encode(b"{", p.key, "RS256", header(p)),
-    "claims nested deeply": lambda p, e: jwt.api_jws.encode(b"[" * 3000, p.key, "RS256", header(p)),
+    "claims deeply nested": lambda p, e: jwt.api_jws.encode(b"[" * 3000, p.key, "RS256", header(p)),
     "claims compressed": lambda p, e: p.token(good(), {"zip": "DEF", "crit": ["zip"]}),
-    "an extension that has to be understood": lambda p, e: p.token(good(), {"crit": ["exp"], "exp": 1}),
+    "an unsupported critical extension": lambda p, e: p.token(good(), {"crit": ["exp"], "exp": 1}),
     "header not an object": lambda p, e: f"{encoded(b'[]')}.{encoded(good())}.e30",
-    "header nested deeply": lambda p, e: f"{encoded(NESTED)}.{encoded(good())}.e30",
+    "header deeply nested": lambda p, e: f"{encoded(NESTED)}.{encoded(good())}.e30",
     "one part": lambda p, e: "e30",
     "two parts": lambda p, e: "e30.e30",
     "four parts": lambda p, e: p.token(good()) + ".e30",
@@ -192,35 +192,35 @@ FORGERIES: dict[str, Forgery] = {
     "padded": lambda p, e: p.token(good()) + "==",
     "a client secret": lambda p, e: "cs_" + "a" * 43,
     "the API key": lambda p, e: API_KEY,
-    "of 7 KiB": lambda p, e: p.token({**good(), "aud": "other", "more": "x" * 4500}),
+    "7 KiB": lambda p, e: p.token({**good(), "aud": "other", "more": "x" * 4500}),
 }
 
 
-def refused(answer: requests.Response, status: int, code: str) -> bool:
-    body = answer.json()
+def refused(response: requests.Response, status: int, code: str) -> bool:
+    body = response.json()
     assert body.keys() == {"status", "message", "code"}
-    assert (answer.status_code, body["status"], body["code"]) == (status, "error", code), answer.text
-    assert answer.headers["Cache-Control"] == "no-store"
-    assert "X-Request-ID" in answer.headers
-    assert "X-Forged" not in answer.headers
-    assert "Set-Cookie" not in answer.headers
+    assert (response.status_code, body["status"], body["code"]) == (status, "error", code), response.text
+    assert response.headers["Cache-Control"] == "no-store"
+    assert "X-Request-ID" in response.headers
+    assert "X-Forged" not in response.headers
+    assert "Set-Cookie" not in response.headers
     return True
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_forged_tokens(with_keys: Service, provider: Provider, evil: Provider, openai_side: Upstream, forgery: str) -> None:
+def test_forged_tokens(with_keys: Service, provider: Provider, attacker: Provider, openai_side: Upstream, forgery: str) -> None:
     before = len(openai_side.received)
-    token = FORGERIES[forgery](provider, evil)
-    answer = with_keys.mint(headers={"Authorization": f"Bearer {token}", "Origin": PAGE})
-    assert refused(answer, 401, "invalid_token")
-    assert answer.json()["message"] == "Invalid or expired token"
-    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
-    assert answer.headers["Access-Control-Allow-Origin"] == PAGE
+    token = FORGERIES[forgery](provider, attacker)
+    response = with_keys.mint(headers={"Authorization": f"Bearer {token}", "Origin": PAGE})
+    assert refused(response, 401, "invalid_token")
+    assert response.json()["message"] == "Invalid or expired token"
+    assert response.headers["WWW-Authenticate"].startswith("Bearer")
+    assert response.headers["Access-Control-Allow-Origin"] == PAGE
     assert len(openai_side.received) == before
-    assert evil.fetches == 0
+    assert attacker.fetches == 0
 
 
-def test_the_token_that_they_are_made_from_is_good(with_keys: Service, provider: Provider, openai_side: Upstream) -> None:
+def test_unforged_token_is_accepted(with_keys: Service, provider: Provider, openai_side: Upstream) -> None:
     assert with_keys.mint(headers={"Authorization": f"Bearer {provider.token(good())}"}).status_code == 200
     assert openai_side.received[-1].body["user"] == "user:ada"
 
@@ -240,7 +240,7 @@ def test_the_token_that_they_are_made_from_is_good(with_keys: Service, provider:
     ],
     ids=["another-secret", "cookie-key", "none", "HS384", "RS256", "EdDSA", "audience", "cut-off", "expired"],
 )
-def test_forged_tokens_where_the_secret_is_shared(with_secret: Service, openai_side: Upstream, token: str) -> None:
+def test_forged_tokens_with_a_shared_secret(with_secret: Service, openai_side: Upstream, token: str) -> None:
     before = len(openai_side.received)
     assert refused(with_secret.mint(headers={"Authorization": f"Bearer {token}"}), 401, "invalid_token")
     assert len(openai_side.received) == before
@@ -266,10 +266,10 @@ anything = st.recursive(
     head=st.dictionaries(st.sampled_from(["typ", "kid", "crit", "b64", "jku", "cty", "zip"]), anything),
 )
 def test_any_signed_claims_and_any_header(local: Any, payload: dict[str, Any], head: dict[str, Any]) -> None:
-    """Signed with the right secret, so that all that is left to judge is what it says."""
+    """Signed with the right secret, so that only the claims and the header decide."""
     token = signed_with(SECRET.encode(), {**head, "alg": "HS256"}, payload)
-    answer = local.post(ENDPOINT, headers={"Authorization": f"Bearer {token}"})
-    assert answer.get_json()["code"] in ("invalid_token", PASSED)
+    response = local.post(ENDPOINT, headers={"Authorization": f"Bearer {token}"})
+    assert response.get_json()["code"] in ("invalid_token", PASSED)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -278,15 +278,15 @@ def test_any_authorization(local: Any, value: str, scheme: str) -> None:
     assert local.post(ENDPOINT, headers={"Authorization": scheme + value}).get_json()["code"] == "invalid_token"
 
 
-# The header and its size, as bytes on the wire
+# The header and its size
 
 
 def raw(service: Service, *lines: str, method: str = "POST", path: str = ENDPOINT) -> tuple[int, str]:
-    """Status and whole answer of a request with exactly these header lines."""
+    """Return the status and the whole response to a request with exactly these header lines."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=15) as sock:
         head = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close", "Content-Length: 0", *lines]
         received = b""
-        with contextlib.suppress(OSError):  # it may be refused before all of it is sent
+        with contextlib.suppress(OSError):  # the service may close the connection before everything is sent
             sock.sendall("\r\n".join([*head, "", ""]).encode("latin-1"))
         with contextlib.suppress(OSError):
             while part := sock.recv(65536):
@@ -330,17 +330,17 @@ def raw(service: Service, *lines: str, method: str = "POST", path: str = ENDPOIN
     ],
     ids=lambda value: value[0][:60] if isinstance(value, list) else str(value),
 )
-def test_the_header(with_secret: Service, openai_side: Upstream, lines: list[str], status: Any) -> None:
+def test_authorization_header(with_secret: Service, openai_side: Upstream, lines: list[str], status: Any) -> None:
     before = len(openai_side.received)
-    sent = [line.replace("{good}", shared()).replace("{bad}", "e30.e30.x") for line in lines]
-    answered, text = raw(with_secret, *sent)
+    request = [line.replace("{good}", shared()).replace("{bad}", "e30.e30.x") for line in lines]
+    returned, text = raw(with_secret, *request)
     if isinstance(status, int):
-        assert answered == status, text
+        assert returned == status, text
         assert '"status":' in text
         assert len(openai_side.received) == before
         assert "Set-Cookie" not in text
     else:
-        assert answered == 200
+        assert returned == 200
         assert openai_side.received[-1].body["user"].startswith("user:ada" if status == "ada" else "anonymous:")
 
 
@@ -357,7 +357,7 @@ def visitor_cookie(
 VICTIM = {"visitor": "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f", "_permanent": True}
 
 
-def test_the_cookie_that_they_are_made_from_is_good(with_secret: Service, openai_side: Upstream) -> None:
+def test_unforged_cookie_is_accepted(with_secret: Service, openai_side: Upstream) -> None:
     with_secret.mint(headers={"Cookie": f"chatkit_visitor={visitor_cookie(VICTIM)}"})
     assert openai_side.received[-1].body["user"] == f"anonymous:{VICTIM['visitor']}"
 
@@ -374,10 +374,10 @@ def test_the_cookie_that_they_are_made_from_is_good(with_secret: Service, openai
         f"chatkit_visitor=.{visitor_cookie(VICTIM)}",
         f"chatkit_visitor={encoded(VICTIM)}",
         f"chatkit_visitor={encoded(VICTIM)}..",
-        f"__Host-chatkit_visitor={visitor_cookie(VICTIM)}",  # the name that is for HTTPS
+        f"__Host-chatkit_visitor={visitor_cookie(VICTIM)}",  # the name used over HTTPS
         f"chatkit_visitor2={visitor_cookie(VICTIM)}",
         f"session={visitor_cookie(VICTIM)}",
-        f"chatkit_visitor={shared(sub=VICTIM['visitor'])}",  # a token in the place of a cookie
+        f"chatkit_visitor={shared(sub=VICTIM['visitor'])}",  # a token as the cookie
         "chatkit_visitor=" + "." * 4000,
         "chatkit_visitor=\xff\xfe",
         "chatkit_visitor",
@@ -385,7 +385,7 @@ def test_the_cookie_that_they_are_made_from_is_good(with_secret: Service, openai
         ";" * 4000,
     ],
 )
-def test_forged_and_swapped_cookies(with_secret: Service, openai_side: Upstream, cookie: str) -> None:
+def test_forged_cookies(with_secret: Service, openai_side: Upstream, cookie: str) -> None:
     status, _ = raw(with_secret, f"Cookie: {cookie}")
     assert status == 200
     user = openai_side.received[-1].body["user"]
@@ -393,14 +393,14 @@ def test_forged_and_swapped_cookies(with_secret: Service, openai_side: Upstream,
     assert VICTIM["visitor"] not in user
 
 
-def test_a_cookie_is_no_token(with_secret: Service, openai_side: Upstream) -> None:
+def test_cookie_is_refused_as_a_token(with_secret: Service, openai_side: Upstream) -> None:
     before = len(openai_side.received)
-    answer = with_secret.mint(headers={"Authorization": f"Bearer {visitor_cookie(VICTIM)}"})
-    assert refused(answer, 401, "invalid_token")
+    response = with_secret.mint(headers={"Authorization": f"Bearer {visitor_cookie(VICTIM)}"})
+    assert refused(response, 401, "invalid_token")
     assert len(openai_side.received) == before
 
 
-def test_a_planted_cookie_does_not_follow_a_user_who_signs_in(with_secret: Service, openai_side: Upstream) -> None:
+def test_token_takes_precedence_over_a_planted_cookie(with_secret: Service, openai_side: Upstream) -> None:
     headers = {"Cookie": f"chatkit_visitor={visitor_cookie(VICTIM)}", "Authorization": f"Bearer {shared()}"}
     assert with_secret.mint(headers=headers).status_code == 200
     assert openai_side.received[-1].body["user"] == "user:ada"
@@ -435,11 +435,11 @@ def test_a_planted_cookie_does_not_follow_a_user_who_signs_in(with_secret: Servi
     ],
 )
 @pytest.mark.parametrize(("method", "path"), [("POST", ENDPOINT), ("DELETE", f"{ENDPOINT}/cksess_1"), ("OPTIONS", ENDPOINT)])
-def test_cross_site_calls(with_secret: Service, openai_side: Upstream, origin: str, method: str, path: str) -> None:
+def test_cross_site_requests(with_secret: Service, openai_side: Upstream, origin: str, method: str, path: str) -> None:
     before = len(openai_side.received)
     lines = [f"Origin: {origin}", f"Cookie: chatkit_visitor={visitor_cookie(VICTIM)}", "Access-Control-Request-Method: POST"]
     status, text = raw(with_secret, *lines, method=method, path=path)
-    if origin.strip() == PAGE:  # spaces around a value are not part of it (RFC 9110)
+    if origin.strip() == PAGE:  # whitespace around a value is not part of it (RFC 9110)
         return
     assert status == 403
     assert '"code":"origin_not_allowed"' in text
@@ -448,11 +448,11 @@ def test_cross_site_calls(with_secret: Service, openai_side: Upstream, origin: s
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
-def test_a_form_of_another_site(with_secret: Service, openai_side: Upstream, content_type: str) -> None:
-    """What a page can send without a preflight, even from a browser that leaves ``Origin`` out."""
+def test_form_of_another_site(with_secret: Service, openai_side: Upstream, content_type: str) -> None:
+    """Content types that a page can send without a preflight, even from a browser that omits ``Origin``."""
     before = len(openai_side.received)
-    answer = with_secret.mint(headers={"Content-Type": content_type}, data=b'{"user_id": "x"}')
-    assert refused(answer, 415, "unsupported_media_type")
+    response = with_secret.mint(headers={"Content-Type": content_type}, data=b'{"user_id": "x"}')
+    assert refused(response, 415, "unsupported_media_type")
     assert len(openai_side.received) == before
 
 
@@ -465,13 +465,13 @@ def test_a_form_of_another_site(with_secret: Service, openai_side: Upstream, con
         ["X-HTTP-Method-Override: DELETE", "Origin: https://evil.test"],
     ],
 )
-def test_hosts_that_only_look_right(with_secret: Service, openai_side: Upstream, lines: list[str]) -> None:
+def test_misleading_host_headers(with_secret: Service, openai_side: Upstream, lines: list[str]) -> None:
     before = len(openai_side.received)
     assert raw(with_secret, *lines)[0] in (400, 403)
     assert len(openai_side.received) == before
 
 
-# Injection, through every field
+# Injection
 
 
 INJECTION = "x%0d%0aX-Forged:%201%0d%0a\x1b[31m{FORGED}"
@@ -517,7 +517,7 @@ def test_header_and_log_injection(openai_side: Upstream) -> None:
 
 
 def test_signatures_are_compared_in_constant_time(local: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By PyJWT and itsdangerous. A client's secret is looked up by its hash and never compared."""
+    """By PyJWT and itsdangerous. Client secrets are looked up by hash and never compared."""
     compared: list[tuple[Any, Any]] = []
     compare = hmac.compare_digest
 
@@ -532,10 +532,10 @@ def test_signatures_are_compared_in_constant_time(local: Any, monkeypatch: pytes
     assert len(compared) == 2
 
 
-def test_nothing_of_a_token_is_logged(local: Any, recorder: Recorder) -> None:
-    said = len(recorder.lines)
+def test_tokens_are_not_logged(local: Any, recorder: Recorder) -> None:
+    before = len(recorder.lines)
     for token in (shared(), shared(exp=1), shared(sub="very-personal\n"), "very-personal.token.x"):
         local.post(ENDPOINT, headers={"Authorization": f"Bearer {token}"})
-    everything = "\n".join(recorder.lines[said:])
-    assert "very-personal" not in everything
-    assert not re.search(r"eyJ|\bada\b", everything)
+    logged = "\n".join(recorder.lines[before:])
+    assert "very-personal" not in logged
+    assert not re.search(r"eyJ|\bada\b", logged)

@@ -1,4 +1,4 @@
-"""The ChatKit protocol over real HTTP through gunicorn, read with OpenAI's own models; the demo answers."""
+"""The ChatKit protocol over real HTTP through gunicorn, with the demo, read with OpenAI's own models."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def done(events: list[Any], type_: str) -> Any:
     return item
 
 
-# Every request type
+# Request types
 
 
 def create(caller: Caller) -> None:
@@ -112,15 +112,15 @@ def sync_custom_action(caller: Caller) -> None:
     thread_id, events = caller.create("show a widget")
     widget = done(events, "widget")
     action = {"type": "demo.press", "payload": {"pressed": 7}}
-    answer = caller.post("threads.sync_custom_action", thread_id=thread_id, item_id=widget.id, action=action)
-    updated = SyncCustomActionResponse.model_validate_json(answer.content).updated_item
+    response = caller.post("threads.sync_custom_action", thread_id=thread_id, item_id=widget.id, action=action)
+    updated = SyncCustomActionResponse.model_validate_json(response.content).updated_item
     assert "Pressed 7 times" in repr(updated)
     assert caller.items(thread_id).data[0] == updated
     payloads: list[Any] = [{"pressed": []}, {"pressed": None}, {"pressed": "x"}, {"pressed": {}}, {}, [], "x", None, 1]
     for payload in payloads:
         nonsense = {"type": "demo.press", "payload": payload}
-        answer = caller.post("threads.sync_custom_action", thread_id=thread_id, item_id=widget.id, action=nonsense)
-        assert answer.status_code == 200, payload
+        response = caller.post("threads.sync_custom_action", thread_id=thread_id, item_id=widget.id, action=nonsense)
+        assert response.status_code == 200, payload
 
 
 def get_by_id(caller: Caller) -> None:
@@ -131,9 +131,9 @@ def get_by_id(caller: Caller) -> None:
 
 def list_threads(caller: Caller) -> None:
     ids = [caller.create("progress")[0] for _ in range(3)]
-    answer = caller.post("threads.list", limit=2).json()
-    assert [thread["id"] for thread in answer["data"]] == ids[:0:-1]
-    rest = caller.post("threads.list", limit=2, after=answer["after"]).json()
+    response = caller.post("threads.list", limit=2).json()
+    assert [thread["id"] for thread in response["data"]] == ids[:0:-1]
+    rest = caller.post("threads.list", limit=2, after=response["after"]).json()
     assert [thread["id"] for thread in rest["data"]] == ids[:1]
 
 
@@ -147,8 +147,8 @@ def list_items(caller: Caller) -> None:
 def feedback(caller: Caller) -> None:
     thread_id, events = caller.create("Hello")
     item_id = done(events, "assistant_message").id
-    answer = caller.post("items.feedback", thread_id=thread_id, item_ids=[item_id], kind="positive")
-    assert (answer.status_code, answer.json()) == (200, {})
+    response = caller.post("items.feedback", thread_id=thread_id, item_ids=[item_id], kind="positive")
+    assert (response.status_code, response.json()) == (200, {})
 
 
 def update(caller: Caller) -> None:
@@ -165,19 +165,19 @@ def delete(caller: Caller) -> None:
 
 
 def attachments_create(caller: Caller) -> None:
-    answer = caller.post("attachments.create", name="a.txt", size=1, mime_type="text/plain")
-    assert (answer.status_code, answer.json()["code"]) == (403, "attachments_off")
+    response = caller.post("attachments.create", name="a.txt", size=1, mime_type="text/plain")
+    assert (response.status_code, response.json()["code"]) == (403, "attachments_off")
 
 
 def attachments_delete(caller: Caller) -> None:
-    answer = caller.post("attachments.delete", attachment_id="atc_1")
-    assert (answer.status_code, answer.json()["code"]) == (403, "attachments_off")
+    response = caller.post("attachments.delete", attachment_id="atc_1")
+    assert (response.status_code, response.json()["code"]) == (403, "attachments_off")
 
 
 def transcribe(caller: Caller) -> None:
-    """Without a key; with one: test_assistants."""
-    answer = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm")
-    assert (answer.status_code, answer.json()["code"]) == (500, "openai_api_key_missing")
+    """Without an API key. test_assistants.py covers dictation with one."""
+    response = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm")
+    assert (response.status_code, response.json()["code"]) == (500, "openai_api_key_missing")
     assert caller.post("input.transcribe", audio_base64="?", mime_type="audio/webm").status_code in (400, 500)
 
 
@@ -201,7 +201,7 @@ EXERCISED: dict[str, Callable[[Caller], None]] = {
 }
 
 
-def test_no_request_type_is_left_out() -> None:
+def test_tables_cover_every_request_type() -> None:
     assert EXERCISED.keys() == REQUEST_TYPES
     assert OTHERS.keys() == REQUEST_TYPES - {"threads.create", "attachments.create", "input.transcribe"}
 
@@ -211,7 +211,7 @@ def test_request_type(caller: Caller, type_: str) -> None:
     EXERCISED[type_](caller)
 
 
-# Another user's things, in every place where an identifier can stand
+# Tenant isolation: the placeholders of another user's identifiers in every field
 
 OTHERS: dict[str, list[dict[str, Any]]] = {
     "threads.get_by_id": [{"thread_id": "T"}],
@@ -248,7 +248,7 @@ OTHERS: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("type_", OTHERS)
-def test_another_users_things_are_not_found(service: Service, type_: str) -> None:
+def test_items_of_another_user_are_not_found(service: Service, type_: str) -> None:
     owner, other = Caller(service.url), Caller(service.url)
     theirs, events = owner.create("progress")
     mine, _ = other.create("progress")
@@ -263,16 +263,16 @@ def test_another_users_things_are_not_found(service: Service, type_: str) -> Non
         return names.get(value, value) if isinstance(value, str) else value
 
     for params in OTHERS[type_]:
-        answer = other.post(type_, **named(params))
+        response = other.post(type_, **named(params))
         if type_ == "attachments.delete" or params.get("input", {}).get("attachments"):
-            assert answer.status_code == 403  # nobody's: attachments are off
+            assert response.status_code == 403  # attachments are off for everybody
         else:
-            assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), params
-        assert theirs not in answer.text
+            assert (response.status_code, response.json()["code"]) == (404, "not_found"), params
+        assert theirs not in response.text
     assert owner.thread(theirs) == before
 
 
-# The bearer
+# The client secret
 
 
 @pytest.mark.parametrize(
@@ -287,24 +287,24 @@ def test_another_users_things_are_not_found(service: Service, type_: str) -> Non
         ("Bearer ek_something", "client_secret_unknown"),
     ],
 )
-def test_a_caller_without_a_session(service: Service, authorization: str | None, code: str) -> None:
+def test_missing_or_unknown_secret(service: Service, authorization: str | None, code: str) -> None:
     headers = {**ORIGIN, **({"Authorization": authorization} if authorization is not None else {})}
-    answer = requests.post(
+    response = requests.post(
         f"{service.url}/api/chatkit", json={"type": "threads.list", "params": {}}, headers=headers, timeout=10
     )
-    assert (answer.status_code, answer.json()["code"]) == (401, code)
-    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
-    assert answer.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
+    assert (response.status_code, response.json()["code"]) == (401, code)
+    assert response.headers["WWW-Authenticate"].startswith("Bearer")
+    assert response.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
 
 
-def test_a_session_that_ran_out_and_the_next_one(tmp_path: Path) -> None:
+def test_expired_session_and_the_next_one(tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path}/chatkit.db"
     with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=address, CHATKIT_SESSION_TTL="2") as service:
         caller = Caller(service.url)
         thread_id, _ = caller.create("progress")
         time.sleep(2.5)
-        answer = caller.post("threads.get_by_id", thread_id=thread_id)
-        assert (answer.status_code, answer.json()["code"]) == (401, "client_secret_expired")
+        response = caller.post("threads.get_by_id", thread_id=thread_id)
+        assert (response.status_code, response.json()["code"]) == (401, "client_secret_expired")
         caller.refresh()
         assert caller.thread(thread_id).id == thread_id
 
@@ -320,27 +320,27 @@ def test_a_session_that_ran_out_and_the_next_one(tmp_path: Path) -> None:
         (b" " * 9_000_000, 413),
     ],
 )
-def test_what_is_no_request_of_the_protocol(caller: Caller, body: bytes, status: int) -> None:
+def test_malformed_requests(caller: Caller, body: bytes, status: int) -> None:
     headers = {"Authorization": f"Bearer {caller.secret}", "Content-Type": "application/json", **ORIGIN}
-    answer = requests.post(f"{caller.url}/api/chatkit", data=body, headers=headers, timeout=30)
-    assert answer.status_code == status
-    assert answer.json()["status"] == "error"
-    assert answer.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
+    response = requests.post(f"{caller.url}/api/chatkit", data=body, headers=headers, timeout=30)
+    assert response.status_code == status
+    assert response.json()["status"] == "error"
+    assert response.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
 
 
-def test_cors_and_headers_of_a_stream(caller: Caller) -> None:
-    with caller.send({"type": "threads.create", "params": {"input": user_input("hi")}}, stream=True, **ORIGIN) as answer:
-        assert answer.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
-        assert answer.headers["X-Accel-Buffering"] == "no"
-        assert answer.headers["Cache-Control"] == "no-store, no-transform"
-        assert "Content-Length" not in answer.headers
+def test_headers_of_a_stream(caller: Caller) -> None:
+    with caller.send({"type": "threads.create", "params": {"input": user_input("hi")}}, stream=True, **ORIGIN) as response:
+        assert response.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
+        assert response.headers["X-Accel-Buffering"] == "no"
+        assert response.headers["Cache-Control"] == "no-store, no-transform"
+        assert "Content-Length" not in response.headers
 
 
-# Readers
+# Disconnects and shutdown
 
 
 def raw_stream(caller: Caller, text_: str) -> socket.socket:
-    """A connection on which a new thread is being answered."""
+    """Start a new thread and return the connection that streams the reply."""
     body = json.dumps({"type": "threads.create", "params": {"input": user_input(text_)}})
     sock = socket.create_connection(("127.0.0.1", int(caller.url.rpartition(":")[2])), timeout=30)
     head = (
@@ -350,13 +350,13 @@ def raw_stream(caller: Caller, text_: str) -> socket.socket:
     return sock
 
 
-def test_a_reader_that_leaves_keeps_what_was_said(database: str) -> None:
-    """While the demo speaks at its real pace."""
+def test_reply_is_kept_if_the_reader_disconnects(database: str) -> None:
+    """With the demo's real delay."""
     with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=database, WEB_CONCURRENCY="2") as service:
-        leave_and_come_back(Caller(service.url))
+        disconnect_and_retry(Caller(service.url))
 
 
-def leave_and_come_back(caller: Caller) -> None:
+def disconnect_and_retry(caller: Caller) -> None:
     sock = raw_stream(caller, "hello")
     received = b""
     while received.count(b"text_delta") < 8:
@@ -367,9 +367,9 @@ def leave_and_come_back(caller: Caller) -> None:
     while len(kept := caller.items(thread_id, order="asc").data) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    said = kept[1].content[0].text
-    assert said.startswith("I am the demo assistant")
-    assert not said.endswith("CHATKIT_AGENT.")
+    text_kept = kept[1].content[0].text
+    assert text_kept.startswith("I am the demo assistant")
+    assert not text_kept.endswith("CHATKIT_AGENT.")
     message = kept[0]
     again = list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
     assert texts(again)[0].endswith("CHATKIT_AGENT.")
@@ -377,8 +377,8 @@ def leave_and_come_back(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_keeps_what_was_said(tmp_path: Path, sign: signal.Signals) -> None:
-    """A stop that can't wait for the end of an answer: Ctrl-C, or SIGTERM, after ``CHATKIT_STOP_SECONDS``."""
+def test_reply_is_kept_on_shutdown(tmp_path: Path, sign: signal.Signals) -> None:
+    """A shutdown that can't wait for the reply: on SIGINT, or on SIGTERM after ``CHATKIT_STOP_SECONDS``."""
     address = f"sqlite:///{tmp_path}/chatkit.db"
     variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": address, "CHATKIT_STOP_SECONDS": "3"}
     with Service("tests.support.slow_demo:app", **variables) as service:
@@ -396,26 +396,26 @@ def test_a_stop_keeps_what_was_said(tmp_path: Path, sign: signal.Signals) -> Non
     assert "CHATKIT_AGENT." not in kept[1]
 
 
-def test_a_kill_in_the_middle_of_a_stream(tmp_path: Path) -> None:
+def test_reply_is_kept_if_the_process_is_killed(tmp_path: Path) -> None:
     variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db"}
     with Service("tests.support.slow_demo:app", **variables) as service:
         caller = Caller(service.url)
         sock = raw_stream(caller, "hello")
         received, shown = b"", ""
-        second_ago: list[tuple[float, str]] = []
+        history: list[tuple[float, str]] = []
         until = time.monotonic() + 4
         while time.monotonic() < until:
             received += sock.recv(4096)
             shown = "".join(
                 json.loads(f'"{piece.decode()}"') for piece in re.findall(rb'"delta":"((?:[^"\\\\]|\\\\.)*)"', received)
             )
-            second_ago.append((time.monotonic(), shown))
+            history.append((time.monotonic(), shown))
         killed = time.monotonic()
         for process in [*psutil.Process(service.process.pid).children(), psutil.Process(service.process.pid)]:
             process.send_signal(signal.SIGKILL)
         service.process.wait(10)
     thread_id = re.search(rb"thr_[0-9a-f]{32}", received)[0].decode()  # type: ignore[index]
-    must_be_kept = [text for at, text in second_ago if killed - at > 1.5][-1]
+    must_be_kept = [text for at, text in history if killed - at > 1.5][-1]
     with Service(**variables, PORT=str(service.port)):
         kept: Any = caller.thread(thread_id)
         assert [item.type for item in kept.items.data] == ["user_message", "assistant_message"]
@@ -428,7 +428,7 @@ def test_a_kill_in_the_middle_of_a_stream(tmp_path: Path) -> None:
         assert [item.type for item in caller.thread(thread_id).items.data] == ["user_message", "assistant_message"] * 2
 
 
-def test_threads_started_in_one_process_go_on_in_the_other(service: Service) -> None:
+def test_threads_are_shared_by_processes(service: Service) -> None:
     caller = Caller(service.url)
     thread_id, _ = caller.create("progress")
     results: list[int] = []
@@ -447,7 +447,7 @@ def test_threads_started_in_one_process_go_on_in_the_other(service: Service) -> 
     assert results == [2] * 20
 
 
-def test_feedback_is_kept(tmp_path: Path) -> None:
+def test_feedback_is_stored(tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path}/chatkit.db"
     with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=address) as service:
         feedback(Caller(service.url))

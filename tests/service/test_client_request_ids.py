@@ -1,4 +1,4 @@
-"""The request id on its way to OpenAI, from the service as it is deployed."""
+"""The request id is passed on to OpenAI."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def openai() -> Iterator[Upstream]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_received(openai: Upstream) -> None:
+def reset(openai: Upstream) -> None:
     openai.received.clear()
     openai.behaviour = u.mint
 
@@ -60,7 +60,7 @@ def received(openai: Upstream) -> list[str | None]:
     return [call.headers.get("x-client-request-id") for call in openai.received]
 
 
-def one_after_another(*behaviours: Behaviour) -> Behaviour:
+def in_turn(*behaviours: Behaviour) -> Behaviour:
     left = list(behaviours)
 
     def behave(handler: Handler) -> None:
@@ -70,13 +70,13 @@ def one_after_another(*behaviours: Behaviour) -> Behaviour:
 
 
 def say(caller: Caller, text: str, request_id: str) -> str:
-    """All of the answer to ``text``."""
+    """Send a message and return the whole stream."""
     body = {"type": "threads.create", "params": {"input": user_input(text)}}
     with caller.send(body, stream=True, **{"X-Request-ID": request_id}) as response:
         return response.text
 
 
-def test_a_session_and_its_end(hosted: Service, openai: Upstream) -> None:
+def test_issuing_and_ending_a_session(hosted: Service, openai: Upstream) -> None:
     browser = requests.Session()
     created = browser.post(hosted.url + SESSIONS, headers={"X-Request-ID": "id-of-the-page"}, timeout=10)
     session_id = created.json()["data"]["session_id"]
@@ -86,38 +86,38 @@ def test_a_session_and_its_end(hosted: Service, openai: Upstream) -> None:
 
 
 @pytest.mark.parametrize("given", [None, "not an id", "x" * 129])
-def test_an_id_of_our_own_where_the_caller_has_none(hosted: Service, openai: Upstream, given: str | None) -> None:
+def test_generated_id_without_a_valid_one(hosted: Service, openai: Upstream, given: str | None) -> None:
     response = hosted.mint(headers={"X-Request-ID": given} if given else {})
     assert received(openai) == [response.headers["X-Request-ID"]]
     assert response.headers["X-Request-ID"] != given
 
 
-def test_a_session_whose_connection_broke(hosted: Service, openai: Upstream) -> None:
-    openai.behaviour = one_after_another(Handler.hang_up, u.mint)
+def test_retry_after_a_broken_connection(hosted: Service, openai: Upstream) -> None:
+    openai.behaviour = in_turn(Handler.hang_up, u.mint)
     assert hosted.mint(headers={"X-Request-ID": "twice"}).status_code == 200
     assert received(openai) == ["twice", "twice"]
 
 
-def test_each_call_of_an_answer(caller: Caller, openai: Upstream) -> None:
+def test_every_model_call_of_a_turn(caller: Caller, openai: Upstream) -> None:
     openai.behaviour = streaming(calls("weather", city="Oslo"), says("Sun in Oslo"))
     assert "Sun in Oslo" in say(caller, "Weather?", "of-the-turn")
     assert received(openai) == ["of-the-turn", "of-the-turn"]
 
 
-def test_an_answer_that_is_tried_again(caller: Caller, openai: Upstream) -> None:
-    openai.behaviour = one_after_another(u.failing(500, "server_error"), streaming(says("Here I am")))
+def test_retried_model_call(caller: Caller, openai: Upstream) -> None:
+    openai.behaviour = in_turn(u.failing(500, "server_error"), streaming(says("Here I am")))
     assert "Here I am" in say(caller, "Hello", "of-both-tries")
     assert received(openai) == ["of-both-tries", "of-both-tries"]
 
 
-def test_answers_at_the_same_time(agent: Service, openai: Upstream) -> None:
+def test_concurrent_turns(agent: Service, openai: Upstream) -> None:
     openai.behaviour = streaming(says("one two three", pause=0.1))
     callers = [Caller(agent.url) for _ in range(4)]
     names = [f"turn-{number}" for number in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(say, callers, names, names))
-    asked = {call.body["input"][-1]["content"][0]["text"]: call.headers.get("x-client-request-id") for call in openai.received}
-    assert asked == {name: name for name in names}
+    ids = {call.body["input"][-1]["content"][0]["text"]: call.headers.get("x-client-request-id") for call in openai.received}
+    assert ids == {name: name for name in names}
 
 
 def test_dictation(caller: Caller, openai: Upstream) -> None:

@@ -1,4 +1,4 @@
-"""What clients do with their connections, on gunicorn as it is deployed: silence, drips, nonsense, and leaving at any time."""
+"""Clients that are silent, slow, malformed or disconnect at any time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.service import Service
 
 POST = b"POST /api/chatkit/sessions HTTP/1.1\r\nHost: x\r\n"
 JSON = b"Content-Type: application/json\r\n"
-WAIT = 1.0  # in place of 20 s
+WAIT = 1.0  # instead of 20
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def connect(service: Service, data: bytes = b"") -> socket.socket:
 
 
 def read(sock: socket.socket) -> bytes:
-    """All until the server closes."""
+    """Read until the server closes the connection."""
     received = b""
     try:
         while part := sock.recv(65536):
@@ -66,23 +66,23 @@ def responses(received: bytes) -> list[tuple[int, Any]]:
     return found
 
 
-def is_well(service: Service) -> None:
+def assert_serving(service: Service) -> None:
     assert service.mint().status_code == 200
     assert requests.get(f"{service.url}/healthz", timeout=1).status_code == 200
 
 
 @pytest.mark.parametrize(
-    "sent", [b"", b"P", POST, POST + b"X-Slow: "], ids=["nothing", "a letter", "half a head", "half a header"]
+    "sent", [b"", b"P", POST, POST + b"X-Slow: "], ids=["nothing", "one letter", "half the headers", "half a header"]
 )
-def test_a_client_that_says_too_little_is_closed(service: Service, sent: bytes) -> None:
+def test_incomplete_headers_time_out(service: Service, sent: bytes) -> None:
     started = time.monotonic()
     with connect(service, sent) as sock:
         assert read(sock) == b""
     assert WAIT - 0.1 <= time.monotonic() - started < WAIT + 2
-    is_well(service)
+    assert_serving(service)
 
 
-def test_a_client_that_drips_its_head_gets_no_more_time(service: Service) -> None:
+def test_slow_headers_time_out(service: Service) -> None:
     started = time.monotonic()
     with connect(service, POST) as sock:
         try:
@@ -94,25 +94,25 @@ def test_a_client_that_drips_its_head_gets_no_more_time(service: Service) -> Non
     assert time.monotonic() - started < WAIT + 2
 
 
-def test_a_client_that_stops_in_its_body(service: Service) -> None:
+def test_incomplete_body_times_out(service: Service) -> None:
     with connect(service, POST + JSON + b"Content-Length: 9\r\n\r\n{") as sock:
         ((status, body),) = responses(read(sock))
     assert (status, body["code"]) == (408, "request_timeout")
-    is_well(service)
+    assert_serving(service)
 
 
-def test_a_client_that_drips_its_body(service: Service) -> None:
+def test_slow_body_times_out(service: Service) -> None:
     started = time.monotonic()
     with connect(service, POST + JSON + b"Content-Length: 1000\r\n\r\n") as sock:
-        dripping = threading.Thread(target=drip, args=(sock,))
-        dripping.start()
+        sending = threading.Thread(target=send_slowly, args=(sock,))
+        sending.start()
         ((status, body),) = responses(read(sock))
         assert (status, body["code"]) == (408, "request_timeout")
         assert 2.5 < time.monotonic() - started < 5
-        dripping.join()
+        sending.join()
 
 
-def drip(sock: socket.socket) -> None:
+def send_slowly(sock: socket.socket) -> None:
     try:
         for _ in range(100):
             sock.sendall(b" ")
@@ -121,7 +121,7 @@ def drip(sock: socket.socket) -> None:
         pass
 
 
-def test_a_kept_connection_may_be_idle_for_longer(service: Service) -> None:
+def test_keep_alive_connection_may_be_idle_for_longer(service: Service) -> None:
     request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     with connect(service, request) as sock:
         assert sock.recv(65536).startswith(b"HTTP/1.1 200")
@@ -130,7 +130,7 @@ def test_a_kept_connection_may_be_idle_for_longer(service: Service) -> None:
         assert sock.recv(65536).startswith(b"HTTP/1.1 200")
 
 
-def test_a_reader_that_takes_nothing_is_closed(service: Service) -> None:
+def test_connection_that_reads_nothing_is_closed(service: Service) -> None:
     caller = Caller(service.url)
     thread_id, _ = caller.create("progress " + "x" * 40_000)
     body = json.dumps({"type": "items.list", "params": {"thread_id": thread_id}})
@@ -148,7 +148,7 @@ def test_a_reader_that_takes_nothing_is_closed(service: Service) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.2)
         sending.join()
-    is_well(service)
+    assert_serving(service)
     assert caller.thread(thread_id).id == thread_id
 
 
@@ -174,8 +174,8 @@ def test_http_1_0(service: Service) -> None:
     assert (status, body["status"]) == (200, "success")
 
 
-def test_a_stream_over_http_1_0(service: Service) -> None:
-    """Without chunks: its end is the connection's."""
+def test_stream_over_http_1_0(service: Service) -> None:
+    """Without chunked encoding: the end of the connection ends the stream."""
     caller = Caller(service.url)
     body = json.dumps({"type": "threads.create", "params": {"input": user_input("progress")}})
     head = f"POST /api/chatkit HTTP/1.0\r\nAuthorization: Bearer {caller.secret}\r\nContent-Type: application/json\r\n"
@@ -204,21 +204,21 @@ def test_other_methods_and_paths(service: Service, method: bytes, path: bytes) -
         received = read(sock)
     assert received.startswith(b"HTTP/1.1 ")
     assert int(received[9:12]) in (200, 204, 400, 404, 405)
-    is_well(service)
+    assert_serving(service)
 
 
-def test_a_websocket_is_refused(service: Service) -> None:
+def test_websocket_is_refused(service: Service) -> None:
     upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     with connect(service, b"GET /api/chatkit HTTP/1.1\r\nHost: x\r\n" + upgrade + key) as sock:
         assert read(sock).startswith(b"HTTP/1.1 403")
-    is_well(service)
+    assert_serving(service)
 
 
 STAGES = {
-    "before it says anything": b"",
-    "in the head": POST,
-    "after the head": POST + JSON + b"Content-Length: 2\r\n\r\n",
+    "before the request": b"",
+    "in the headers": POST,
+    "after the headers": POST + JSON + b"Content-Length: 2\r\n\r\n",
     "in the body": POST + JSON + b"Content-Length: 2\r\n\r\n{",
     "after the body": POST + JSON + b"Content-Length: 2\r\n\r\n{}",
     "in a chunk": POST + JSON + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{",
@@ -227,27 +227,27 @@ STAGES = {
 
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "closed"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_client_that_leaves(service: Service, stage: str, reset: bool) -> None:
+def test_client_disconnects(service: Service, stage: str, reset: bool) -> None:
     with ExitStack() as stack:
         for _ in range(10):
             sock = stack.enter_context(connect(service, STAGES[stage]))
             if reset:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-    is_well(service)
+    assert_serving(service)
 
 
-def test_silent_and_dripping_connections_cost_others_nothing(service: Service) -> None:
-    """Many more than there are threads."""
+def test_idle_connections_do_not_delay_others(service: Service) -> None:
+    """With many more connections than threads."""
     with ExitStack() as stack:
         for number in range(600):
             stack.enter_context(connect(service, POST if number % 2 else b""))
         for _ in range(10):
             started = time.monotonic()
-            is_well(service)
+            assert_serving(service)
             assert time.monotonic() - started < 1
 
 
-def test_no_address_gets_more_than_a_quarter_of_the_connections(tmp_path: Path) -> None:
+def test_connections_per_address_are_limited(tmp_path: Path) -> None:
     variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db", "WEB_CONCURRENCY": "1"}
     arguments = {"GUNICORN_CMD_ARGS": "--worker-connections 40"}
     with Service(**variables, **arguments, PROXY_HOPS="0") as service, ExitStack() as stack:
@@ -261,14 +261,14 @@ def test_no_address_gets_more_than_a_quarter_of_the_connections(tmp_path: Path) 
             other.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             assert responses(read(other))[0][0] == 200
     with Service(**variables, **arguments, PROXY_HOPS="1") as service, ExitStack() as stack:
-        for _ in range(40):  # behind a proxy all come from its address
+        for _ in range(40):  # behind a proxy, all have its address
             stack.enter_context(connect(service))
         time.sleep(0.3)
         assert responses(read(connect(service)))[0][0] == 503
 
 
-def test_a_burst_of_connections_waits_in_the_queue(tmp_path: Path) -> None:
-    """More than asyncio's own hundred, while the loop is busy with something else."""
+def test_burst_of_connections_fits_the_backlog(tmp_path: Path) -> None:
+    """More than asyncio's default backlog of 100, while the event loop is busy."""
     variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db", "WEB_CONCURRENCY": "1"}
     with Service(**variables) as service, ExitStack() as stack:
         (worker,) = psutil.Process(service.process.pid).children()
@@ -277,7 +277,7 @@ def test_a_burst_of_connections_waits_in_the_queue(tmp_path: Path) -> None:
             started = time.monotonic()
             for _ in range(400):
                 stack.enter_context(connect(service))
-            assert time.monotonic() - started < 1, "none is sent a second time"
+            assert time.monotonic() - started < 1, "no SYN is retransmitted"
         finally:
             worker.resume()
-        is_well(service)
+        assert_serving(service)

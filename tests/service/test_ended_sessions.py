@@ -1,4 +1,4 @@
-"""The end of a session before its time: for its owner alone, on both backends, and as often as one likes."""
+"""Ending a session, on both backends: only for its owner, and idempotent."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def app(request: pytest.FixtureRequest, make_app: MakeApp) -> Any:
 
 
 @pytest.mark.parametrize("headers", [{}, bearer("ada")], ids=["visitor", "signed in"])
-def test_the_owner_ends_it_again_and_again(app: Any, headers: dict[str, str]) -> None:
+def test_ending_is_idempotent(app: Any, headers: dict[str, str]) -> None:
     client = app.test_client()
     session_id = mint(client, **headers)
     for _ in range(3):
@@ -48,10 +48,10 @@ def test_the_owner_ends_it_again_and_again(app: Any, headers: dict[str, str]) ->
         assert response.headers["Cache-Control"] == "no-store"
 
 
-def test_nobody_else_ends_it_and_nobody_learns_that_it_is_there(app: Any, upstream: Upstream) -> None:
+def test_sessions_of_others_are_not_found(app: Any, upstream: Upstream) -> None:
     visitor, other = app.test_client(), app.test_client()
     of_visitor, of_ada, of_other = mint(visitor), mint(visitor, **bearer("ada")), mint(other)
-    never_was = of_ada[:-6] + "AAAAAA"
+    never_issued = of_ada[:-6] + "AAAAAA"
     attempts: list[tuple[Any, str, dict[str, str]]] = [
         (other, of_visitor, {}),
         (other, of_ada, {}),
@@ -59,24 +59,24 @@ def test_nobody_else_ends_it_and_nobody_learns_that_it_is_there(app: Any, upstre
         (app.test_client(), of_visitor, {}),
         (visitor, of_ada, {}),  # the same browser, signed out
         (visitor, of_visitor, bearer("ada")),  # the same browser, signed in
-        (visitor, of_ada, bearer("bob")),  # the same browser, somebody else
+        (visitor, of_ada, bearer("bob")),  # the same browser, another user
         (visitor, of_other, bearer("ada")),
-        (visitor, never_was, {}),
-        (visitor, never_was, bearer("ada")),
+        (visitor, never_issued, {}),
+        (visitor, never_issued, bearer("ada")),
     ]
-    answers = set()
+    bodies = set()
     for client, session_id, headers in attempts:
         response = client.delete(f"{ENDPOINT}/{session_id}", headers=headers)
         assert error_of(response) == NOT_FOUND
-        answers.add(response.text)
-    assert len(answers) == 1
+        bodies.add(response.text)
+    assert len(bodies) == 1
     assert cancelled(upstream) == []
     assert visitor.delete(f"{ENDPOINT}/{of_visitor}").status_code == 200
     assert visitor.delete(f"{ENDPOINT}/{of_ada}", headers=bearer("ada")).status_code == 200
 
 
 @pytest.mark.parametrize("headers", [{"Authorization": "Bearer e30.e30.x"}, {"Authorization": "Bearer"}])
-def test_with_a_token_that_does_not_hold(app: Any, headers: dict[str, str]) -> None:
+def test_invalid_token(app: Any, headers: dict[str, str]) -> None:
     client = app.test_client()
     session_id = mint(client)
     assert error_of(client.delete(f"{ENDPOINT}/{session_id}", headers=headers))[:2] == (401, "invalid_token")
@@ -86,7 +86,7 @@ def test_with_a_token_that_does_not_hold(app: Any, headers: dict[str, str]) -> N
     "session_id",
     ["..", "%2e%2e%2fthreads", "a%00b", "a%0d%0aX-Forged: 1", "x" * 201, "ses_ü", "' OR 1=1 --", "a;b", "a%3Fb", "*"],
 )
-def test_what_is_no_session_id(app: Any, upstream: Upstream, session_id: str) -> None:
+def test_invalid_session_id(app: Any, upstream: Upstream, session_id: str) -> None:
     client = app.test_client()
     mint(client)
     calls = len(upstream.received)
@@ -94,7 +94,7 @@ def test_what_is_no_session_id(app: Any, upstream: Upstream, session_id: str) ->
     assert len(upstream.received) == calls
 
 
-def test_other_pages_end_nothing(app: Any) -> None:
+def test_unlisted_origin_is_refused(app: Any) -> None:
     client = app.test_client()
     session_id = mint(client)
     for origin in ("https://evil.test", "null", "http://localhost:3000.evil.test"):
@@ -114,7 +114,7 @@ def test_other_methods(app: Any) -> None:
 # Hosted
 
 
-def test_the_request_is_the_one_openais_sdk_sends(upstream: Upstream) -> None:
+def test_request_equals_the_one_of_openais_sdk(upstream: Upstream) -> None:
     with openai.OpenAI(api_key=API_KEY, base_url=f"{upstream.url}/v1", max_retries=0) as sdk:
         sdk.beta.chatkit.sessions.cancel("cksess_1")
     sessions_api(upstream.url).end("cksess_1", USER)
@@ -139,9 +139,9 @@ def test_the_request_is_the_one_openais_sdk_sends(upstream: Upstream) -> None:
         (failing(500, "server_error"), (503, "openai_unavailable", "OpenAI service temporarily unavailable")),
         (u.Handler.hang_up, (503, "openai_unavailable", "OpenAI service temporarily unavailable")),
     ],
-    ids=["200", "404", "400", "409", "401", "403", "302", "429", "500", "hangs up"],
+    ids=["200", "404", "400", "409", "401", "403", "302", "429", "500", "connection closed"],
 )
-def test_what_openai_answers(client: FlaskClient, upstream: Upstream, behaviour: Any, expected: Any) -> None:
+def test_responses_of_openai(client: FlaskClient, upstream: Upstream, behaviour: Any, expected: Any) -> None:
     session_id = mint(client)
     upstream.behaviour = behaviour
     response = client.delete(f"{ENDPOINT}/{session_id}")
@@ -153,7 +153,7 @@ def test_what_openai_answers(client: FlaskClient, upstream: Upstream, behaviour:
     assert API_KEY not in response.text
 
 
-def test_without_a_key(make_app: MakeApp) -> None:
+def test_missing_api_key(make_app: MakeApp) -> None:
     client = make_app().test_client()
     session_id = mint(client)
     other = make_app(OPENAI_API_KEY="").test_client()
@@ -161,7 +161,7 @@ def test_without_a_key(make_app: MakeApp) -> None:
     assert error_of(other.delete(f"{ENDPOINT}/{session_id}"))[:2] == (500, "openai_api_key_missing")
 
 
-def test_any_process_knows_the_newest_sessions_of_a_browser(upstream: Upstream) -> None:
+def test_ten_newest_sessions_of_a_browser_are_known_to_every_process(upstream: Upstream) -> None:
     variables = {**COMPLETE, "CHATKIT_API_BASE": upstream.url}
     browser = requests.Session()
     with Service(**variables) as first, Service(**variables) as second:
@@ -173,8 +173,8 @@ def test_any_process_knows_the_newest_sessions_of_a_browser(upstream: Upstream) 
 
 
 @pytest.mark.parametrize("part", range(3))
-def test_an_edited_cookie_proves_nothing(client: FlaskClient, make_app: MakeApp, upstream: Upstream, part: int) -> None:
-    """Each part of one visitor's cookie put into another's."""
+def test_edited_cookie_is_no_proof_of_ownership(client: FlaskClient, make_app: MakeApp, upstream: Upstream, part: int) -> None:
+    """Each part of one visitor's cookie in place of that of another's."""
     mine, theirs = make_app().test_client(), make_app().test_client()
     session_id = mint(theirs)
     mint(mine)
@@ -195,26 +195,26 @@ def test_an_edited_cookie_proves_nothing(client: FlaskClient, make_app: MakeApp,
 # Self-hosted
 
 
-def test_its_secret_opens_nothing_any_more(tmp_path: Path) -> None:
+def test_secret_of_an_ended_session_is_refused(tmp_path: Path) -> None:
     with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=f"sqlite:///{tmp_path}/chatkit.db", WEB_CONCURRENCY="2") as service:
         caller = Caller(service.url)
         other_session = caller.secret
-        minted = caller.http.post(f"{service.url}{ENDPOINT}", timeout=10).json()["data"]
-        caller.secret = minted["client_secret"]
+        issued = caller.http.post(f"{service.url}{ENDPOINT}", timeout=10).json()["data"]
+        caller.secret = issued["client_secret"]
         thread_id, _ = caller.create("progress")
 
         def logout() -> requests.Response:
-            return caller.http.delete(f"{service.url}{ENDPOINT}/{minted['session_id']}", timeout=10)
+            return caller.http.delete(f"{service.url}{ENDPOINT}/{issued['session_id']}", timeout=10)
 
         timer = threading.Timer(0.3, logout)
         stream = caller.stream("threads.add_user_message", thread_id=thread_id, input=user_input("Hello"))
         timer.start()
-        assert texts(list(stream)), "what was asked before is answered"
+        assert texts(list(stream)), "a turn that has started is finished"
         timer.join()
 
         refused = caller.post("threads.list")
         assert (refused.status_code, refused.json()["code"]) == (401, "client_secret_expired")
         assert logout().status_code == 200
         caller.secret = other_session
-        assert caller.post("threads.list").status_code == 200, "other sessions of the same user go on"
-    assert f'"session_id": "{minted["session_id"]}"' in service.log
+        assert caller.post("threads.list").status_code == 200, "other sessions of the user stay valid"
+    assert f'"session_id": "{issued["session_id"]}"' in service.log

@@ -1,4 +1,4 @@
-"""Nobody can starve the others: greedy addresses, a hanging OpenAI, floods of feedback and of large bodies."""
+"""One user or address can't starve the others: hanging upstream, floods of feedback, large bodies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MIB = 1024 * 1024
 
 @contextmanager
 def health_checks(service: Service) -> Iterator[list[float]]:
-    """The seconds that each health check took meanwhile."""
+    """Check the health of ``service`` in the background, and yield the list of seconds that each check took."""
     seconds: list[float] = []
     over = threading.Event()
 
@@ -50,8 +50,8 @@ def health_checks(service: Service) -> Iterator[list[float]]:
 
 
 @pytest.mark.parametrize(("addresses", "refused"), [(1, 429), (200, 503)], ids=["one address", "many"])
-def test_a_hanging_openai(addresses: int, refused: int) -> None:
-    """Its calls hold threads. One address gets a quarter of them, and who comes when all are taken is told at once."""
+def test_hanging_upstream(addresses: int, refused: int) -> None:
+    """Its calls hold threads. One address gets a quarter of them. If none is free, requests are refused at once."""
     threads, workers = 32, 2
     with Upstream() as upstream:
         upstream.behaviour = dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n", 30, pause=1)
@@ -63,19 +63,19 @@ def test_a_hanging_openai(addresses: int, refused: int) -> None:
             outcome = asyncio.run(callers(service.port, 200, calls=1, addresses=addresses))
     assert outcome.lost == 0
     assert outcome.statuses.keys() == {503, 429} if addresses == 1 else {503}
-    held = [latency for latency in outcome.latencies if latency > 5]
-    at_once = [latency for latency in outcome.latencies if latency <= 5]
-    assert max(held) < 12, "the contract's ten seconds, however many call, and some for the machine"
-    assert max(at_once) < 3
+    waited = [latency for latency in outcome.latencies if latency > 5]
+    immediate = [latency for latency in outcome.latencies if latency <= 5]
+    assert max(waited) < 12, "the contract's ten seconds, and some for the machine"
+    assert max(immediate) < 3
     most = threads * workers // (4 if addresses == 1 else 1)
-    assert most // 2 <= len(held) <= most, "a process may get fewer callers than the other"
-    assert outcome.statuses[refused] >= len(at_once)
+    assert most // 2 <= len(waited) <= most, "requests are not spread evenly over the processes"
+    assert outcome.statuses[refused] >= len(immediate)
     assert len(checks) > 50
     assert max(checks) < 1
 
 
-def test_a_flood_of_feedback(tmp_path: Path, database: str) -> None:
-    """Each request names as many items as fit into it."""
+def test_flood_of_feedback(tmp_path: Path, database: str) -> None:
+    """Each request names as many items as fit."""
     variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": database, "CHATKIT_MAX_REQUESTS_PER_MINUTE": "1000000"}
     with Service(**variables) as service:
         greedy, other = Caller(service.url), Caller(service.url)
@@ -104,21 +104,21 @@ def test_a_flood_of_feedback(tmp_path: Path, database: str) -> None:
     assert statuses.keys() <= {400, 429}
 
 
-def seconds_of(what: Callable[[], object]) -> float:
+def seconds_of(call: Callable[[], object]) -> float:
     started = time.monotonic()
-    what()
+    call()
     return time.monotonic() - started
 
 
 @pytest.mark.parametrize(("number", "status"), [(1, 200), (100, 200), (101, 400)])
-def test_how_many_items_feedback_may_be_about(start: Start, upstream: Upstream, number: int, status: int) -> None:
+def test_limit_of_items_in_feedback(start: Start, upstream: Upstream, number: int, status: int) -> None:
     caller = start("simple")
     upstream.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
     message = caller.items(thread_id).data[0]
     item_ids = [message.id, *(f"msg_{other}" for other in range(number - 1))]
-    answer = caller.post("items.feedback", thread_id=thread_id, item_ids=item_ids, kind="positive")
-    assert answer.status_code == status
+    response = caller.post("items.feedback", thread_id=thread_id, item_ids=item_ids, kind="positive")
+    assert response.status_code == status
     twice = caller.post("items.feedback", thread_id=thread_id, item_ids=[message.id] * 101, kind="positive")
     assert twice.status_code == 400
 
@@ -138,7 +138,7 @@ def large(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["numbers", "objects", "depth"])
-def test_large_bodies_that_are_no_dictation_are_not_parsed(tmp_path: Path, kind: str) -> None:
+def test_large_bodies_other_than_dictation_are_not_parsed(tmp_path: Path, kind: str) -> None:
     with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=f"sqlite:///{tmp_path}/chatkit.db", WEB_CONCURRENCY="1") as service:
         caller, other = Caller(service.url), Caller(service.url)
         body = large(kind)
@@ -146,13 +146,13 @@ def test_large_bodies_that_are_no_dictation_are_not_parsed(tmp_path: Path, kind:
 
         def send() -> None:
             for _ in range(5):
-                answer = requests.post(
+                response = requests.post(
                     f"{service.url}/api/chatkit",
                     data=body,
                     headers={"Authorization": f"Bearer {caller.secret}", "Content-Type": "application/json"},
                     timeout=30,
                 )
-                seen.append(answer.status_code)
+                seen.append(response.status_code)
 
         senders = [threading.Thread(target=send) for _ in range(3)]
         with health_checks(service) as checks:
@@ -165,68 +165,70 @@ def test_large_bodies_that_are_no_dictation_are_not_parsed(tmp_path: Path, kind:
         assert max(checks) < 1
 
 
-def test_a_dictation_of_eight_mebibytes_is_read(start: Start, upstream: Upstream) -> None:
+def test_dictation_of_eight_mebibytes_is_accepted(start: Start, upstream: Upstream) -> None:
     caller = start("simple")
     upstream.behaviour = lambda handler: handler.answer(200, {"text": "a long speech"})
     body = large("audio").replace(b"x" * 4, b"eHh4")
     headers = {"Authorization": f"Bearer {caller.secret}", "Content-Type": "application/json"}
-    answer = requests.post(f"{caller.url}/api/chatkit", data=body[: 8 * MIB], headers=headers, timeout=60)
-    assert (answer.status_code, answer.json()) == (200, {"text": "a long speech"})
+    response = requests.post(f"{caller.url}/api/chatkit", data=body[: 8 * MIB], headers=headers, timeout=60)
+    assert (response.status_code, response.json()) == (200, {"text": "a long speech"})
 
 
-def test_chat_requests_are_counted_too(make_app: MakeApp) -> None:
+def test_all_chat_requests_are_counted(make_app: MakeApp) -> None:
     with served(make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_MAX_REQUESTS_PER_MINUTE="2")) as url:
         caller = Caller(url)
         statuses = [caller.post("threads.list").status_code for _ in range(22)]
     assert statuses == [200] * 20 + [429] * 2
 
 
-def test_request_bodies_have_a_share_of_the_memory(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all that wait at the same time one address gets a quarter."""
+def test_request_bodies_are_limited_per_address(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One address gets a quarter of the memory for bodies."""
     monkeypatch.setattr("chatkit.web.asgi.MAX_BODIES_BYTES", 4 * MIB)
     with served(make_app(CHATKIT_BACKEND="selfhosted")) as url:
         caller = Caller(url)
-        answer = caller.post("threads.create", input=user_input("x" * (MIB + 1000)))
-        assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests")
-        assert answer.headers["Retry-After"]
-        answer = caller.post("threads.create", input=user_input("x" * (MIB // 2)))
-        assert answer.json()["code"] == "request_entity_too_large", "what was held is given back"
+        response = caller.post("threads.create", input=user_input("x" * (MIB + 1000)))
+        assert (response.status_code, response.json()["code"]) == (429, "too_many_requests")
+        assert response.headers["Retry-After"]
+        response = caller.post("threads.create", input=user_input("x" * (MIB // 2)))
+        assert response.json()["code"] == "request_entity_too_large", "the share is released"
 
 
-def test_refusals_can_be_read_by_a_page_of_another_origin(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the event loop as well, which ask no view."""
+def test_refusals_have_cors_headers(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also responses of the event loop, which reach no view."""
     monkeypatch.setattr("chatkit.web.asgi.MAX_BODIES_BYTES", 4)
     with served(make_app(CHATKIT_BACKEND="selfhosted")) as url:
-        answer = requests.post(f"{url}/api/chatkit", json={}, headers={"Origin": "http://localhost:3000"}, timeout=5)
-    assert answer.status_code == 429
-    assert answer.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
-    assert answer.headers["X-Request-ID"]
+        response = requests.post(f"{url}/api/chatkit", json={}, headers={"Origin": "http://localhost:3000"}, timeout=5)
+    assert response.status_code == 429
+    assert response.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
+    assert response.headers["X-Request-ID"]
 
 
 @pytest.mark.parametrize("limit", ["FIRST_EVENT_SECONDS", "JSON_SECONDS"])
-def test_what_never_begins_is_given_up(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    """The database takes nothing for some seconds."""
+def test_response_that_never_begins_times_out(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """The database accepts no writes for some seconds."""
     monkeypatch.setattr(f"chatkit.web.asgi.{limit}", 0.5)
     caller = start("simple")
     with sqlite3.connect(tmp_path / "chatkit.db", isolation_level=None) as blocking:
         blocking.execute("BEGIN IMMEDIATE")
         started = time.monotonic()
         if limit == "JSON_SECONDS":
-            answer = caller.post("threads.sync_custom_action", thread_id="thr_none", action={"type": "x", "payload": {}})
-            assert answer.status_code == 404, "reading goes on"
-            answer = caller.post("threads.delete", thread_id="thr_none")
+            response = caller.post("threads.sync_custom_action", thread_id="thr_none", action={"type": "x", "payload": {}})
+            assert response.status_code == 404, "reads still work"
+            response = caller.post("threads.delete", thread_id="thr_none")
         else:
-            answer = caller.post("threads.create", input=user_input("x"))
-        assert (answer.status_code, answer.json()["code"]) == (503, "service_busy")
+            response = caller.post("threads.create", input=user_input("x"))
+        assert (response.status_code, response.json()["code"]) == (503, "service_busy")
         assert time.monotonic() - started < 3
         blocking.execute("ROLLBACK")
 
 
-def test_an_error_before_the_first_event_is_logged_once(start: Start, recorder: Any) -> None:
+def test_error_before_the_first_event_is_logged_once(start: Start, recorder: Any) -> None:
     caller = start("simple")
     before = len(recorder.lines)
-    answer = caller.post("threads.add_user_message", thread_id="thr_none", input=user_input("x"))
-    assert answer.status_code == 404
+    response = caller.post("threads.add_user_message", thread_id="thr_none", input=user_input("x"))
+    assert response.status_code == 404
     lines = [json.loads(line) for line in recorder.lines[before:]]
     access = [line for line in lines if line.get("path") == "/api/chatkit"]
-    assert [(line["status"], line["request_id"]) for line in access] == [(404, answer.headers["X-Request-ID"])]
+    assert [(line["status"], line["request_id"]) for line in access] == [(404, response.headers["X-Request-ID"])]

@@ -1,4 +1,4 @@
-"""gunicorn takes SCRIPT_NAME and PATH_INFO from nobody, this machine's own proxy included: they choose the route."""
+"""gunicorn accepts SCRIPT_NAME and PATH_INFO headers from no peer, not even from localhost, because they choose the route."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def get(service: Service, path: str, *lines: str) -> int:
 
 
 @pytest.mark.parametrize("name", ["SCRIPT_NAME", "Script_Name", "script_name", "SCRIPT-NAME", "X-Script-Name"])
-def test_the_script_name(service: Service, name: str) -> None:
+def test_script_name_header_is_ignored(service: Service, name: str) -> None:
     assert get(service, "/healthz", f"{name}: /elsewhere") == 200
     assert get(service, "/elsewhere/healthz", f"{name}: /elsewhere") == 404
     assert get(service, "/healthz", f"{name}: /healthz") == 200
 
 
 @pytest.mark.parametrize("name", ["PATH_INFO", "path_info", "PATH-INFO"])
-def test_the_path(service: Service, name: str) -> None:
+def test_path_info_header_is_ignored(service: Service, name: str) -> None:
     assert get(service, "/nothing", f"{name}: /healthz") == 404
     assert get(service, "/healthz", f"{name}: /nothing") == 200
 
 
 @pytest.mark.parametrize(("hops", "secure"), [("0", False), ("1", True), ("2", True), ("3", True)])
-def test_several_proxies_say_the_scheme_once(make_app: MakeApp, hops: str, secure: bool) -> None:
-    """Each proxy adds an address; the scheme has one value, as on the platforms with a proxy of their own behind a CDN."""
+def test_one_scheme_from_several_proxies(make_app: MakeApp, hops: str, secure: bool) -> None:
+    """Each proxy adds an address, but the scheme has one value on platforms whose proxy is behind a CDN."""
     forwarded = {"X-Forwarded-For": "198.51.100.1, 203.0.113.7, 10.0.0.1", "X-Forwarded-Proto": "https"}
-    answer = make_app(PROXY_HOPS=hops).test_client().post(ENDPOINT, headers=forwarded)
-    assert answer.headers["Set-Cookie"].startswith("__Host-") is secure
+    response = make_app(PROXY_HOPS=hops).test_client().post(ENDPOINT, headers=forwarded)
+    assert response.headers["Set-Cookie"].startswith("__Host-") is secure

@@ -1,4 +1,4 @@
-"""The service as it is deployed: the Procfile's gunicorn, its processes, and what the network can do to them."""
+"""The service with the Procfile's command: requests, malformed requests, processes, start and stop."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def shared_upstream() -> Iterator[Upstream]:
 
 @pytest.fixture(scope="module")
 def running(shared_upstream: Upstream) -> Iterator[Service]:
-    """One hosted service for the tests that leave it as it was."""
+    """A hosted service shared by the tests that do not change it."""
     with hosted(shared_upstream) as service:
         yield service
 
 
-def test_a_session_across_origins(running: Service) -> None:
+def test_session_for_another_origin(running: Service) -> None:
     response = running.mint(headers={"Origin": ORIGIN, "Content-Type": "application/json", "X-Request-ID": "from-the-page"})
     assert response.status_code == 200
     assert response.json()["data"]["client_secret"].startswith("ek_test_")
@@ -56,7 +56,7 @@ def test_a_session_across_origins(running: Service) -> None:
     assert response.headers["Cache-Control"] == "no-store"
 
 
-def test_a_public_origin_behind_a_proxy(shared_upstream: Upstream) -> None:
+def test_own_origin_behind_a_proxy(shared_upstream: Upstream) -> None:
     forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9", "Host": "chat.example.com"}
     with hosted(shared_upstream, CHATKIT_ALLOWED_ORIGINS="https://chat.example.com") as service:
         response = service.mint(headers={"Origin": "https://chat.example.com", **forwarded})
@@ -66,17 +66,17 @@ def test_a_public_origin_behind_a_proxy(shared_upstream: Upstream) -> None:
 
 
 def raw(service: Service, data: bytes) -> tuple[int, dict[str, str], Any]:
-    """Send bytes as they are; the answer's status, headers and JSON."""
+    """Send ``data`` and return the response's status, headers and JSON."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=15) as sock:
         try:
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # answered and closed before it had everything
-        answer = b""
+            pass  # the service responded and closed before reading everything
+        received = b""
         while part := sock.recv(65536):
-            answer += part
-    head, _, body = answer.partition(b"\r\n\r\n")
+            received += part
+    head, _, body = received.partition(b"\r\n\r\n")
     lines = head.decode("latin-1").split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines[1:])
     return int(lines[0].split()[1]), headers, json.loads(body)
@@ -84,35 +84,35 @@ def raw(service: Service, data: bytes) -> tuple[int, dict[str, str], Any]:
 
 POST = b"POST /api/chatkit/sessions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
 CODES = {400: None, 413: "request_entity_too_large", 414: "request_uri_too_long", 431: "request_header_fields_too_large"}
-BROKEN: dict[str, tuple[bytes, int]] = {
-    "a header of a megabyte": (POST + b"X-Big: " + b"x" * 1_000_000 + b"\r\n\r\n", 431),
-    "a cookie of a megabyte": (POST + b"Cookie: chatkit_visitor=" + b"x" * 1_000_000 + b"\r\n\r\n", 431),
-    "a thousand headers": (POST + b"X-More: x\r\n" * 1000 + b"\r\n", 431),
-    "a path of a megabyte": (b"POST /" + b"x" * 1_000_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+MALFORMED: dict[str, tuple[bytes, int]] = {
+    "header of 1 MB": (POST + b"X-Big: " + b"x" * 1_000_000 + b"\r\n\r\n", 431),
+    "cookie of 1 MB": (POST + b"Cookie: chatkit_visitor=" + b"x" * 1_000_000 + b"\r\n\r\n", 431),
+    "1,000 headers": (POST + b"X-More: x\r\n" * 1000 + b"\r\n", 431),
+    "path of 1 MB": (b"POST /" + b"x" * 1_000_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
     "not http": (b"hello\r\n\r\n", 400),
     "tls": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200) + b"\r\n\r\n", 400),
-    "a header without a name": (POST + b": x\r\n\r\n", 400),
-    "a length that is none": (POST + b"Content-Length: ten\r\n\r\n{}", 400),
+    "header without a name": (POST + b": x\r\n\r\n", 400),
+    "invalid length": (POST + b"Content-Length: ten\r\n\r\n{}", 400),
     "two lengths": (POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400),
     "chunks and a length": (POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-    "broken chunks": (
+    "invalid chunks": (
         POST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
         400,
     ),
-    "a body that ends early": (POST + b"Content-Type: application/json\r\nContent-Length: 500\r\n\r\n{}", 400),
-    "chunks that end early": (POST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{}", 400),
-    "chunks without end": (
+    "truncated body": (POST + b"Content-Type: application/json\r\nContent-Length: 500\r\n\r\n{}", 400),
+    "truncated chunks": (POST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{}", 400),
+    "endless chunks": (
         POST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" + b"400\r\n" + b" " * 1024 + b"\r\n"
         + (b"400\r\n" + b" " * 1024 + b"\r\n") * 30 + b"0\r\n\r\n",
         413,
     ),
-    "a megabyte of body": (POST + b"Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n" + b" " * 1_000_000, 413),
+    "body of 1 MB": (POST + b"Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n" + b" " * 1_000_000, 413),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", BROKEN)
-def test_what_is_no_request_gets_the_envelope(running: Service, case: str) -> None:
-    data, expected = BROKEN[case]
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_request_gets_the_error_envelope(running: Service, case: str) -> None:
+    data, expected = MALFORMED[case]
     status, headers, body = raw(running, data)
     assert status == expected
     assert body.keys() == {"status", "message", "code"}
@@ -124,14 +124,14 @@ def test_what_is_no_request_gets_the_envelope(running: Service, case: str) -> No
     assert running.mint().status_code == 200
 
 
-def test_a_body_in_good_chunks(running: Service) -> None:
+def test_chunked_body(running: Service) -> None:
     status, _, body = raw(
         running, POST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n"
     )
     assert (status, body["status"]) == (200, "success")
 
 
-def test_slow_upstream_costs_its_caller_ten_seconds_and_the_others_nothing() -> None:
+def test_slow_upstream_times_out_after_ten_seconds_without_delaying_others() -> None:
     with Upstream() as upstream, hosted(upstream, WEB_CONCURRENCY="1") as service, ThreadPoolExecutor(21) as pool:
         upstream.behaviour = dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n", 30, pause=1)
         started = time.monotonic()
@@ -151,8 +151,8 @@ def test_slow_upstream_costs_its_caller_ten_seconds_and_the_others_nothing() -> 
             assert call.result().elapsed.total_seconds() <= 10
 
 
-def test_a_stop_during_load_loses_no_call() -> None:
-    """Callers keep calling, on kept connections and on new ones, until they are refused."""
+def test_shutdown_under_load_loses_no_request() -> None:
+    """Callers keep sending, on open and on new connections, until connections are refused."""
     with Upstream() as upstream, hosted(upstream) as service:
         upstream.behaviour = delayed(0.5)
 
@@ -172,7 +172,7 @@ def test_a_stop_during_load_loses_no_call() -> None:
         assert service.process.returncode == 0
 
 
-def test_a_worker_that_dies_is_replaced(running: Service) -> None:
+def test_killed_worker_is_replaced(running: Service) -> None:
     def workers() -> list[int]:
         return [child.pid for child in psutil.Process(running.process.pid).children()]
 
@@ -186,36 +186,36 @@ def test_a_worker_that_dies_is_replaced(running: Service) -> None:
 
 
 def test_two_services_share_a_database(database: str) -> None:
-    """Both start at once on an empty database; what one has minted, the other knows."""
+    """Both start at once on an empty database, and share sessions and visitors."""
     variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": database}
     with ThreadPoolExecutor(8) as pool:
         first, second = pool.map(lambda _: Service(**variables), range(2))
         with first, second:
             cookies = requests.Session()
-            answers = list(pool.map(lambda number: (first, second)[number % 2].mint(), range(100)))
-            assert {answer.status_code for answer in answers} == {200}
+            responses = list(pool.map(lambda number: (first, second)[number % 2].mint(), range(100)))
+            assert {response.status_code for response in responses} == {200}
             for service in (first, second):
                 assert cookies.post(f"{service.url}/api/chatkit/sessions", timeout=10).status_code == 200
     with create_engine(database).connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM chat_sessions")).scalar_one() == 102
         users = connection.execute(text("SELECT user_id, count(*) FROM chat_sessions GROUP BY 1 HAVING count(*) > 1")).all()
-        assert [count for _, count in users] == [2], "the visitor with the cookie is the same at both"
+        assert [count for _, count in users] == [2], "both recognise the visitor by the cookie"
 
 
-def test_it_starts_without_key_and_workflow_and_says_so_once() -> None:
+def test_start_without_key_and_workflow_is_logged_once() -> None:
     with Service() as service:
         ready = requests.get(f"{service.url}/readyz", timeout=5)
         assert (ready.status_code, ready.json()["code"]) == (503, "not_ready")
         assert ready.json()["message"] == "Not ready. Missing: OPENAI_API_KEY, CHATKIT_WORKFLOW_ID"
         assert requests.get(f"{service.url}/healthz", timeout=5).json() == {"status": "success", "data": {"alive": True}}
-        answer = service.mint()
-        assert (answer.status_code, answer.json()["message"]) == (500, "OpenAI API key not configured")
-    assert service.log.count("OPENAI_API_KEY, CHATKIT_WORKFLOW_ID") == 2  # at the start, and when /readyz was asked
+        response = service.mint()
+        assert (response.status_code, response.json()["message"]) == (500, "OpenAI API key not configured")
+    assert service.log.count("OPENAI_API_KEY, CHATKIT_WORKFLOW_ID") == 2  # at start-up and by /readyz
     assert service.log.count("sessions can't be issued") == 1
 
 
 @pytest.mark.parametrize(
-    ("variables", "words"),
+    ("variables", "expected_text"),
     [
         ({"SECRET_KEY": ""}, "SECRET_KEY is missing"),
         ({"CHATKIT_BACKEND": "elsewhere", "PORT": "99999"}, "CHATKIT_BACKEND must be hosted or selfhosted. PORT must be"),
@@ -223,30 +223,30 @@ def test_it_starts_without_key_and_workflow_and_says_so_once() -> None:
         ({"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": "mysql://u:hunter2@127.0.0.1:1/db"}, "DATABASE_URL must begin with"),
     ],
 )
-def test_a_mistake_is_one_readable_line_and_no_start(variables: dict[str, str], words: str) -> None:
+def test_setting_error_is_one_line(variables: dict[str, str], expected_text: str) -> None:
     service = Service(**variables)
     with pytest.raises(AssertionError, match="did not start"):
         service.__enter__()
     assert service.process.returncode == 1
-    mistake = [line for line in service.log.splitlines() if line.startswith("chatkit: cannot start. ")]
-    assert len(mistake) == 1
-    assert words in mistake[0]
+    message = [line for line in service.log.splitlines() if line.startswith("chatkit: cannot start. ")]
+    assert len(message) == 1
+    assert expected_text in message[0]
     assert "Traceback" not in service.log
     assert "hunter2" not in service.log
 
 
-def test_every_line_is_json_and_there_is_one_a_request(shared_upstream: Upstream) -> None:
+def test_log_has_one_json_line_per_request(shared_upstream: Upstream) -> None:
     with hosted(shared_upstream) as service:
         session_id = service.mint(headers={"X-Request-ID": "mine"}).json()["data"]["session_id"]
         requests.get(f"{service.url}/nothing?secret=1", timeout=5)
         raw(service, b"hello\r\n\r\n")
     lines = [json.loads(line) for line in service.stop().splitlines()]
-    (minted,) = [line for line in lines if line.get("session_id")]
-    assert minted.items() >= {"request_id": "mine", "session_id": session_id, "status": 200, "method": "POST"}.items()
-    (lost,) = [line for line in lines if line.get("status") == 404]
-    assert (lost["path"], "session_id" in lost) == ("/nothing", False)
-    (broken,) = [line for line in lines if line["message"] == "400 bad_request"]
-    assert re.fullmatch("[0-9a-f]{32}", broken["request_id"])
+    (issued,) = [line for line in lines if line.get("session_id")]
+    assert issued.items() >= {"request_id": "mine", "session_id": session_id, "status": 200, "method": "POST"}.items()
+    (not_found,) = [line for line in lines if line.get("status") == 404]
+    assert (not_found["path"], "session_id" in not_found) == ("/nothing", False)
+    (malformed,) = [line for line in lines if line["message"] == "400 bad_request"]
+    assert re.fullmatch("[0-9a-f]{32}", malformed["request_id"])
 
 
 def test_nothing_is_left_in_the_home_directory(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_nothing_is_left_in_the_home_directory(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_hosted_does_not_pay_for_selfhosted() -> None:
+def test_hosted_does_not_import_selfhosted_packages() -> None:
     code = "import sys, app; print(sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, env=environment(), capture_output=True, text=True, check=True, timeout=30
@@ -264,8 +264,8 @@ def test_hosted_does_not_pay_for_selfhosted() -> None:
         assert f"'{costly}'" not in loaded
 
 
-def test_idle_connections_hold_no_threads_and_no_stop(shared_upstream: Upstream) -> None:
-    """More silent callers than there are threads, as browsers and worse make them."""
+def test_idle_connections_hold_no_threads_and_do_not_delay_shutdown(shared_upstream: Upstream) -> None:
+    """More idle connections than threads."""
     with hosted(shared_upstream, GUNICORN_THREADS="8") as service:
         idle = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(100)]
         started = time.monotonic()
@@ -278,7 +278,7 @@ def test_idle_connections_hold_no_threads_and_no_stop(shared_upstream: Upstream)
             sock.close()
 
 
-def test_callers_that_leave_are_no_fault(running: Service) -> None:
+def test_disconnected_callers_do_not_harm_the_service(running: Service) -> None:
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", running.port)) as sock:
             sock.sendall(POST + b"\r\n")
@@ -298,8 +298,8 @@ def test_selfhosted_under_load(database_of_postgres: str) -> None:
         def caller() -> None:
             with requests.Session() as session:
                 session.headers["X-Forwarded-For"] = f"10.0.0.{threading.get_ident() % 251}"
-                answers = [session.post(f"{service.url}/api/chatkit/sessions", timeout=30) for _ in range(5)]
-            statuses.extend(answer.status_code for answer in answers)
+                responses = [session.post(f"{service.url}/api/chatkit/sessions", timeout=30) for _ in range(5)]
+            statuses.extend(response.status_code for response in responses)
 
         callers = [threading.Thread(target=caller) for _ in range(60)]
         for thread in callers:

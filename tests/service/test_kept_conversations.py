@@ -1,4 +1,4 @@
-"""A visitor who signs in: the conversations of that browser come along where the operator wishes so, and go to nobody else."""
+"""``AUTH_KEEP_CONVERSATIONS``: a visitor's conversations move to the user who signs in with the same browser."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def threads(caller: Caller) -> list[str]:
     return [thread["id"] for thread in caller.post("threads.list").json()["data"]]
 
 
-def test_a_visitors_conversations_come_along(service: Service) -> None:
+def test_conversations_move_to_the_user(service: Service) -> None:
     user = f"ada-{id(service)}"
     before = Caller(service.url, shared(sub=user))
-    from_elsewhere, _ = before.create("progress")
+    on_another_device, _ = before.create("progress")
 
     browser = Caller(service.url)
     first, _ = browser.create("progress")
     second, _ = browser.create("widget")
-    said = browser.items(first, order="asc")
+    items = browser.items(first, order="asc")
     secret_of_visitor = browser.secret
 
     browser.token = shared(sub=user)
     browser.refresh()
-    assert threads(browser) == [second, first, from_elsewhere]
-    assert browser.items(first, order="asc") == said
+    assert threads(browser) == [second, first, on_another_device]
+    assert browser.items(first, order="asc") == items
     assert browser.say(first, "progress")[-1].type == "thread.item.done"
 
     signed_in, browser.secret = browser.secret, secret_of_visitor
@@ -54,7 +54,7 @@ def test_a_visitors_conversations_come_along(service: Service) -> None:
     assert (refused.status_code, refused.json()["code"]) == (401, "client_secret_expired")
     browser.secret = signed_in
 
-    # The next one at this computer, first as a visitor, then signed in.
+    # The next person at this computer, first as a visitor, then signed in.
     browser.token = None
     browser.refresh()
     assert threads(browser) == []
@@ -62,10 +62,10 @@ def test_a_visitors_conversations_come_along(service: Service) -> None:
     browser.token = shared(sub=f"bob-{id(service)}")
     browser.refresh()
     assert threads(browser) == [third]
-    assert threads(before) == [second, first, from_elsewhere]
+    assert threads(before) == [second, first, on_another_device]
 
 
-def test_a_copy_of_the_old_cookie_opens_nothing(service: Service) -> None:
+def test_copied_visitor_cookie_is_useless_afterwards(service: Service) -> None:
     browser, thief = Caller(service.url), Caller(service.url)
     browser.create("progress")
     thief.http.cookies = browser.http.cookies.copy()
@@ -77,7 +77,7 @@ def test_a_copy_of_the_old_cookie_opens_nothing(service: Service) -> None:
     assert len(threads(browser)) == 1
 
 
-def test_two_tabs_sign_in_at_once(service: Service) -> None:
+def test_several_tabs_sign_in_at_once(service: Service) -> None:
     browser = Caller(service.url)
     thread, _ = browser.create("progress")
     cookie = browser.http.cookies.copy()
@@ -93,9 +93,9 @@ def test_two_tabs_sign_in_at_once(service: Service) -> None:
         assert list(pool.map(tab, range(6))) == [[thread]] * 6
 
 
-@pytest.mark.parametrize("wished", ["", "false"])
-def test_unless_the_operator_wishes_so_they_stay_the_visitors(make_app: MakeApp, tmp_path: object, wished: str) -> None:
-    app = make_app(CHATKIT_BACKEND="selfhosted", AUTH_JWT_SECRET=SECRET, AUTH_KEEP_CONVERSATIONS=wished)
+@pytest.mark.parametrize("value", ["", "false"])
+def test_conversations_stay_the_visitors_by_default(make_app: MakeApp, tmp_path: object, value: str) -> None:
+    app = make_app(CHATKIT_BACKEND="selfhosted", AUTH_JWT_SECRET=SECRET, AUTH_KEEP_CONVERSATIONS=value)
     client = app.test_client()
     client.post(ENDPOINT)
     client.post(ENDPOINT, headers={"Authorization": f"Bearer {shared()}"})
@@ -108,7 +108,7 @@ def sign_in(client: FlaskClient, token: str) -> tuple[int, str, str]:
     return error_of(client.post(ENDPOINT, headers={"Authorization": f"Bearer {token}"}))
 
 
-def test_a_token_that_does_not_hold_takes_nothing(make_app: MakeApp) -> None:
+def test_invalid_token_moves_nothing(make_app: MakeApp) -> None:
     app = make_app(CHATKIT_BACKEND="selfhosted", AUTH_JWT_SECRET=SECRET, AUTH_KEEP_CONVERSATIONS="true")
     client = app.test_client()
     client.post(ENDPOINT)
@@ -120,7 +120,7 @@ def test_a_token_that_does_not_hold_takes_nothing(make_app: MakeApp) -> None:
         assert cookie["visitor"] == visitor
 
 
-def test_all_or_nothing(make_app: MakeApp, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_moves_nothing(make_app: MakeApp, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chatkit.backends.selfhosted.database.engine.WAIT_SECONDS", 0.2)
     app = make_app(CHATKIT_BACKEND="selfhosted", AUTH_JWT_SECRET=SECRET, AUTH_KEEP_CONVERSATIONS="true")
     client = app.test_client()
@@ -132,4 +132,4 @@ def test_all_or_nothing(make_app: MakeApp, tmp_path: object, monkeypatch: pytest
         assert sign_in(client, shared()) == (503, "database_unavailable", "Service temporarily unavailable")
         other.execute(text("ROLLBACK"))
     with client.session_transaction() as cookie:
-        assert cookie["visitor"] == visitor, "so that the next try brings them along"
+        assert cookie["visitor"] == visitor, "so that the next attempt moves them"

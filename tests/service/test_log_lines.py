@@ -1,4 +1,4 @@
-"""What callers send can neither forge a log line nor make one endless, whoever writes it."""
+"""Data from callers can neither forge a log line nor make it arbitrarily long."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONG = "y" * 60_000
 
 
 def written(message: str, *args: Any, readable: bool, error: BaseException | None = None, **extra: Any) -> str:
-    """What the configured handler writes."""
+    """Return what the configured handler writes."""
     config = logs.configuration("INFO", readable=readable)
     chosen = config["formatters"][config["handlers"]["stdout"]["formatter"]]
     stream = io.StringIO()
@@ -44,19 +44,19 @@ def raised(text: str) -> BaseException:
 
 @pytest.mark.parametrize("readable", [True, False])
 @pytest.mark.parametrize(("message", "args"), [(FORGED, ()), ("unknown: %s", (FORGED,)), ("unknown: %r", (FORGED,))])
-def test_a_message_is_one_line_of_printable_characters(readable: bool, message: str, args: tuple[Any, ...]) -> None:
+def test_message_is_one_printable_line(readable: bool, message: str, args: tuple[Any, ...]) -> None:
     line = written(message, *args, readable=readable)
     assert line.endswith("\n")
     assert line[:-1].isprintable()
-    line.encode()  # a lone surrogate would raise here, and the line would be lost
-    said = line if readable else json.loads(line)["message"]
-    assert said.removesuffix("\n").isprintable()
-    assert "x\\n2026-11-23" in said
-    assert "\\x1b[31m" in said
+    line.encode()  # raises for a lone surrogate, which would lose the line
+    text = line if readable else json.loads(line)["message"]
+    assert text.removesuffix("\n").isprintable()
+    assert "x\\n2026-11-23" in text
+    assert "\\x1b[31m" in text
 
 
 @pytest.mark.parametrize("readable", [True, False])
-def test_a_message_is_not_endless(readable: bool) -> None:
+def test_message_is_truncated(readable: bool) -> None:
     line = written("unknown: %s, ignored", LONG, readable=readable)
     assert len(line) < 2_300
     assert "unknown: yyy" in line
@@ -66,12 +66,12 @@ def test_a_message_is_not_endless(readable: bool) -> None:
 
 
 @pytest.mark.parametrize("text", ["as ever", "ü, 漢字, “quoted”", "\\n is how a newline is written", "100 %"])
-def test_what_is_harmless_stays_as_it_is(text: str) -> None:
+def test_harmless_text_is_unchanged(text: str) -> None:
     assert text in written(text, readable=True)
     assert json.loads(written(text, readable=False))["message"] == text
 
 
-def test_a_traceback_stays_readable_and_forges_nothing() -> None:
+def test_readable_traceback_is_indented_and_truncated() -> None:
     text = written("it failed", readable=True, error=raised(f"said {FORGED} {LONG}"))
     first, *others = text.splitlines()
     assert first.endswith("INFO    it failed")
@@ -83,7 +83,7 @@ def test_a_traceback_stays_readable_and_forges_nothing() -> None:
     assert len(text) < 21_000
 
 
-def test_a_traceback_in_json_is_whole_but_not_endless() -> None:
+def test_json_traceback_is_truncated() -> None:
     line = written("it failed", readable=False, error=raised(f"said {FORGED} {LONG}"))
     assert len(line) < 25_000
     traceback = json.loads(line)["exc_info"]
@@ -92,15 +92,15 @@ def test_a_traceback_in_json_is_whole_but_not_endless() -> None:
     assert "\r" not in traceback
 
 
-def test_the_record_is_left_as_it_was_for_other_handlers() -> None:
+def test_record_is_not_changed() -> None:
     record = logging.LogRecord("any", logging.INFO, "", 0, "said %s", (FORGED,), None)
     logs.ReadableFormatter("%(message)s").format(record)
     assert (record.msg, record.args) == ("said %s", (FORGED,))
 
 
 @pytest.mark.parametrize("environment", ["development", "production"])
-def test_of_the_sdk_that_logs_what_a_page_sends(environment: str, tmp_path: Path) -> None:
-    """Its warning about an answer to a question that nobody asked."""
+def test_sdk_warning_cannot_forge_a_line(environment: str, tmp_path: Path) -> None:
+    """The SDK's warning about structured input for an unknown question."""
     with Service(
         CHATKIT_BACKEND="selfhosted", CHATKIT_ENV=environment, DATABASE_URL=f"sqlite:///{tmp_path}/chatkit.db"
     ) as service:

@@ -1,4 +1,4 @@
-"""What OpenAI says of a failure may quote the key and what was sent. It reaches neither the log nor an answer."""
+"""OpenAI's error texts may quote the key and the request. They reach neither the log nor a response."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 NOT = b"HTTP/1.1 400 No\r\nContent-Type: application/json\r\n"
 
 FAILURES: dict[str, Behaviour] = {
-    **{f"an error, {status}": answering(status, ERROR, X_Request_Id="req_7") for status in (400, 401, 403, 404, 429, 500)},
+    **{f"error, {status}": answering(status, ERROR, X_Request_Id="req_7") for status in (400, 401, 403, 404, 429, 500)},
     "text": answering(400, TEXT.encode(), Content_Type="text/plain"),
-    "its request id": answering(400, ERROR, X_Request_Id=f"{TEXT} 1"),
-    "how long to wait": answering(429, ERROR, Retry_After=TEXT),
-    "another address": answering(302, Location=f"/{TEXT}"),
-    "another encoding": answering(400, ERROR, Content_Encoding=TEXT),
-    "encoded as it does not say": answering(400, ERROR, Content_Encoding="gzip"),
-    "the reason": sending(f"HTTP/1.1 400 {TEXT}\r\nContent-Length: 0\r\n\r\n".encode()),
-    "a status of its own": sending(f"HTTP/1.1 {TEXT} No\r\n\r\n".encode()),
+    "request id": answering(400, ERROR, X_Request_Id=f"{TEXT} 1"),
+    "Retry-After": answering(429, ERROR, Retry_After=TEXT),
+    "redirect": answering(302, Location=f"/{TEXT}"),
+    "unknown encoding": answering(400, ERROR, Content_Encoding=TEXT),
+    "wrong encoding": answering(400, ERROR, Content_Encoding="gzip"),
+    "reason phrase": sending(f"HTTP/1.1 400 {TEXT}\r\nContent-Length: 0\r\n\r\n".encode()),
+    "invalid status": sending(f"HTTP/1.1 {TEXT} No\r\n\r\n".encode()),
     "not http": sending(f"{TEXT}\r\n\r\n".encode()),
-    "a header that is none": sending(NOT + f"Incorrect key {TEXT}\r\nContent-Length: 0\r\n\r\n".encode()),
-    "a length that is none": sending(NOT + f"Content-Length: {TEXT}\r\n\r\n".encode()),
-    "chunks that are none": sending(NOT + f"Transfer-Encoding: chunked\r\n\r\n{TEXT}\r\n".encode()),
-    "half an answer": sending(OK + f'Content-Length: 500\r\n\r\n{{"text": "{TEXT}'.encode()),
-    "success, and no json": answering(200, f'{{"text": "{TEXT}'.encode()),
-    "success, and text": answering(200, TEXT.encode(), Content_Type="text/plain"),
-    "success, and an array": answering(200, f'["{TEXT}"]'.encode()),
-    "success, and nested": answering(200, {"text": {"a": TEXT}, "id": [TEXT], "client_secret": {"a": TEXT}}),
+    "invalid header": sending(NOT + f"Incorrect key {TEXT}\r\nContent-Length: 0\r\n\r\n".encode()),
+    "invalid length": sending(NOT + f"Content-Length: {TEXT}\r\n\r\n".encode()),
+    "invalid chunks": sending(NOT + f"Transfer-Encoding: chunked\r\n\r\n{TEXT}\r\n".encode()),
+    "truncated response": sending(OK + f'Content-Length: 500\r\n\r\n{{"text": "{TEXT}'.encode()),
+    "success, invalid json": answering(200, f'{{"text": "{TEXT}'.encode()),
+    "success, text": answering(200, TEXT.encode(), Content_Type="text/plain"),
+    "success, array": answering(200, f'["{TEXT}"]'.encode()),
+    "success, nested": answering(200, {"text": {"a": TEXT}, "id": [TEXT], "client_secret": {"a": TEXT}}),
 }
 
 
@@ -53,31 +53,31 @@ def variables(openai: Upstream) -> dict[str, str]:
     return {"OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": openai.url, "WEB_CONCURRENCY": "1"}
 
 
-def test_of_hosted_sessions(openai: Upstream) -> None:
+def test_hosted_sessions(openai: Upstream) -> None:
     with Service(**variables(openai), CHATKIT_WORKFLOW_ID=WORKFLOW_ID) as service:
         browser = requests.Session()
         url = f"{service.url}/api/chatkit/sessions"
         created = browser.post(url, timeout=10).json()["data"]
-        answers = []
+        responses = []
         for behaviour in FAILURES.values():
             openai.behaviour = behaviour
-            answers += [browser.post(url, timeout=15), browser.delete(f"{url}/{created['session_id']}", timeout=15)]
-    assert {answer.status_code for answer in answers[::2]} == {401, 429, 500, 503}
-    assert not any(TEXT in answer.text for answer in answers)
+            responses += [browser.post(url, timeout=15), browser.delete(f"{url}/{created['session_id']}", timeout=15)]
+    assert {response.status_code for response in responses[::2]} == {401, 429, 500, 503}
+    assert not any(TEXT in response.text for response in responses)
     assert [line for line in service.log.splitlines() if TEXT in line] == []
-    # Nothing was found because it is left out, not because nothing was logged.
+    # The texts were left out, and not the whole log lines.
     assert "OpenAI answered 404 (request req_7)" in service.log
 
 
-def test_of_dictation(openai: Upstream, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_dictation(openai: Upstream, tmp_path_factory: pytest.TempPathFactory) -> None:
     database = f"sqlite:///{tmp_path_factory.mktemp('db')}/chatkit.db"
     with Service(**variables(openai), CHATKIT_BACKEND="selfhosted", DATABASE_URL=database) as service:
         caller = Caller(service.url)
-        answers = []
+        responses = []
         for behaviour in FAILURES.values():
             openai.behaviour = behaviour
-            answers.append(caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm"))
-    assert all(answer.status_code >= 400 for answer in answers)
-    assert not any(TEXT in answer.text for answer in answers)
+            responses.append(caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm"))
+    assert all(response.status_code >= 400 for response in responses)
+    assert not any(TEXT in response.text for response in responses)
     assert [line for line in service.log.splitlines() if TEXT in line] == []
     assert service.log.count("transcription failed") > 10

@@ -1,4 +1,4 @@
-"""The host page's own origin: known from the platform or the settings, and never from what a request says."""
+"""The host page's own origin is taken from the platform or the settings, never from a request."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "10.0.0.7:8000", "intranet.example"])
-def test_a_rebound_page_is_refused(production: Service, host: str) -> None:
-    """The attacker's name resolves to the service's address, so the page's origin and the Host header agree."""
+def test_rebound_page_is_refused(production: Service, host: str) -> None:
+    """DNS rebinding: the attacker's name resolves to the service's address, so Origin and Host agree."""
     response = production.mint(headers={"Host": host, "Origin": f"http://{host}"})
     assert (response.status_code, response.json()["code"]) == (403, "origin_not_allowed")
     assert "Set-Cookie" not in response.headers
 
 
-def test_a_rebound_page_that_claims_a_proxy_is_refused(production: Service) -> None:
-    """It is same-origin to the browser, so it may add any header but Host and Origin."""
+def test_rebound_page_with_proxy_headers_is_refused(production: Service) -> None:
+    """To the browser it is same-origin, so it may set any header but Host and Origin."""
     forwarded = {"X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http", "X-Forwarded-For": "10.0.0.1"}
     response = production.mint(headers={"Host": "evil.example", "Origin": "http://evil.example", **forwarded})
     assert response.status_code == 403
 
 
-def test_what_has_no_origin_passes(production: Service) -> None:
+def test_request_without_an_origin(production: Service) -> None:
     assert production.mint(headers={"Host": "intranet.example"}).status_code == 200
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_the_platforms_own_name_is_known(make_app: MakeApp, platform: str) -> None:
+def test_origin_from_the_platforms_variable(make_app: MakeApp, platform: str) -> None:
     name, value, origin = PLATFORMS[platform]
     for listed in ("", "https://app.example.org"):
         client = make_app(**{name: value, "CHATKIT_ALLOWED_ORIGINS": listed}).test_client()
@@ -60,7 +60,7 @@ def test_the_platforms_own_name_is_known(make_app: MakeApp, platform: str) -> No
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_without_the_host_page_there_is_no_own_origin(make_app: MakeApp, platform: str) -> None:
+def test_no_own_origin_without_the_host_page(make_app: MakeApp, platform: str) -> None:
     name, value, origin = PLATFORMS[platform]
     client = make_app(**{name: value, "CHATKIT_HOST_PAGE": "false"}).test_client()
     headers = {"Origin": origin, "Host": origin.removeprefix("https://"), "X-Forwarded-Proto": "https"}
@@ -68,24 +68,26 @@ def test_without_the_host_page_there_is_no_own_origin(make_app: MakeApp, platfor
 
 
 @pytest.mark.parametrize("value", ["", " ", "https://shop.onrender.com", "*", "*.onrender.com", "a b", "a/b", "a:1", "ä"])
-def test_a_name_that_is_no_host_counts_for_nothing(value: str) -> None:
+def test_invalid_platform_host_is_ignored(value: str) -> None:
     with_name = Settings.load({"SECRET_KEY": SECRET_KEY, "RENDER_EXTERNAL_HOSTNAME": value})
     assert with_name.allowed_origins == Settings.load({"SECRET_KEY": SECRET_KEY}).allowed_origins
 
 
-def test_an_own_origin_that_is_listed_is_allowed(make_app: MakeApp) -> None:
+def test_listed_own_origin_is_allowed(make_app: MakeApp) -> None:
     client = make_app(CHATKIT_ALLOWED_ORIGINS="https://app.example.org,https://chat.example.com").test_client()
     headers = {"Origin": "https://chat.example.com", "Host": "chat.example.com", "X-Forwarded-Proto": "https"}
     assert client.post(ENDPOINT, headers=headers).status_code == 200
 
 
-def test_the_log_says_what_to_set(make_app: MakeApp, recorder: Recorder) -> None:
+def test_log_names_the_setting(make_app: MakeApp, recorder: Recorder) -> None:
     make_app().test_client().post(ENDPOINT, headers={"Origin": "https://chat.example.com", "Host": "chat.example.com"})
-    said = [json.loads(line)["message"] for line in recorder.lines[-5:]]
-    assert any("'https://chat.example.com'" in line and "add it to CHATKIT_ALLOWED_ORIGINS" in line for line in said), said
+    messages = [json.loads(line)["message"] for line in recorder.lines[-5:]]
+    assert any("'https://chat.example.com'" in line and "add it to CHATKIT_ALLOWED_ORIGINS" in line for line in messages), (
+        messages
+    )
 
 
-def test_the_notice_at_the_start_names_the_own_origin() -> None:
+def test_start_up_notice_names_the_own_origin() -> None:
     def notice(**variables: str) -> str:
         notices = Settings.load({"SECRET_KEY": SECRET_KEY, **variables}).notices
         return next(text for text in notices if text.startswith("CHATKIT_ALLOWED_ORIGINS"))
@@ -95,7 +97,7 @@ def test_the_notice_at_the_start_names_the_own_origin() -> None:
     assert "own origin" not in notice(CHATKIT_HOST_PAGE="false")
 
 
-def test_in_development_the_page_of_this_machine_is_known_whatever_is_listed(make_app: MakeApp) -> None:
+def test_localhost_page_is_always_allowed_in_development(make_app: MakeApp) -> None:
     client = make_app(CHATKIT_ENV="development", PORT="8765", CHATKIT_ALLOWED_ORIGINS="https://app.example.org").test_client()
     for host in ("localhost:8765", "127.0.0.1:8765"):
         assert client.post(ENDPOINT, headers={"Host": host, "Origin": f"http://{host}"}).status_code == 200
@@ -103,7 +105,7 @@ def test_in_development_the_page_of_this_machine_is_known_whatever_is_listed(mak
 
 @pytest.mark.parametrize("host", ["xn--", "xn--.example.com", "xn--a", "a..b", "-", ".", "%", "[::1", "[:::::]", "x" * 300, ""])
 @pytest.mark.parametrize("path", ["/", "/healthz", ENDPOINT, "/api/nothing"])
-def test_a_host_that_is_no_name_is_no_fault(production: Service, host: str, path: str) -> None:
+def test_invalid_host_header_is_not_a_500(production: Service, host: str, path: str) -> None:
     method = b"POST" if path == ENDPOINT else b"GET"
     listed, secure = b"Origin: http://localhost:3000\r\n", b"X-Forwarded-Proto: https\r\n"
     for more in (b"", listed, listed + secure, b"Origin: https://[\r\n" + secure, b"Origin: https://[:::::]\r\n" + secure):
@@ -113,5 +115,5 @@ def test_a_host_that_is_no_name_is_no_fault(production: Service, host: str, path
             status = int(sock.makefile("rb").readline().split()[1])
         assert status < 500
         sent = dict(line.split(": ", 1) for line in more.decode().splitlines())
-        answer = requests.request(method, f"{production.url}{path}", headers={"X-Forwarded-Host": host, **sent}, timeout=10)
-        assert answer.status_code < 500
+        response = requests.request(method, f"{production.url}{path}", headers={"X-Forwarded-Host": host, **sent}, timeout=10)
+        assert response.status_code < 500

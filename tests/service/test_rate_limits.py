@@ -1,4 +1,4 @@
-"""How often: for one user, for one address, for three services on one Redis, and for a Redis that comes and goes."""
+"""Rate and concurrency limits: per user, per address, over three services with one Redis, and with a failing Redis."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def client_of(running: Redis) -> redis_package.Redis:
 
 
 def statuses(client: FlaskClient, number: int, **headers: str) -> list[int]:
-    """Of calls without a cookie."""
+    """The statuses of requests without a cookie."""
     client = client.application.test_client(use_cookies=False)
     return [client.post(ENDPOINT, headers=headers).status_code for _ in range(number)]
 
@@ -64,7 +64,7 @@ def bearer(subject: str) -> str:
 # One process
 
 
-def test_dropping_the_cookie_does_not_help(make_app: MakeApp, upstream: Upstream) -> None:
+def test_limit_without_a_cookie(make_app: MakeApp, upstream: Upstream) -> None:
     client = make_app(RATE_LIMIT="5").test_client()
     assert statuses(client, 8) == [200] * 5 + [429] * 3
     assert len(upstream.received) == 5
@@ -79,28 +79,28 @@ def test_dropping_the_cookie_does_not_help(make_app: MakeApp, upstream: Upstream
     assert "Set-Cookie" not in response.headers
 
 
-def test_a_user_is_limited_wherever_they_are(make_app: MakeApp) -> None:
+def test_user_limit_spans_addresses(make_app: MakeApp) -> None:
     client = make_app(RATE_LIMIT="3,1000", AUTH_JWT_SECRET=SECRET).test_client()
 
     def calls(subject: str, number: int) -> list[int]:
-        places = [{"Authorization": bearer(subject), "X-Forwarded-For": f"10.0.{number}.{place}"} for place in range(5)]
-        return [client.post(ENDPOINT, headers=headers).status_code for headers in places]
+        all_headers = [{"Authorization": bearer(subject), "X-Forwarded-For": f"10.0.{number}.{n}"} for n in range(5)]
+        return [client.post(ENDPOINT, headers=headers).status_code for headers in all_headers]
 
     assert calls("ada", 1) == [200] * 3 + [429] * 2
     assert calls("bob", 1) == [200] * 3 + [429] * 2
-    visitor = [client.post(ENDPOINT, headers={"X-Forwarded-For": f"10.1.0.{place}"}).status_code for place in range(5)]
-    assert visitor == [200] * 4 + [429], "the first is only the address's"
+    visitor = [client.post(ENDPOINT, headers={"X-Forwarded-For": f"10.1.0.{n}"}).status_code for n in range(5)]
+    assert visitor == [200] * 4 + [429], "a new visitor's first request counts for the address only"
 
 
 @pytest.mark.parametrize("headers", [{"Authorization": "Bearer e30.e30.x"}, {"Authorization": "Basic eDp5"}, {}])
-def test_whoever_guesses_is_counted(make_app: MakeApp, headers: dict[str, str]) -> None:
+def test_failed_sign_ins_are_counted(make_app: MakeApp, headers: dict[str, str]) -> None:
     client = make_app(RATE_LIMIT="4", AUTH_JWT_SECRET=SECRET, AUTH_REQUIRED="true").test_client()
     assert statuses(client, 6, **headers) == [401] * 4 + [429] * 2
     assert statuses(client, 1, Authorization=bearer("ada")) == [429]
     assert statuses(client, 1, Authorization=bearer("ada"), **{"X-Forwarded-For": "10.9.9.9"}) == [200]
 
 
-def test_what_is_counted_apart_and_what_not_at_all(make_app: MakeApp) -> None:
+def test_requests_with_their_own_limit_or_none(make_app: MakeApp) -> None:
     client = make_app(RATE_LIMIT="2").test_client()
     session_id = client.post(ENDPOINT).get_json()["data"]["session_id"]
     assert statuses(client, 2) == [200, 429]
@@ -109,10 +109,10 @@ def test_what_is_counted_apart_and_what_not_at_all(make_app: MakeApp) -> None:
         assert client.get("/readyz").status_code == 200
         assert client.options(ENDPOINT, headers={**PAGE, "Access-Control-Request-Method": "POST"}).status_code == 200
     ended = [client.delete(f"{ENDPOINT}/{session_id}").status_code for _ in range(3)]
-    assert ended == [200, 200, 429], "at the limit one can still log out, and nobody can try ids for ever"
+    assert ended == [200, 200, 429], "counted apart, so that one can log out, but not guess ids"
 
 
-def test_after_a_minute(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_is_reset_after_a_minute(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
     moved = [0.0]
     clock = type("Clock", (), {"time": staticmethod(lambda: time.time() + moved[0])})
     client = make_app(RATE_LIMIT="2").test_client()
@@ -123,7 +123,7 @@ def test_after_a_minute(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def limited_together(make_app: MakeApp, first: dict[str, str], second: dict[str, str], **variables: str) -> bool:
-    """Whether two callers count as one address."""
+    """Whether two callers are counted as one address."""
     client = make_app(RATE_LIMIT="1", **variables).test_client()
     assert statuses(client, 1, **first) == [200]
     return statuses(client, 1, **second) == [429]
@@ -145,8 +145,8 @@ def limited_together(make_app: MakeApp, first: dict[str, str], second: dict[str,
         ("x" * 5000, "<script>", True),
     ],
 )
-def test_which_addresses_are_one(make_app: MakeApp, first: str, second: str, same: bool) -> None:
-    """Behind one proxy: the last entry is the proxy's, what stands before it is the caller's own invention."""
+def test_address_of_the_caller(make_app: MakeApp, first: str, second: str, same: bool) -> None:
+    """Behind one proxy. It adds the last entry; the caller controls those before."""
     assert limited_together(make_app, {"X-Forwarded-For": first}, {"X-Forwarded-For": second}) is same
 
 
@@ -158,7 +158,7 @@ def test_which_addresses_are_one(make_app: MakeApp, first: str, second: str, sam
         ("2", "203.0.113.7, 10.0.0.1", "203.0.113.8, 10.0.0.1", False),
     ],
 )
-def test_how_many_proxies_are_believed(make_app: MakeApp, hops: str, first: str, second: str, same: bool) -> None:
+def test_proxy_hops(make_app: MakeApp, hops: str, first: str, second: str, same: bool) -> None:
     forwarded = {"X-Forwarded-For": first}, {"X-Forwarded-For": second}
     assert limited_together(make_app, *forwarded, PROXY_HOPS=hops) is same
 
@@ -166,11 +166,11 @@ def test_how_many_proxies_are_believed(make_app: MakeApp, hops: str, first: str,
 @pytest.mark.parametrize(
     "header", ["X-Real-IP", "Forwarded", "X-Client-IP", "CF-Connecting-IP", "True-Client-IP", "X-Forwarded"]
 )
-def test_other_headers_are_not_believed(make_app: MakeApp, header: str) -> None:
+def test_other_forwarding_headers_are_ignored(make_app: MakeApp, header: str) -> None:
     assert limited_together(make_app, {header: "203.0.113.7"}, {header: "for=203.0.113.8"})
 
 
-def test_a_frontend_never_meets_the_default(make_app: MakeApp) -> None:
+def test_default_limit(make_app: MakeApp) -> None:
     client = make_app(RATE_LIMIT="").test_client()
     assert {client.post(ENDPOINT).status_code for _ in range(60)} == {200}
     assert client.post(ENDPOINT).status_code == 429
@@ -184,7 +184,7 @@ def services(number: int, upstream: Upstream, **variables: str) -> Iterator[Serv
         yield Service(**COMPLETE, CHATKIT_API_BASE=upstream.url, WEB_CONCURRENCY="1", **variables)
 
 
-def test_three_services_on_one_redis_let_through_what_one_would(redis: Redis, upstream: Upstream) -> None:
+def test_services_share_the_limit_through_redis(redis: Redis, upstream: Upstream) -> None:
     seen: Counter[int] = Counter()
     with ExitStack() as running:
         urls = [
@@ -204,7 +204,7 @@ def test_three_services_on_one_redis_let_through_what_one_would(redis: Redis, up
     assert len(upstream.received) == 30
 
 
-def test_redis_is_killed_and_comes_back_under_load(redis: Redis, upstream: Upstream) -> None:
+def test_redis_outages_under_load(redis: Redis, upstream: Upstream) -> None:
     seen: Counter[int] = Counter()
     longest = [0.0]
     over = threading.Event()
@@ -218,9 +218,9 @@ def test_redis_is_killed_and_comes_back_under_load(redis: Redis, upstream: Upstr
             with requests.Session() as session:
                 while not over.is_set():
                     started = time.monotonic()
-                    answer = session.post(f"{url}{ENDPOINT}", timeout=10, headers={"Authorization": bearer("ada")})
+                    response = session.post(f"{url}{ENDPOINT}", timeout=10, headers={"Authorization": bearer("ada")})
                     longest[0] = max(longest[0], time.monotonic() - started)
-                    seen[answer.status_code] += 1
+                    seen[response.status_code] += 1
 
         callers = [threading.Thread(target=call, args=(service.url,)) for service in (first, second) * 4]
         for caller in callers:
@@ -242,16 +242,16 @@ def test_redis_is_killed_and_comes_back_under_load(redis: Redis, upstream: Upstr
     assert seen[200] > 200
     assert longest[0] < 5
     for service in (first, second):
-        said = [json.loads(line)["message"] for line in service.log.splitlines() if "REDIS_URL" in line]
-        # The two kills may be noticed as one, and a busy machine may miss Redis's timeout at other times, too.
-        assert len(said) >= 2
-        for number, message in enumerate(said):
-            assert ("Redis can be used again" if number % 2 else "Redis can't be used") in message, "once per change"
+        messages = [json.loads(line)["message"] for line in service.log.splitlines() if "REDIS_URL" in line]
+        # The two kills may be noticed as one, and on a busy machine Redis may time out at other times as well.
+        assert len(messages) >= 2
+        for number, message in enumerate(messages):
+            assert ("Redis can be used again" if number % 2 else "Redis can't be used") in message, "one per change"
         assert Redis.PASSWORD not in service.log
         assert "Traceback" not in service.log
 
 
-def test_a_service_starts_without_its_redis_and_counts_by_itself(upstream: Upstream) -> None:
+def test_start_without_redis(upstream: Upstream) -> None:
     redis = Redis()
     (service,) = services(1, upstream, RATE_LIMIT="3", REDIS_URL=redis.url)
     with service:
@@ -262,7 +262,7 @@ def test_a_service_starts_without_its_redis_and_counts_by_itself(upstream: Upstr
     assert Redis.PASSWORD not in service.log
 
 
-def test_a_redis_that_takes_calls_and_says_nothing_costs_little(redis: Redis, make_app: MakeApp) -> None:
+def test_hanging_redis_costs_little_time(redis: Redis, make_app: MakeApp) -> None:
     client = make_app(RATE_LIMIT="3", REDIS_URL=redis.url).test_client()
     assert client.post(ENDPOINT).status_code == 200
     redis.hang()
@@ -277,7 +277,7 @@ def test_a_redis_that_takes_calls_and_says_nothing_costs_little(redis: Redis, ma
 
 @pytest.fixture
 def chat(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
-    """With a parameter, that application in place of the one that is deployed."""
+    """With a parameter, that application in place of the deployed one."""
     address = f"sqlite:///{tmp_path}/chatkit.db"
     variables = {"CHATKIT_MAX_REQUESTS_PER_MINUTE": "", "AUTH_JWT_SECRET": SECRET, "WEB_CONCURRENCY": "1"}
     app = getattr(request, "param", "")
@@ -285,50 +285,50 @@ def chat(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
         yield running
 
 
-def refused(answer: requests.Response | TestResponse) -> bool:
-    if answer.status_code != 429:
+def refused(response: requests.Response | TestResponse) -> bool:
+    if response.status_code != 429:
         return False
-    body: Any = answer.json() if isinstance(answer, requests.Response) else answer.get_json()
+    body: Any = response.json() if isinstance(response, requests.Response) else response.get_json()
     assert body == {"status": "error", "message": TOO_MANY[2], "code": TOO_MANY[1]}
-    assert 1 <= int(answer.headers["Retry-After"]) <= 60
+    assert 1 <= int(response.headers["Retry-After"]) <= 60
     return True
 
 
 @pytest.mark.parametrize("chat", ["tests.support.quick_demo:app"], indirect=True)
-def test_turns_of_a_user(chat: Service) -> None:
+def test_turns_per_user(chat: Service) -> None:
     caller = Caller(chat.url, shared())
     thread_id, _ = caller.create("progress")
     again = {"thread_id": thread_id, "input": user_input("progress")}
     for number in range(TURNS_PER_MINUTE - 1):
         if number % 10 == 0:
-            caller.refresh()  # another session is the same user
+            caller.refresh()  # another session of the same user
         assert caller.post("threads.add_user_message", **again).status_code == 200
-    answer = caller.send({"type": "threads.add_user_message", "params": again}, Origin=PAGE["Origin"])
-    assert refused(answer)
-    assert answer.headers["RateLimit-Limit"] == str(TURNS_PER_MINUTE)
-    assert answer.headers["Access-Control-Allow-Origin"] == PAGE["Origin"]
+    response = caller.send({"type": "threads.add_user_message", "params": again}, Origin=PAGE["Origin"])
+    assert refused(response)
+    assert response.headers["RateLimit-Limit"] == str(TURNS_PER_MINUTE)
+    assert response.headers["Access-Control-Allow-Origin"] == PAGE["Origin"]
     assert refused(caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm"))
     action = {"type": "press", "payload": {}}
     assert refused(caller.post("threads.sync_custom_action", thread_id=thread_id, action=action))
-    assert len(caller.items(thread_id, limit=100).data) == 2 * TURNS_PER_MINUTE, "reading is not counted, and all else is there"
+    assert len(caller.items(thread_id, limit=100).data) == 2 * TURNS_PER_MINUTE, "reading is not counted"
     assert Caller(chat.url, shared(sub="bob")).post("threads.create", input=user_input("progress")).status_code == 200
 
 
-def test_turns_are_what_the_setting_says(make_app: MakeApp) -> None:
+def test_turns_setting(make_app: MakeApp) -> None:
     app = make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_MAX_REQUESTS_PER_MINUTE="2")
     client = app.test_client()
     assert [turn(client) for _ in range(3)] == [200, 200, 429]
 
 
 def turn(client: FlaskClient) -> int:
-    """A turn of a visitor that is new."""
+    """Run a turn of a new visitor and return its status."""
     secret = client.post(ENDPOINT).get_json()["data"]["client_secret"]
     body = {"type": "threads.create", "params": {"input": user_input("progress")}}
     response = client.post("/api/chatkit", json=body, headers={"Authorization": f"Bearer {secret}"}, buffered=True)
     return response.status_code
 
 
-def test_new_visitors_of_one_address_have_its_turns_together(make_app: MakeApp) -> None:
+def test_new_visitors_of_one_address_share_its_turns(make_app: MakeApp) -> None:
     app = make_app(CHATKIT_BACKEND="selfhosted", RATE_LIMIT="2", CHATKIT_MAX_REQUESTS_PER_MINUTE="1000")
     secrets = [app.test_client().post(ENDPOINT).get_json()["data"]["client_secret"] for _ in range(2)]
     seen = []
@@ -342,17 +342,17 @@ def test_new_visitors_of_one_address_have_its_turns_together(make_app: MakeApp) 
     assert seen == [404] * 2 * TURNS_PER_SESSION + [429] * 2
 
 
-def test_answers_at_once_for_a_user(chat: Service) -> None:
+def test_concurrent_turns_per_user(chat: Service) -> None:
     caller = Caller(chat.url, shared())
     body = {"type": "threads.create", "params": {"input": user_input("Hello")}}
     streams = [caller.send(body, stream=True) for _ in range(MAX_CONCURRENT_PER_USER["turns"])]
     assert [stream.status_code for stream in streams] == [200] * MAX_CONCURRENT_PER_USER["turns"]
     caller.refresh()
-    assert refused(caller.send(body)), "another session is the same user"
+    assert refused(caller.send(body)), "another session of the same user"
     assert caller.post("threads.list").status_code == 200
     assert Caller(chat.url, shared(sub="bob")).send(body, stream=True).status_code == 200
-    streams[0].close()  # its reader leaves
-    assert b"thread.item.done" in streams[1].content  # and this one is read to its end
+    streams[0].close()  # the reader disconnects
+    assert b"thread.item.done" in streams[1].content  # this one is read to its end
     deadline = time.monotonic() + 15
     while (again := caller.send(body, stream=True)).status_code == 429:
         assert time.monotonic() < deadline
@@ -362,7 +362,7 @@ def test_answers_at_once_for_a_user(chat: Service) -> None:
         stream.close()
 
 
-def test_shares_are_given_back_whatever_happens() -> None:
+def test_concurrency_limit_is_released() -> None:
     limit = ConcurrencyLimit("streams", total=8, each=5)
     for _ in range(3):
         with ExitStack() as held:
@@ -377,7 +377,7 @@ def test_shares_are_given_back_whatever_happens() -> None:
     assert limit._by_holder == {}
 
 
-def test_several_bytes_are_taken_at_once() -> None:
+def test_concurrency_limit_with_amounts() -> None:
     limit = ConcurrencyLimit("bytes", total=100, each=60)
     limit.acquire("ada", 60)
     with pytest.raises(TooManyRequests):
@@ -388,7 +388,7 @@ def test_several_bytes_are_taken_at_once() -> None:
     limit.acquire("bob", 60)
 
 
-def test_turns_at_once_are_counted_for_all_processes(redis: Redis, tmp_path: Path) -> None:
+def test_concurrent_turns_are_counted_over_all_processes(redis: Redis, tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path}/chatkit.db"
     variables = {"AUTH_JWT_SECRET": SECRET, "DATABASE_URL": address, "REDIS_URL": redis.url, "CHATKIT_BACKEND": "selfhosted"}
     with Service(**variables) as first, Service(**variables) as second:
@@ -404,10 +404,10 @@ def test_turns_at_once_are_counted_for_all_processes(redis: Redis, tmp_path: Pat
         time.sleep(0.5)
         assert [caller.send(body).status_code for caller in callers] == [200, 200]
         redis.kill()
-        assert callers[0].send(body).status_code == 200, "without Redis each process counts for itself"
+        assert callers[0].send(body).status_code == 200, "without Redis, each process counts on its own"
 
 
-def test_a_lease_of_a_process_that_has_died_ends(redis: Redis) -> None:
+def test_lease_of_a_dead_process_expires(redis: Redis) -> None:
     leases = SharedLeases(client_of(redis), "turns", each=1, seconds=1)
     held = leases.held("ada")
     held.__enter__()
@@ -418,17 +418,17 @@ def test_a_lease_of_a_process_that_has_died_ends(redis: Redis) -> None:
         pass
 
 
-def test_a_request_that_fails_holds_no_place(make_app: MakeApp) -> None:
+def test_failed_request_releases_its_slot(make_app: MakeApp) -> None:
     client = make_app(CHATKIT_BACKEND="selfhosted").test_client()
     secret = client.post(ENDPOINT).get_json()["data"]["client_secret"]
     body = {"type": "threads.add_user_message", "params": {"thread_id": "thr_none", "input": user_input("Hello")}}
     for _ in range(3 * MAX_CONCURRENT_PER_USER["turns"]):
-        answer = client.post("/api/chatkit", json=body, headers={"Authorization": f"Bearer {secret}"})
-        assert answer.status_code == 404
+        response = client.post("/api/chatkit", json=body, headers={"Authorization": f"Bearer {secret}"})
+        assert response.status_code == 404
 
 
 @pytest.mark.parametrize(("extra", "status"), [(-100, 200), (1_000, 413), (1_000_000, 413)])
-def test_the_size_of_a_message(make_app: MakeApp, extra: int, status: int) -> None:
+def test_message_size_limit(make_app: MakeApp, extra: int, status: int) -> None:
     client = make_app(CHATKIT_BACKEND="selfhosted").test_client()
     secret = client.post(ENDPOINT).get_json()["data"]["client_secret"]
     shortest = len(json.dumps({"type": "threads.create", "params": {"input": user_input("progress")}}, separators=(",", ":")))

@@ -1,4 +1,4 @@
-"""What a stop costs, and a worker that is blocked or dies: on gunicorn as it is deployed."""
+"""Shutdown, and workers that are blocked or die."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def selfhosted(tmp_path: Path, **variables: str) -> dict[str, str]:
     return {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db", **variables}
 
 
-def begin(caller: Caller) -> tuple[Iterator[Any], str, list[Any]]:
-    """A stream of the slow demo that has said some words: the rest of it, its thread, and the events so far."""
+def begin_stream(caller: Caller) -> tuple[Iterator[Any], str, list[Any]]:
+    """Start a stream of the slow demo. Return its rest, its thread id and the first events."""
     stream = caller.stream("threads.create", input=user_input("hello"))
     events = [next(stream) for _ in range(20)]
     return stream, events[0].thread.id, events
 
 
-def said(caller: Caller, thread_id: str) -> str:
+def reply(caller: Caller, thread_id: str) -> str:
     kept: Any = caller.thread(thread_id).items.data
     assert [item.type for item in kept] == ["user_message", "assistant_message"]
     text: str = kept[1].content[0].text
@@ -41,12 +41,12 @@ def said(caller: Caller, thread_id: str) -> str:
 
 
 @pytest.mark.parametrize(("sign", "grace", "stop_seconds"), [(signal.SIGTERM, 10, "9"), (signal.SIGINT, 5, "25")])
-def test_a_short_grace_period(tmp_path: Path, sign: signal.Signals, grace: float, stop_seconds: str) -> None:
-    """Cloud Run gives 10 s after SIGTERM, Fly 5 s after SIGINT; then both kill."""
+def test_short_grace_period(tmp_path: Path, sign: signal.Signals, grace: float, stop_seconds: str) -> None:
+    """Cloud Run kills 10 s after SIGTERM, Fly 5 s after SIGINT."""
     variables = selfhosted(tmp_path, CHATKIT_STOP_SECONDS=stop_seconds)
     with Service("tests.support.slow_demo:app", **variables) as service:
         caller = Caller(service.url)
-        stream, thread_id, events = begin(caller)
+        stream, thread_id, events = begin_stream(caller)
         reading = threading.Thread(target=lambda: events.extend(read_to_its_end(stream)))
         reading.start()
         started = time.monotonic()
@@ -58,9 +58,9 @@ def test_a_short_grace_period(tmp_path: Path, sign: signal.Signals, grace: float
     shown = "".join(event.update.delta for event in events if hasattr(getattr(event, "update", None), "delta"))
     assert shown
     with Service(**variables, PORT=str(service.port)):
-        text = said(caller, thread_id)
+        text = reply(caller, thread_id)
         assert text.startswith(shown) or shown.startswith(text)
-        assert abs(len(text) - len(shown)) < 30, "all that was shown is kept, but for a word that was on its way"
+        assert abs(len(text) - len(shown)) < 30, "what was shown is stored, except for a word in transit"
         message = caller.thread(thread_id).items.data[0]
         assert texts(list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id)))
 
@@ -69,16 +69,16 @@ def read_to_its_end(stream: Iterator[Any]) -> list[Any]:
     events = []
     try:
         for event in stream:
-            events.append(event)  # noqa: PERF402  what came before an error counts
+            events.append(event)  # noqa: PERF402  events before an error count
     except requests.RequestException:
         pass
     return events
 
 
-def test_a_stream_that_ends_in_time_is_finished(tmp_path: Path) -> None:
+def test_stream_that_ends_in_time_is_finished(tmp_path: Path) -> None:
     with Service(**selfhosted(tmp_path)) as service:
         caller = Caller(service.url)
-        stream, _, events = begin(caller)
+        stream, _, events = begin_stream(caller)
         service.process.send_signal(signal.SIGTERM)
         events += list(stream)
         assert texts(events)[0].endswith("CHATKIT_AGENT.")
@@ -86,7 +86,7 @@ def test_a_stream_that_ends_in_time_is_finished(tmp_path: Path) -> None:
         assert service.process.returncode == 0
 
 
-def test_a_process_that_drains_is_not_ready_and_serves(tmp_path: Path) -> None:
+def test_draining_process_is_not_ready_and_serves(tmp_path: Path) -> None:
     with Service(**selfhosted(tmp_path, CHATKIT_DRAIN_SECONDS="3", WEB_CONCURRENCY="1")) as service:
         assert requests.get(f"{service.url}/readyz", timeout=2).status_code == 200
         started = time.monotonic()
@@ -104,7 +104,7 @@ def test_a_process_that_drains_is_not_ready_and_serves(tmp_path: Path) -> None:
         assert 3 < time.monotonic() - started < 9
 
 
-def test_workers_whose_master_has_died_end(tmp_path: Path) -> None:
+def test_workers_end_after_their_master(tmp_path: Path) -> None:
     with Service(**selfhosted(tmp_path)) as service:
         workers = psutil.Process(service.process.pid).children()
         service.process.kill()
@@ -113,7 +113,7 @@ def test_workers_whose_master_has_died_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("agent", ["exiting", "exiting_workflow"])
-def test_an_agent_that_exits_ends_its_own_answer_only(tmp_path: Path, agent: str) -> None:
+def test_agent_that_exits_ends_only_its_turn(tmp_path: Path, agent: str) -> None:
     with Upstream() as upstream:
         variables = selfhosted(tmp_path, WEB_CONCURRENCY="1", CHATKIT_TURN_SECONDS="5")
         key = {"OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": upstream.url}
@@ -134,11 +134,11 @@ def test_an_agent_that_exits_ends_its_own_answer_only(tmp_path: Path, agent: str
         assert "SystemExit" in service.log
 
 
-def test_what_blocks_the_loop_is_named_and_replaced(tmp_path: Path) -> None:
-    """By an agent's function that is async and blocks all the same."""
+def test_blocked_event_loop_is_logged_and_its_worker_replaced(tmp_path: Path) -> None:
+    """An agent's async function that blocks."""
     with Upstream() as upstream:
         variables = selfhosted(tmp_path, WEB_CONCURRENCY="1", OPENAI_API_KEY=API_KEY, CHATKIT_API_BASE=upstream.url)
-        sooner = "--timeout 6"  # in place of 30
+        sooner = "--timeout 6"  # instead of 30
         with Service(
             **variables, CHATKIT_AGENT="tests.support.agents_under_test:blocking_the_loop", GUNICORN_CMD_ARGS=sooner
         ) as service:
@@ -163,11 +163,11 @@ def test_what_blocks_the_loop_is_named_and_replaced(tmp_path: Path) -> None:
         assert len(re.findall("the event loop has been blocked for", service.log)) == 2
 
 
-def test_a_worker_that_starts_during_a_stop_of_another(tmp_path: Path) -> None:
-    """SIGHUP: the master starts new workers, and the old ones finish what they have begun."""
+def test_worker_starts_while_another_shuts_down(tmp_path: Path) -> None:
+    """On SIGHUP the master starts new workers, and the old ones finish their requests."""
     with Service(**selfhosted(tmp_path)) as service:
         caller = Caller(service.url)
-        stream, _, events = begin(caller)
+        stream, _, events = begin_stream(caller)
         service.process.send_signal(signal.SIGHUP)
         for event in stream:
             events.append(event)
@@ -176,16 +176,16 @@ def test_a_worker_that_starts_during_a_stop_of_another(tmp_path: Path) -> None:
         assert texts(events)[0].endswith("CHATKIT_AGENT.")
 
 
-def test_chats_that_wait_at_a_stop_are_told_to_come_again(tmp_path: Path) -> None:
-    """They wait for a lock of the database; nothing has been sent yet."""
+def test_waiting_chats_get_a_503_on_shutdown(tmp_path: Path) -> None:
+    """They wait for a database lock, and no byte of the response has been sent."""
     with Service(**selfhosted(tmp_path, CHATKIT_STOP_SECONDS="4", WEB_CONCURRENCY="1")) as service:
         caller = Caller(service.url)
         thread_id, _ = caller.create("progress")
         with sqlite3.connect(tmp_path / "chatkit.db", isolation_level=None) as blocking:
             blocking.execute("BEGIN IMMEDIATE")
-            answers: list[requests.Response] = []
+            responses: list[requests.Response] = []
             waiting = threading.Thread(
-                target=lambda: answers.append(
+                target=lambda: responses.append(
                     caller.post("threads.add_user_message", thread_id=thread_id, input=user_input("x"))
                 )
             )
@@ -194,11 +194,11 @@ def test_chats_that_wait_at_a_stop_are_told_to_come_again(tmp_path: Path) -> Non
             service.process.send_signal(signal.SIGTERM)
             waiting.join(15)
             blocking.execute("ROLLBACK")
-        assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(503, "service_busy")]
-        assert int(answers[0].headers["Retry-After"]) >= 1
+        assert [(response.status_code, response.json()["code"]) for response in responses] == [(503, "service_busy")]
+        assert int(responses[0].headers["Retry-After"]) >= 1
 
 
-def test_the_port_is_refused_once_it_is_closed(tmp_path: Path) -> None:
+def test_connections_are_refused_after_shutdown(tmp_path: Path) -> None:
     with Service(**selfhosted(tmp_path)) as service:
         service.stop()
         with pytest.raises(ConnectionRefusedError):

@@ -1,4 +1,4 @@
-"""The SQLite file has all conversations in it, so only the service's own user may read it."""
+"""The SQLite file contains all conversations, so only the service's user may read it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def mode(path: Path) -> int:
 
 
 @pytest.fixture
-def usual_umask() -> Iterator[None]:
+def default_umask() -> Iterator[None]:
     before = os.umask(0o022)
     yield
     os.umask(before)
 
 
-@pytest.mark.usefixtures("usual_umask")
-def test_all_files_of_a_new_database_are_its_users_alone(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("default_umask")
+def test_new_files_are_readable_by_their_user_only(tmp_path: Path) -> None:
     with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=f"sqlite:///{tmp_path}/new/chatkit.db") as service:
         Caller(service.url).create("progress")
         files = sorted((tmp_path / "new").iterdir())
@@ -35,15 +35,17 @@ def test_all_files_of_a_new_database_are_its_users_alone(tmp_path: Path) -> None
         assert [mode(path) for path in files] == [0o600] * 3
 
 
-@pytest.mark.usefixtures("usual_umask")
+@pytest.mark.usefixtures("default_umask")
 @pytest.mark.parametrize("allowed", [0o644, 0o640, 0o600, 0o604])
-def test_a_file_that_is_there_is_left_to_the_operator(tmp_path: Path, allowed: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_existing_file_keeps_its_mode(tmp_path: Path, allowed: int, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "chatkit.db"
     open_database(f"sqlite:///{path}").dispose()
     path.chmod(allowed)
     with caplog.at_level(logging.WARNING, "chatkit.backends.selfhosted.database.engine"):
         open_database(f"sqlite:///{path}").dispose()
     assert mode(path) == allowed
-    said = [record.getMessage() for record in caplog.records if record.name == "chatkit.backends.selfhosted.database.engine"]
-    assert len(said) == (1 if allowed & 0o004 else 0)
-    assert all("chmod 600" in text and str(tmp_path) not in text for text in said)
+    warnings = [
+        record.getMessage() for record in caplog.records if record.name == "chatkit.backends.selfhosted.database.engine"
+    ]
+    assert len(warnings) == (1 if allowed & 0o004 else 0)
+    assert all("chmod 600" in text and str(tmp_path) not in text for text in warnings)

@@ -1,4 +1,4 @@
-"""Every timestamp on the wire is UTC with ``Z``, whatever time zone the process, another one, or an older version has."""
+"""Timestamps in responses are UTC with ``Z``, independent of the process's time zone and of the version that stored them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.chat import Caller, user_input
 from tests.support.service import Service
 
 TOKYO, NEW_YORK = "Asia/Tokyo", "America/New_York"
-ANSWERED = {
+LAST_EVENT = {
     "widget": "thread.item.done",
     "question": "thread.item.done",
     "tool": "thread.item.done",
@@ -24,7 +24,7 @@ ANSWERED = {
 
 
 def stamps(value: Any) -> list[str]:
-    """All ``created_at`` in a JSON value."""
+    """Return all ``created_at`` in a JSON value."""
     if isinstance(value, dict):
         own = [value["created_at"]] if isinstance(value.get("created_at"), str) else []
         return own + [stamp for inner in value.values() for stamp in stamps(inner)]
@@ -38,22 +38,22 @@ def assert_now(found: list[str]) -> None:
         assert abs(datetime.fromisoformat(stamp) - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-def sent(caller: Caller, type_: str, **params: Any) -> Any:
-    """The answer as JSON: of a stream, all its events."""
-    answer = caller.post(type_, **params)
-    assert answer.status_code == 200, answer.text
-    if answer.headers["Content-Type"] == "application/json":
-        return answer.json()
-    return [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+def send(caller: Caller, type_: str, **params: Any) -> Any:
+    """Return the response as JSON; for a stream, a list of its events."""
+    response = caller.post(type_, **params)
+    assert response.status_code == 200, response.text
+    if response.headers["Content-Type"] == "application/json":
+        return response.json()
+    return [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: ")]
 
 
 @pytest.mark.parametrize("zone", [TOKYO, NEW_YORK])
-def test_every_answer(tmp_path: Path, zone: str) -> None:
+def test_every_response(tmp_path: Path, zone: str) -> None:
     with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=f"sqlite:///{tmp_path}/chatkit.db", TZ=zone) as service:
         caller = Caller(service.url)
-        for word, type_of_answer in ANSWERED.items():
-            events = sent(caller, "threads.create", input=user_input(word))
-            assert {"thread.created", "thread.updated", type_of_answer} <= {event["type"] for event in events}
+        for word, type_of_reply in LAST_EVENT.items():
+            events = send(caller, "threads.create", input=user_input(word))
+            assert {"thread.created", "thread.updated", type_of_reply} <= {event["type"] for event in events}
             assert_now(stamps(events))
             thread_id = events[0]["thread"]["id"]
             for type_, params in [
@@ -61,28 +61,28 @@ def test_every_answer(tmp_path: Path, zone: str) -> None:
                 ("items.list", {}),
                 ("threads.update", {"title": "Renamed"}),
             ]:
-                assert_now(stamps(sent(caller, type_, thread_id=thread_id, **params)))
-        assert_now(stamps(sent(caller, "threads.list")))
-        widget = sent(caller, "threads.create", input=user_input("widget"))
+                assert_now(stamps(send(caller, type_, thread_id=thread_id, **params)))
+        assert_now(stamps(send(caller, "threads.list")))
+        widget = send(caller, "threads.create", input=user_input("widget"))
         item = next(event["item"] for event in widget if event.get("item", {}).get("type") == "widget")
         where = {"thread_id": item["thread_id"], "item_id": item["id"], "action": {"type": "demo.press", "payload": {}}}
-        assert_now(stamps(sent(caller, "threads.sync_custom_action", **where)))
+        assert_now(stamps(send(caller, "threads.sync_custom_action", **where)))
 
 
-def test_two_processes_in_different_zones_and_an_older_version(tmp_path: Path) -> None:
+def test_processes_in_different_zones_and_an_older_version(tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path}/chatkit.db"
     variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": address}
     with Service(**variables, TZ=TOKYO) as tokyo:
         caller = Caller(tokyo.url)
         thread_id, _ = caller.create("Hello")
-        at_tokyo = sent(caller, "threads.get_by_id", thread_id=thread_id)
+        from_tokyo = send(caller, "threads.get_by_id", thread_id=thread_id)
         with Service(**variables, TZ=NEW_YORK) as new_york:
             caller.url = new_york.url
-            assert sent(caller, "threads.get_by_id", thread_id=thread_id) == at_tokyo
+            assert send(caller, "threads.get_by_id", thread_id=thread_id) == from_tokyo
             caller.say(thread_id, "And here")
-            assert_now(stamps(sent(caller, "threads.get_by_id", thread_id=thread_id)))
-        with create_engine(address).begin() as connection:  # as it was stored before there were zones
+            assert_now(stamps(send(caller, "threads.get_by_id", thread_id=thread_id)))
+        with create_engine(address).begin() as connection:  # as versions before time zones stored it
             old = text("UPDATE chat_threads SET data = json_set(data, '$.created_at', '2026-11-01T12:00:00.500000')")
             connection.execute(old)
         caller.url = tokyo.url
-        assert sent(caller, "threads.get_by_id", thread_id=thread_id)["created_at"] == "2026-11-01T12:00:00.500000Z"
+        assert send(caller, "threads.get_by_id", thread_id=thread_id)["created_at"] == "2026-11-01T12:00:00.500000Z"

@@ -1,4 +1,4 @@
-"""Secrets that anybody can guess: too short, published, or a pattern. The service does not start with them in production."""
+"""Weak secrets (too short, published, or a pattern) are refused in production."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def refusal(**variables: str) -> str:
 
 @pytest.mark.parametrize("name", GOOD)
 @pytest.mark.parametrize("value", PUBLISHED)
-def test_what_anybody_can_guess_is_refused(name: str, value: str) -> None:
+def test_published_secrets_and_patterns_are_refused(name: str, value: str) -> None:
     message = refusal(**{name: value})
     assert message.startswith(f"{name} is published, or a pattern")
     assert "secrets.token_hex(32)" in message
@@ -56,28 +56,28 @@ def test_what_anybody_can_guess_is_refused(name: str, value: str) -> None:
 
 @pytest.mark.parametrize("name", GOOD)
 @pytest.mark.parametrize("length", [1, 16, 31])
-def test_what_is_too_short_is_refused(name: str, length: int) -> None:
+def test_short_secrets_are_refused(name: str, length: int) -> None:
     message = refusal(**{name: secrets.token_hex(32)[:length]})
     assert message.startswith(f"{name} must be former values" if name.endswith("FALLBACKS") else f"{name} is too short")
     assert "at least 32" in message
 
 
-def test_both_are_named_at_once() -> None:
+def test_all_weak_secrets_are_named_at_once() -> None:
     message = refusal(**dict.fromkeys(GOOD, PUBLISHED[0]))
     assert message.count("is published, or a pattern") == len(GOOD)
 
 
-def test_what_is_random_is_accepted() -> None:
+def test_random_secrets_are_accepted() -> None:
     for _ in range(300):
         for secret in (secrets.token_hex(16), secrets.token_hex(32), secrets.token_urlsafe(24), secrets.token_urlsafe(64)):
             Settings.load(dict.fromkeys(GOOD, secret))
 
 
-def test_a_developer_may_have_the_secret_of_a_local_identity_provider() -> None:
+def test_weak_secrets_are_accepted_in_development() -> None:
     Settings.load({"CHATKIT_ENV": "development", **dict.fromkeys(GOOD, PUBLISHED[0])})
 
 
-def test_every_secret_in_the_documentation_is_refused() -> None:
+def test_secrets_of_the_documentation_are_refused() -> None:
     texts = [PROJECT / "README.md", PROJECT / ".env.example", *(PROJECT / "docs").glob("*.md")]
     shown = [
         (name, value)
@@ -89,7 +89,7 @@ def test_every_secret_in_the_documentation_is_refused() -> None:
         assert re.match(rf"{name} is (published|too short)|{name} must be printable", refusal(**{name: value}))
 
 
-def test_the_service_says_so_and_does_not_start() -> None:
+def test_service_does_not_start() -> None:
     service = Service(SECRET_KEY=PUBLISHED[0])
     with pytest.raises(AssertionError, match=r"cannot start\. SECRET_KEY is published"):
         service.__enter__()

@@ -1,4 +1,4 @@
-"""``WEB_CONCURRENCY``, which gunicorn reads as well, and before any file of this project."""
+"""``WEB_CONCURRENCY``, which gunicorn itself reads too, before any file of this project."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MESSAGES = (
 
 
 @pytest.mark.parametrize("value", WRONG)
-def test_a_wrong_number_is_one_line_and_no_start(value: str) -> None:
+def test_invalid_value_is_a_one_line_error(value: str) -> None:
     service = Service(WEB_CONCURRENCY=value)
     with pytest.raises(AssertionError, match="did not start"):
         service.__enter__()
@@ -28,7 +28,7 @@ def test_a_wrong_number_is_one_line_and_no_start(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", WRONG)
-def test_a_developer_gets_the_same_line(value: str) -> None:
+def test_invalid_value_in_development(value: str) -> None:
     variables = environment(WEB_CONCURRENCY=value, CHATKIT_ENV="")
     done = subprocess.run(
         [sys.executable, "app.py"], cwd=PROJECT, env=variables, capture_output=True, text=True, check=False, timeout=30
@@ -39,11 +39,11 @@ def test_a_developer_gets_the_same_line(value: str) -> None:
 
 
 @pytest.mark.parametrize(("value", "workers"), [("", 2), (" ", 2), ("1", 1), (" 3 ", 3)])
-def test_how_many_processes(value: str, workers: int) -> None:
+def test_number_of_processes(value: str, workers: int) -> None:
     with Service(WEB_CONCURRENCY=value) as service:
         gunicorn = psutil.Process(service.process.pid)
         deadline = time.monotonic() + 5
         while len(gunicorn.children()) < workers and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(0.5)  # for one too many
+        time.sleep(0.5)  # in which a surplus process would start
         assert len(gunicorn.children()) == workers

@@ -1,4 +1,4 @@
-"""Wildcards below a public suffix: names that anybody can register may call the API, and the log says so."""
+"""Wildcards below a public suffix allow names that anybody can register, so a notice is logged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from chatkit.settings import Settings
 from tests.support.service import SECRET_KEY, Service
 
 
-def warned_of(origins: str) -> list[str]:
+def notices_for(origins: str) -> list[str]:
     notices = Settings.load({"SECRET_KEY": SECRET_KEY, "CHATKIT_ALLOWED_ORIGINS": origins}).notices
     return [text for text in notices if "anybody" in text]
 
@@ -26,8 +26,8 @@ def warned_of(origins: str) -> list[str]:
         ("https://*.up.railway.app", "up.railway.app"),
     ],
 )
-def test_a_wildcard_below_a_public_suffix(origin: str, suffix: str) -> None:
-    (notice,) = warned_of(f"https://app.example.com,{origin},https://*.preview.example.com")
+def test_wildcard_below_a_public_suffix(origin: str, suffix: str) -> None:
+    (notice,) = notices_for(f"https://app.example.com,{origin},https://*.preview.example.com")
     assert notice.startswith("CHATKIT_ALLOWED_ORIGINS: ")
     assert f"names below {suffix}" in notice
     assert origin.strip().rstrip("/").lower() in notice
@@ -45,15 +45,15 @@ def test_a_wildcard_below_a_public_suffix(origin: str, suffix: str) -> None:
         "http://localhost:3000",
     ],
 )
-def test_names_of_one_owner(origins: str) -> None:
-    assert warned_of(origins) == []
+def test_no_notice_for_names_of_one_owner(origins: str) -> None:
+    assert notices_for(origins) == []
 
 
-def test_each_is_named() -> None:
-    assert len(warned_of("https://*.co.uk,https://*.vercel.app,https://*.example.com")) == 2
+def test_one_notice_per_origin() -> None:
+    assert len(notices_for("https://*.co.uk,https://*.vercel.app,https://*.example.com")) == 2
 
 
-def test_the_log_says_so_at_the_start() -> None:
+def test_notice_is_logged_at_start_up() -> None:
     with Service(CHATKIT_ALLOWED_ORIGINS="https://*.co.uk") as service:
         pass
     assert service.log.count("names below co.uk") == 1

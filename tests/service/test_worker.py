@@ -1,4 +1,4 @@
-"""What could block, flood or hold up a worker, tried on gunicorn as it is deployed."""
+"""Requests that could block, flood or delay a worker."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def lines(log: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.splitlines() if line.startswith("{")]
 
 
-def test_a_body_in_tiny_chunks_blocks_nobody(tmp_path: Path) -> None:
-    """Anonymous, and a chunk of one byte costs the loop as much as a large one. It is refused after some."""
+def test_body_in_tiny_chunks_does_not_block_the_loop(tmp_path: Path) -> None:
+    """Sent without a session. A one-byte chunk costs the event loop as much as a large one, so their number is limited."""
     with Service(**selfhosted(tmp_path)) as service:
 
         def send() -> None:
@@ -76,8 +76,8 @@ def test_a_body_in_tiny_chunks_blocks_nobody(tmp_path: Path) -> None:
     assert "the event loop has been blocked" not in service.log
 
 
-def test_a_content_length_of_thousands_of_digits(tmp_path: Path) -> None:
-    """More than Python turns into a number."""
+def test_content_length_of_thousands_of_digits(tmp_path: Path) -> None:
+    """More digits than Python converts to an integer."""
     request = CHAT + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n"
     with Service(**selfhosted(tmp_path)) as service, connect(service, request) as sock:
         received = sock.recv(65536)
@@ -85,8 +85,8 @@ def test_a_content_length_of_thousands_of_digits(tmp_path: Path) -> None:
     assert "Traceback" not in service.log
 
 
-def test_max_requests_costs_no_pause(tmp_path: Path) -> None:
-    """A kept connection that is idle must not hold the old worker, without which there is no new one."""
+def test_max_requests_causes_no_pause(tmp_path: Path) -> None:
+    """An idle keep-alive connection must not delay the end of the old worker, because the new one starts only then."""
     with Service(**selfhosted(tmp_path), GUNICORN_CMD_ARGS="--max-requests 20") as service, requests.Session() as idle:
         idle.get(f"{service.url}/healthz", timeout=5)
         longest = 0.0
@@ -97,7 +97,7 @@ def test_max_requests_costs_no_pause(tmp_path: Path) -> None:
 
 
 def test_more_connections_than_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hard limit of 1,024 or 4,096 is common; 4,096 connections are let in all the same."""
+    """Hard limits of 1,024 or 4,096 files are common, but the service accepts 4,096 connections."""
     popen: Any = subprocess.Popen
 
     def limited(*arguments: Any, **options: Any) -> Any:
@@ -111,14 +111,14 @@ def test_more_connections_than_open_files(tmp_path: Path, monkeypatch: pytest.Mo
         size = len(service.log_so_far())
         with connect(service, b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") as sock:
             sock.settimeout(2)
-            answered = b""
+            received = b""
             with suppress(TimeoutError):
-                answered = sock.recv(65536)
-    assert size < 200_000, "a log of one line a refused connection"
-    assert answered.startswith(b"HTTP/1.1 "), "refused, not left waiting"
+                received = sock.recv(65536)
+    assert size < 200_000, "no log line per refused connection"
+    assert received.startswith(b"HTTP/1.1 "), "refused, not left waiting"
 
 
-def test_a_process_that_was_frozen_was_not_blocked(tmp_path: Path) -> None:
+def test_frozen_process_is_not_reported_as_blocked(tmp_path: Path) -> None:
     """Cloud Run and laptops freeze processes between requests."""
     with Service(**selfhosted(tmp_path)) as service:
         (worker,) = psutil.Process(service.process.pid).children()
@@ -130,8 +130,8 @@ def test_a_process_that_was_frozen_was_not_blocked(tmp_path: Path) -> None:
     assert service.log.count("the event loop has been blocked") == 0
 
 
-def test_no_lease_is_left_in_redis_by_a_call_that_came_too_late() -> None:
-    """Redis carries out what its caller has given up. After five of these a user waits until they expire."""
+def test_late_redis_command_leaves_no_lease() -> None:
+    """Redis executes commands even after their caller timed out. Five such leases would block the user until they expire."""
     with Redis() as server:
         client = redis_client(Settings.load({"SECRET_KEY": SECRET_KEY, "REDIS_URL": server.url}))
         assert client
@@ -149,8 +149,8 @@ def test_no_lease_is_left_in_redis_by_a_call_that_came_too_late() -> None:
         assert client.zcard("chatkit:turns:somebody") == 0
 
 
-def test_the_line_of_a_request_whose_client_left_has_its_id() -> None:
-    """gunicorn cancels 3 s after the connection is lost; the view goes on in its thread."""
+def test_log_line_after_a_disconnect_has_the_request_id() -> None:
+    """gunicorn cancels the request 3 s after the disconnect, while the view continues in its thread."""
     with Upstream() as upstream:
         upstream.behaviour = delayed(4.5)
         with Service(**{**COMPLETE, "CHATKIT_API_BASE": upstream.url}, WEB_CONCURRENCY="1") as service:
@@ -163,8 +163,8 @@ def test_the_line_of_a_request_whose_client_left_has_its_id() -> None:
     assert access.get("request_id") == "the-id"
 
 
-def test_a_client_that_leaves_is_no_failure_of_the_service(tmp_path: Path) -> None:
-    """Anybody could ring an operator's bell with a 503 and a warning."""
+def test_disconnect_is_not_logged_as_a_503(tmp_path: Path) -> None:
+    """Otherwise any client could trigger a 503 and a warning for the operator."""
     with Service(**selfhosted(tmp_path)) as service:
         caller = Caller(service.url)
         body = json.dumps({"type": "threads.create", "params": {"input": user_input("x")}}).encode()
@@ -179,8 +179,8 @@ def test_a_client_that_leaves_is_no_failure_of_the_service(tmp_path: Path) -> No
     assert [line["message"] for line in lines(service.log) if "503" in line["message"]] == []
 
 
-def test_a_slow_reader_that_reads_all_the_time_is_not_cut(tmp_path: Path) -> None:
-    """With a deadline of 1 s instead of 20 s, and 800 kB/s instead of the rate of a bad mobile connection."""
+def test_slow_steady_reader_is_not_disconnected(tmp_path: Path) -> None:
+    """With a deadline of 1 s instead of 20, and 800 kB/s instead of the rate of a slow mobile connection."""
     with Service("tests.support.impatient:app", **selfhosted(tmp_path), TEST_CLIENT_SECONDS="1") as service:
         caller = Caller(service.url)
         thread_id, _ = caller.create("progress")
@@ -194,7 +194,7 @@ def test_a_slow_reader_that_reads_all_the_time_is_not_cut(tmp_path: Path) -> Non
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
             sock.connect(("127.0.0.1", service.port))
-            sock.sendall(request * 3)  # the kernel takes the first for itself
+            sock.sendall(request * 3)  # the first fits into the kernel's buffers
             with suppress(OSError):
                 while received < 3 * whole and (part := sock.recv(30_000)):
                     received += len(part)
@@ -202,13 +202,13 @@ def test_a_slow_reader_that_reads_all_the_time_is_not_cut(tmp_path: Path) -> Non
     assert received >= 3 * whole, f"cut after {received} bytes"
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL], ids=["stop at once", "the master dies"])
-def test_a_tool_in_a_thread_does_not_hold_a_stop(tmp_path: Path, sign: signal.Signals) -> None:
-    """Python waits for all threads of a pool when a process ends."""
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL], ids=["immediate stop", "master killed"])
+def test_tool_in_a_thread_does_not_delay_shutdown(tmp_path: Path, sign: signal.Signals) -> None:
+    """At exit, Python waits for all threads of a pool."""
     with Upstream() as upstream:
         upstream.behaviour = streaming(calls("sleeps", seconds=60))
         key = {"OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": upstream.url}
-        # Against the master's death there is only the time for open streams, so that is made short.
+        # After the master's death only the time for open streams applies, so it is shortened.
         stopping = {"CHATKIT_STOP_SECONDS": "25" if sign is signal.SIGINT else "3"}
         with Service(
             **selfhosted(tmp_path), **key, **stopping, CHATKIT_AGENT="tests.support.agents_under_test:sleeping"

@@ -1,4 +1,4 @@
-"""Agents of every shape that ``CHATKIT_AGENT`` takes, and of some that it does not."""
+"""Agents of every kind that ``CHATKIT_AGENT`` accepts, and of some that it refuses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def ask_page(context: RunContextWrapper[AgentContext[Any]], question: str)
 
 @function_tool
 def what_is_known(context: RunContextWrapper[AgentContext[Any]]) -> str:
-    """What is known of the user."""
+    """Return what is known about the user."""
     asking = context.context.request_context
     return f"{asking.user} {dict(asking.claims)}"
 
@@ -61,7 +61,7 @@ async def drafts(context: RunContextWrapper[AgentContext[Any]]) -> str:
     item = AssistantMessageItem(
         id=context.context.generate_id("message"),
         thread_id=context.context.thread.id,
-        created_at=datetime.now(),  # noqa: DTZ005  as OpenAI's documentation has it
+        created_at=datetime.now(),  # noqa: DTZ005  as in OpenAI's documentation
         content=[AssistantMessageContent(text="a draft")],
     )
     await context.context.stream(ThreadItemAddedEvent(item=item))
@@ -72,7 +72,7 @@ async def drafts(context: RunContextWrapper[AgentContext[Any]]) -> str:
 
 @function_tool
 def blocks() -> str:
-    """Do what takes its time and is not async."""
+    """Block without being async."""
     time.sleep(1.5)
     return "done"
 
@@ -86,20 +86,20 @@ async def locks(context: RunContextWrapper[AgentContext[Any]]) -> str:
 
 @function_tool
 async def counts(context: RunContextWrapper[AgentContext[Any]]) -> str:
-    """Note something in the thread's metadata."""
+    """Write to the thread's metadata."""
     context.context.thread.metadata["counted"] = True
     return "counted"
 
 
 @function_tool(failure_error_function=None)
 async def is_cancelled() -> str:
-    """Do what ends in a CancelledError, though nobody has cancelled the turn."""
+    """Raise CancelledError, although the turn is not cancelled."""
     raise asyncio.CancelledError
 
 
 @function_tool(failure_error_function=None)
 async def exits() -> str:
-    """Do what ``argparse`` does with wrong arguments."""
+    """Exit as ``argparse`` does for invalid arguments."""
     sys.exit(2)
 
 
@@ -112,14 +112,14 @@ def sleeps(seconds: float) -> str:
 
 @function_tool
 async def blocks_the_loop(seconds: float) -> str:
-    """Block the event loop, as no async function should."""
+    """Block the event loop, which an async function should not do."""
     time.sleep(seconds)
     return "blocked"
 
 
 @function_tool
 async def loads_and_notes(context: RunContextWrapper[AgentContext[Any]]) -> str:
-    """Load the thread from the store, and note something in the turn's own."""
+    """Load the thread from the store, then write to the metadata of the turn's own thread object."""
     own = context.context
     await asyncio.sleep(0.5)
     await own.store.load_thread(own.thread.id, own.request_context)
@@ -129,7 +129,7 @@ async def loads_and_notes(context: RunContextWrapper[AgentContext[Any]]) -> str:
 
 @function_tool
 async def notes(context: RunContextWrapper[AgentContext[Any]], key: str) -> str:
-    """Note something in the thread's metadata."""
+    """Write to the thread's metadata."""
     await asyncio.sleep(0.3)
     context.context.thread.metadata[key] = True
     return "noted"
@@ -137,7 +137,7 @@ async def notes(context: RunContextWrapper[AgentContext[Any]], key: str) -> str:
 
 @function_tool
 async def shows_a_widget(context: RunContextWrapper[AgentContext[Any]]) -> str:
-    """Show a widget, as OpenAI's guide has it."""
+    """Show a widget, as in OpenAI's guide."""
 
     async def states() -> AsyncGenerator[Card, None]:
         yield Card(children=[Text(id="text", value="a")])
@@ -160,7 +160,7 @@ def guarded_weather(city: str) -> str:
 
 @input_guardrail
 async def nothing_forbidden(context: Any, agent: Any, given: Any) -> GuardrailFunctionOutput:
-    """Looks at the newest message alone, and takes its time."""
+    """Look at the newest message only, after a delay."""
     await asyncio.sleep(0.3)
     text = given if isinstance(given, str) else str([item for item in given if item.get("role") == "user"][-1])
     return GuardrailFunctionOutput(output_info=None, tripwire_triggered="forbidden" in text)

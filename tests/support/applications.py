@@ -1,4 +1,4 @@
-"""Applications in this process, and callers of them."""
+"""Applications in this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Start = Callable[..., Caller]
 
 @contextmanager
 def served(app: AsgiFlask) -> Iterator[str]:
-    """The address of ``app`` on another ASGI server than gunicorn's, in this process, where tests can reach it."""
+    """Serve ``app`` with uvicorn in this process, and yield its address. Tests can patch it, unlike a process of gunicorn."""
     config = uvicorn.Config(app, interface="asgi3", lifespan="on", log_config=None, proxy_headers=False, ws="none")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:

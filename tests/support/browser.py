@@ -1,4 +1,4 @@
-"""A real browser, Chromium, in which OpenAI's CDN is answered by the stand-in of ``tests/support/stand_in``."""
+"""Chromium, with a stand-in for OpenAI's CDN."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.support.service import PROJECT
 CDN = "https://cdn.platform.openai.com"
 STAND_IN = Path(__file__).parent / "stand_in"
 FRONTEND = PROJECT / "frontend"
-expect.set_options(timeout=15_000)  # for machines that are slow, or busy
+expect.set_options(timeout=15_000)  # for slow or busy machines
 
 
 @functools.cache
 def stand_in_script() -> str:
-    """The stand-in for the CDN's script, built."""
+    """Build the stand-in for the CDN's script."""
     esbuild = str(FRONTEND / "node_modules/.bin/esbuild")
     command = [esbuild, str(STAND_IN / "openai-chatkit.ts"), "--target=es2020", "--format=iife"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -35,10 +35,10 @@ def stand_in_script() -> str:
 
 @functools.cache
 def packaged_chromium() -> str:
-    """The Chromium of the package @sparticuz/chromium, with the libraries and fonts that it brings along, unpacked."""
+    """Unpack the Chromium of the package @sparticuz/chromium, with its libraries and fonts, and return its path."""
     folder = tempfile.mkdtemp(prefix="chatkit-chromium-")
     atexit.register(shutil.rmtree, folder)
-    variables = {"TMPDIR": folder, "AWS_EXECUTION_ENV": "AWS_Lambda_nodejs24.x"}  # so that it unpacks the libraries, too
+    variables = {"TMPDIR": folder, "AWS_EXECUTION_ENV": "AWS_Lambda_nodejs24.x"}  # makes it unpack the libraries as well
     unpack = "import('@sparticuz/chromium').then(package => package.default.executablePath())"
     unpacked = subprocess.run(
         ["node", "--eval", unpack], cwd=FRONTEND, env={**os.environ, **variables}, capture_output=True, check=False
@@ -49,14 +49,14 @@ def packaged_chromium() -> str:
     )
     executable.chmod(0o755)
     started = subprocess.run([executable, "--version"], capture_output=True, check=False)
-    if unpacked.returncode or started.returncode:  # it is for Linux on x86-64
+    if unpacked.returncode or started.returncode:  # it runs only on Linux on x86-64
         programs.skip("chromium", package="chromium")
     return str(executable)
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Debian's Chromium, or Chrome where a developer has that, or the one that is a package of npm."""
+    """Run the system's Chromium or Chrome, or else the one of the npm package."""
     executable = next(filter(None, map(shutil.which, ["chromium", "google-chrome", "chromium-browser"])), None)
     executable = executable or packaged_chromium()
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
@@ -66,20 +66,20 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass
 class Visitor:
-    """Somebody in a browser of their own. What the page asked for and wrote is kept."""
+    """A user with their own browser context. Records the requests and the console of its pages."""
 
     context: BrowserContext
     requests: list[Request] = field(default_factory=list)
     console: list[str] = field(default_factory=list)
     cdn_script: str | None = field(default_factory=stand_in_script)
-    """What the CDN answers for ChatKit's script; ``None``: it can't be reached."""
+    """The CDN's response for ChatKit's script; ``None`` if it can't be reached."""
     cdn_frame: str = field(default_factory=(STAND_IN / "frame.html").read_text)
-    """What is in ChatKit's frame; an empty one is what a host outside the domain allowlist gets."""
+    """The content of ChatKit's frame. A host outside the domain allowlist gets an empty one."""
 
     def open(self, url: str) -> Page:
         page = self.context.new_page()
         page.set_default_timeout(15_000)
-        page.route(f"{CDN}/**", self._answer_for_the_cdn)
+        page.route(f"{CDN}/**", self._respond_as_cdn)
         page.on("request", lambda request: self.requests.append(request))  # noqa: PLW0108  Playwright can't mark a built-in
         page.on("console", lambda message: self.console.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: self.console.append(f"uncaught: {error}"))
@@ -87,10 +87,10 @@ class Visitor:
         return page
 
     def calls(self, path: str = "/api/chatkit/sessions") -> list[Request]:
-        """The calls of the page to ``path``; preflights are the browser's own."""
+        """The page's requests to ``path``, without preflights."""
         return [request for request in self.requests if request.url.endswith(path) and request.method != "OPTIONS"]
 
-    def _answer_for_the_cdn(self, route: Route) -> None:
+    def _respond_as_cdn(self, route: Route) -> None:
         if route.request.url.endswith("/chatkit.js"):
             if self.cdn_script is None:
                 return route.abort()
@@ -99,7 +99,7 @@ class Visitor:
 
 
 def axe_violations(page: Page) -> list[str]:
-    """What axe, the usual judge of accessibility, finds wrong with the page: rule and place."""
+    """The violations that axe finds, each with rule and target."""
     page.evaluate((FRONTEND / "node_modules/axe-core/axe.min.js").read_text())
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     return [f"{rule['id']}: {node['target']}" for rule in found["violations"] for node in rule["nodes"]]
@@ -111,5 +111,5 @@ def say(page: Page, text: str) -> None:
 
 
 def answer_to(page: Page, text: str) -> Any:
-    """The demo's answer quotes what it answers."""
+    """The demo's reply to ``text``, which it quotes."""
     return page.get_by_role("log").get_by_text(f"You said: “{text}”")

@@ -15,7 +15,7 @@ USER = User("anonymous", "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f")
 
 
 def error_of(response: TestResponse) -> tuple[int, str, str]:
-    """Status, code and message, after a look at all that every error answer has in common."""
+    """Return status, code and message, after checking what all error responses have in common."""
     body: dict[str, Any] = response.get_json()
     assert body.keys() == {"status", "message", "code"}
     assert body["status"] == "error"

@@ -1,6 +1,6 @@
-"""Starts gunicorn in a fork of a process that has imported the slow packages: OpenAI's take 2.5 s of processor time.
+"""Starts gunicorn in a fork of a process that has already imported OpenAI's packages, which takes 2.5 s of processor time.
 
-From its command line on, gunicorn does what it does when it is started by a shell.
+The fork then behaves like a gunicorn started with the same command line and environment.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The hosted backend's client of OpenAI's sessions API."""
+"""The hosted backend's client of OpenAI's Sessions API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service with shorter deadlines for clients, so that tests need not wait for the real ones."""
+"""The service with shorter client timeouts, for tests that would otherwise wait for the real ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search for secrets in what was logged."""
+"""The search for secrets in the logs."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ SHAPES = [
     SECRET,
     r"\beyJ[A-Za-z0-9_-]+\.eyJ",
 ]
-"""Every secret of the tests has one of these."""
+"""Patterns that match every secret of the tests."""
 
 
 def leaks(logged: str) -> list[str]:
-    """Where ``logged`` has a secret, with what stands around it."""
+    """The matches in ``logged``, each with the preceding 300 characters."""
     return [logged[max(found.start() - 300, 0) : found.end()] for shape in SHAPES for found in re.finditer(shape, logged)]
 
 
 class Recorder(logging.Handler):
-    """Keeps every record as it would be written, from DEBUG up."""
+    """Keeps every record from DEBUG up, formatted."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
         self.lines: list[str] = []
         self.setFormatter(JsonFormatter("{levelname}{name}{message}", style="{"))
         self.addFilter(logs.IdsFilter())
-        # OpenAI's SDK is a judge here, not a part of the service, and says all it sends when asked for DEBUG.
+        # OpenAI's SDK serves as a reference here, is not part of the service, and logs whole requests at DEBUG.
         self.addFilter(lambda record: not record.name.startswith(("openai", "httpcore", "httpx")))
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -1,4 +1,4 @@
-"""The Next.js app of ``frontend/``, built and served as its users do it, with the pages of ``tests/support/pages`` added."""
+"""The Next.js app of ``frontend/``, built and served as in production, with the pages of ``tests/support/pages`` added."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PARTS = ["app", "components", "instrumentation-client.ts", "lib", "next.config.t
 
 
 class NextApp:
-    """A copy of the app, for a service at ``api_url``, on an origin of its own.
+    """A copy of the app, configured for a service at ``api_url``, on its own origin.
 
-    The copy lies inside ``frontend/``, where it finds the installed packages, and a developer's own build is left alone.
+    The copy is inside ``frontend/``, where it finds the installed packages, and leaves a developer's build alone.
     """
 
     def __init__(self, name: str, api_url: str, *, domain_key: str = "", dev: bool = False) -> None:
@@ -58,7 +58,7 @@ class NextApp:
 
     def __exit__(self, *_: object) -> None:
         if self._server.poll() is None:
-            os.killpg(self._server.pid, signal.SIGTERM)  # its own group: Next.js has children
+            os.killpg(self._server.pid, signal.SIGTERM)  # the group, because Next.js has child processes
             self._server.wait(timeout=20)
         shutil.rmtree(self.folder)
 
@@ -75,7 +75,7 @@ class NextApp:
         shutil.copytree(Path(__file__).parent / "pages", self.folder / "app", dirs_exist_ok=True)
 
     def _run(self, *arguments: str) -> subprocess.Popen[str]:
-        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  no pipe: a full one would stop it
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  a full pipe would block it
         return processes.start(
             [str(NEXT), *arguments],
             cwd=self.folder,

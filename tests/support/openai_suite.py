@@ -1,7 +1,7 @@
-"""Runs the tests that OpenAI ships with its ChatKit package over this service's store, server and events.
+"""Runs the tests of OpenAI's ChatKit package against this service's store, server and events.
 
-Only the package's source distribution has them; ``make test`` downloads it. Two of their helpers are not in it, a store and a
-context, and ours take the place of those.
+They come with the package's source distribution, which ``make test`` downloads. It lacks two of their helpers, a store and a
+request context, which ours replace.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ DOWNLOADED = PROJECT / ".openai-chatkit"
 TESTS = DOWNLOADED / f"openai_chatkit-{metadata.version('openai-chatkit')}" / "tests"
 
 
-# Finding their tests
+# Collecting their tests
 
 
 @dataclass(frozen=True)
 class Case:
-    """One test of theirs, with one set of its arguments."""
+    """One of their tests, with one set of arguments."""
 
     name: str
     function: Callable[..., Any]
@@ -69,7 +69,7 @@ def _run(test: Callable[..., Any], arguments: dict[str, Any]) -> None:
 
 @cache
 def load(name: str) -> ModuleType:
-    """The module of that name among their tests."""
+    """Import the module ``name`` of their tests."""
     if not TESTS.is_dir():
         raise RuntimeError(f"{TESTS} is missing: run `make {DOWNLOADED.name}/downloaded`.")
     sys.modules.update({"helpers": ModuleType("helpers"), "helpers.mock_store": _STORE, "tests._types": _TYPES})
@@ -79,7 +79,7 @@ def load(name: str) -> ModuleType:
         module = importlib.import_module(name)
     finally:
         sys.path.remove(str(TESTS))
-    sys.modules[f"tests.{name}"] = module  # as they import it from one another
+    sys.modules[f"tests.{name}"] = module  # their modules import each other by this name
     return module
 
 
@@ -104,17 +104,17 @@ def _with_arguments(name: str, function: Callable[..., Any], in_class: type[Any]
         yield Case(f"{name}[{number}]" if arguments else name, function, in_class, arguments)
 
 
-# What takes the place of their store, context and server
+# Replacements for their store, context and server
 
 
 class _Unbounded(Buffer):
-    """A buffer whose reader has always caught up, on whatever event loop."""
+    """A buffer that never blocks its writer and works on any event loop."""
 
     def __init__(self) -> None:
         self.chunks: list[bytes] = []
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Unbounded)  # their tests compare contexts, which get a buffer each
+        return isinstance(other, _Unbounded)  # their tests compare contexts, each of which gets its own buffer
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -131,7 +131,7 @@ class RequestContext(ChatContext):
 
 
 def _with_a_buffer(context: ChatContext) -> Any:
-    """``context``, which their tests use for several requests, with a buffer for one."""
+    """A copy of ``context``, which their tests use for several requests, with its own buffer."""
     own = copy.copy(context)
     object.__setattr__(own, "buffer", _Unbounded())
     return own
@@ -140,11 +140,11 @@ def _with_a_buffer(context: ChatContext) -> Any:
 _TYPES = ModuleType("tests._types")
 _TYPES.RequestContext = RequestContext  # type: ignore[attr-defined]
 _STORE = ModuleType("helpers.mock_store")
-_STORE.SQLiteStore = SqlStore  # type: ignore[attr-defined]  # for each test one on a database of its own, see store_class()
+_STORE.SQLiteStore = SqlStore  # type: ignore[attr-defined]  # replaced for each test, see store_class()
 
 
 def store_class(engine: Engine) -> type[SqlStore]:
-    """``SqlStore`` as their tests make it."""
+    """Return ``SqlStore`` with the constructor that their tests call."""
 
     class Store(SqlStore):
         def __init__(self, db_path: str) -> None:
@@ -153,7 +153,7 @@ def store_class(engine: Engine) -> type[SqlStore]:
             self._begun: set[str] = set()
 
         async def save_thread(self, thread: ThreadMetadata, context: ChatContext) -> None:
-            # Their threads have fixed ids. Ours are announced by generate_thread_id(), or else they count as deleted.
+            # Their threads have fixed ids. Ours are registered by generate_thread_id(); others count as deleted.
             if thread.id not in self._begun:
                 context.threads[thread.id] = []
             self._begun.add(thread.id)
@@ -175,16 +175,16 @@ class _Responder(Assistant):
             async for event in self.callback(turn.thread, turn.message, turn.context):
                 yield event
         except asyncio.CancelledError:
-            # Their responder raises it in place of a reader who leaves. Then the request's task is cancelled, so do that here.
+            # Their responder raises it to simulate a disconnect. In the service, that cancels the task, so do it here.
             cast(asyncio.Task[Any], asyncio.current_task()).cancel()
             await asyncio.sleep(0)
 
 
 class _Server(ChatServer):
-    """Our server, called as theirs is.
+    """Our server with the constructor and the methods of theirs.
 
-    It has no callbacks for actions and dictation, so these are replaced where a test brings one. Such a test sees the way to
-    them and back only.
+    It has no callbacks for actions and dictation, so a test's callbacks replace the methods. Such a test covers only the
+    request and the response.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class _Server(ChatServer):
         own, failure = _with_a_buffer(context), None
         try:
             await self.handle(chat_request, own)
-        except BaseException as error:  # noqa: BLE001  raised when all before it has been read
+        except BaseException as error:  # noqa: BLE001  raised after the events before it
             failure = error
         for chunk in own.buffer.chunks:
             yield _in_local_time(chunk)
@@ -240,7 +240,7 @@ class _Server(ChatServer):
 
 
 def _in_local_time(sent: bytes) -> bytes:
-    """``sent`` with naive local times in place of UTC: their tests compare what is sent with what is in memory."""
+    """Replace UTC with naive local times, because their tests compare what is sent with what is in memory."""
 
     def local(sent_time: re.Match[bytes]) -> bytes:
         moment = datetime.fromisoformat(sent_time[1].decode()).astimezone()
@@ -257,5 +257,5 @@ def _coroutine(callback: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def server_maker(theirs: ModuleType) -> Callable[..., Any]:
-    """What takes the place of their ``make_server``."""
+    """Return the replacement for their ``make_server``."""
     return lambda *arguments, **named: nullcontext(_Server(theirs, *arguments, **named))

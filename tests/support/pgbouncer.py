@@ -1,4 +1,4 @@
-"""A real PgBouncer of the tests' own, in transaction mode, on a free port of this machine."""
+"""A real PgBouncer in transaction mode on a free port."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.service import free_port
 
 
 class PgBouncer:
-    """In front of the PostgreSQL server of ``address``, which listens on a socket in a folder."""
+    """Runs in front of the PostgreSQL server of ``address``, which listens on a socket in a folder."""
 
     def __init__(self, address: str, folder: Path, server_connections: int) -> None:
         url = urlsplit(address)
@@ -39,7 +39,7 @@ default_pool_size = {server_connections}
 """
         )
         self._command = [programs.find("pgbouncer", package="pgbouncer"), "--quiet", str(settings)]
-        if os.getuid() == 0:  # it refuses to run as root, and PostgreSQL has found somebody else as well
+        if os.getuid() == 0:  # like PostgreSQL, it refuses to run as root
             self._command.insert(1, f"--user={server.owner()}")
             for path in (users, settings, *[parent for parent in folder.resolve().parents if parent.parts[1:2] == ("tmp",)]):
                 path.chmod(0o755)

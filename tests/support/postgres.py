@@ -8,7 +8,7 @@ import psycopg
 
 
 def new_postgres_database(server: str) -> str:
-    """The address of an empty database on ``server``."""
+    """Create an empty database on ``server`` and return its address."""
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')

@@ -1,7 +1,7 @@
-"""The programs that the tests start. None of them outlives the test run, however that ends.
+"""Starts programs for the tests. None of them outlives the test run, however that ends.
 
-Run as a program, this module is the watcher: it reads process groups from a pipe whose other end the tests hold, and kills
-them when that is closed. Ctrl-C can come before a fixture is set up, and pytest-xdist kills workers; the pipe is closed always.
+Run as a program, this module is the watcher: it reads process groups from a pipe, and kills them when the pipe is closed. That
+also works if Ctrl-C arrives before a fixture is set up, or if pytest-xdist kills a worker.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import psutil
 
 
 def start(command: list[str], **options: Any) -> subprocess.Popen[Any]:
-    """Start ``command`` in a process group of its own."""
+    """Start ``command`` in its own process group."""
     process: subprocess.Popen[Any] = subprocess.Popen(command, start_new_session=True, **options)
     kill_at_end(process.pid)
     return process
 
 
 def kill_at_end(group: int) -> None:
-    """Have the process group ``group`` killed when this process ends."""
+    """Kill the process group ``group`` when this process ends."""
     pipe = _watcher().stdin
     assert pipe
     pipe.write(f"{group}\n")
@@ -45,7 +45,7 @@ def _watch() -> None:
     for group, at in started.items():
         with suppress(psutil.NoSuchProcess):
             if psutil.Process(group).create_time() != at:
-                continue  # the number belongs to another process by now
+                continue  # the number belongs to another process now
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
 

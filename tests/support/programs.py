@@ -1,4 +1,4 @@
-"""The programs that the tests need and that are no packages of Python or npm."""
+"""Programs that the tests need and that are neither Python nor npm packages."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ MISSING = " is missing: apt-get install "
 
 
 def find(*names: str, package: str) -> str:
-    """The path of the first of ``names`` that is installed; without any, the test is skipped."""
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])  # where Debian has daemons
+    """Return the path of the first of ``names`` that is installed. If none is, skip the test."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])  # Debian's folder for daemons
     found = next(filter(None, (shutil.which(name, path=path) for name in names)), None)
     return found or skip(names[0], package)
 

@@ -1,4 +1,4 @@
-"""Every request type of the ChatKit protocol, and changes to any of its fields."""
+"""Every request type of the ChatKit protocol, and functions that change any of its fields."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROTOCOL: dict[str, dict[str, Any]] = {
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to each value that is neither an object nor an array."""
+    """Yield the path to each value that is neither an object nor an array."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in inner:
         yield from leaves(item, (*path, key))

@@ -1,4 +1,4 @@
-"""An identity provider of the tests' own: it signs tokens, and publishes its keys over real HTTP."""
+"""An identity provider, which signs tokens and publishes its JWKS over real HTTP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECRET = "a-shared-secret-of-the-tests-that-is-long-enough-for-any-hmac-01234567
 
 @functools.cache
 def private_key(algorithm: str, number: int = 0, bits: int = 2048) -> Any:
-    """A key pair; another one for each ``number``."""
+    """A key pair for each ``number``."""
     if algorithm == "RS256":
         return rsa.generate_private_key(65537, bits)
     return ec.generate_private_key(ec.SECP256R1()) if algorithm == "ES256" else ed25519.Ed25519PrivateKey.generate()
@@ -42,7 +42,7 @@ def _kind(key: Any) -> Any:
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """Of a token that is good for an hour, longer than the tests take; ``None`` leaves a claim out."""
+    """The claims of a token that is valid for an hour. ``None`` omits a claim."""
     now = int(time.time())
     whole = {"sub": "ada", "iat": now, "exp": now + 3600, **changes}
     return {name: value for name, value in whole.items() if value is not None}
@@ -54,7 +54,7 @@ def shared(payload: dict[str, Any] | None = None, secret: str = SECRET, **change
 
 
 class Provider:
-    """The server, its keys, and how it behaves at the moment."""
+    """The identity provider's server and keys."""
 
     def __init__(self, algorithm: str = "RS256") -> None:
         self.server = Upstream()
@@ -75,7 +75,7 @@ class Provider:
         return len(self.server.received)
 
     def rotate(self, algorithm: str = "RS256", *, keep: bool = False) -> None:
-        """Sign with a new key from now on; the old one is gone unless it is to be kept."""
+        """Sign with a new key from now on. The old one is no longer published unless ``keep``."""
         number = next(self._numbers)
         self.algorithm, self.key_id = algorithm, f"key-{number}"
         self.key = private_key(algorithm, number)
@@ -96,6 +96,6 @@ def encoded(part: Any) -> str:
 
 
 def signed_with(secret: bytes, header: dict[str, Any], payload: Any) -> str:
-    """A token with an HMAC, whatever the header says."""
+    """A token signed with HMAC, whatever its header declares."""
     signed = f"{encoded(header)}.{encoded(payload)}"
     return f"{signed}.{encoded(hmac.digest(secret, signed.encode(), 'sha256'))}"

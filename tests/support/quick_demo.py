@@ -1,4 +1,4 @@
-"""The service with a demo that does not pause between words, for tests that read whole answers."""
+"""The service with a demo that does not pause between words, for tests that read whole replies."""
 
 import chatkit.backends.selfhosted.chat.demo
 

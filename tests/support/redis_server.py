@@ -1,4 +1,4 @@
-"""A real Redis of the tests' own, or the Valkey that is a wheel, on a free port of this machine."""
+"""A real Redis on a free port, or else the Valkey of a Python package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _executable() -> str:
 
 
 class Redis:
-    """The server, which can be killed, started again, and made to hang."""
+    """A server that can be killed, restarted and made to hang."""
 
     PASSWORD = "redis-password-of-the-tests"
 

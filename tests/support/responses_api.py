@@ -1,4 +1,4 @@
-"""A stand-in for OpenAI's Responses API: what a model would say, as the events in which the API streams it."""
+"""A fake of OpenAI's Responses API: the events that stream a model's output."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from tests.support.upstream import Behaviour, Handler
 
 Events = list[dict[str, Any] | float]
-"""What a model says in one response; a number is a pause in seconds."""
+"""A model's output in one response. A number is a pause in seconds."""
 
 
 def says(text: str, *, pause: float = 0.0) -> Events:
-    """A message that comes word by word."""
+    """A message that is streamed word by word, with ``pause`` seconds after each word."""
     item = {"id": "msg_of_the_model", "type": "message", "role": "assistant", "status": "in_progress", "content": []}
     place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
     part = {"type": "output_text", "text": "", "annotations": []}
@@ -36,7 +36,7 @@ def says(text: str, *, pause: float = 0.0) -> Events:
 
 
 def calls(name: str, **arguments: Any) -> Events:
-    """A call of a tool."""
+    """A tool call."""
     item = {"id": "fc_of_the_model", "type": "function_call", "call_id": "call_1", "name": name, "status": "completed"}
     whole = {**item, "arguments": json.dumps(arguments)}
     return [
@@ -53,7 +53,7 @@ def calls(name: str, **arguments: Any) -> Events:
 
 
 def thinks(*thoughts: str) -> Events:
-    """Reasoning, with a summary of some parts."""
+    """Reasoning with a summary in parts."""
     item = {"id": "rs_of_the_model", "type": "reasoning", "summary": [], "encrypted_content": "gAAAAB"}
     events: Events = [{"type": "response.output_item.added", "output_index": 0, "item": item}]
     summary = [{"type": "summary_text", "text": text} for text in thoughts]
@@ -86,7 +86,6 @@ def cites(text: str, *annotations: dict[str, Any]) -> Events:
 
 
 def refuses(text: str) -> Events:
-    """A refusal."""
     item = {"id": "msg_of_the_model", "type": "message", "role": "assistant", "status": "in_progress", "content": []}
     place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
     part = {"type": "refusal", "refusal": text}
@@ -105,7 +104,7 @@ def refuses(text: str) -> Events:
 
 
 def draws(image: str, *partial: str) -> Events:
-    """A generated image, in base64, after some that are less detailed."""
+    """A generated image, in base64, after partial images."""
     item = {"id": "ig_of_the_model", "type": "image_generation_call", "status": "in_progress", "result": None}
     place = {"item_id": item["id"], "output_index": 0}
     return [
@@ -127,7 +126,7 @@ def draws(image: str, *partial: str) -> Events:
 
 
 def works(kind: str, *phases: str, **fields: Any) -> Events:
-    """A call of one of OpenAI's own tools: its item, and an event for each of its ``phases``."""
+    """A call of one of OpenAI's own tools, with an event for each of ``phases``."""
     item = {"id": "call_of_the_model", "type": kind, "status": "completed", **fields}
     place = {"item_id": item["id"], "output_index": 0}
     return [
@@ -138,9 +137,9 @@ def works(kind: str, *phases: str, **fields: Any) -> Events:
 
 
 def streaming(*turns: Events) -> Behaviour:
-    """Answers one call of the API after another; the last is repeated. A number is a pause in seconds.
+    """Respond to each call with the next of ``turns``, and repeat the last. A number is a pause in seconds.
 
-    A call that doesn't ask for a stream gets the whole response at once.
+    A call that doesn't request a stream gets the whole response at once.
     """
     left = list(turns)
 
@@ -167,7 +166,7 @@ def streaming(*turns: Events) -> Behaviour:
 
 
 def whole(events: Events) -> Iterator[dict[str, Any] | float]:
-    """All events of a response that consists of ``events``."""
+    """Yield all events of a response whose output is ``events``."""
     output = [event["item"] for event in events if isinstance(event, dict) and event["type"] == "response.output_item.done"]
     response: dict[str, Any] = {
         "id": "resp_1",
@@ -201,7 +200,7 @@ def whole(events: Events) -> Iterator[dict[str, Any] | float]:
 
 
 def asked(body: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a model was given: role and text of each message, and type of each other item."""
+    """The model's input in ``body``: role and text of each message, and the type of each other item."""
     given = []
     for item in body["input"]:
         content = item.get("content", "")

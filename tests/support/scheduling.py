@@ -1,6 +1,6 @@
-"""Which tests stay together, and in which order they start, when pytest-xdist runs them in several processes.
+"""The distribution and order of the tests if pytest-xdist runs them in several processes.
 
-Not its ``--dist=loadgroup``: pytest-xdist 3.8 puts the group into ``item._nodeid``, which pytest 9.2 no longer reads.
+``--dist=loadgroup`` is of no use here: pytest-xdist 3.8 puts the group into ``item._nodeid``, which pytest 9.2 no longer reads.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from tests.support.service import PROJECT
 
 
 def unit_of(node_id: str) -> str:
-    """The tests with the same unit run in the same process, one after the other."""
+    """The unit of a test. Tests of the same unit run one after another in the same process."""
     file = node_id.partition("::")[0]
     if not _shares(file):
         return node_id
-    # These have fixtures of their own: the tests of one kind of database, and those of the app for hosted sessions.
+    # These have their own fixtures: the tests of one kind of database, and those of the app for hosted sessions.
     part = re.search(r"\[(?:sqlite|postgresql)\b|::TestHosted", node_id)
     return f"{file} {part[0]}" if part else file
 
 
 def order(item: pytest.Item) -> int:
-    """What takes longest starts first: browsers, then the tests that share something, then all others."""
+    """Browser tests start first, because they take longest, then the tests that share a fixture, then all others."""
     file = item.nodeid.partition("::")[0]
     return 0 if _uses_browser(file) else 1 if _shares(file) else 2
 

@@ -1,4 +1,4 @@
-"""The service as a team deploys it: gunicorn, started by the Procfile's own line, in a process of its own."""
+"""The service as it is deployed: gunicorn, started with the Procfile's command."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.support.forks import ForkedGunicorn
 PROJECT = Path(__file__).resolve().parents[2]
 SECRET_KEY = "a-key-of-the-tests-and-nobody-else"
 output: list[str] = []
-"""All that every service of this test run has written."""
+"""The logs of all services of this test run."""
 
 
 def free_port() -> int:
-    """A port that nothing listens on.
+    """Return a port that nothing listens on.
 
-    It is below those that systems hand out for outgoing connections, and each worker of pytest-xdist has ports of its own, so
-    what is free now will be free when it is used.
+    It is below the range for outgoing connections, and each worker of pytest-xdist has its own range, so it stays free until
+    it is used.
     """
     for port in _ports:
         with socket.socket() as probe, suppress(OSError):
@@ -46,10 +46,10 @@ _ports = itertools.cycle(range(12_000 + 1000 * _worker + os.getpid() % 500, 13_0
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment with these settings and no others: a blank one hides what a developer's .env has."""
+    """This process's environment with only these settings. Blank ones override those of a developer's .env."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     blank = dict.fromkeys(VARIABLES, "")
-    # The tests come from one address, and most are not about how often they do.
+    # All tests share one address, and few are about limits.
     often = {"RATE_LIMIT": "1000000"}
     if variables.get("CHATKIT_BACKEND") == "selfhosted":
         often["CHATKIT_MAX_REQUESTS_PER_MINUTE"] = "1000000"
@@ -57,13 +57,13 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 class Service:
-    """A running service. Leaving the ``with`` block stops it and keeps what it logged."""
+    """A running service. Leaving the ``with`` block stops it and reads its log."""
 
     def __init__(self, app: str = "", **variables: str) -> None:
         self.port = int(variables.get("PORT") or free_port())
         *command, deployed = shlex.split((PROJECT / "Procfile").read_text().partition("web:")[2])
         command.append(app or deployed)
-        self._written = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115  no pipe: a full one would stop the service
+        self._written = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115  a full pipe would block the service
         env = environment(**{**variables, "PORT": str(self.port)})
         self.process: subprocess.Popen[str] | ForkedGunicorn
         if variables.get("CHATKIT_BACKEND") == "selfhosted":
@@ -90,7 +90,7 @@ class Service:
         self.stop()
 
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> str:
-        """Stop it, wait for its end, and return all that it wrote."""
+        """Stop the service, wait for its end, and return its log."""
         if self.process.poll() is None:
             self.process.send_signal(sign)
         self.process.wait(timeout=40)
@@ -102,7 +102,7 @@ class Service:
         return self.log
 
     def log_so_far(self) -> str:
-        """What it has written, while it runs."""
+        """Return the log of the running service."""
         return Path(self._written.name).read_text()
 
     def mint(self, **options: object) -> requests.Response:

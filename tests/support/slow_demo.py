@@ -1,4 +1,4 @@
-"""The service with a demo that takes some seconds for a sentence, so that it can be stopped in the middle of one."""
+"""The service with a demo that takes seconds per sentence, so that it can be stopped in the middle of one."""
 
 import chatkit.backends.selfhosted.chat.demo
 

@@ -1,4 +1,4 @@
-"""Users and threads for tests of the store."""
+"""Users and threads for the tests of the store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.store import SqlStore
 
 T = TypeVar("T")
-MOMENT = datetime(2026, 11, 23)  # noqa: DTZ001  naive, as the SDK's; the same for all: order must not depend on clocks
+MOMENT = datetime(2026, 11, 23)  # noqa: DTZ001  naive like the SDK's, and the same for all, because order must not depend on clocks
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -21,7 +21,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def of(user: str) -> ChatContext:
-    return ChatContext(user, None)  # type: ignore[arg-type]  # storage never looks at the answer
+    return ChatContext(user, None)  # type: ignore[arg-type]  # the store does not use the buffer
 
 
 ADA, EVE = of("anonymous:ada"), of("anonymous:eve")

@@ -1,4 +1,4 @@
-"""A stand-in for OpenAI's ChatKit Sessions API over real HTTP: well behaved by default, and made to fail on purpose."""
+"""A fake of OpenAI's Sessions API over real HTTP, which can be made to fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Received:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection. ``behaviour`` answers; what it does not close stays open, as OpenAI's does."""
+    """One connection. ``behaviour`` responds, and the connection stays open unless it closes it, as with OpenAI."""
 
     protocol_version = "HTTP/1.1"
     timeout = 30
@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.upstream.received.append(Received("POST", self.path, headers, json.loads(raw) if is_json and raw else raw))
         self.server.upstream.behaviour(self)
 
-    do_GET = do_POST  # noqa: N815  a redirect that is followed comes as one
+    do_GET = do_POST  # noqa: N815  for followed redirects
 
     def answer(self, status: int, body: bytes | dict[str, Any] = b"", **headers: str) -> None:
         content = json.dumps(body).encode() if isinstance(body, dict) else body
@@ -54,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def hang_up(self) -> None:
-        """End the connection here and now."""
+        """Close the connection after this request."""
         self.close_connection = True
 
     def log_message(self, *args: object) -> None:
@@ -70,11 +70,11 @@ class _Server(ThreadingHTTPServer):
     upstream: Upstream
 
     def handle_error(self, *args: object) -> None:
-        """A caller that hung up is nothing to report."""
+        """Do not report clients that disconnect."""
 
 
 class Upstream:
-    """The server, what it received, and how it behaves at the moment."""
+    """The server, its ``received`` requests and its current ``behaviour``."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.received: list[Received] = []
@@ -99,7 +99,7 @@ class Upstream:
 
 
 def session(**changes: Any) -> dict[str, Any]:
-    """A ``chatkit.session`` as OpenAI's description has it; ``None`` leaves a member out."""
+    """A ``chatkit.session`` as OpenAI documents it. ``None`` omits a member."""
     whole = {
         "id": f"cksess_{secrets.token_hex(24)}",
         "object": "chatkit.session",
@@ -124,23 +124,23 @@ def mint(handler: Handler) -> None:
 
 
 def minting(**changes: Any) -> Behaviour:
-    """Answers a session with ``changes``."""
+    """Respond with a session that has ``changes``."""
     return lambda handler: handler.answer(200, session(**changes))
 
 
 def answering(status: int, body: bytes | dict[str, Any] = b"", **headers: str) -> Behaviour:
-    """Answers always the same."""
+    """Always respond with this status, body and headers."""
     return lambda handler: handler.answer(status, body, **headers)
 
 
 def failing(status: int, code: str, **headers: str) -> Behaviour:
-    """Answers an error as OpenAI does: with a message that quotes what must never be shown."""
+    """Respond with an error like OpenAI's, whose message quotes what must never be shown."""
     message = f"Workflow with id '{WORKFLOW_ID}' not found. Incorrect API key provided: {API_KEY}."
     return answering(status, {"error": {"message": message, "type": "invalid_request_error", "code": code}}, **headers)
 
 
 def delayed(seconds: float) -> Behaviour:
-    """Answers a session after a while."""
+    """Respond with a session after ``seconds``."""
 
     def behave(handler: Handler) -> None:
         time.sleep(seconds)
@@ -150,7 +150,7 @@ def delayed(seconds: float) -> Behaviour:
 
 
 def dripping(data: bytes, seconds: float = 60, pause: float = 0.2) -> Behaviour:
-    """Sends ``data``, then a byte at a time for a long while: each wait for the socket is short, all of them are not."""
+    """Send ``data``, then a byte every ``pause`` seconds, so that no single read times out."""
 
     def behave(handler: Handler) -> None:
         handler.wfile.write(data)
@@ -164,7 +164,7 @@ def dripping(data: bytes, seconds: float = 60, pause: float = 0.2) -> Behaviour:
 
 
 def sending(data: bytes) -> Behaviour:
-    """Sends these bytes, whatever they are, and hangs up."""
+    """Send ``data`` as it is, and close the connection."""
 
     def behave(handler: Handler) -> None:
         handler.wfile.write(data)
@@ -174,7 +174,7 @@ def sending(data: bytes) -> Behaviour:
 
 
 def silent(seconds: float = 60) -> Behaviour:
-    """Takes the request and says nothing."""
+    """Read the request and send nothing for ``seconds``."""
 
     def behave(handler: Handler) -> None:
         time.sleep(seconds)
@@ -184,7 +184,7 @@ def silent(seconds: float = 60) -> Behaviour:
 
 
 def endless(handler: Handler) -> None:
-    """A body without end, as fast as it can be taken."""
+    """Send an endless body, as fast as the client reads."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
     while True:
         handler.wfile.write(b" " * 65536)

@@ -1,4 +1,4 @@
-"""The structure of the package: its names, its imports, and the folder that can be deleted after 30 November 2026."""
+"""The package structure: names, imports, and a self-hosted service without ``backends/hosted``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import chatkit
 from tests.support.service import PROJECT, environment
 
 PACKAGE = PROJECT / "chatkit"
-OURS, THEIRS = (Path(folder) for folder in chatkit.__path__)
+OUR_FOLDER, THEIR_FOLDER = (Path(folder) for folder in chatkit.__path__)
 HOSTED, SELFHOSTED = "chatkit.backends.hosted", "chatkit.backends.selfhosted"
 
 
@@ -27,7 +27,7 @@ MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py") if "migrations"
 
 
 def imports(name: str) -> Iterator[str]:
-    """Our modules that ``name`` imports, within functions too. Imports for types alone don't count."""
+    """Yield our modules that ``name`` imports, also within functions. Type-only imports don't count."""
     nodes: list[ast.AST] = [ast.parse(MODULES[name].read_text())]
     while nodes:
         node = nodes.pop()
@@ -40,9 +40,9 @@ def imports(name: str) -> Iterator[str]:
             nodes += ast.iter_child_nodes(node)
 
 
-def test_no_name_of_ours_is_that_of_a_module_of_openais() -> None:
-    """An import of theirs would replace what a name of ours in ``chatkit`` stands for, or the other way round."""
-    ours, theirs = ({path.stem for path in folder.glob("[!_]*")} for folder in (OURS, THEIRS))
+def test_names_differ_from_openais_modules() -> None:
+    """Both packages share the name ``chatkit``: an equal name would hide one of the two."""
+    ours, theirs = ({path.stem for path in folder.glob("[!_]*")} for folder in (OUR_FOLDER, THEIR_FOLDER))
     assert {"server", "types", "errors"} <= theirs
     statements = ast.parse((PACKAGE / "__init__.py").read_text()).body
     imported = {alias.asname or alias.name for node in statements if isinstance(node, ast.ImportFrom) for alias in node.names}
@@ -55,7 +55,7 @@ def test_no_import_cycle() -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-def test_the_backends_do_not_import_each_other() -> None:
+def test_backends_do_not_import_each_other() -> None:
     for name in MODULES:
         for imported in imports(name):
             assert not (name.startswith(HOSTED) and imported.startswith(SELFHOSTED)), name
@@ -102,7 +102,7 @@ def test_nothing_imports_from_a_test_module() -> None:
         assert not [name for name in imported if ".test_" in name or name == "tests.conftest"], path
 
 
-def test_the_unit_tests_mirror_the_package() -> None:
+def test_unit_tests_mirror_the_package() -> None:
     unit = PROJECT / "tests/unit"
     folders = {str(path.parent.relative_to(unit)) for path in unit.rglob("test_*.py")} - {"support"}
     assert {"web", "backends/selfhosted/chat"} <= folders

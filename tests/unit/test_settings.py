@@ -1,4 +1,4 @@
-"""Settings: defaults, and every mistake named at once, in words, without its value."""
+"""Settings: defaults, and all mistakes named at once, without their values."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_production_defaults() -> None:
     assert settings.database_url.endswith("/instance/chatkit.db")
 
 
-def test_development_needs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_development_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "INSTANCE", tmp_path / "instance")
     settings = Settings.load({"CHATKIT_ENV": "development"})
     assert (settings.backend, settings.proxy_hops) == (BackendName.SELFHOSTED, 0)
@@ -50,29 +50,29 @@ def test_development_needs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert settings.notices == ()
 
 
-def test_production_does_not_start_without_a_secret_key() -> None:
+def test_production_requires_a_secret_key() -> None:
     with pytest.raises(SettingsError, match="SECRET_KEY is missing") as caught:
         Settings.load({})
     assert "secrets.token_hex" in str(caught.value)
 
 
-def test_frozen() -> None:
+def test_settings_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         load().port = 1  # type: ignore[misc]
 
 
-def test_blank_counts_as_not_set_and_hides_the_file() -> None:
+def test_blank_variable_is_unset_and_overrides_the_file() -> None:
     settings = Settings.load({**PRODUCTION, "PORT": " ", "OPENAI_API_KEY": ""}, {"OPENAI_API_KEY": "sk-file", "PORT": "1"})
     assert settings.port == 8000
     assert settings.openai_api_key is None
 
 
-def test_the_environment_comes_before_the_file() -> None:
+def test_environment_overrides_the_file() -> None:
     settings = Settings.load({**PRODUCTION, "PORT": "81"}, {"PORT": "80", "WEB_CONCURRENCY": "4"})
     assert (settings.port, settings.workers) == (81, 4)
 
 
-def test_surrounding_space_is_not_part_of_a_key() -> None:
+def test_surrounding_whitespace_is_stripped() -> None:
     assert load(OPENAI_API_KEY=" sk-abc\n").openai_api_key == "sk-abc"
 
 
@@ -126,16 +126,16 @@ WRONG = {
 }
 
 
-def test_every_mistake_at_once_by_name_and_never_by_value() -> None:
+def test_all_mistakes_are_named_without_values() -> None:
     assert WRONG.keys() == VARIABLES, "a new setting needs a wrong value here"
     message = mistakes(**WRONG)
-    for name in WRONG.keys() - {"CHATKIT_INSTRUCTIONS"}:  # any text is right
+    for name in WRONG.keys() - {"CHATKIT_INSTRUCTIONS"}:  # any text is valid
         assert re.search(rf"\b{name} (must|is|'\*' would)", message), name
     assert "ZZY" not in message
     assert "601" not in message
 
 
-def test_why_latest_is_refused() -> None:
+def test_workflow_version_latest_is_refused() -> None:
     assert "every message fails" in mistakes(CHATKIT_WORKFLOW_VERSION="latest")
 
 
@@ -169,25 +169,25 @@ def test_api_base(given: str, base: str) -> None:
         "https://[::1",
     ],
 )
-def test_api_base_that_would_leak_or_miss(base: str) -> None:
+def test_invalid_api_base(base: str) -> None:
     assert "CHATKIT_API_BASE" in mistakes(CHATKIT_API_BASE=base)
 
 
 JWKS = {"AUTH_JWKS_URL": "https://login.example.com/.well-known/jwks.json"}
-TIED = {**JWKS, "AUTH_JWT_ISSUER": "https://login.example.com/"}
+JWKS_WITH_ISSUER = {**JWKS, "AUTH_JWT_ISSUER": "https://login.example.com/"}
 SECRET = {"AUTH_JWT_SECRET": "a-secret-of-these-tests-and-no-provider"}
 
 
 @pytest.mark.parametrize(
-    ("variables", "words"),
+    ("variables", "message"),
     [
         ({"SECRET_KEY_FALLBACKS": f"{'f' * 32},{'f' * 31}"}, "SECRET_KEY_FALLBACKS must be former values of SECRET_KEY"),
         ({"SECRET_KEY_FALLBACKS": f"{'f' * 32},"}, "SECRET_KEY_FALLBACKS must be former values of SECRET_KEY"),
         ({"AUTH_REQUIRED": "true"}, "AUTH_REQUIRED is true, and nobody can sign in"),
-        ({**TIED, **SECRET}, "AUTH_JWKS_URL must not be set together with AUTH_JWT_SECRET"),
+        ({**JWKS_WITH_ISSUER, **SECRET}, "AUTH_JWKS_URL must not be set together with AUTH_JWT_SECRET"),
         (JWKS, "AUTH_JWKS_URL must come with AUTH_JWT_ISSUER or AUTH_JWT_AUDIENCE"),
-        ({**TIED, "AUTH_JWKS_URL": "http://login.example.com/keys"}, "AUTH_JWKS_URL must begin with https://"),
-        ({**TIED, "AUTH_JWKS_URL": "https://u:p@login.example.com/keys"}, "AUTH_JWKS_URL must be an address"),
+        ({**JWKS_WITH_ISSUER, "AUTH_JWKS_URL": "http://login.example.com/keys"}, "AUTH_JWKS_URL must begin with https://"),
+        ({**JWKS_WITH_ISSUER, "AUTH_JWKS_URL": "https://u:p@login.example.com/keys"}, "AUTH_JWKS_URL must be an address"),
         ({"AUTH_JWT_SECRET": "s" * 31}, "AUTH_JWT_SECRET is too short"),
         ({"AUTH_JWT_SECRET": "-----BEGIN PUBLIC KEY-----\nMIIB" + "A" * 40}, "AUTH_JWT_SECRET must be printable"),
         (
@@ -200,11 +200,11 @@ SECRET = {"AUTH_JWT_SECRET": "a-secret-of-these-tests-and-no-provider"}
         ({"CHATKIT_AGENTS": "pro=wf_a"}, "CHATKIT_AGENTS must be package.module:name"),
     ],
 )
-def test_signing_in_that_would_not_be_safe(variables: dict[str, str], words: str) -> None:
-    assert words in mistakes(**variables)
+def test_unsafe_or_contradictory_settings(variables: dict[str, str], message: str) -> None:
+    assert message in mistakes(**variables)
 
 
-BLOCKS = {
+EXAMPLES = {
     f"{name}, {number}": block
     for name in ("sign-in.md", "security.md")
     for number, block in enumerate(re.findall(r"```sh\n(.*?)```", (module.PROJECT / "docs" / name).read_text(), re.DOTALL))
@@ -212,22 +212,22 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_the_blocks_of_the_documentation(block: str) -> None:
-    """Each is settings that start, whole or beside others, and none of them is ignored."""
-    variables = dict(re.findall(r"^([A-Z_]+)=(\S+)", BLOCKS[block], re.MULTILINE))
+@pytest.mark.parametrize("block", EXAMPLES)
+def test_examples_of_the_documentation(block: str) -> None:
+    """Each example starts, alone or together with other settings, and none of its settings is ignored."""
+    variables = dict(re.findall(r"^([A-Z_]+)=(\S+)", EXAMPLES[block], re.MULTILINE))
     assert variables
     assert variables.keys() <= VARIABLES
     signed_in = SECRET if "CHATKIT_AGENT_CLAIM" in variables else {}
-    own = {name: value for name, value in {**PRODUCTION, **SECRET}.items() if name in variables}  # for the placeholders
+    own = {name: value for name, value in {**PRODUCTION, **SECRET}.items() if name in variables}  # in place of placeholders
     settings = load(**{"CHATKIT_BACKEND": "selfhosted", **signed_in, **variables, **own})
     assert not [text for text in settings.notices if "not used" in text or "all users get" in text]
 
 
-def test_signing_in() -> None:
+def test_auth_settings() -> None:
     assert not load().auth_required
     assert load(**SECRET, AUTH_REQUIRED="true").auth_required
-    assert load(**TIED, AUTH_JWT_AUDIENCE=" api, web ").auth_jwt_audiences == ("api", "web")
+    assert load(**JWKS_WITH_ISSUER, AUTH_JWT_AUDIENCE=" api, web ").auth_jwt_audiences == ("api", "web")
     assert load(CHATKIT_WORKFLOWS="pro=wf_a, free = wf_b=c").workflows == {"pro": "wf_a", "free": "wf_b=c"}
     shown = repr(load(**SECRET, CHATKIT_WORKFLOWS="pro=wf_a"))
     assert SECRET["AUTH_JWT_SECRET"] not in shown
@@ -235,7 +235,7 @@ def test_signing_in() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["postgres://", "postgresql://", "postgresql+psycopg://"])
-def test_database_addresses_of_platforms(prefix: str) -> None:
+def test_database_url_prefixes(prefix: str) -> None:
     assert load(DATABASE_URL=f"{prefix}u:p@host/db").database_url == "postgresql+psycopg://u:p@host/db"
 
 
@@ -258,7 +258,7 @@ def test_database_addresses_of_platforms(prefix: str) -> None:
         ("https://app.example.com", [], ["https://appXexample.com", "null", "", "https://app.example.com\n"]),
     ],
 )
-def test_origins(entry: str, matches: list[str], does_not: list[str]) -> None:
+def test_allowed_origins(entry: str, matches: list[str], does_not: list[str]) -> None:
     allowed = load(CHATKIT_ALLOWED_ORIGINS=entry).allowed_origins
     for origin in matches:
         assert any(pattern.match(origin) for pattern in allowed), origin
@@ -286,7 +286,7 @@ def test_origins(entry: str, matches: list[str], does_not: list[str]) -> None:
         "ftp://a.test",
     ],
 )
-def test_origins_that_are_refused(entry: str) -> None:
+def test_invalid_allowed_origins(entry: str) -> None:
     assert "CHATKIT_ALLOWED_ORIGINS" in mistakes(CHATKIT_ALLOWED_ORIGINS=entry)
 
 
@@ -308,11 +308,11 @@ def test_origins_that_are_refused(entry: str) -> None:
         ),
     ],
 )
-def test_what_is_legal_and_most_likely_not_meant(variables: dict[str, str], notice: str) -> None:
+def test_notices(variables: dict[str, str], notice: str) -> None:
     assert any(notice in text for text in load(**variables).notices)
 
 
-def test_a_key_of_the_machine_that_hides_the_one_in_the_file() -> None:
+def test_notice_for_an_api_key_that_overrides_the_file() -> None:
     def notices(environ: dict[str, str], dotenv: dict[str, str | None]) -> Any:
         return [text for text in Settings.load({**PRODUCTION, **environ}, dotenv).notices if "OPENAI_API_KEY" in text]
 
@@ -321,7 +321,7 @@ def test_a_key_of_the_machine_that_hides_the_one_in_the_file() -> None:
     assert not notices({}, {"OPENAI_API_KEY": "sk-file"})
 
 
-def test_the_example_file_names_every_setting_and_sets_none() -> None:
+def test_example_file_names_every_setting_and_sets_none() -> None:
     text = (module.PROJECT / ".env.example").read_text()
     assert set(re.findall(r"^#? ?([A-Z_]+)=", text, re.MULTILINE)) == VARIABLES
     assert not re.search(r"^[A-Z_]+=.+", text, re.MULTILINE)

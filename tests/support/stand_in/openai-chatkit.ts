@@ -1,9 +1,9 @@
 /**
- * Stands in for the script of OpenAI's CDN, which the tests can't reach: an `<openai-chatkit>` with the documented interface
- * that speaks the real protocol. Like the real one it is a classic script, puts a style into the document, is ready once a frame
- * of the CDN has loaded and agreed to the page's domain, and asks for secrets and calls `fetch` as its documentation says.
+ * A stand-in for the script of OpenAI's CDN, which the tests can't reach: an `<openai-chatkit>` with the documented interface
+ * that speaks the real protocol. Like the real one, it is a classic script, adds a style to the document, is ready once a frame
+ * of the CDN has loaded and accepted the page's domain, and requests secrets and calls `fetch` as documented.
  *
- * Unlike the real one it draws the chat in the page, in an open shadow root, and plainly.
+ * Unlike the real one, it renders the chat in the page, in an open shadow root with a minimal design.
  */
 
 import type { ChatKitEvents, ChatKitOptions, OpenAIChatKit } from '@openai/chatkit'
@@ -66,7 +66,7 @@ class StandIn extends HTMLElement implements Interface {
   }
 
   disconnectedCallback(): void {
-    removeEventListener('message', this.heard)
+    removeEventListener('message', this.onFrameMessage)
   }
 
   async focusComposer(): Promise<void> {
@@ -100,12 +100,12 @@ class StandIn extends HTMLElement implements Interface {
   async showHistory(): Promise<void> {
     const page = await (await this.call('threads.list', { limit: 20, order: 'desc' })).json()
     this.log.replaceChildren(...page.data.map((thread: { title?: string; id: string }) => element('p', {}, thread.title ?? thread.id)))
-    this.tell('chatkit.history.open', undefined)
+    this.emit('chatkit.history.open', undefined)
   }
 
   async hideHistory(): Promise<void> {
     await this.fetchUpdates()
-    this.tell('chatkit.history.close', undefined)
+    this.emit('chatkit.history.close', undefined)
   }
 
   private draw(): void {
@@ -128,7 +128,7 @@ class StandIn extends HTMLElement implements Interface {
   }
 
   private open(): void {
-    addEventListener('message', this.heard)
+    addEventListener('message', this.onFrameMessage)
     this.frame = element('iframe', { src: `${CDN}/deployments/chatkit/index-stand-in.html`, title: this.options?.frameTitle ?? 'Chat' })
     this.root.append(this.frame)
     const { api } = this.options!
@@ -140,8 +140,8 @@ class StandIn extends HTMLElement implements Interface {
     }
   }
 
-  /** The frame says whether OpenAI lets this page's domain use ChatKit. If not, the element goes, as the real one does. */
-  private readonly heard = ({ source, data }: MessageEvent): void => {
+  /** The frame reports whether OpenAI allows ChatKit on this page's domain. If not, the element removes itself, like the real one. */
+  private readonly onFrameMessage = ({ source, data }: MessageEvent): void => {
     if (source !== this.frame?.contentWindow) return
     if (data === 'unmount') {
       this.fail(new Error(`Domain verification failed for ${location.origin}`))
@@ -149,7 +149,7 @@ class StandIn extends HTMLElement implements Interface {
     }
     if (data === 'ready' && !this.isReady) {
       this.isReady = true
-      this.tell('chatkit.ready', undefined)
+      this.emit('chatkit.ready', undefined)
       const thread = this.options?.initialThread
       if (thread) void this.setThreadId(thread)
     }
@@ -158,23 +158,23 @@ class StandIn extends HTMLElement implements Interface {
   private async submit(text: string): Promise<void> {
     const input = { content: [{ type: 'input_text', text }], attachments: [], inference_options: {} }
     this.input.value = ''
-    this.tell('chatkit.response.start', undefined)
+    this.emit('chatkit.response.start', undefined)
     try {
       if (this.threadId) await this.stream('threads.add_user_message', { thread_id: this.threadId, input })
       else await this.stream('threads.create', { input })
     } catch (reason) {
-      this.input.value = text // not lost: the user can send it again
+      this.input.value = text // so that the user can send it again
       this.fail(reason)
     }
-    this.tell('chatkit.response.end', undefined)
+    this.emit('chatkit.response.end', undefined)
   }
 
   private async load(threadId: string): Promise<void> {
-    this.tell('chatkit.thread.load.start', { threadId })
+    this.emit('chatkit.thread.load.start', { threadId })
     try {
       const thread = await (await this.call('threads.get_by_id', { thread_id: threadId })).json()
       for (const item of thread.items.data) this.show(item)
-      this.tell('chatkit.thread.load.end', { threadId })
+      this.emit('chatkit.thread.load.end', { threadId })
     } catch (reason) {
       this.threadId = null
       this.fail(reason)
@@ -195,7 +195,7 @@ class StandIn extends HTMLElement implements Interface {
     }
   }
 
-  /** One request of ChatKit's protocol, the way that the options say. */
+  /** Send one request of the protocol, as the options say. */
   private async call(type: string, params: object): Promise<Response> {
     const { api } = this.options!
     const body = JSON.stringify({ type, params })
@@ -211,7 +211,7 @@ class StandIn extends HTMLElement implements Interface {
       const headers = { 'Content-Type': 'application/json', 'chatkit-frontend-version': 'stand-in' }
       response = await (api.fetch ?? fetch)(api.url, { method: 'POST', body, headers })
     }
-    if (!response.ok) throw new Error(`${type} was answered ${response.status}`)
+    if (!response.ok) throw new Error(`${type} failed with status ${response.status}`)
     return response
   }
 
@@ -240,14 +240,14 @@ class StandIn extends HTMLElement implements Interface {
 
   private changeThread(threadId: string | null): void {
     this.threadId = threadId
-    this.tell('chatkit.thread.change', { threadId })
+    this.emit('chatkit.thread.change', { threadId })
   }
 
   private fail(reason: unknown): void {
-    this.tell('chatkit.error', { error: reason instanceof Error ? reason : new Error(String(reason)) })
+    this.emit('chatkit.error', { error: reason instanceof Error ? reason : new Error(String(reason)) })
   }
 
-  private tell<K extends keyof ChatKitEvents>(name: K, detail: Detail<K>): void {
+  private emit<K extends keyof ChatKitEvents>(name: K, detail: Detail<K>): void {
     this.dispatchEvent(new CustomEvent(name, { detail }))
   }
 }

@@ -1,7 +1,7 @@
-"""No user reaches what is another's, by any field of any request: one table over all endpoints, and over the whole protocol.
+"""Tenant isolation on every endpoint and every request type of the protocol.
 
-The attacker knows every identifier of the victim's and none of the secrets. Whatever they send, no answer holds a word of the
-victim's, and nothing of the victim's is changed.
+The attacker knows all identifiers of the victim and none of the secrets. Whatever they send, no response contains the victim's
+text, and none of the victim's rows change.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ MARK = "words-of-the-victim"
 KINDS = ["anonymous", "user"]
 
 
-# The protocol: each type with the attacker's own identifiers, each of which is then replaced by each of the victim's
+# The protocol: each type with the attacker's own identifiers, replaced one by one with each of the victim's
 
 
-def with_ids(template: dict[str, Any], someone: Person) -> dict[str, Any]:
-    whole = json.dumps(template).replace('"T"', f'"{someone.thread}"').replace('"I"', f'"{someone.item}"')
+def with_ids(template: dict[str, Any], person: Person) -> dict[str, Any]:
+    whole = json.dumps(template).replace('"T"', f'"{person.thread}"').replace('"I"', f'"{person.item}"')
     named: dict[str, Any] = json.loads(whole)
     return named
 
@@ -45,15 +45,17 @@ def attempts_of(type_: str, own: dict[str, Any], victim: Person) -> Iterator[dic
 
 
 def protocol_attempts(me: Person, victim: Person) -> Iterator[dict[str, Any]]:
-    for type_ in sorted(PROTOCOL, key=lambda name: name == "threads.delete"):  # it ends with the attacker's own thread gone
+    for type_ in sorted(
+        PROTOCOL, key=lambda name: name == "threads.delete"
+    ):  # last, because it deletes the attacker's own thread
         yield from attempts_of(type_, with_ids(PROTOCOL[type_], me), victim)
 
 
 # The endpoints
 
 
-def around(method: str, path: str, me: Person, victim: Person, **request: Any) -> Iterator[dict[str, Any]]:
-    """The request itself, and the victim's identifiers everywhere beside what it is made of."""
+def variations(method: str, path: str, me: Person, victim: Person, **request: Any) -> Iterator[dict[str, Any]]:
+    """Yield the request itself, and with the victim's identifiers in the query, the headers and the cookies."""
     headers = request.pop("headers", me.headers)
     yield {"method": method, "path": path, "headers": headers, **request}
     for theirs in victim.ids():
@@ -67,19 +69,19 @@ def around(method: str, path: str, me: Person, victim: Person, **request: Any) -
             yield {"method": method, "path": path, "headers": {**headers, "Cookie": f"{name}={theirs}"}, **request}
 
 
-def minting(me: Person, victim: Person) -> Iterator[dict[str, Any]]:
-    yield from around("POST", ENDPOINT, me, victim)
+def issuing(me: Person, victim: Person) -> Iterator[dict[str, Any]]:
+    yield from variations("POST", ENDPOINT, me, victim)
     for theirs in victim.ids():
         for name in ("user_id", "user", "sub", "session_id", "visitor", "thread_id"):
             yield {"method": "POST", "path": ENDPOINT, "headers": me.headers, "json": {name: theirs}}
         yield {"method": "POST", "path": ENDPOINT, "headers": {"Authorization": f"Bearer {shared(sub=theirs + 'x')}"}}
-    # A subject is the provider's to give; one that looks like a visitor of ours is not that visitor.
+    # The identity provider decides about subjects. One that looks like a visitor's id is not that visitor.
     yield {"method": "POST", "path": ENDPOINT, "headers": {"Authorization": f"Bearer {shared(sub=victim.user)}"}}
 
 
 def ending(me: Person, victim: Person) -> Iterator[dict[str, Any]]:
     for theirs in victim.ids():
-        yield from around("DELETE", f"{ENDPOINT}/{theirs}", me, victim)
+        yield from variations("DELETE", f"{ENDPOINT}/{theirs}", me, victim)
 
 
 def chatting(me: Person, victim: Person) -> Iterator[dict[str, Any]]:
@@ -87,15 +89,15 @@ def chatting(me: Person, victim: Person) -> Iterator[dict[str, Any]]:
     for body in protocol_attempts(me, victim):
         yield {"method": "POST", "path": CHAT, "headers": bearer, "json": body}
     listing = {"type": "threads.list", "params": {}}
-    yield from around("POST", CHAT, me, victim, headers=bearer, json=listing)
+    yield from variations("POST", CHAT, me, victim, headers=bearer, json=listing)
 
 
 def checking(path: str) -> Callable[[Person, Person], Iterator[dict[str, Any]]]:
-    return lambda me, victim: around("GET", path, me, victim)
+    return lambda me, victim: variations("GET", path, me, victim)
 
 
 TABLE: dict[tuple[str, str], Callable[[Person, Person], Iterator[dict[str, Any]]]] = {
-    ("POST", ENDPOINT): minting,
+    ("POST", ENDPOINT): issuing,
     ("DELETE", f"{ENDPOINT}/<session_id>"): ending,
     ("POST", CHAT): chatting,
     ("GET", "/"): checking("/"),
@@ -110,14 +112,14 @@ def routes(app: Flask) -> set[tuple[str, str]]:
     return {(method, rule.rule) for rule in rules for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}}
 
 
-def test_the_table_has_every_endpoint_and_every_type_of_the_protocol(make_app: MakeApp) -> None:
+def test_table_covers_every_endpoint_and_request_type(make_app: MakeApp) -> None:
     assert TABLE.keys() == routes(make_app(CHATKIT_BACKEND="selfhosted")) | routes(make_app())
     assert PROTOCOL.keys() == REQUEST_TYPES
 
 
 @pytest.mark.parametrize("attacker_is", KINDS)
 @pytest.mark.parametrize("victim_is", KINDS)
-def test_nobody_reaches_what_is_anothers(
+def test_tenant_isolation(
     make_app: MakeApp, database: str, victim_is: str, attacker_is: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "SECONDS_PER_WORD", 0)
@@ -145,25 +147,23 @@ def test_nobody_reaches_what_is_anothers(
             assert victim.secret not in response.text
             seen.add(response.status_code)
             if path.startswith(ENDPOINT) and request["method"] == "POST" and response.status_code == 200:
-                minted = Person(me.client, {}, secret=response.get_json()["data"]["client_secret"])
-                assert MARK not in chat(minted, {"type": "threads.list", "params": {}}).text, request
+                issued = Person(me.client, {}, secret=response.get_json()["data"]["client_secret"])
+                assert MARK not in chat(issued, {"type": "threads.list", "params": {}}).text, request
     assert seen <= {200, 400, 401, 403, 404, 500, 503}
     assert belongings() == before
     mine = chat(victim, {"type": "threads.get_by_id", "params": {"thread_id": victim.thread}})
-    assert MARK in mine.text, "the search would have found it"
+    assert MARK in mine.text, "the check would find it"
 
 
 @pytest.mark.parametrize("attacker_is", KINDS)
 @pytest.mark.parametrize("victim_is", KINDS)
-def test_nobody_gets_a_hosted_session_of_another_or_ends_it(
-    make_app: MakeApp, upstream: Upstream, victim_is: str, attacker_is: str
-) -> None:
-    """Whoever holds a ``user`` value holds that user's threads at OpenAI."""
+def test_tenant_isolation_of_hosted_sessions(make_app: MakeApp, upstream: Upstream, victim_is: str, attacker_is: str) -> None:
+    """Knowing a ``user`` value is enough to read that user's threads at OpenAI."""
     app = make_app(AUTH_JWT_SECRET=SECRET)
     victim, me = person(app, victim_is, "victim"), person(app, attacker_is, "attacker")
     assert upstream.received[0].body["user"] == victim.user
     upstream.received.clear()
-    for endpoint in (minting, ending):
+    for endpoint in (issuing, ending):
         for request in endpoint(me, victim):
             client = app.test_client() if "Cookie" in request["headers"] else me.client
             response = client.open(request.pop("path"), **request)

@@ -1,4 +1,4 @@
-"""The contract's table, row by row: status, code, message and headers. The upstream's rows: test_sessions_api_faults."""
+"""The contract's errors: status, code, message and headers. Those of the upstream are in test_sessions_api_faults.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.endpoint import ENDPOINT, error_of
 
 
 @pytest.mark.parametrize("backend", ["hosted", "selfhosted"])
-def test_success_is_the_same_envelope_from_both(make_app: MakeApp, backend: str) -> None:
+def test_success_envelope(make_app: MakeApp, backend: str) -> None:
     client = make_app(CHATKIT_BACKEND=backend).test_client()
     before = datetime.now(UTC)
     response = client.post(ENDPOINT)
@@ -41,11 +41,11 @@ def test_success_is_the_same_envelope_from_both(make_app: MakeApp, backend: str)
         (b" {} ", "Application/JSON; charset=UTF-8"),
     ],
 )
-def test_an_empty_request_is_enough(client: FlaskClient, body: bytes, content_type: str | None) -> None:
+def test_empty_request(client: FlaskClient, body: bytes, content_type: str | None) -> None:
     assert client.post(ENDPOINT, data=body, content_type=content_type).status_code == 200
 
 
-def test_missing_key(make_app: MakeApp) -> None:
+def test_missing_api_key(make_app: MakeApp) -> None:
     response = make_app(OPENAI_API_KEY="").test_client().post(ENDPOINT)
     assert error_of(response) == (500, "openai_api_key_missing", "OpenAI API key not configured")
 
@@ -56,17 +56,17 @@ def test_missing_workflow(make_app: MakeApp) -> None:
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"user_id": 1}', b'{"other": 1}', b"\xff"])
-def test_not_the_contracts_body(client: FlaskClient, body: bytes) -> None:
+def test_invalid_body(client: FlaskClient, body: bytes) -> None:
     response = client.post(ENDPOINT, data=body, content_type="application/json")
     assert error_of(response) == (400, "invalid_request_body", "Invalid request body")
 
 
-def test_somebody_elses_user_id(client: FlaskClient) -> None:
+def test_user_id_of_another_user(client: FlaskClient) -> None:
     response = client.post(ENDPOINT, json={"user_id": "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f"})
     assert error_of(response) == (403, "user_mismatch", "user_id is not the user who is asking")
 
 
-def test_ones_own_user_id(client: FlaskClient) -> None:
+def test_own_user_id(client: FlaskClient) -> None:
     client.post(ENDPOINT)
     with client.session_transaction() as cookie:
         visitor = cookie["visitor"]
@@ -74,7 +74,7 @@ def test_ones_own_user_id(client: FlaskClient) -> None:
     assert client.post(ENDPOINT, json={"user_id": visitor.upper()}).status_code == 200
 
 
-def test_origin_that_is_not_listed(client: FlaskClient) -> None:
+def test_unlisted_origin(client: FlaskClient) -> None:
     response = client.post(ENDPOINT, headers={"Origin": "https://evil.test"})
     assert error_of(response) == (403, "origin_not_allowed", "Origin not allowed")
 
@@ -100,12 +100,12 @@ def test_body_too_large(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
-def test_media_type_that_is_not_json(client: FlaskClient, content_type: str | None) -> None:
+def test_unsupported_media_type(client: FlaskClient, content_type: str | None) -> None:
     response = client.post(ENDPOINT, data=b"{}", content_type=content_type)
     assert error_of(response) == (415, "unsupported_media_type", "Content-Type must be application/json")
 
 
-def test_fault_of_our_own(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unhandled_exception(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: object, user: object) -> None:
         raise ZeroDivisionError("something internal")
 
@@ -129,7 +129,7 @@ def test_fault_of_our_own(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_request_id(client: FlaskClient, given: str, kept: bool) -> None:
-    answered = client.post(ENDPOINT, headers={"X-Request-ID": given}).headers.getlist("X-Request-ID")
-    assert len(answered) == 1
-    assert (answered[0] == given) is kept
-    assert kept or re.fullmatch(r"[0-9a-f]{32}", answered[0])
+    returned = client.post(ENDPOINT, headers={"X-Request-ID": given}).headers.getlist("X-Request-ID")
+    assert len(returned) == 1
+    assert (returned[0] == given) is kept
+    assert kept or re.fullmatch(r"[0-9a-f]{32}", returned[0])

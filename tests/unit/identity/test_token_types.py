@@ -1,4 +1,4 @@
-"""Tokens of other kinds, signed by the right key: what an identity provider signs besides sign-ins is not one."""
+"""Tokens that an identity provider signs for other purposes than sign-in are refused."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def provider() -> Iterator[Provider]:
 
 
 @pytest.fixture(params=["published key", "shared secret"])
-def asked(request: pytest.FixtureRequest, make_app: MakeApp, provider: Provider) -> Any:
-    """Sends a token with a header and claims, signed by the right key, and gives the answer."""
+def send(request: pytest.FixtureRequest, make_app: MakeApp, provider: Provider) -> Any:
+    """Send a token with the given header and claims, signed with the right key, and return the response."""
     shared = request.param == "shared secret"
     app = make_app(**({"AUTH_JWT_SECRET": SECRET} if shared else {"AUTH_JWKS_URL": provider.url, "AUTH_JWT_ISSUER": ISSUER}))
     client: FlaskClient = app.test_client()
 
-    def ask(header: dict[str, Any], **changes: Any) -> Any:
+    def post(header: dict[str, Any], **changes: Any) -> Any:
         payload = claims(iss=ISSUER, **changes)
         token = signed_with(SECRET.encode(), {**header, "alg": "HS256"}, payload) if shared else provider.token(payload, header)
         return client.post(ENDPOINT, headers={"Authorization": f"Bearer {token}"})
 
-    return ask
+    return post
 
 
 @pytest.mark.parametrize("type_", [None, "JWT", "jwt", "at+jwt", "AT+JWT", "application/at+jwt", "application/jwt"])
-def test_a_sign_in(asked: Any, type_: str | None) -> None:
-    # PyJWT leaves the member out for None.
-    assert asked({"typ": type_} if type_ else {}).status_code == 200
+def test_accepted_types(send: Any, type_: str | None) -> None:
+    # For None, PyJWT omits the member.
+    assert send({"typ": type_} if type_ else {}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -58,20 +58,20 @@ def test_a_sign_in(asked: Any, type_: str | None) -> None:
         "application/application/jwt",
     ],
 )
-def test_another_type_is_no_sign_in(asked: Any, type_: str) -> None:
-    assert error_of(asked({"typ": type_})) == INVALID
+def test_other_types_are_refused(send: Any, type_: str) -> None:
+    assert error_of(send({"typ": type_})) == INVALID
 
 
 @pytest.mark.parametrize("type_", [1, True, ["JWT"], {"typ": "JWT"}])
-def test_a_type_that_is_no_text(asked: Any, type_: Any) -> None:
-    assert error_of(asked({"typ": type_})) == INVALID
+def test_type_that_is_not_a_string(send: Any, type_: Any) -> None:
+    assert error_of(send({"typ": type_})) == INVALID
 
 
 @pytest.mark.parametrize("type_", ["JWT", "at+jwt"])
-def test_a_logout_token_that_does_not_say_so_in_its_header(asked: Any, type_: str) -> None:
-    assert error_of(asked({"typ": type_}, events=LOGOUT)) == INVALID
+def test_logout_token_without_its_type_in_the_header(send: Any, type_: str) -> None:
+    assert error_of(send({"typ": type_}, events=LOGOUT)) == INVALID
 
 
 @pytest.mark.parametrize("events", [{}, [], "login", {"https://example.com/concert": {}}, None])
-def test_other_events_are_a_claim_like_any(asked: Any, events: Any) -> None:
-    assert asked({}, events=events).status_code == 200
+def test_other_events_claims_are_ignored(send: Any, events: Any) -> None:
+    assert send({}, events=events).status_code == 200

@@ -1,4 +1,4 @@
-"""The anonymous visitor's cookie: kept, believed only when signed here, and with the attributes its situation needs."""
+"""The visitor cookie: kept, accepted only with a valid signature, and with attributes that suit the request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cookie_of(response: TestResponse) -> str:
     return header
 
 
-def test_the_same_visitor_after_a_reload(client: FlaskClient, upstream: Upstream) -> None:
+def test_visitor_is_kept(client: FlaskClient, upstream: Upstream) -> None:
     client.post(ENDPOINT)
     client.post(ENDPOINT)
     first, second = users(upstream)
@@ -29,7 +29,7 @@ def test_the_same_visitor_after_a_reload(client: FlaskClient, upstream: Upstream
     assert re.fullmatch(r"anonymous:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", first)
 
 
-def test_without_the_cookie_somebody_else(make_app: MakeApp, upstream: Upstream) -> None:
+def test_visitor_is_new_without_a_cookie(make_app: MakeApp, upstream: Upstream) -> None:
     app = make_app()
     app.test_client().post(ENDPOINT)
     app.test_client().post(ENDPOINT)
@@ -37,7 +37,7 @@ def test_without_the_cookie_somebody_else(make_app: MakeApp, upstream: Upstream)
     assert first != second
 
 
-def test_a_restart_keeps_the_visitor_and_another_key_does_not(make_app: MakeApp, upstream: Upstream) -> None:
+def test_visitor_is_kept_over_a_restart_with_the_same_key(make_app: MakeApp, upstream: Upstream) -> None:
     value = cookie_of(make_app().test_client().post(ENDPOINT)).split(";")[0]
     for app in (make_app(), make_app(SECRET_KEY="another key than before, of the tests")):
         client = app.test_client(use_cookies=False)
@@ -47,7 +47,7 @@ def test_a_restart_keeps_the_visitor_and_another_key_does_not(make_app: MakeApp,
     assert first != other_key
 
 
-def test_an_edited_cookie_is_nobody(make_app: MakeApp, upstream: Upstream) -> None:
+def test_edited_cookie_is_ignored(make_app: MakeApp, upstream: Upstream) -> None:
     app = make_app()
     name, _, value = cookie_of(app.test_client().post(ENDPOINT)).split(";")[0].partition("=")
     victim = "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f"
@@ -66,9 +66,9 @@ def test_an_edited_cookie_is_nobody(make_app: MakeApp, upstream: Upstream) -> No
     ]
     for value in forged:
         assert client.post(ENDPOINT, headers={"Cookie": f"{name}={value}"}).status_code == 200
-    everyone = users(upstream)
-    assert len(set(everyone)) == len(forged) + 1
-    assert f"anonymous:{victim}" not in everyone
+    visitors = users(upstream)
+    assert len(set(visitors)) == len(forged) + 1
+    assert f"anonymous:{victim}" not in visitors
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_an_edited_cookie_is_nobody(make_app: MakeApp, upstream: Upstream) -> No
             {"SameSite=Lax"},
         ),
         (
-            "the same, in a browser that does not say where it is",
+            "the same, in a browser without Sec-Fetch-Site",
             {"Origin": "http://localhost:3000"},
             "chatkit_visitor",
             {"SameSite=Lax"},
@@ -100,13 +100,13 @@ def test_an_edited_cookie_is_nobody(make_app: MakeApp, upstream: Upstream) -> No
             {"SameSite=None", "Secure", "Partitioned"},
         ),
         (
-            "the same, in a browser that does not say where it is",
+            "the same, in a browser without Sec-Fetch-Site",
             {**HTTPS, "Origin": "https://app.example.org"},
             "__Host-chatkit_visitor",
             {"SameSite=None", "Secure", "Partitioned"},
         ),
         (
-            "localhost asks 127.0.0.1, which browsers trust with Secure",
+            "localhost to 127.0.0.1, where browsers accept Secure",
             {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "cross-site"},
             "chatkit_visitor",
             {"SameSite=None", "Secure", "Partitioned"},
@@ -121,7 +121,7 @@ def test_attributes(make_app: MakeApp, situation: str, headers: dict[str, str], 
     assert set(rest) - {expires} == {"HttpOnly", "Path=/", *attributes}
 
 
-def test_a_client_keeps_its_cookie_over_https(client: FlaskClient, upstream: Upstream) -> None:
+def test_cookie_is_kept_over_https(client: FlaskClient, upstream: Upstream) -> None:
     for _ in range(2):
         client.post(ENDPOINT, headers=HTTPS, base_url="https://chat.example.com")
     first, second = users(upstream)

@@ -1,4 +1,4 @@
-"""What costs processor time starts a few at a time, so that a burst from one address holds up nobody else."""
+"""Turns start a few at a time per address, so that a burst from one address does not delay others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.upstream import Handler, Upstream
 
 
 async def entered(starts: Starts, *holders: str) -> tuple[list[str], dict[str, list[Callable[[], None]]]]:
-    """Have ``holders`` enter; who has started, in order, and the functions that end their starts."""
+    """Let ``holders`` enter. Return those that have started, in order, and the functions that end their starts."""
     order: list[str] = []
     ends: dict[str, list[Callable[[], None]]] = {}
 
@@ -45,7 +45,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_each_holder_has_a_few_and_all_have_a_few_more() -> None:
+def test_limits_per_holder_and_in_total() -> None:
     async def check() -> None:
         starts = Starts(width=3, each=2, seconds=60)
         order, _ = await entered(starts, "a", "a", "a", "b", "b")
@@ -54,7 +54,7 @@ def test_each_holder_has_a_few_and_all_have_a_few_more() -> None:
     asyncio.run(check())
 
 
-def test_holders_that_wait_take_turns() -> None:
+def test_waiting_holders_are_admitted_in_turn() -> None:
     async def check() -> None:
         starts = Starts(width=1, each=1, seconds=60)
         order, ends = await entered(starts, "a", "a", "a", "b", "c", "b")
@@ -63,7 +63,7 @@ def test_holders_that_wait_take_turns() -> None:
                 while waiting:
                     end = waiting.pop()
                     end()
-                    end()  # counts once
+                    end()  # ending twice has no effect
             await settle()
         assert order == ["a", "a", "b", "c", "a", "b"]
         assert (starts._starting, starts._waiting) == ({}, {})
@@ -71,16 +71,16 @@ def test_holders_that_wait_take_turns() -> None:
     asyncio.run(check())
 
 
-def test_a_start_that_takes_long_makes_room() -> None:
+def test_long_start_stops_counting() -> None:
     async def check() -> None:
         starts = Starts(width=1, each=1, seconds=0.05)
         order, ends = await entered(starts, "a", "b")
         assert order == ["a"]
-        starts.seconds = 60  # for those that come now
+        starts.seconds = 60  # for later starts
         async with asyncio.timeout(10):
             while order != ["a", "b"]:
                 await asyncio.sleep(0.01)
-        ends["a"][0]()  # too late to count
+        ends["a"][0]()  # has no effect after the timeout
         order, _ = await entered(starts, "c")
         assert order == []
 
@@ -88,7 +88,7 @@ def test_a_start_that_takes_long_makes_room() -> None:
 
 
 @pytest.mark.parametrize("admitted", [False, True])
-def test_who_leaves_while_waiting_takes_no_place(admitted: bool) -> None:
+def test_cancelled_waiter_does_not_count(admitted: bool) -> None:
     async def check() -> None:
         starts = Starts(width=1, each=1, seconds=60)
         _, ends = await entered(starts, "a")
@@ -96,7 +96,7 @@ def test_who_leaves_while_waiting_takes_no_place(admitted: bool) -> None:
         await settle()
         if admitted:
             ends["a"][0]()
-            leaving.cancel()  # before the task has noticed
+            leaving.cancel()  # before the task resumes
         else:
             leaving.cancel()
             await settle()
@@ -109,7 +109,7 @@ def test_who_leaves_while_waiting_takes_no_place(admitted: bool) -> None:
     asyncio.run(check())
 
 
-def test_who_waits_behind_one_that_has_left_is_admitted() -> None:
+def test_waiter_behind_a_cancelled_one_is_admitted() -> None:
     async def check() -> None:
         starts = Starts(width=1, each=1, seconds=60)
         _, ends = await entered(starts, "a")
@@ -126,7 +126,7 @@ def test_who_waits_behind_one_that_has_left_is_admitted() -> None:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The users whose turns have started, in order; starting one takes an eighth of a second of waiting."""
+    """The users whose turns have started, in order. Each start waits for ``START_SECONDS / 2``."""
     users: list[str] = []
 
     async def choose(user: str) -> Any:
@@ -138,7 +138,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return users
 
 
-def test_a_burst_of_one_address_holds_up_nobody_else(start: Start, upstream: Upstream, started: list[str]) -> None:
+def test_burst_from_one_address_does_not_delay_others(start: Start, upstream: Upstream, started: list[str]) -> None:
     upstream.behaviour = streaming(says("Hi."))
     url = start("choose_late").url
     burst = [visitor_at(url, "10.0.0.1") for _ in range(10)]
@@ -153,7 +153,7 @@ def test_a_burst_of_one_address_holds_up_nobody_else(start: Start, upstream: Ups
         for turn in turns:
             turn.result()
     assert len(started) == len(burst) + 2
-    assert started.index(users_id, 1) <= 5, "those of the burst that had started, and one that was next"
+    assert started.index(users_id, 1) <= 5, "after those of the burst that had started, and one more"
 
 
 def visitor_at(url: str, address: str) -> Caller:
@@ -162,8 +162,10 @@ def visitor_at(url: str, address: str) -> Caller:
     return visitor
 
 
-def test_a_model_that_is_asked_makes_room(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model responds to none before it has been asked by all."""
+def test_turn_that_waits_for_its_model_does_not_count(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model responds only after all have asked it."""
     monkeypatch.setattr(server, "START_SECONDS", 60)
     url = start("simple").url
     burst = [visitor_at(url, "10.0.0.1") for _ in range(4 * blueprint.MAX_STARTS_PER_ADDRESS)]
@@ -180,13 +182,13 @@ def test_a_model_that_is_asked_makes_room(start: Start, upstream: Upstream, monk
             assert texts(turn.result()[1]) == ["Hi."]
 
 
-def test_a_slow_database_is_not_given_more_turns(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for the database counts as starting, so that turns which have started are not cut off by later ones."""
+def test_turn_that_waits_for_the_database_counts(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for the database counts as starting, so that later turns do not take time from those that have started."""
     monkeypatch.setattr(server, "START_SECONDS", 0.05)
     save, saving, most = SqlStore.save_thread, [0], [0]
 
     async def slow(self: SqlStore, thread: ThreadMetadata, context: ChatContext) -> None:
-        if thread.title is None:  # it is new
+        if thread.title is None:  # a new thread
             saving[0] += 1
             most[0] = max(most[0], saving[0])
             await asyncio.sleep(0.3)

@@ -1,4 +1,4 @@
-"""What the tests start ends with them."""
+"""Processes that tests start end with the test run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import signal
 
 from tests.support.service import Service
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests are a background job of a shell
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests run as a shell's background job
 service = Service()
 print(service.process.pid, flush=True)
 with service:
@@ -26,8 +26,8 @@ with service:
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("started", [False, True], ids=["while it starts", "when it runs"])
-def test_an_interrupted_run_leaves_no_service_behind(sign: signal.Signals, started: bool) -> None:
+@pytest.mark.parametrize("started", [False, True], ids=["while starting", "while running"])
+def test_interrupted_run_ends_its_services(sign: signal.Signals, started: bool) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", STARTING],
         cwd=PROJECT,

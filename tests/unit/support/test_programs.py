@@ -1,4 +1,4 @@
-"""What happens where a program that tests need is not installed."""
+"""Programs that tests need and that are not installed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_another(browser):
 
 
 def run_pytest(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run ``TEST`` with the options and hooks of this project's tests."""
+    """Run ``TEST`` with this project's pytest options and hooks."""
     (folder / "test_it.py").write_text(TEST)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.conftest", f"--rootdir={PROJECT}"]
     command += [f"--config-file={PROJECT}/pyproject.toml", *options, str(folder)]
@@ -38,7 +38,7 @@ def run_pytest(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=PROJECT, env=variables, capture_output=True, text=True, check=False)
 
 
-def test_its_tests_are_skipped_with_one_line_that_names_the_package(tmp_path: Path) -> None:
+def test_skip_line_names_the_package(tmp_path: Path) -> None:
     run = run_pytest(tmp_path)
     assert run.returncode == 0, run.stdout
     [line] = [line for line in run.stdout.splitlines() if "no-such-browser" in line]
@@ -46,13 +46,13 @@ def test_its_tests_are_skipped_with_one_line_that_names_the_package(tmp_path: Pa
     assert line.endswith("no-such-browser is missing: apt-get install no-such-package")
 
 
-def test_where_nothing_may_be_skipped_they_fail(tmp_path: Path) -> None:
+def test_missing_program_is_an_error_with_no_skips(tmp_path: Path) -> None:
     run = run_pytest(tmp_path, "--no-skips")
     assert run.returncode == 1
     assert "3 errors" in run.stdout
     assert "no-such-browser is missing: apt-get install no-such-package" in run.stdout
 
 
-def test_daemons_are_found_outside_of_a_users_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_daemons_are_found_outside_of_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert programs.find("no-such-program", "chroot", package="coreutils") == "/usr/sbin/chroot"

@@ -1,4 +1,4 @@
-"""The other origin: listed ones are answered with CORS headers, errors included; others are refused."""
+"""CORS: listed origins get the headers, also with errors; others are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.upstream import Upstream, failing
 LISTED = "http://localhost:3000"
 
 
-def test_answer_to_a_listed_origin(client: FlaskClient) -> None:
+def test_listed_origin(client: FlaskClient) -> None:
     response = client.post(ENDPOINT, headers={"Origin": LISTED})
     assert response.status_code == 200
     assert response.headers["Access-Control-Allow-Origin"] == LISTED
@@ -23,11 +23,11 @@ def test_answer_to_a_listed_origin(client: FlaskClient) -> None:
 
 
 def test_preflight(client: FlaskClient, upstream: Upstream) -> None:
-    asked = {
+    requested = {
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization, content-type, x-request-id",
     }
-    response = client.options(ENDPOINT, headers={"Origin": LISTED, **asked})
+    response = client.options(ENDPOINT, headers={"Origin": LISTED, **requested})
     assert response.status_code == 200
     assert response.headers["Access-Control-Allow-Origin"] == LISTED
     assert response.headers["Access-Control-Allow-Credentials"] == "true"
@@ -39,9 +39,9 @@ def test_preflight(client: FlaskClient, upstream: Upstream) -> None:
 
 
 def test_preflight_for_the_headers_of_chatkits_component(client: FlaskClient) -> None:
-    asked = "accept, authorization, chatkit-device-id, chatkit-frame-instance-id, content-type, openai-sentinel-token"
-    headers = {"Origin": LISTED, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": asked}
-    assert client.options(ENDPOINT, headers=headers).headers["Access-Control-Allow-Headers"] == asked
+    requested = "accept, authorization, chatkit-device-id, chatkit-frame-instance-id, content-type, openai-sentinel-token"
+    headers = {"Origin": LISTED, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": requested}
+    assert client.options(ENDPOINT, headers=headers).headers["Access-Control-Allow-Headers"] == requested
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,7 @@ def test_preflight_for_the_headers_of_chatkits_component(client: FlaskClient) ->
     ],
 )
 @pytest.mark.parametrize("method", ["POST", "OPTIONS"])
-def test_other_origins_are_refused_before_anything_is_paid_for(
-    client: FlaskClient, upstream: Upstream, origin: str, method: str
-) -> None:
+def test_other_origins_are_refused_before_any_work(client: FlaskClient, upstream: Upstream, origin: str, method: str) -> None:
     headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
     response = client.open(ENDPOINT, method=method, headers=headers)
     assert response.status_code == 403
@@ -75,7 +73,7 @@ def test_other_origins_are_refused_before_anything_is_paid_for(
     assert upstream.received == []
 
 
-def test_no_origin_passes_without_cors_headers(client: FlaskClient) -> None:
+def test_request_without_an_origin(client: FlaskClient) -> None:
     response = client.post(ENDPOINT)
     assert response.status_code == 200
     assert "Access-Control-Allow-Origin" not in response.headers
@@ -91,8 +89,8 @@ def test_no_origin_passes_without_cors_headers(client: FlaskClient) -> None:
         {"Origin": "http://chat.example.com", "Host": "chat.example.com"},
     ],
 )
-def test_the_host_header_makes_no_origin_the_services_own(make_app: MakeApp, headers: dict[str, str], hops: str) -> None:
-    """What the service's own origin is: test_own_origin."""
+def test_host_header_does_not_allow_an_origin(make_app: MakeApp, headers: dict[str, str], hops: str) -> None:
+    """tests/service/test_own_origin.py covers the service's own origin."""
     app = make_app(CHATKIT_ALLOWED_ORIGINS="https://app.example.org", PROXY_HOPS=hops)
     assert app.test_client().post(ENDPOINT, headers=headers).status_code == 403
 
@@ -107,7 +105,7 @@ def test_the_host_header_makes_no_origin_the_services_own(make_app: MakeApp, hea
         ("POST", ENDPOINT, b"", 500),
     ],
 )
-def test_errors_can_be_read_by_the_page(
+def test_errors_have_cors_headers(
     client: FlaskClient, upstream: Upstream, method: str, path: str, body: bytes, status: int
 ) -> None:
     upstream.behaviour = failing(404, "not_found")
@@ -118,7 +116,7 @@ def test_errors_can_be_read_by_the_page(
     assert "X-Request-ID" in response.headers["Access-Control-Expose-Headers"]
 
 
-def test_a_pattern_for_preview_deployments(make_app: MakeApp) -> None:
+def test_pattern_for_preview_deployments(make_app: MakeApp) -> None:
     client = make_app(CHATKIT_ALLOWED_ORIGINS="https://shop-*-team.vercel.app").test_client()
     preview = "https://shop-git-main-team.vercel.app"
     response = client.post(ENDPOINT, headers={"Origin": preview})
@@ -126,7 +124,7 @@ def test_a_pattern_for_preview_deployments(make_app: MakeApp) -> None:
     assert client.post(ENDPOINT, headers={"Origin": "https://shop-x-team.vercel.app.evil.test"}).status_code == 403
 
 
-def test_in_development_only_this_machines_names_are_served(make_app: MakeApp) -> None:
+def test_only_localhost_names_are_served_in_development(make_app: MakeApp) -> None:
     client = make_app(CHATKIT_ENV="development").test_client()
     for host in ("localhost:8000", "127.0.0.1:8000"):
         assert client.post(ENDPOINT, headers={"Host": host, "Origin": f"http://{host}"}).status_code == 200

@@ -1,4 +1,4 @@
-"""In development pages of this machine may call the API, whatever their port; in production only listed ones may."""
+"""In development, pages of localhost may call the API from any port. In production, only listed origins may."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tests.support.endpoint import ENDPOINT
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
 @pytest.mark.parametrize("port", ["", ":3000", ":3001", ":65535"])
-def test_a_page_of_this_machine(host: str, port: str, make_app: MakeApp) -> None:
+def test_localhost_origins(host: str, port: str, make_app: MakeApp) -> None:
     origin = f"http://{host}{port}"
     headers = {"Host": "localhost:8000", "Origin": origin}
-    answer = make_app(CHATKIT_ENV="development").test_client().post(ENDPOINT, headers=headers)
-    assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (200, origin)
+    response = make_app(CHATKIT_ENV="development").test_client().post(ENDPOINT, headers=headers)
+    assert (response.status_code, response.headers["Access-Control-Allow-Origin"]) == (200, origin)
     if origin != "http://localhost:3000":
         assert make_app().test_client().post(ENDPOINT, headers=headers).status_code == 403
     listed = make_app(CHATKIT_ENV="development", CHATKIT_ALLOWED_ORIGINS="https://app.example.com")
@@ -37,7 +37,7 @@ def test_a_page_of_this_machine(host: str, port: str, make_app: MakeApp) -> None
         "null",
     ],
 )
-def test_a_page_of_anywhere_else(origin: str, make_app: MakeApp) -> None:
+def test_other_origins_are_refused(origin: str, make_app: MakeApp) -> None:
     client = make_app(CHATKIT_ENV="development").test_client()
-    environ = {"HTTP_ORIGIN": origin}  # as it is: a header of the test client could not have a newline
+    environ = {"HTTP_ORIGIN": origin}  # the test client's headers can't contain a newline
     assert client.post(ENDPOINT, environ_overrides=environ).status_code == 403

@@ -1,4 +1,4 @@
-"""A line a request, with its ids, and nothing in it that should not be."""
+"""One log line per request, with its ids and without secrets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.upstream import API_KEY, SECRET_PREFIX, WORKFLOW_ID, Upstream
 
 
 def written(name: str, *, readable: bool) -> str:
-    """What the configured handler writes for a record of logger ``name``."""
+    """Return what the configured handler writes for a record of logger ``name``."""
     config = logs.configuration("INFO", readable=readable)
     chosen = config["formatters"][config["handlers"]["stdout"]["formatter"]]
     formatter = logging.config.DictConfigurator(config).configure_formatter(dict(chosen))
@@ -60,7 +60,7 @@ def access_record(caplog: pytest.LogCaptureFixture) -> Any:
     return record
 
 
-def test_a_line_a_request(client: FlaskClient, caplog: pytest.LogCaptureFixture, recorder: Recorder) -> None:
+def test_one_line_per_request(client: FlaskClient, caplog: pytest.LogCaptureFixture, recorder: Recorder) -> None:
     caplog.set_level(logging.INFO)
     response = client.post(f"{ENDPOINT}?token=hidden", headers={"X-Request-ID": "given-by-the-router"}, buffered=True)
     record = access_record(caplog)
@@ -73,20 +73,20 @@ def test_a_line_a_request(client: FlaskClient, caplog: pytest.LogCaptureFixture,
 
 
 @pytest.mark.parametrize("path", ["/a\r\nINFO forged", "/%0d%0aforged", "/\x1b[31mred", "/ü"])
-def test_a_path_cannot_forge_a_line(client: FlaskClient, caplog: pytest.LogCaptureFixture, path: str) -> None:
+def test_path_cannot_forge_a_line(client: FlaskClient, caplog: pytest.LogCaptureFixture, path: str) -> None:
     caplog.set_level(logging.INFO)
     client.get(path, buffered=True)
     assert re.fullmatch(r"/[A-Za-z0-9%/._-]*", access_record(caplog).path)
 
 
-def test_ids_do_not_stay_for_the_next_request(client: FlaskClient, recorder: Recorder) -> None:
+def test_ids_are_reset_after_the_request(client: FlaskClient, recorder: Recorder) -> None:
     client.post(ENDPOINT, buffered=True)
     client.get("/healthz", buffered=True)
     assert "session_id" not in json.loads(recorder.lines[-1])
     assert logs.request_id.get() is None
 
 
-# At the end of the run the ``recorder`` fixture searches for secrets in all that was logged. These two hold it to that.
+# At the end of the run, the ``recorder`` fixture searches everything that was logged for secrets. These test the search.
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_ids_do_not_stay_for_the_next_request(client: FlaskClient, recorder: Rec
     [API_KEY, WORKFLOW_ID, f"{SECRET_PREFIX}1", "cs_" + "a" * 43, "chatkit_visitor=ey", SECRET, shared()],
     ids=range(7),
 )
-def test_the_search_for_secrets_finds_one(secret: str) -> None:
+def test_search_finds_secrets(secret: str) -> None:
     assert leaks(f"before {secret} after")
 
 
-def test_the_search_for_secrets_sees_what_is_logged(make_app: MakeApp, recorder: Recorder, upstream: Upstream) -> None:
-    """By the applications in this process, and by the services in processes of their own."""
+def test_search_covers_all_logs(make_app: MakeApp, recorder: Recorder, upstream: Upstream) -> None:
+    """Both from applications in this process and from services in their own processes."""
     for backend, session_id in (("hosted", r"cksess_[0-9a-f]{48}"), ("selfhosted", r"ses_[A-Za-z0-9_-]{32}")):
         before = len(recorder.lines)
         make_app(CHATKIT_BACKEND=backend).test_client().post(ENDPOINT, buffered=True)

@@ -1,4 +1,4 @@
-"""Whatever comes in, the answer is a clear envelope: 400, 413 or 415, never a 500, and nothing is minted for it."""
+"""Every invalid body gets the error envelope with 400, 413 or 415, never a 500, and no session is issued."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VALID = "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f"
 
 @pytest.fixture(scope="module")
 def one_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlaskClient]:
-    """Of an application without a key: what passes all checks ends in its 500, which tells it from what is refused."""
+    """A client of an application without an API key, whose error shows that a request has passed all checks."""
     from chatkit import create_app
     from chatkit.settings import Settings
 
@@ -38,18 +38,18 @@ PASSED = "openai_api_key_missing"
 
 def outcome(client: FlaskClient, body: bytes, content_type: str | None = JSON) -> str:
     response = client.post(ENDPOINT, data=body, content_type=content_type)
-    answer = response.get_json()
-    assert ErrorSchema().validate({name: answer[name] for name in ("message", "code")}) == {}
-    assert answer["status"] == "error"
-    if answer["code"] != PASSED:
+    envelope = response.get_json()
+    assert ErrorSchema().validate({name: envelope[name] for name in ("message", "code")}) == {}
+    assert envelope["status"] == "error"
+    if envelope["code"] != PASSED:
         assert response.status_code in (400, 403, 413, 415)
-    code: str = answer["code"]
+    code: str = envelope["code"]
     return code
 
 
 MALFORMED: dict[str, bytes] = {
     "truncated": b'{"user_id": "6f1b',
-    "only a quote": b'"',
+    "single double quote": b'"',
     "trailing comma": b'{"user_id": "x",}',
     "two values": b"{} {}",
     "single quotes": b"{'user_id': 'x'}",
@@ -68,8 +68,8 @@ MALFORMED: dict[str, bytes] = {
     "deeply nested arrays": b"[" * 16_000,
     "deeply nested and closed": b"[" * 8_000 + b"]" * 8_000,
     "deeply nested objects": b'{"a":' * 2_500 + b"1" + b"}" * 2_500,
-    "the same name twice": b'{"user_id": "%b", "user_id": "%b"}' % (VALID.encode(), VALID.encode()),
-    "a name twice further in": b'{"user_id": {"a": 1, "a": 2}}',
+    "duplicate name": b'{"user_id": "%b", "user_id": "%b"}' % (VALID.encode(), VALID.encode()),
+    "nested duplicate name": b'{"user_id": {"a": 1, "a": 2}}',
     "unknown member": b'{"workflow_id": "wf_mine"}',
     "known and unknown": b'{"user_id": "%b", "admin": true}' % VALID.encode(),
     "prototype": b'{"__proto__": {"user_id": "x"}}',
@@ -126,7 +126,7 @@ def test_content_types(one_client: FlaskClient, content_type: str | None, code: 
 
 
 @pytest.mark.parametrize("size", [16 * 1024 + 1, 10_000_000])
-def test_huge(one_client: FlaskClient, size: int) -> None:
+def test_oversized_bodies(one_client: FlaskClient, size: int) -> None:
     assert outcome(one_client, b" " * size) == "request_entity_too_large"
     assert outcome(one_client, b"[" * size) == "request_entity_too_large"
 
@@ -169,18 +169,18 @@ def test_any_header(one_client: FlaskClient, header: str, value: str) -> None:
 
 
 @given(user_id=st.uuids())
-def test_a_uuid_is_read(user_id: Any) -> None:
+def test_uuid_is_read(user_id: Any) -> None:
     assert read_session_request(json.dumps({"user_id": str(user_id)}).encode()) == {"user_id": str(user_id)}
 
 
-def test_nothing_is_minted_for_what_is_refused(make_app: MakeApp, upstream: Upstream) -> None:
+def test_refused_requests_reach_no_upstream(make_app: MakeApp, upstream: Upstream) -> None:
     client = make_app().test_client()
     for body in MALFORMED.values():
         assert client.post(ENDPOINT, data=body, content_type=JSON).status_code == 400
     assert upstream.received == []
 
 
-def test_what_the_schema_says_stays_inside() -> None:
+def test_validation_error_is_chained() -> None:
     with pytest.raises(ValueError, match="does not fit") as caught:
         read_session_request(b'{"user_id": 1}')
     assert isinstance(caught.value.__cause__, ValidationError)

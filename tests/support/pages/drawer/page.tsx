@@ -5,11 +5,12 @@ import { useState } from 'react'
 import { chatKitConfig } from '@/lib/chatkit-config'
 import { useChatKit } from '@/lib/use-chatkit'
 
-/** A chat in a drawer that opens and closes, and what `onError` is told meanwhile. */
+/** A chat in a drawer that can be opened and closed, and a list of the errors that `onError` got. */
 export default function Page() {
   const [open, setOpen] = useState(true)
-  const [told, setTold] = useState<string[]>([])
-  const { chat, isReady } = useChatKit({ ...chatKitConfig, onError: (error) => setTold((before) => [...before, error.message]) })
+  const [errors, setErrors] = useState<string[]>([])
+  const onError = (error: Error) => setErrors((before) => [...before, error.message])
+  const { chat, isReady } = useChatKit({ ...chatKitConfig, onError })
   return (
     <main>
       <button type="button" onClick={() => setOpen(!open)}>
@@ -17,8 +18,8 @@ export default function Page() {
       </button>
       <p role="status">{isReady ? 'ready' : 'not ready'}</p>
       {open && <ChatKit control={chat.control} style={{ display: 'block', height: '20rem' }} />}
-      <ul aria-label="Told">
-        {told.map((line, index) => (
+      <ul aria-label="Events">
+        {errors.map((line, index) => (
           <li key={index}>{line}</li>
         ))}
       </ul>

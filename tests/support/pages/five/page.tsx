@@ -1,6 +1,5 @@
 import { ChatWindow } from '@/components/ChatWindow'
 
-/** Five chats at once. */
 export default function Page() {
   return [1, 2, 3, 4, 5].map((key) => <ChatWindow key={key} />)
 }

@@ -5,14 +5,14 @@ import { useState } from 'react'
 import { chatKitConfig } from '@/lib/chatkit-config'
 import { useChatKit } from '@/lib/use-chatkit'
 
-/** A chat that shows what `onMessage` and `onError` are told, and sends something by itself. */
+/** A chat with a list of its `onMessage` and `onError` calls, and a button that sends a message from the app. */
 export default function Page() {
-  const [told, setTold] = useState<string[]>([])
-  const tell = (line: string) => setTold((before) => [...before, line])
+  const [events, setEvents] = useState<string[]>([])
+  const add = (line: string) => setEvents((before) => [...before, line])
   const { chat, isReady } = useChatKit({
     ...chatKitConfig,
-    onMessage: (message) => tell(`message: ${message}`),
-    onError: (error) => tell(`error: ${error.message}`),
+    onMessage: (message) => add(`message: ${message}`),
+    onError: (error) => add(`error: ${error.message}`),
   })
   return (
     <main>
@@ -20,8 +20,8 @@ export default function Page() {
       <button type="button" disabled={!isReady} onClick={() => void chat.sendUserMessage({ text: 'From the app' })}>
         Send from the app
       </button>
-      <ul aria-label="Told">
-        {told.map((line, index) => (
+      <ul aria-label="Events">
+        {events.map((line, index) => (
           <li key={index}>{line}</li>
         ))}
       </ul>

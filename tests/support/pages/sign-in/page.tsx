@@ -4,7 +4,7 @@ import { useState } from 'react'
 import { ChatWindow } from '@/components/ChatWindow'
 import { endSessions, setAuthToken } from '@/lib/chatkit-config'
 
-/** Signing in and out as docs/sign-in.md has it, with the token of the address's fragment. */
+/** Signing in and out as in docs/sign-in.md, with the token from the URL's fragment. */
 export default function Page() {
   const [user, setUser] = useState('')
   async function change(next: string) {

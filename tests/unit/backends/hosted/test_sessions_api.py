@@ -1,4 +1,4 @@
-"""What the hosted issuer sends and how it reads an answer; OpenAI's own SDK is the judge of what is sent."""
+"""Requests to OpenAI's Sessions API, compared with those of OpenAI's SDK, and how responses are read."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ ARGUMENTS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", ARGUMENTS)
-def test_the_request_is_the_one_openais_sdk_sends(upstream: Upstream, case: str) -> None:
+def test_request_equals_the_one_of_openais_sdk(upstream: Upstream, case: str) -> None:
     variables, arguments = ARGUMENTS[case]
     with openai.OpenAI(api_key=API_KEY, base_url=f"{upstream.url}/v1", max_retries=0) as sdk:
         theirs = sdk.beta.chatkit.sessions.create(**cast(Any, {"user": USER.id, "workflow": {"id": WORKFLOW_ID}, **arguments}))
@@ -66,28 +66,28 @@ def test_the_request_is_the_one_openais_sdk_sends(upstream: Upstream, case: str)
     assert theirs.client_secret.startswith("ek_test_")
 
 
-KNOWN = User("user", "ada", claims={"email": "ada@example.com", "seats": 3, "share": 0.5, "admin": False})
+SIGNED_IN = User("user", "ada", claims={"email": "ada@example.com", "seats": 3, "share": 0.5, "admin": False})
 
 
-def test_a_workflow_and_state_variables_for_a_user(upstream: Upstream) -> None:
+def test_workflow_and_state_variables_of_a_user(upstream: Upstream) -> None:
     variables = {"CHATKIT_WORKFLOW_VERSION": "3", "CHATKIT_WORKFLOWS": "pro=wf_test_pro"}
     issuer = sessions_api(upstream.url, CHATKIT_AGENT_CLAIM="plan", **variables)
     with openai.OpenAI(api_key=API_KEY, base_url=f"{upstream.url}/v1", max_retries=0) as sdk:
         for workflow in ({"id": "wf_test_pro"}, {"id": WORKFLOW_ID, "version": "3"}):
-            state: Any = {**workflow, "state_variables": dict(KNOWN.claims)}
+            state: Any = {**workflow, "state_variables": dict(SIGNED_IN.claims)}
             sdk.beta.chatkit.sessions.create(user="user:ada", workflow=state)
-    issuer.issue(replace(KNOWN, agent="pro"))
-    issuer.issue(KNOWN)
+    issuer.issue(replace(SIGNED_IN, agent="pro"))
+    issuer.issue(SIGNED_IN)
     theirs, ours = upstream.received[:2], upstream.received[2:]
     assert [received.body for received in ours] == [received.body for received in theirs]
 
 
-def test_nothing_but_what_was_set_is_sent(upstream: Upstream) -> None:
+def test_unset_options_are_not_sent(upstream: Upstream) -> None:
     sessions_api(upstream.url).issue(USER)
     assert upstream.received[0].body == {"user": USER.id, "workflow": {"id": WORKFLOW_ID}}
 
 
-def test_one_connection_serves_call_after_call(upstream: Upstream) -> None:
+def test_connection_is_reused(upstream: Upstream) -> None:
     issuer = sessions_api(upstream.url)
     for _ in range(10):
         issuer.issue(USER)
@@ -99,18 +99,18 @@ def test_one_connection_serves_call_after_call(upstream: Upstream) -> None:
     assert upstream.connections == 1
 
 
-def test_calls_at_the_same_time_do_not_wait_for_each_other(upstream: Upstream) -> None:
+def test_concurrent_calls_do_not_wait_for_each_other(upstream: Upstream) -> None:
     upstream.behaviour = delayed(1)
     issuer = sessions_api(upstream.url, GUNICORN_THREADS="20")
     started = time.monotonic()
     with ThreadPoolExecutor(20) as pool:
-        ids = {minted.session_id for minted in pool.map(issuer.issue, [USER] * 20)}
+        ids = {issued.session_id for issued in pool.map(issuer.issue, [USER] * 20)}
     assert len(ids) == 20
     assert time.monotonic() - started < 10
     assert upstream.connections == 20
 
 
-def test_cookies_of_the_upstream_do_not_travel_from_user_to_user(upstream: Upstream) -> None:
+def test_upstream_cookies_are_not_kept_between_users(upstream: Upstream) -> None:
     upstream.behaviour = lambda handler: handler.answer(200, session(), Set_Cookie="who=first; Path=/")
     issuer = sessions_api(upstream.url)
     issuer.issue(USER)
@@ -118,7 +118,7 @@ def test_cookies_of_the_upstream_do_not_travel_from_user_to_user(upstream: Upstr
     assert "cookie" not in upstream.received[1].headers
 
 
-def test_the_machines_proxy_and_netrc_are_not_used(upstream: Upstream, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_proxy_variables_and_netrc_are_ignored(upstream: Upstream, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login someone password else\n")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -130,25 +130,25 @@ def test_the_machines_proxy_and_netrc_are_not_used(upstream: Upstream, monkeypat
 @pytest.mark.parametrize(
     ("expires_at", "ttl", "expected"),
     [
-        (300, "600", 300),  # OpenAI says sooner than asked for
+        (300, "600", 300),  # OpenAI's expiry is earlier than requested
         (600, "600", 600),
-        (590, "60", 60),  # its clock is ahead of ours
-        (-900, "600", 600),  # and behind
+        (590, "60", 60),  # OpenAI's clock is ahead
+        (-900, "600", 600),  # OpenAI's clock is behind
         (10**9, "600", 600),
         (float("nan"), "600", 600),
         ("soon", "600", 600),
         (None, "30", 30),
     ],
 )
-def test_remaining_life(upstream: Upstream, expires_at: Any, ttl: str, expected: int) -> None:
+def test_expiry(upstream: Upstream, expires_at: Any, ttl: str, expected: int) -> None:
     if isinstance(expires_at, int | float):
         expires_at = time.time() + expires_at
     upstream.behaviour = minting(expires_at=expires_at)
-    minted = sessions_api(upstream.url, CHATKIT_SESSION_TTL=ttl).issue(USER)
-    assert (minted.expires_at - datetime.now(UTC)).total_seconds() == pytest.approx(expected, abs=2)
+    issued = sessions_api(upstream.url, CHATKIT_SESSION_TTL=ttl).issue(USER)
+    assert (issued.expires_at - datetime.now(UTC)).total_seconds() == pytest.approx(expected, abs=2)
 
 
-def test_a_session_does_not_show_its_secret(upstream: Upstream) -> None:
+def test_secrets_are_not_in_repr(upstream: Upstream) -> None:
     assert "ek_test_" not in repr(sessions_api(upstream.url).issue(USER))
     assert API_KEY not in repr(Settings.load(COMPLETE))
     assert WORKFLOW_ID not in repr(Settings.load(COMPLETE))
@@ -156,7 +156,7 @@ def test_a_session_does_not_show_its_secret(upstream: Upstream) -> None:
 
 
 @pytest.mark.parametrize("encoding", [{}, {"Content-Encoding": "gzip"}])
-def test_unit_reading_of_an_answer(encoding: dict[str, str]) -> None:
+def test_response_is_parsed(encoding: dict[str, str]) -> None:
     import gzip
     import json
 
@@ -168,8 +168,8 @@ def test_unit_reading_of_an_answer(encoding: dict[str, str]) -> None:
             content=gzip.compress(content) if encoding else content,
             headers=encoding,
         )
-        minted = issuer.issue(USER)
-    assert (minted.session_id, minted.client_secret) == ("cksess_1", "ek_test_1")
+        issued = issuer.issue(USER)
+    assert (issued.session_id, issued.client_secret) == ("cksess_1", "ek_test_1")
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def tls_upstream(authority: trustme.CA) -> Iterator[Upstream]:
         yield running
 
 
-def test_over_tls(tls_upstream: Upstream, authority: trustme.CA, tmp_path: Any) -> None:
+def test_tls(tls_upstream: Upstream, authority: trustme.CA, tmp_path: Any) -> None:
     issuer = sessions_api(tls_upstream.url)
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     issuer.http.verify = str(tmp_path / "ca.pem")
@@ -195,7 +195,7 @@ def test_over_tls(tls_upstream: Upstream, authority: trustme.CA, tmp_path: Any) 
     assert tls_upstream.connections == 1
 
 
-def test_a_certificate_nobody_vouches_for(tls_upstream: Upstream) -> None:
+def test_untrusted_certificate_is_refused(tls_upstream: Upstream) -> None:
     with pytest.raises(Exception, match="no response from OpenAI"):
         sessions_api(tls_upstream.url).issue(USER)
     assert tls_upstream.received == []

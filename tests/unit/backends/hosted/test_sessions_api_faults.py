@@ -1,4 +1,4 @@
-"""Every way in which the upstream can disappoint, over real HTTP, and the row of the contract in which it ends."""
+"""Failures of the upstream, over real HTTP, and the contract's error for each."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ UNAVAILABLE = (503, "openai_unavailable", "OpenAI service temporarily unavailabl
 SESSION = json.dumps(u.session()).encode()
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
-ROWS: dict[str, tuple[Behaviour, tuple[int, str, str]]] = {
+FAILURES: dict[str, tuple[Behaviour, tuple[int, str, str]]] = {
     "key rejected": (failing(401, "invalid_api_key"), REJECTED),
     "rate limited": (failing(429, "rate_limit_exceeded"), LIMITED),
-    "out of money": (failing(429, "insufficient_quota"), LIMITED),
+    "insufficient quota": (failing(429, "insufficient_quota"), LIMITED),
     "bad request": (failing(400, "invalid_request_error"), NO_SESSION),
     "forbidden": (failing(403, "unsupported_country_region_territory"), NO_SESSION),
     "workflow not found": (failing(404, "not_found"), NO_SESSION),
@@ -39,50 +39,50 @@ ROWS: dict[str, tuple[Behaviour, tuple[int, str, str]]] = {
     "teapot": (answering(418), NO_SESSION),
     "no content": (answering(204), NO_SESSION),
     "html": (answering(200, b"<html>It works!</html>", Content_Type="text/html"), NO_SESSION),
-    "nothing": (answering(200, b""), NO_SESSION),
+    "empty body": (answering(200, b""), NO_SESSION),
     "not json": (answering(200, SESSION[:-5]), NO_SESSION),
     "not utf-8": (answering(200, b"\xff\xfe\xfd"), NO_SESSION),
     "an array": (answering(200, b"[" + SESSION + b"]"), NO_SESSION),
-    "nested deeply": (answering(200, b"[" * 100_000), NO_SESSION),
+    "deeply nested": (answering(200, b"[" * 100_000), NO_SESSION),
     "no secret": (minting(client_secret=None), NO_SESSION),
     "empty secret": (minting(client_secret=""), NO_SESSION),
-    "secret of another type": (minting(client_secret=["a"]), NO_SESSION),
+    "secret is not a string": (minting(client_secret=["a"]), NO_SESSION),
     "no id": (minting(id=None), NO_SESSION),
     "empty id": (minting(id=""), NO_SESSION),
     "too long": (answering(200, SESSION + b" " * 300_000), NO_SESSION),
     "endless": (u.endless, NO_SESSION),
     "gzip bomb": (answering(200, gzip.compress(b" " * 200_000_000), Content_Encoding="gzip"), NO_SESSION),
-    "gzip that is none": (answering(200, SESSION, Content_Encoding="gzip"), NO_SESSION),
+    "invalid gzip": (answering(200, SESSION, Content_Encoding="gzip"), NO_SESSION),
     "internal error": (failing(500, "server_error"), UNAVAILABLE),
     "bad gateway": (answering(502, b"<html>cloudflare</html>"), UNAVAILABLE),
     "overloaded": (answering(503), UNAVAILABLE),
     "gateway timeout": (answering(504), UNAVAILABLE),
     "endless error": (sending(b"HTTP/1.1 500 Oh\r\n\r\n" + b"x" * 10_000_000), UNAVAILABLE),
-    "hangs up": (u.Handler.hang_up, UNAVAILABLE),
-    "hangs up in the headers": (sending(HEAD), UNAVAILABLE),
-    "hangs up in the body": (sending(HEAD + b"Content-Length: 5000\r\n\r\n" + SESSION), UNAVAILABLE),
-    "broken chunks": (sending(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + SESSION), UNAVAILABLE),
+    "connection closed": (u.Handler.hang_up, UNAVAILABLE),
+    "connection closed in the headers": (sending(HEAD), UNAVAILABLE),
+    "connection closed in the body": (sending(HEAD + b"Content-Length: 5000\r\n\r\n" + SESSION), UNAVAILABLE),
+    "invalid chunks": (sending(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + SESSION), UNAVAILABLE),
     "truncated chunks": (sending(HEAD + b"Transfer-Encoding: chunked\r\n\r\nffff\r\n" + SESSION), UNAVAILABLE),
     "not http": (sending(b"SSH-2.0-OpenSSH_9.2\r\n"), UNAVAILABLE),
-    "a header without end": (sending(HEAD + b"X-Long: " + b"x" * 1_000_000 + b"\r\n\r\n"), UNAVAILABLE),
-    "headers without end": (sending(HEAD + b"X-More: x\r\n" * 10_000), UNAVAILABLE),
+    "endless header": (sending(HEAD + b"X-Long: " + b"x" * 1_000_000 + b"\r\n\r\n"), UNAVAILABLE),
+    "endless headers": (sending(HEAD + b"X-More: x\r\n" * 10_000), UNAVAILABLE),
     "silent": (u.silent(5), UNAVAILABLE),
-    "drips its status line": (dripping(b"HTTP/1.1 200 ", 5), UNAVAILABLE),
-    "drips its headers": (dripping(HEAD + b"X-Slow: ", 5), UNAVAILABLE),
-    "drips its body": (dripping(HEAD + b"Content-Length: 5000\r\n\r\n", 5), UNAVAILABLE),
-    "drips an error": (dripping(b"HTTP/1.1 401 No\r\nContent-Length: 5000\r\n\r\n", 5), UNAVAILABLE),
+    "slow status line": (dripping(b"HTTP/1.1 200 ", 5), UNAVAILABLE),
+    "slow headers": (dripping(HEAD + b"X-Slow: ", 5), UNAVAILABLE),
+    "slow body": (dripping(HEAD + b"Content-Length: 5000\r\n\r\n", 5), UNAVAILABLE),
+    "slow error": (dripping(b"HTTP/1.1 401 No\r\nContent-Length: 5000\r\n\r\n", 5), UNAVAILABLE),
 }
 
 
 @pytest.fixture(autouse=True)
 def short_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second instead of ten; test_gunicorn has the real time."""
+    """One second instead of ten. tests/service/test_gunicorn.py covers the real budget."""
     monkeypatch.setattr(sessions_api, "CALL_SECONDS", 1.0)
 
 
-@pytest.mark.parametrize("case", ROWS)
-def test_row(client: FlaskClient, upstream: Upstream, case: str) -> None:
-    upstream.behaviour, expected = ROWS[case]
+@pytest.mark.parametrize("case", FAILURES)
+def test_failure_is_mapped_to_an_error(client: FlaskClient, upstream: Upstream, case: str) -> None:
+    upstream.behaviour, expected = FAILURES[case]
     started = time.monotonic()
     response = client.post(ENDPOINT)
     assert time.monotonic() - started < 3  # not the 5 s of the upstream
@@ -101,17 +101,17 @@ def test_redirects_are_not_followed(client: FlaskClient, upstream: Upstream, sta
         assert elsewhere.connections == 0
 
 
-def test_nobody_listens(make_app: MakeApp) -> None:
+def test_connection_refused(make_app: MakeApp) -> None:
     client = make_app(CHATKIT_API_BASE=f"http://127.0.0.1:{free_port()}").test_client()
     assert error_of(client.post(ENDPOINT)) == UNAVAILABLE
 
 
-def test_host_without_address(make_app: MakeApp) -> None:
+def test_unresolvable_host(make_app: MakeApp) -> None:
     client = make_app(CHATKIT_API_BASE="https://nowhere.invalid").test_client()
     assert error_of(client.post(ENDPOINT)) == UNAVAILABLE
 
 
-def test_name_server_that_hangs(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_name_resolution_is_bounded(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(5) and [])
     client = make_app(CHATKIT_API_BASE="https://api.openai.com").test_client()
@@ -123,7 +123,7 @@ def test_name_server_that_hangs(make_app: MakeApp, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def full_port() -> Iterator[int]:
-    """A port where connecting takes for ever: its queue is full and nobody accepts."""
+    """A port whose queue is full and that accepts nothing, so that connecting never completes."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -136,7 +136,7 @@ def full_port() -> Iterator[int]:
             sock.close()
 
 
-def test_connecting_takes_for_ever(make_app: MakeApp, full_port: int) -> None:
+def test_hanging_connect_is_bounded(make_app: MakeApp, full_port: int) -> None:
     client = make_app(CHATKIT_API_BASE=f"http://127.0.0.1:{full_port}").test_client()
     started = time.monotonic()
     assert error_of(client.post(ENDPOINT)) == UNAVAILABLE
@@ -147,12 +147,12 @@ def test_connecting_takes_for_ever(make_app: MakeApp, full_port: int) -> None:
     ("header", "seconds"),
     [("7", "7"), ("", "10"), ("99999", "600"), ("Wed, 21 Oct 2026 07:28:00 GMT", "10")],
 )
-def test_how_long_to_wait_when_rate_limited(client: FlaskClient, upstream: Upstream, header: str, seconds: str) -> None:
+def test_retry_after_is_passed_on(client: FlaskClient, upstream: Upstream, header: str, seconds: str) -> None:
     upstream.behaviour = answering(429, Retry_After=header)
     assert client.post(ENDPOINT).headers["Retry-After"] == seconds
 
 
-def test_a_connection_that_broke_is_tried_once_more(client: FlaskClient, upstream: Upstream) -> None:
+def test_broken_connection_is_retried_once(client: FlaskClient, upstream: Upstream) -> None:
     def break_once(handler: u.Handler) -> None:
         upstream.behaviour = u.mint
         handler.hang_up()
@@ -162,7 +162,7 @@ def test_a_connection_that_broke_is_tried_once_more(client: FlaskClient, upstrea
     assert len(upstream.received) == 2
 
 
-def test_what_is_refused_is_not_tried_again(client: FlaskClient, upstream: Upstream) -> None:
+def test_errors_and_timeouts_are_not_retried(client: FlaskClient, upstream: Upstream) -> None:
     for behaviour in (failing(401, "invalid_api_key"), failing(500, "server_error"), u.silent(5)):
         upstream.received.clear()
         upstream.behaviour = behaviour
@@ -170,7 +170,7 @@ def test_what_is_refused_is_not_tried_again(client: FlaskClient, upstream: Upstr
         assert len(upstream.received) == 1
 
 
-def test_an_endless_answer_costs_little_memory(client: FlaskClient, upstream: Upstream) -> None:
+def test_endless_response_uses_bounded_memory(client: FlaskClient, upstream: Upstream) -> None:
     upstream.behaviour = u.endless
     tracemalloc.start()
     client.post(ENDPOINT)
@@ -179,7 +179,7 @@ def test_an_endless_answer_costs_little_memory(client: FlaskClient, upstream: Up
     assert peak < 8_000_000
 
 
-def test_the_log_names_the_upstreams_request_and_the_likely_cause(
+def test_log_names_the_upstream_request_id_and_the_likely_cause(
     client: FlaskClient, upstream: Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream.behaviour = failing(404, "not_found", X_Request_ID="req_4f2a")

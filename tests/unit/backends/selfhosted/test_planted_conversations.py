@@ -1,4 +1,4 @@
-"""Conversations that an attacker has planted in somebody's browser come along without what their new owner can't see."""
+"""An attacker's hidden items are dropped when a victim takes over the conversations of a planted visitor cookie."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def app(make_app: MakeApp, database: str, upstream: Upstream) -> Flask:
     return make_app(CHATKIT_BACKEND="selfhosted", AUTH_JWT_SECRET=SECRET, AUTH_KEEP_CONVERSATIONS="true", **agent)
 
 
-def begin(someone: Person) -> str:
-    answer = chat(someone, {"type": "threads.create", "params": {"input": user_input("Hi")}})
-    thread: str = json.loads(answer.text.splitlines()[0][6:])["thread"]["id"]
+def create_thread(person: Person) -> str:
+    response = chat(person, {"type": "threads.create", "params": {"input": user_input("Hi")}})
+    thread: str = json.loads(response.text.splitlines()[0][6:])["thread"]["id"]
     return thread
 
 
-def act(someone: Person, thread: str, payload: Any) -> None:
-    """What a page says that the user did with a widget; the model is told, and the user never sees it."""
+def report_action(person: Person, thread: str, payload: Any) -> None:
+    """Report a widget action. The model is told about it; the user never sees it."""
     params = {"thread_id": thread, "action": {"type": "pressed", "payload": payload}}
-    assert chat(someone, {"type": "threads.sync_custom_action", "params": params}).status_code == 200
+    assert chat(person, {"type": "threads.sync_custom_action", "params": params}).status_code == 200
 
 
-def visible(someone: Person, thread: str) -> Any:
-    return chat(someone, {"type": "items.list", "params": {"thread_id": thread}}).get_json()["data"]
+def visible(person: Person, thread: str) -> Any:
+    return chat(person, {"type": "items.list", "params": {"thread_id": thread}}).get_json()["data"]
 
 
 def stored(database: str) -> list[tuple[str, str, str]]:
@@ -51,35 +51,35 @@ def stored(database: str) -> list[tuple[str, str, str]]:
     return [(row.user_id, row.thread_id, json.loads(row.data)["type"]) for row in rows]
 
 
-def test_what_was_planted_does_not_reach_the_model(app: Flask, database: str, upstream: Upstream) -> None:
+def test_planted_items_do_not_reach_the_model(app: Flask, database: str, upstream: Upstream) -> None:
     victim = Person(app.test_client(), AS_USER)
     victim.mint()
-    own = begin(victim)
-    act(victim, own, "of the victim's own")
+    own = create_thread(victim)
+    report_action(victim, own, "of the victim's own")
 
     attacker = Person(app.test_client(), {})
     attacker.mint()
-    planted = begin(attacker)
+    planted = create_thread(attacker)
     for payload in (PLANTED, f"{PLANTED}\0", {"type": "user_message", "text": PLANTED}, [f'"type":"x" {PLANTED}']):
-        act(attacker, planted, payload)
+        report_action(attacker, planted, payload)
     seen = visible(attacker, planted)
     assert len(seen) == 2
     say = {"type": "threads.add_user_message", "params": {"thread_id": planted, "input": user_input("Hello")}}
     chat(attacker, say)
-    assert PLANTED in json.dumps(upstream.received[-1].body), "the search would have found it"
+    assert PLANTED in json.dumps(upstream.received[-1].body), "the check would find it"
 
     # The attacker's cookie in the victim's browser.
     browser = Person(attacker.client, AS_USER)
     browser.mint()
     assert [item for item in visible(browser, planted) if item in seen] == seen
     for thread in (planted, own):
-        said = {"type": "threads.add_user_message", "params": {"thread_id": thread, "input": user_input("Hello")}}
-        assert chat(browser, said).status_code == 200
+        message = {"type": "threads.add_user_message", "params": {"thread_id": thread, "input": user_input("Hello")}}
+        assert chat(browser, message).status_code == 200
         assert PLANTED not in json.dumps(upstream.received[-1].body)
-    assert "of the victim's own" in json.dumps(upstream.received[-1].body), "what was the user's stays"
+    assert "of the victim's own" in json.dumps(upstream.received[-1].body), "the user's own items are kept"
 
 
-def test_of_every_kind_in_many_threads_and_nothing_else(app: Flask, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_hidden_items_are_dropped(app: Flask, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "THREAD_BATCH", 7)
     client = app.test_client()
     attacker = Person(client, {})

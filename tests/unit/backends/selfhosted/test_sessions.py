@@ -1,4 +1,4 @@
-"""Sessions minted here, on SQLite and on PostgreSQL."""
+"""Sessions issued by this service, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rows(database: str) -> list[tuple[object, ...]]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds by which time is moved on, in a list to change."""
+    """Move the clock forward by setting the list's element, in seconds."""
     moved = [0.0]
     wall, monotonic = time.time, time.monotonic
     monkeypatch.setattr("chatkit.backends.selfhosted.sessions.time.time", lambda: wall() + moved[0])
@@ -42,17 +42,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return moved
 
 
-def test_a_session_is_as_the_contract_says(issuer: SessionStore) -> None:
-    minted = [issuer.issue(USER) for _ in range(50)]
-    for session in minted:
+def test_session_matches_the_contract(issuer: SessionStore) -> None:
+    sessions = [issuer.issue(USER) for _ in range(50)]
+    for session in sessions:
         assert re.fullmatch(r"cs_[A-Za-z0-9_-]{27,47}", session.client_secret)
         assert re.fullmatch(r"ses_[A-Za-z0-9_-]{32}", session.session_id)
         assert 597 <= (session.expires_at - datetime.now(UTC)).total_seconds() <= 600
-    assert len({session.client_secret for session in minted}) == 50
-    assert len({session.session_id for session in minted}) == 50
+    assert len({session.client_secret for session in sessions}) == 50
+    assert len({session.session_id for session in sessions}) == 50
 
 
-def test_from_secret_to_session(issuer: SessionStore) -> None:
+def test_find_session_by_secret(issuer: SessionStore) -> None:
     mine, other = issuer.issue(USER), issuer.issue(User("anonymous", "somebody-else"))
     found = issuer.find(mine.client_secret)
     assert (found.session_id, found.user, found.expires_at) == (mine.session_id, USER.id, mine.expires_at)
@@ -60,20 +60,20 @@ def test_from_secret_to_session(issuer: SessionStore) -> None:
 
 
 @pytest.mark.parametrize("secret", ["", "cs_", "cs_" + "a" * 43, "' OR 1=1 --", "ü", "x" * 100_000])
-def test_a_secret_that_was_never_issued(issuer: SessionStore, secret: str) -> None:
+def test_unknown_secret(issuer: SessionStore, secret: str) -> None:
     issuer.issue(USER)
     with pytest.raises(errors.ClientSecretUnknown):
         issuer.find(secret)
 
 
-def test_the_session_id_and_the_hash_open_nothing(issuer: SessionStore, database: str) -> None:
+def test_session_id_and_altered_secrets_are_refused(issuer: SessionStore, database: str) -> None:
     session = issuer.issue(USER)
     for value in (session.session_id, session.client_secret.upper(), session.client_secret + " "):
         with pytest.raises(errors.ClientSecretUnknown):
             issuer.find(value)
 
 
-def test_the_secret_is_not_in_the_database(issuer: SessionStore, database: str, tmp_path: Path) -> None:
+def test_secret_is_not_stored(issuer: SessionStore, database: str, tmp_path: Path) -> None:
     session = issuer.issue(USER)
     assert session.client_secret not in repr(rows(database))
     assert session.client_secret[3:].encode() not in b"".join(
@@ -95,7 +95,7 @@ def test_expiry(database: str, clock: list[float]) -> None:
         issuer.find(session.client_secret)
 
 
-def test_expired_rows_go_away_by_themselves(issuer: SessionStore, database: str, clock: list[float]) -> None:
+def test_expired_rows_are_deleted(issuer: SessionStore, database: str, clock: list[float]) -> None:
     old = [issuer.issue(USER) for _ in range(3)]
     clock[0] = 600 + KEEP_EXPIRED_SECONDS - 5
     issuer.issue(USER)
@@ -110,27 +110,27 @@ def test_expired_rows_go_away_by_themselves(issuer: SessionStore, database: str,
         issuer.find(old[0].client_secret)
 
 
-def test_many_at_once(issuer: SessionStore, database: str) -> None:
+def test_concurrent_issuing(issuer: SessionStore, database: str) -> None:
     def issue(number: int) -> Session:
         return issuer.issue(User("anonymous", str(number)))
 
     with ThreadPoolExecutor(64) as pool:
-        minted = list(pool.map(issue, range(300)))
+        sessions = list(pool.map(issue, range(300)))
     assert len(rows(database)) == 300
-    for number, session in enumerate(minted):
+    for number, session in enumerate(sessions):
         assert issuer.find(session.client_secret).user == f"anonymous:{number}"
 
 
-def test_another_process_knows_the_session(issuer: SessionStore, database: str) -> None:
+def test_session_is_known_to_another_process(issuer: SessionStore, database: str) -> None:
     session = issuer.issue(USER)
     assert SessionStore(open_database(database), ttl=600).find(session.client_secret).session_id == session.session_id
 
 
-def test_a_database_that_is_away_and_comes_back(make_app: MakeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_database_and_recovery(make_app: MakeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chatkit.backends.selfhosted.database.engine.WAIT_SECONDS", 0.2)
     client = make_app(CHATKIT_BACKEND="selfhosted").test_client()
     with create_engine(f"sqlite:///{tmp_path}/chatkit.db", isolation_level="AUTOCOMMIT").connect() as other:
-        other.execute(text("BEGIN EXCLUSIVE"))  # as a backup tool, or a process that hangs, would
+        other.execute(text("BEGIN EXCLUSIVE"))  # as a backup tool or a hung process would
         response = client.post(ENDPOINT)
         assert error_of(response) == (503, "database_unavailable", "Service temporarily unavailable")
         assert response.headers["Retry-After"] == "5"
@@ -139,7 +139,7 @@ def test_a_database_that_is_away_and_comes_back(make_app: MakeApp, tmp_path: Pat
     assert client.post(ENDPOINT).status_code == 200
 
 
-def test_a_server_that_stops_and_starts_again(make_app: MakeApp) -> None:
+def test_database_server_restart(make_app: MakeApp) -> None:
     folder = tempfile.mkdtemp(prefix="chatkit-")  # the server's user has no access to pytest's folder
     server = get_server(folder, cleanup_mode="stop")
     client = make_app(CHATKIT_BACKEND="selfhosted", DATABASE_URL=server.get_uri()).test_client()
@@ -154,7 +154,7 @@ def test_a_server_that_stops_and_starts_again(make_app: MakeApp) -> None:
         assert client.get("/readyz").status_code == 200
 
 
-def test_the_user_a_session_is_for(make_app: MakeApp, tmp_path: Path) -> None:
+def test_session_is_stored_for_its_user(make_app: MakeApp, tmp_path: Path) -> None:
     client = make_app(CHATKIT_BACKEND="selfhosted").test_client()
     client.post(ENDPOINT)
     client.post(ENDPOINT)
@@ -165,6 +165,6 @@ def test_the_user_a_session_is_for(make_app: MakeApp, tmp_path: Path) -> None:
     assert all(f"anonymous:{visitor}" in row for row in kept)
 
 
-def test_time_to_live_is_the_setting(make_app: MakeApp) -> None:
+def test_time_to_live_setting(make_app: MakeApp) -> None:
     data = make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_SESSION_TTL="20").test_client().post(ENDPOINT).get_json()["data"]
     assert 18 <= data["expires_in"] <= 20

@@ -1,4 +1,4 @@
-"""All shapes of ``CHATKIT_AGENT``, over HTTP on both sides: a page's, and a stand-in's for OpenAI's Responses API."""
+"""All kinds of ``CHATKIT_AGENT``, over real HTTP, with a fake of OpenAI's Responses API."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.responses_api import asked, calls, says, streaming
 from tests.support.upstream import API_KEY, Upstream, failing
 
 
-def test_a_plain_assistant_with_only_a_key(start: Start, upstream: Upstream) -> None:
+def test_default_assistant(start: Start, upstream: Upstream) -> None:
     caller = start(CHATKIT_MODEL="gpt-mine", CHATKIT_INSTRUCTIONS="Speak like a pirate.")
     upstream.behaviour = streaming(says("Ahoy, my friend"))
     _, events = caller.create("Hello")
@@ -38,18 +38,18 @@ def test_a_plain_assistant_with_only_a_key(start: Start, upstream: Upstream) -> 
 
 
 @pytest.mark.parametrize("agent", ["simple", "for_user", "for_user_later", "run_workflow"])
-def test_words_reach_the_page_as_the_model_says_them(start: Start, upstream: Upstream, agent: str) -> None:
+def test_deltas_are_streamed_as_they_arrive(start: Start, upstream: Upstream, agent: str) -> None:
     caller = start(agent)
     upstream.behaviour = streaming(says("one two three four", pause=0.3))
     stream = caller.stream("threads.create", input=user_input("Count"))
     arrivals = [(time.monotonic(), delta) for event in stream for delta in deltas([event])]
     assert [delta for _, delta in arrivals] == ["one", " two", " three", " four"]
     gaps = [later[0] - earlier[0] for earlier, later in itertools.pairwise(arrivals)]
-    assert all(gap > 0.1 for gap in gaps), "not all at the end"
+    assert all(gap > 0.1 for gap in gaps), "streamed, not sent at the end"
 
 
 @pytest.mark.parametrize("agent", ["simple", "run_workflow"])
-def test_earlier_messages_stand_in_front(start: Start, upstream: Upstream, agent: str) -> None:
+def test_history_precedes_the_new_message(start: Start, upstream: Upstream, agent: str) -> None:
     caller = start(agent)
     upstream.behaviour = streaming(says("Hello Ada"), says("You are Ada"))
     thread_id, _ = caller.create("I am Ada")
@@ -58,7 +58,7 @@ def test_earlier_messages_stand_in_front(start: Start, upstream: Upstream, agent
     assert asked(upstream.received[1].body) == [("user", "I am Ada"), ("assistant", "Hello Ada"), ("user", "Who am I?")]
 
 
-def test_an_agent_for_each_user(start: Start, upstream: Upstream) -> None:
+def test_agent_per_user(start: Start, upstream: Upstream) -> None:
     caller = start("for_user")
     upstream.behaviour = streaming(says("Yes"))
     caller.create("Hello")
@@ -80,7 +80,7 @@ def test_an_agent_for_each_user(start: Start, upstream: Upstream) -> None:
         (None, "Be brief."),
     ],
 )
-def test_an_agent_by_a_claim(start: Start, upstream: Upstream, token: str | None, instructions: str) -> None:
+def test_agent_by_claim(start: Start, upstream: Upstream, token: str | None, instructions: str) -> None:
     agents = {"CHATKIT_AGENT_CLAIM": "plan", "CHATKIT_AGENTS": "pro=tests.support.agents_under_test:for_claims"}
     url = start("simple", AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan,email", **agents).url
     upstream.behaviour = streaming(says("Yes"))
@@ -88,7 +88,7 @@ def test_an_agent_by_a_claim(start: Start, upstream: Upstream, token: str | None
     assert upstream.received[0].body["instructions"] == instructions
 
 
-def test_tools_know_the_claims_too(start: Start, upstream: Upstream) -> None:
+def test_tools_see_the_claims(start: Start, upstream: Upstream) -> None:
     url = start("knowing", AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan").url
     upstream.behaviour = streaming(calls("what_is_known"), says("I see"))
     Caller(url, shared(plan="pro", email="ada@example.com")).create("Hello")
@@ -97,7 +97,7 @@ def test_tools_know_the_claims_too(start: Start, upstream: Upstream) -> None:
 
 
 @pytest.mark.parametrize("agent", ["with_tool"])
-def test_a_tool_call(start: Start, upstream: Upstream, agent: str) -> None:
+def test_tool_call(start: Start, upstream: Upstream, agent: str) -> None:
     caller = start(agent)
     upstream.behaviour = streaming(calls("weather", city="Paris"), says("Sunny in Paris"))
     _, events = caller.create("Weather?")
@@ -106,7 +106,7 @@ def test_a_tool_call(start: Start, upstream: Upstream, agent: str) -> None:
     assert outputs == ["Sun in Paris"]
 
 
-def test_a_client_tool_call_and_its_result(start: Start, upstream: Upstream) -> None:
+def test_client_tool_call_and_output(start: Start, upstream: Upstream) -> None:
     caller = start("with_page")
     upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("It is blue"))
     thread_id, events = caller.create("What colour is my page?")
@@ -123,35 +123,35 @@ def test_a_client_tool_call_and_its_result(start: Start, upstream: Upstream) -> 
     ("category", "tool", "agent_instructions"),
     [("booking", True, "Help the traveller to book"), ("complaint", False, "Apologise")],
 )
-def test_an_export_with_a_branch_runs_unchanged(
+def test_exported_workflow_with_a_branch_runs_unchanged(
     start: Start, upstream: Upstream, category: str, tool: bool, agent_instructions: str
 ) -> None:
     caller = start("examples.travel_desk:run_workflow")
     turns = [calls("seats_left", flight="LH1")] if tool else []
     upstream.behaviour = streaming(says(f'{{"category":"{category}"}}'), *turns, says("Here is what I can do"))
     thread_id, events = caller.create("I need help")
-    assert texts(events) == ["Here is what I can do"], "what the triage said is for the workflow, and nothing is said twice"
+    assert texts(events) == ["Here is what I can do"], "without the triage's output, and only once"
     assert deltas(events) == ["Here", " is", " what", " I", " can", " do"]
     assert upstream.received[1].body["instructions"].startswith(agent_instructions)
     assert [item.type for item in caller.items(thread_id, order="asc").data] == ["user_message", "assistant_message"]
 
 
 @pytest.mark.parametrize(
-    ("agent", "said"),
+    ("agent", "reply"),
     [
         ("returns_nothing", ["Well"]),
         ("returns_parsed", ['{\n  "category": "booking",\n  "sure": true\n}']),
         ("says_without_an_agent", ["You said Hello"]),
     ],
 )
-def test_whatever_a_workflow_returns(start: Start, upstream: Upstream, agent: str, said: list[str]) -> None:
+def test_workflow_result_becomes_the_reply(start: Start, upstream: Upstream, agent: str, reply: list[str]) -> None:
     caller = start(agent)
     upstream.behaviour = streaming(says("Well"))
     _, events = caller.create("Hello")
-    assert texts(events) == said
+    assert texts(events) == reply
 
 
-def test_an_agent_that_is_a_tool_speaks_to_its_caller_only(start: Start, upstream: Upstream) -> None:
+def test_output_of_an_agent_used_as_a_tool_is_not_shown(start: Start, upstream: Upstream) -> None:
     caller = start("runs_another_agent_as_tool")
     upstream.behaviour = streaming(calls("expert", input="Weather?"), says("secret of the expert"), says("All is well"))
     _, events = caller.create("Hello")
@@ -160,7 +160,7 @@ def test_an_agent_that_is_a_tool_speaks_to_its_caller_only(start: Start, upstrea
     assert [item["output"] for item in given if item.get("type") == "function_call_output"] == ["secret of the expert"]
 
 
-def test_agents_that_run_side_by_side(start: Start, upstream: Upstream) -> None:
+def test_agents_running_in_parallel(start: Start, upstream: Upstream) -> None:
     caller = start("runs_two_at_once")
     upstream.behaviour = streaming(says("one of two", pause=0.05))
     thread_id, events = caller.create("Hello")
@@ -168,16 +168,16 @@ def test_agents_that_run_side_by_side(start: Start, upstream: Upstream) -> None:
     assert len(caller.items(thread_id).data) == 3
 
 
-def test_a_silent_stream_has_heartbeats(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_stream_sends_heartbeats(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "HEARTBEAT_SECONDS", 0.2)
     caller = start("simple")
     upstream.behaviour = streaming([*says("after a while")[:2], 1.0, *says("after a while")[2:]])
-    answer = caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}})
-    assert 2 <= answer.text.count(": keep-alive\n\n") <= 5
-    assert "after" in answer.text
+    response = caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}})
+    assert 2 <= response.text.count(": keep-alive\n\n") <= 5
+    assert "after" in response.text
 
 
-def test_a_widget_action_is_told_to_the_model(start: Start, upstream: Upstream) -> None:
+def test_widget_action_is_passed_to_the_model(start: Start, upstream: Upstream) -> None:
     caller = start("simple")
     upstream.behaviour = streaming(says("Hello"), says("You pressed it"))
     thread_id, _ = caller.create("Hello")
@@ -185,12 +185,14 @@ def test_a_widget_action_is_told_to_the_model(start: Start, upstream: Upstream) 
     assert caller.post("threads.sync_custom_action", thread_id=thread_id, action=action).json() == {}
     events = list(caller.stream("threads.custom_action", thread_id=thread_id, action=action))
     assert texts(events) == ["You pressed it"]
-    told = [text for _, text in asked(upstream.received[1].body) if "acted on the page: press with {'button': 'red'}" in text]
-    assert len(told) == 2
+    reports = [
+        text for _, text in asked(upstream.received[1].body) if "acted on the page: press with {'button': 'red'}" in text
+    ]
+    assert len(reports) == 2
     assert [item.type for item in caller.items(thread_id, order="asc").data] == ["user_message", *["assistant_message"] * 2]
 
 
-def test_messages_of_a_model_that_names_them_all_alike(start: Start, upstream: Upstream) -> None:
+def test_messages_with_equal_ids_from_the_model_are_kept_apart(start: Start, upstream: Upstream) -> None:
     caller = start("simple")
     upstream.behaviour = streaming(says("first"), says("second"))
     thread_id, _ = caller.create("one")
@@ -213,9 +215,9 @@ STREAM_ERROR = ("stream.error", None)
         (failing(400, "invalid_request_error"), (*STREAM_ERROR, False)),
         (u.Handler.hang_up, (*STREAM_ERROR, True)),
     ],
-    ids=["429", "500", "401", "400", "hangs up"],
+    ids=["429", "500", "401", "400", "connection closed"],
 )
-def test_a_model_that_fails(start: Start, upstream: Upstream, agent: str, behaviour: Any, expected: Any) -> None:
+def test_failing_model(start: Start, upstream: Upstream, agent: str, behaviour: Any, expected: Any) -> None:
     caller = start(agent)
     upstream.behaviour = behaviour
     thread_id, events = caller.create("Hello")
@@ -227,7 +229,7 @@ def test_a_model_that_fails(start: Start, upstream: Upstream, agent: str, behavi
 
 
 @pytest.mark.parametrize("agent", ["simple", "run_workflow"])
-def test_a_model_that_stalls(start: Start, upstream: Upstream, agent: str) -> None:
+def test_stalled_model_times_out(start: Start, upstream: Upstream, agent: str) -> None:
     caller = start(agent, CHATKIT_TURN_SECONDS="2")
     upstream.behaviour = streaming([*says("half a")[:4], 20.0])
     started = time.monotonic()
@@ -237,7 +239,7 @@ def test_a_model_that_stalls(start: Start, upstream: Upstream, agent: str) -> No
 
 
 @pytest.mark.parametrize("agent", ["breaks", "for_nobody"])
-def test_an_agent_that_breaks(start: Start, recorder: Recorder, agent: str) -> None:
+def test_exception_of_an_agent_is_logged_and_not_shown(start: Start, recorder: Recorder, agent: str) -> None:
     caller = start(agent)
     _, events = caller.create("Hello")
     assert errors(events) == [(*STREAM_ERROR, True)]
@@ -251,8 +253,8 @@ def test_an_agent_that_breaks(start: Start, recorder: Recorder, agent: str) -> N
 def test_dictation(start: Start, upstream: Upstream) -> None:
     caller = start("simple")
     upstream.behaviour = u.answering(200, {"text": "Hello there"})
-    answer = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm;codecs=opus")
-    assert (answer.status_code, answer.json()) == (200, {"text": "Hello there"})
+    response = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm;codecs=opus")
+    assert (response.status_code, response.json()) == (200, {"text": "Hello there"})
     assert upstream.received[0].path == "/v1/audio/transcriptions"
 
 
@@ -271,28 +273,28 @@ UNAVAILABLE = (503, "openai_unavailable")
         (u.answering(200, {}), UNAVAILABLE),
         (u.Handler.hang_up, UNAVAILABLE),
     ],
-    ids=["401", "429", "500", "no json", "text", "another type", "nothing", "hangs up"],
+    ids=["401", "429", "500", "invalid json", "text", "text is not a string", "no text", "connection closed"],
 )
-def test_a_dictation_that_fails(start: Start, upstream: Upstream, recorder: Recorder, behaviour: Any, expected: Any) -> None:
+def test_failing_dictation(start: Start, upstream: Upstream, recorder: Recorder, behaviour: Any, expected: Any) -> None:
     caller = start("simple")
     upstream.behaviour = behaviour
     before = len(recorder.lines)
-    answer = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm")
-    assert (answer.status_code, answer.json()["code"]) == expected
+    response = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm")
+    assert (response.status_code, response.json()["code"]) == expected
     (line,) = [line for line in recorder.lines[before:] if "transcription failed" in line]
     if expected != UNAVAILABLE:
-        assert f"OpenAI answered {answer.status_code} (request req_7)" in line
+        assert f"OpenAI answered {response.status_code} (request req_7)" in line
 
 
 @pytest.mark.parametrize("mime_type", ["audio/webm\r\nX-Injected: yes", "text/html", "audio/" + "x" * 60_000, ""])
-def test_a_media_type_that_is_none(start: Start, upstream: Upstream, mime_type: str) -> None:
-    """It becomes a header within the request to OpenAI."""
+def test_invalid_media_type_of_a_dictation_is_refused(start: Start, upstream: Upstream, mime_type: str) -> None:
+    """The media type becomes a header in the request to OpenAI."""
     caller = start("simple")
     assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type=mime_type).status_code == 400
     assert upstream.received == []
 
 
-FOUND = {
+DESCRIPTIONS = {
     "simple": "the Agents SDK agent 'Simple'",
     "for_user": "the agents that the function",
     "for_claims": "the agents that the function",
@@ -301,9 +303,9 @@ FOUND = {
 }
 
 
-@pytest.mark.parametrize("name", FOUND)
-def test_what_was_found_is_said(name: str) -> None:
-    assert FOUND[name] in _load(f"tests.support.agents_under_test:{name}")[1]
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_description_of_the_agent(name: str) -> None:
+    assert DESCRIPTIONS[name] in _load(f"tests.support.agents_under_test:{name}")[1]
 
 
 @pytest.mark.parametrize(
@@ -318,15 +320,15 @@ def test_what_was_found_is_said(name: str) -> None:
         ("tests.support.agents_under_test:not_async", "no async function"),
     ],
 )
-def test_what_is_wrong_is_said(name: str, words: str) -> None:
+def test_invalid_agent_is_a_setting_error(name: str, words: str) -> None:
     with pytest.raises(SettingsError) as caught:
         _load(name)
     assert str(caught.value).startswith("CHATKIT_AGENT: ")
     assert words in str(caught.value)
 
 
-def test_outside_a_turn_the_runner_is_the_sdks() -> None:
-    """What else in the process uses the Agents SDK keeps its own behaviour."""
+def test_runner_outside_a_turn_is_the_sdks() -> None:
+    """Other uses of the Agents SDK in the process keep its default behaviour."""
     exported_workflow.install_runner()
     runner = get_default_agent_runner()
     assert isinstance(runner, AgentRunner)
@@ -336,7 +338,7 @@ def test_outside_a_turn_the_runner_is_the_sdks() -> None:
 @pytest.mark.parametrize(
     "agent", ["raises_cancelled", "cancels_itself", "cancelling", "cancelling_workflow", "cancels_itself_for_user"]
 )
-def test_an_agent_that_is_cancelled_by_itself(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
+def test_agent_that_cancels_itself(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
     caller = start(agent)
     upstream.behaviour = streaming(calls("is_cancelled"))
     before = len(recorder.lines)
@@ -351,8 +353,8 @@ LEFT_BEHIND = ("was destroyed", "never retrieved", "never awaited")
 
 
 @pytest.mark.parametrize("agent", ["simple", "run_workflow", "guarded", "guarded_workflow"])
-def test_nothing_is_left_behind(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
-    """Whatever ends a stream, no task of it stays and is destroyed later."""
+def test_no_task_is_left_pending(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
+    """However a stream ends, none of its tasks stays pending."""
     caller = start(agent, CHATKIT_TURN_SECONDS="1")
     before = len(recorder.lines)
     for behaviour in (failing(500, "server_error"), u.Handler.hang_up, streaming([*says("half a")[:4], 20.0])):
@@ -362,7 +364,7 @@ def test_nothing_is_left_behind(start: Start, upstream: Upstream, recorder: Reco
     caller.create("forbidden")
     caller.create("Hello")
     upstream.behaviour = streaming(says("some words that take a while", pause=0.2))
-    for events_read in range(1, 8):  # and the reader leaves
+    for events_read in range(1, 8):  # the reader disconnects
         stream = caller.stream("threads.create", input=user_input("Hello"))
         for _ in range(events_read):
             next(stream)
@@ -373,8 +375,8 @@ def test_nothing_is_left_behind(start: Start, upstream: Upstream, recorder: Reco
     assert [line for line in recorder.lines[before:] if any(words in line for words in LEFT_BEHIND)] == []
 
 
-def test_a_widget_of_an_agent_with_an_output_type_is_shown(start: Start, upstream: Upstream) -> None:
-    """In an exported workflow; what the agent itself says is for the workflow."""
+def test_widget_of_an_agent_with_an_output_type_is_shown(start: Start, upstream: Upstream) -> None:
+    """In an exported workflow the agent's own output goes to the workflow only."""
     caller = start("typed_workflow")
     upstream.behaviour = streaming(calls("shows_a_widget"), says('{"word":"a"}'))
     thread_id, _ = caller.create("Hello")
@@ -382,7 +384,7 @@ def test_a_widget_of_an_agent_with_an_output_type_is_shown(start: Start, upstrea
     assert kinds == ["user_message", "widget", "assistant_message"]
 
 
-def test_a_timeout_of_the_agents_own_is_logged_as_such(start: Start, recorder: Recorder) -> None:
+def test_timeout_inside_the_agent_is_not_logged_as_the_turns(start: Start, recorder: Recorder) -> None:
     caller = start("times_out")
     before = len(recorder.lines)
     caller.create("Hello")
@@ -394,8 +396,8 @@ def test_a_timeout_of_the_agents_own_is_logged_as_such(start: Start, recorder: R
 @pytest.mark.parametrize(
     "agent", ["exiting_workflow", "interrupted_workflow", "leaving_workflow", "exits_for_user", "exits_for_user_later"]
 )
-def test_an_agent_that_exits_ends_its_own_turn_only(start: Start, recorder: Recorder, agent: str) -> None:
-    """asyncio lets SystemExit and KeyboardInterrupt of a task out of the loop, and with it goes every other stream."""
+def test_agent_that_exits_ends_only_its_turn(start: Start, recorder: Recorder, agent: str) -> None:
+    """asyncio lets a task's SystemExit and KeyboardInterrupt stop the event loop, and with it every other stream."""
     caller = start(agent)
     before = len(recorder.lines)
     _, events = caller.create("Hello")
@@ -405,16 +407,16 @@ def test_an_agent_that_exits_ends_its_own_turn_only(start: Start, recorder: Reco
 
 
 @pytest.mark.parametrize("agent", ["blocking", "blocks_for_user"])
-def test_a_function_that_blocks_holds_up_its_own_turn_only(start: Start, upstream: Upstream, agent: str) -> None:
+def test_blocking_function_delays_only_its_turn(start: Start, upstream: Upstream, agent: str) -> None:
     caller = start(agent)
     upstream.behaviour = streaming(calls("blocks"), says("Done")) if agent == "blocking" else streaming(says("Done"))
     with ThreadPoolExecutor() as pool:
-        answering = pool.submit(Caller(caller.url).create, "Hello")
+        turn = pool.submit(Caller(caller.url).create, "Hello")
         delays = []
-        while not answering.done():
+        while not turn.done():
             started = time.monotonic()
             assert caller.post("threads.list").status_code == 200
             delays.append(time.monotonic() - started)
-    assert texts(answering.result()[1]) == ["Done"]
+    assert texts(turn.result()[1]) == ["Done"]
     assert len(delays) > 5
     assert max(delays) < 1

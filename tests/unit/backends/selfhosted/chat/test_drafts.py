@@ -19,7 +19,7 @@ from tests.support.postgres import new_postgres_database
 from tests.support.store import ADA, new_thread
 
 
-def test_a_message_waits_a_second_for_its_draft_while_the_table_is_locked(
+def test_message_waits_a_second_for_its_draft_while_the_table_is_locked(
     postgres: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "SAVE_INTERVAL_SECONDS", 0.1)

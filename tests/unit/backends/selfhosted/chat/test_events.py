@@ -1,5 +1,6 @@
-"""Every event of OpenAI's Responses API that the SDK's bridge to ChatKit converts, as the locked versions of ``openai`` and
-``openai-agents`` hand it over: what the page gets, and what is stored.
+"""The conversion of Responses API events to ChatKit's: what the page receives and what is stored.
+
+The table covers every event that the SDK's bridge converts in the locked versions of ``openai`` and ``openai-agents``.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ def shown(image: str) -> str:
 
 @dataclass
 class Row:
-    """``said`` by the model; ``events`` of the answer that the page gets; ``stored`` after the user's message."""
+    """The model's output, the events the page receives, and the items stored after the user's message."""
 
-    said: list[Events]
+    output: list[Events]
     events: list[Any]
     stored: list[Any]
     converts: set[str] = field(default_factory=set)
-    """The Responses API's events that this row is about."""
+    """The Responses API events that this row covers."""
 
 
 SEARCH = works("web_search_call", "in_progress", "searching", "completed", action={"type": "search", "query": "a"})
@@ -84,23 +85,23 @@ TABLE = {
             "response.output_item.done",
         },
     ),
-    "a url cited after a web search": Row(
+    "url citation after a web search": Row(
         [[*SEARCH, *cites("Hello", URL)]],
         [*MESSAGE[:3], ("annotation", 0, SHOWN_URL, 5), MESSAGE[3], ("message done", "Hello", [SHOWN_URL])],
         [("message", "Hello", [SHOWN_URL])],
         {"response.output_text.annotation.added"},
     ),
-    "a file cited after a file search": Row(
+    "file citation after a file search": Row(
         [[*FILES, *cites("Hello", FILE)]],
         [*MESSAGE[:3], ("annotation", 0, SHOWN_FILE, 5), MESSAGE[3], ("message done", "Hello", [SHOWN_FILE])],
         [("message", "Hello", [SHOWN_FILE])],
     ),
-    "a container's file cited after code": Row(
+    "container file citation after code": Row(
         [[*CODE, *cites("Hello", CONTAINER)]],
         [*MESSAGE[:3], ("annotation", 0, SHOWN_PLOT, 5), MESSAGE[3], ("message done", "Hello", [SHOWN_PLOT])],
         [("message", "Hello", [SHOWN_PLOT])],
     ),
-    "several cited, one of a kind that ChatKit can't show": Row(
+    "several citations, one of a kind that ChatKit can't show": Row(
         [cites("Hello", PATH, URL, FILE)],
         [
             *MESSAGE[:3],
@@ -111,18 +112,18 @@ TABLE = {
         ],
         [("message", "Hello", [SHOWN_URL, SHOWN_FILE])],
     ),
-    "a thought": Row(
+    "reasoning": Row(
         [[*thinks("First I", "Then"), *says("Hello")]],
         [*THOUGHT, *MESSAGE],
         [("workflow", ["First I", "Then"]), ("message", "Hello", [])],
         {"response.reasoning_summary_text.delta", "response.reasoning_summary_text.done"},
     ),
-    "a thought without a summary": Row(
+    "reasoning without a summary": Row(
         [[*thinks(), *says("Hello")]],
         ["workflow added", ("workflow done", []), *MESSAGE],
         [("workflow", []), ("message", "Hello", [])],
     ),
-    "a thought that the model itself streams": Row(
+    "reasoning text": Row(
         [
             [
                 {
@@ -145,7 +146,7 @@ TABLE = {
         MESSAGE,
         [("message", "Hello", [])],
     ),
-    "an image": Row(
+    "image": Row(
         [[*draws(PNG, HALF), *says("Hello")]],
         ["image added", ("image", shown(HALF)), ("image done", shown(PNG)), *MESSAGE],
         [("image", shown(PNG)), ("message", "Hello", [])],
@@ -154,8 +155,8 @@ TABLE = {
 }
 
 
-def told(event: Any) -> Any:
-    """An event in the words of the table; ``None`` for what is not about the answer."""
+def summary(event: Any) -> Any:
+    """``event`` in the table's notation; ``None`` if it is not part of the reply."""
     kind = event.type.removeprefix("thread.item.")
     if kind in ("added", "done", "removed"):
         stored = item(event.item) if kind != "removed" else ("removed",)
@@ -183,7 +184,7 @@ def told(event: Any) -> Any:
 
 
 def item(kept: Any) -> Any:
-    """An item in the words of the table; ``None`` for the user's message."""
+    """An item in the table's notation; ``None`` for the user's message."""
     match kept.type:
         case "assistant_message":
             sources = [note.source.model_dump(exclude_none=True) for part in kept.content for note in part.annotations]
@@ -199,25 +200,25 @@ def item(kept: Any) -> Any:
 
 @pytest.mark.parametrize("agent", SHAPES)
 @pytest.mark.parametrize("name", TABLE)
-def test_event(start: Start, upstream: Upstream, name: str, agent: str) -> None:
+def test_events(start: Start, upstream: Upstream, name: str, agent: str) -> None:
     row = TABLE[name]
     caller = start(agent)
-    upstream.behaviour = streaming(*row.said)
+    upstream.behaviour = streaming(*row.output)
     thread_id, events = caller.create("Go")
     assert errors(events) == []
-    assert [words for event in events if (words := told(event)) is not None] == row.events
+    assert [words for event in events if (words := summary(event)) is not None] == row.events
     kept = caller.items(thread_id, order="asc").data
     assert [words for one in kept if (words := item(one)) is not None] == row.stored
 
 
-def test_the_table_has_every_event_that_the_bridge_converts() -> None:
+def test_table_covers_every_event_that_the_bridge_converts() -> None:
     converted = set(re.findall(r'event\.type == "(response\.[a-z_.]+)"', inspect.getsource(stream_agent_response)))
     assert converted == set().union(*(row.converts for row in TABLE.values()))
 
 
 @pytest.mark.parametrize("agent", SHAPES)
-def test_a_refusal_is_an_answer(start: Start, upstream: Upstream, agent: str) -> None:
-    """The Agents SDK raises it as an error, which overtakes some of the message's events."""
+def test_refusal_is_shown_as_a_message(start: Start, upstream: Upstream, agent: str) -> None:
+    """The Agents SDK raises an error for it, which arrives before some of the message's events."""
     caller = start(agent)
     upstream.behaviour = streaming(refuses("I can't help with that"))
     thread_id, events = caller.create("Go")
@@ -236,7 +237,7 @@ ERROR = {"type": "error", "code": "server_error", "message": "inner", "param": N
 
 @pytest.mark.parametrize("agent", SHAPES)
 @pytest.mark.parametrize("end", [FAILED, ERROR], ids=["failed", "error"])
-def test_a_response_that_fails_in_the_middle(
+def test_response_that_fails_midway(
     start: Start, upstream: Upstream, recorder: Recorder, agent: str, end: dict[str, Any]
 ) -> None:
     caller = start(agent)
@@ -249,7 +250,7 @@ def test_a_response_that_fails_in_the_middle(
 
 
 @pytest.mark.parametrize("agent", SHAPES)
-def test_a_response_that_ends_at_its_limit_keeps_what_was_said(start: Start, upstream: Upstream, agent: str) -> None:
+def test_incomplete_response_keeps_its_text(start: Start, upstream: Upstream, agent: str) -> None:
     caller = start(agent)
     upstream.behaviour = streaming([*says("as far as it goes"), INCOMPLETE])
     thread_id, events = caller.create("Go")
@@ -258,7 +259,7 @@ def test_a_response_that_ends_at_its_limit_keeps_what_was_said(start: Start, ups
 
 
 @pytest.mark.parametrize("agent", ["with_tool", "with_tool_for_user", "tool_workflow"])
-def test_a_thought_a_tool_and_a_citation(start: Start, upstream: Upstream, agent: str) -> None:
+def test_reasoning_tool_call_and_citation(start: Start, upstream: Upstream, agent: str) -> None:
     caller = start(agent)
     upstream.behaviour = streaming([*thinks("Ask"), *calls("weather", city="Paris")], cites("Sunny", URL))
     thread_id, events = caller.create("Weather?")
@@ -285,8 +286,8 @@ def completing(*deltas: dict[str, Any]) -> Behaviour:
     return behave
 
 
-def test_a_client_tool_call_does_not_overwrite_the_message_before_it(start: Start, upstream: Upstream) -> None:
-    """Outside the Responses API messages and calls have one id: ``__fake_id__``."""
+def test_client_tool_call_does_not_overwrite_the_preceding_message(start: Start, upstream: Upstream) -> None:
+    """Outside the Responses API, messages and calls share one id: ``__fake_id__``."""
     caller = start("chat_completions")
     function = {"name": "ask_page", "arguments": '{"question": "Colour?"}'}
     call = {"tool_calls": [{"index": 0, "id": "call_9", "type": "function", "function": function}]}
@@ -298,26 +299,26 @@ def test_a_client_tool_call_does_not_overwrite_the_message_before_it(start: Star
 
 
 RANGE = {"start_index": 0, "end_index": 3}
-ODD: dict[str, dict[str, Any]] = {
-    "of a kind to come": {"type": "future_citation", **RANGE},
-    "without a title": {"type": "url_citation", "url": "https://example.com", **RANGE},
-    "a title that is null": {"type": "url_citation", "url": "https://example.com", "title": None, **RANGE},
-    "without a file's name": {"type": "file_citation", "file_id": "file_1", "index": 3},
-    "a file's name that is null": {"type": "file_citation", "file_id": "file_1", "filename": None, "index": 3},
-    "without a place": {"type": "url_citation", "url": "https://example.com", "title": "An example"},
+UNUSUAL_CITATIONS: dict[str, dict[str, Any]] = {
+    "unknown kind": {"type": "future_citation", **RANGE},
+    "no title": {"type": "url_citation", "url": "https://example.com", **RANGE},
+    "title is null": {"type": "url_citation", "url": "https://example.com", "title": None, **RANGE},
+    "no filename": {"type": "file_citation", "file_id": "file_1", "index": 3},
+    "filename is null": {"type": "file_citation", "file_id": "file_1", "filename": None, "index": 3},
+    "no index": {"type": "url_citation", "url": "https://example.com", "title": "An example"},
 }
 
 
 @pytest.mark.parametrize("agent", ["simple", "run_workflow"])
-@pytest.mark.parametrize("annotation", ODD)
-def test_a_citation_that_cant_be_shown_costs_no_answer(start: Start, upstream: Upstream, annotation: str, agent: str) -> None:
+@pytest.mark.parametrize("annotation", UNUSUAL_CITATIONS)
+def test_citation_that_cannot_be_shown_is_skipped(start: Start, upstream: Upstream, annotation: str, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(cites("Hello", ODD[annotation]))
+    upstream.behaviour = streaming(cites("Hello", UNUSUAL_CITATIONS[annotation]))
     _, events = caller.create("Go")
     assert (errors(events), texts(events)) == ([], ["Hello"])
 
 
-def test_a_refusal_leaves_the_text_before_it(start: Start, upstream: Upstream) -> None:
+def test_refusal_keeps_the_preceding_text(start: Start, upstream: Upstream) -> None:
     caller = start("chat_completions")
     upstream.behaviour = completing({"role": "assistant", "content": "Some of it. "}, {"refusal": "The rest I can't"})
     thread_id, events = caller.create("Go")
@@ -326,7 +327,7 @@ def test_a_refusal_leaves_the_text_before_it(start: Start, upstream: Upstream) -
     assert "".join(part.text for part in kept.content) == "Some of it. The rest I can't"
 
 
-def test_an_image_that_fails_does_not_stay_on_the_screen(start: Start, upstream: Upstream) -> None:
+def test_failed_image_is_removed_from_the_page(start: Start, upstream: Upstream) -> None:
     caller = start("simple")
     failed: list[Any] = draws("AAAA", "AAA")
     failed[-1]["item"] = {**failed[-1]["item"], "status": "failed", "result": None}

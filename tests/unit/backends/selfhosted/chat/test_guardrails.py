@@ -1,4 +1,4 @@
-"""What a guardrail stops is gone from the screen, from storage and from what the model is given next."""
+"""What a guardrail stops is removed from the page and from storage, and never given to the model again."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from tests.support.upstream import Upstream
 
 STOPPED = [("custom", "This can't be answered here.", False)]
 SHAPES = ["guarded", "guarded_for_user", "guarded_workflow"]
-ANSWERS: dict[str, list[Events]] = {
+REPLIES: dict[str, list[Events]] = {
     "text": [says("the secret word")],
     "slow text": [says("the secret word", pause=0.2)],
-    "a tool first": [calls("weather", city="Paris"), says("the secret word")],
-    "text and a tool first": [[*says("a secret hint"), *calls("weather", city="Paris")], says("the secret word")],
-    "a thought and a tool first": [[*thinks("A secret thought"), *calls("weather", city="Paris")], says("the secret word")],
-    "a thought and a tool first, slowly": [
+    "tool call, then text": [calls("weather", city="Paris"), says("the secret word")],
+    "text and tool call, then text": [[*says("a secret hint"), *calls("weather", city="Paris")], says("the secret word")],
+    "reasoning and tool call, then text": [
+        [*thinks("A secret thought"), *calls("weather", city="Paris")],
+        says("the secret word"),
+    ],
+    "reasoning and tool call, then slow text": [
         [*thinks("A secret thought"), *calls("weather", city="Paris")],
         [*thinks("Another secret"), *says("the secret word", pause=0.2)],
     ],
@@ -27,34 +30,34 @@ ANSWERS: dict[str, list[Events]] = {
 
 
 @pytest.mark.parametrize("agent", SHAPES)
-@pytest.mark.parametrize("said", ["forbidden words", "hello"], ids=["input", "output"])
-@pytest.mark.parametrize("answer", ANSWERS)
-def test_a_guardrail(start: Start, upstream: Upstream, answer: str, said: str, agent: str) -> None:
+@pytest.mark.parametrize("message", ["forbidden words", "hello"], ids=["input", "output"])
+@pytest.mark.parametrize("reply", REPLIES)
+def test_tripped_guardrail(start: Start, upstream: Upstream, reply: str, message: str, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(*ANSWERS[answer])
-    thread_id, events = caller.create(said)
+    upstream.behaviour = streaming(*REPLIES[reply])
+    thread_id, events = caller.create(message)
     assert errors(events) == STOPPED
     assert list(on_screen(events).values()) == ["user_message"]
     assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
 
-    asked = len(upstream.received)
+    before = len(upstream.received)
     upstream.behaviour = streaming(says("All is well"))
     events = caller.say(thread_id, "something else")
     assert (errors(events), texts(events)) == ([], ["All is well"])
-    assert "secret" not in json.dumps(upstream.received[asked].body["input"])
+    assert "secret" not in json.dumps(upstream.received[before].body["input"])
 
 
 @pytest.mark.parametrize("agent", SHAPES)
-def test_a_guardrail_that_lets_pass(start: Start, upstream: Upstream, agent: str) -> None:
+def test_guardrail_that_passes(start: Start, upstream: Upstream, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(*ANSWERS["a thought and a tool first"][:1], says("the weather is fine"))
+    upstream.behaviour = streaming(*REPLIES["reasoning and tool call, then text"][:1], says("the weather is fine"))
     thread_id, events = caller.create("hello")
     assert (errors(events), texts(events)) == ([], ["the weather is fine"])
     kinds = ["user_message", "workflow", "assistant_message"]
     assert [item.type for item in caller.items(thread_id, order="asc").data] == kinds
 
 
-def test_a_workflow_that_goes_on_after_a_guardrail(start: Start, upstream: Upstream) -> None:
+def test_workflow_that_catches_a_tripped_guardrail(start: Start, upstream: Upstream) -> None:
     caller = start("catches_the_guardrail")
     upstream.behaviour = streaming(says("the secret word"))
     thread_id, events = caller.create("hello")
@@ -65,14 +68,14 @@ def test_a_workflow_that_goes_on_after_a_guardrail(start: Start, upstream: Upstr
     assert kept[1].content[0].text == "Let us talk of something else."
 
 
-def test_a_guardrail_of_a_tool(start: Start, upstream: Upstream) -> None:
+def test_guardrail_of_a_tool(start: Start, upstream: Upstream) -> None:
     caller = start("guarded_tool")
     upstream.behaviour = streaming(calls("guarded_weather", city="Paris"))
     _, events = caller.create("hello")
     assert errors(events) == STOPPED
 
 
-def test_a_guardrail_removes_thoughts_that_went_on_after_a_client_tool(start: Start, upstream: Upstream) -> None:
+def test_guardrail_removes_reasoning_after_a_client_tool(start: Start, upstream: Upstream) -> None:
     caller = start("asking_guarded")
     asks = [*thinks("Ask"), *calls("ask_page", question="Colour?")]
     upstream.behaviour = streaming(asks, [*thinks("A secret thought"), *says("the secret word")])

@@ -1,7 +1,4 @@
-"""OpenAI's own tests of its ChatKit package, over this service's store, server and events.
-
-A test of theirs that fails here is listed below, with the reason.
-"""
+"""OpenAI's own tests of its ChatKit package, run against this service's store, server and events."""
 
 from __future__ import annotations
 
@@ -23,17 +20,17 @@ from tests.support.openai_suite import Case
 
 TESTS = {"test_store": 30, "test_chatkit_server": 48, "test_agents": 33}
 
-Failure = tuple[type[BaseException], str]  # what the test raises, and why
+Failure = tuple[type[BaseException], str]  # what the test raises, and the reason
 
-FOREIGN: Failure = (NotFoundError, "another user's thread is not found; theirs is found, and empty")
+FOREIGN: Failure = (NotFoundError, "another user's thread is not found here; theirs is found, and empty")
 TITLED: Failure = (
     AssertionError,
-    "the server gives a thread its title from the first message, and sends a thread.updated for it",
+    "the server titles a thread after its first message, and sends thread.updated",
 )
-OFF: Failure = (errors.AttachmentsOff, "the service takes no attachments, and answers the contract's 403")
-OWN_IDS: Failure = (AssertionError, "messages and tool calls get ids of ours, because not every model's ids are unique")
+OFF: Failure = (errors.AttachmentsOff, "the service takes no attachments, and responds with the contract's 403")
+OWN_IDS: Failure = (AssertionError, "messages and tool calls get our ids, because not every model's ids are unique")
 
-# The tests of theirs that fail here, each with its reason. One that passes, or raises something else, fails the run.
+# The tests of theirs that fail here. One that passes, or raises something else, fails the run.
 EXPECTED: dict[str, dict[str, Failure]] = {
     "test_store": {
         "TestSqliteStore.test_thread_items_isolation_by_user": FOREIGN,
@@ -54,16 +51,16 @@ EXPECTED: dict[str, dict[str, Failure]] = {
         "test_user_message_attachment_thread_id_persisted_on_add_user_message": OFF,
         "test_delete_thread": (
             errors.NotFound,
-            "a deleted thread is answered with the contract's 404, which names no thread",
+            "a deleted thread is the contract's 404, which names no thread",
         ),
         "test_retry_after_item_invalid_item": (
             errors.InvalidRequestBody,
-            "a request that does not fit its thread is answered with the contract's 400, not with a ValueError",
+            "a request that does not fit its thread is the contract's 400, not a ValueError",
         ),
         "test_add_structured_input_truncates_extra_single_choice_values": (
             AssertionError,
-            "the test's responder adds its unanswered item again, which fails in their store and replaces the item in ours: "
-            "the SDK adds a workflow again when it goes on",
+            "the test's responder adds its unanswered item again: their store raises, ours replaces the item, "
+            "because the SDK adds a workflow again when it continues it",
         ),
     },
     "test_agents": {
@@ -74,11 +71,11 @@ EXPECTED: dict[str, dict[str, Failure]] = {
         "test_stream_agent_response_yields_item_removed_event[1]": OWN_IDS,
         "test_input_item_converter_user_input_with_tags_throws_by_default": (
             pytest.fail.Exception,
-            "a model is told of a page's tags, where theirs ends the turn",
+            "tags are given to the model; theirs raises",
         ),
         "test_input_item_converter_for_hidden_context_with_non_string_content": (
             pytest.fail.Exception,
-            "a model is told of any hidden context, where theirs ends the turn",
+            "any hidden context is given to the model; theirs raises",
         ),
     },
 }
@@ -94,7 +91,7 @@ def parameters(module: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("module", TESTS)
-def test_each_test_of_theirs_is_run(module: str) -> None:
+def test_every_test_is_run(module: str) -> None:
     names = [case.name for case in openai_suite.cases(openai_suite.load(module))]
     assert len(names) == TESTS[module]
     assert EXPECTED[module].keys() <= set(names)
@@ -110,31 +107,31 @@ def on_our_store(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 @pytest.mark.parametrize("case", parameters("test_store"))
-def test_of_the_store(case: Case, on_our_store: None) -> None:
+def test_store(case: Case, on_our_store: None) -> None:
     case.run()
 
 
 @pytest.mark.parametrize("case", parameters("test_chatkit_server"))
-def test_of_the_server(case: Case, on_our_store: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server(case: Case, on_our_store: None, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = openai_suite.load("test_chatkit_server")
     monkeypatch.setattr(theirs, "make_server", openai_suite.server_maker(theirs))
     case.run()
 
 
 @pytest.mark.parametrize("case", parameters("test_agents"))
-def test_of_events_and_model_input(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_and_model_input(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = openai_suite.load("test_agents")
 
     def our_events(context: Any, result: Any, **converter: Any) -> Any:
-        # agent_events() takes no converter, so what it wraps gets the one that a test brings.
+        # agent_events() takes no converter; the test's goes to the function that it wraps.
         monkeypatch.setattr(events, "stream_agent_response", partial(stream_agent_response, **converter))
         return events.agent_events(context, result)
 
     def our_input(items: Any) -> Any:
         listed = items if isinstance(items, list) else [items]
-        return to_model_input(listed, listed[-1])  # for them the last item is the one to be answered
+        return to_model_input(listed, listed[-1])  # in their tests the last item is the one to reply to
 
-    agents.set_tracing_disabled(True)  # as the service does; else traces go to OpenAI where there is a key
+    agents.set_tracing_disabled(True)  # as in the service; otherwise traces are sent to OpenAI if a key is set
     monkeypatch.setattr(theirs, "stream_agent_response", our_events)
     monkeypatch.setattr(theirs, "simple_to_agent_input", our_input)
     case.run()

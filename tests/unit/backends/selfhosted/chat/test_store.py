@@ -1,4 +1,4 @@
-"""ChatKit's store in SQL, on SQLite and on PostgreSQL: pages, users, deletes, retention."""
+"""The SQL store, on SQLite and PostgreSQL: pages, isolation of users, deletion, retention."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def counts(database: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_pages_of_items_have_each_item_once_in_order(store: SqlStore, order: str) -> None:
+def test_pages_contain_each_item_once_in_order(store: SqlStore, order: str) -> None:
     thread_id = new_thread(store)
     names = [f"msg_{number}" for number in range(25)]
     for name in names:
@@ -74,7 +74,7 @@ def test_pages_of_items_have_each_item_once_in_order(store: SqlStore, order: str
     assert seen == (names if order == "asc" else names[::-1])
 
 
-def test_pages_stay_right_while_items_are_added(store: SqlStore) -> None:
+def test_pages_are_stable_while_items_are_added(store: SqlStore) -> None:
     thread_id = new_thread(store)
     for number in range(6):
         run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}"), ADA))
@@ -94,7 +94,7 @@ def test_pages_of_threads(store: SqlStore) -> None:
 
 
 @pytest.mark.parametrize("limit", [-1, 0, 10**9])
-def test_a_page_has_a_sensible_size_whatever_is_asked_for(store: SqlStore, limit: int) -> None:
+def test_page_size_is_clamped(store: SqlStore, limit: int) -> None:
     thread_id = new_thread(store)
     for number in range(3):
         run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}"), ADA))
@@ -102,7 +102,7 @@ def test_a_page_has_a_sensible_size_whatever_is_asked_for(store: SqlStore, limit
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_a_page_ends_with_the_item_that_makes_it_heavy(store: SqlStore, order: str) -> None:
+def test_page_ends_with_the_item_that_exceeds_its_bytes(store: SqlStore, order: str) -> None:
     thread_id = new_thread(store)
     for name, size in (("a", 10), ("b", MAX_PAGE_BYTES), ("c", 10), ("d", 2 * MAX_PAGE_BYTES), ("e", 10)):
         run(store.add_thread_item(thread_id, message(thread_id, name, "x" * size), ADA))
@@ -115,7 +115,7 @@ def test_a_page_ends_with_the_item_that_makes_it_heavy(store: SqlStore, order: s
     assert pages == (["ab", "cd", "e"] if order == "asc" else ["ed", "cb", "a"])
 
 
-def test_what_is_behind_a_heavy_page_is_not_read(store: SqlStore) -> None:
+def test_items_after_a_full_page_are_not_read(store: SqlStore) -> None:
     thread_id = new_thread(store)
     for number in range(40):
         run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}", "x" * (MAX_PAGE_BYTES // 2)), ADA))
@@ -124,10 +124,10 @@ def test_what_is_behind_a_heavy_page_is_not_read(store: SqlStore) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(page.data) == 2
-    assert peak < 10 * MAX_PAGE_BYTES, "all would be 20 of them"
+    assert peak < 10 * MAX_PAGE_BYTES, "all items are 20 times MAX_PAGE_BYTES"
 
 
-def test_an_item_saved_again_stays_in_its_place(store: SqlStore) -> None:
+def test_item_saved_again_keeps_its_position(store: SqlStore) -> None:
     thread_id = new_thread(store)
     for name in ("a", "b"):
         run(store.add_thread_item(thread_id, message(thread_id, name), ADA))
@@ -146,25 +146,25 @@ def answered_call(thread_id: str, name: str) -> ClientToolCallItem:
     return client_tool_call(thread_id, name, "completed")
 
 
-def thought(thread_id: str, name: str) -> WorkflowItem:
+def reasoning(thread_id: str, name: str) -> WorkflowItem:
     return WorkflowItem(id=name, thread_id=thread_id, created_at=MOMENT, workflow=Workflow(type="reasoning", tasks=[]))
 
 
-IN_FRONT: dict[str, tuple[list[Callable[[str, str], Any]], list[str]]] = {
-    "an empty thread": ([], ["new"]),
-    "a message": ([message], ["0", "new"]),
-    "a call": ([client_tool_call], ["new", "0"]),
-    "a message and a call": ([message, client_tool_call], ["0", "new", "1"]),
-    "a thought and a call": ([message, thought, client_tool_call], ["0", "new", "1", "2"]),
-    "a call that has its output": ([answered_call], ["0", "new"]),
-    "a call before a message": ([client_tool_call, message], ["0", "1", "new"]),
+ADDED_BEFORE: dict[str, tuple[list[Callable[[str, str], Any]], list[str]]] = {
+    "empty thread": ([], ["new"]),
+    "message": ([message], ["0", "new"]),
+    "call": ([client_tool_call], ["new", "0"]),
+    "message, call": ([message, client_tool_call], ["0", "new", "1"]),
+    "message, reasoning, call": ([message, reasoning, client_tool_call], ["0", "new", "1", "2"]),
+    "completed call": ([answered_call], ["0", "new"]),
+    "call, message": ([client_tool_call, message], ["0", "1", "new"]),
 }
 
 
-@pytest.mark.parametrize("case", IN_FRONT)
-def test_an_item_in_front_of_a_pending_call(store: SqlStore, case: str) -> None:
+@pytest.mark.parametrize("case", ADDED_BEFORE)
+def test_item_is_added_before_a_pending_call(store: SqlStore, case: str) -> None:
     thread_id = new_thread(store)
-    makers, order = IN_FRONT[case]
+    makers, order = ADDED_BEFORE[case]
     for number, make in enumerate(makers):
         run(store.add_thread_item(thread_id, make(thread_id, str(number)), ADA))
     call = run(store.add_before_call(thread_id, message(thread_id, "new"), ADA))
@@ -172,7 +172,7 @@ def test_an_item_in_front_of_a_pending_call(store: SqlStore, case: str) -> None:
     assert call == (order[-1] if order[-1] != "new" else None)
 
 
-def test_a_pending_call_is_moved_to_the_end(store: SqlStore) -> None:
+def test_pending_call_is_moved_to_the_end(store: SqlStore) -> None:
     thread_id = new_thread(store)
     for item in (client_tool_call(thread_id, "call"), message(thread_id, "a")):
         run(store.add_thread_item(thread_id, item, ADA))
@@ -184,12 +184,12 @@ def test_a_pending_call_is_moved_to_the_end(store: SqlStore) -> None:
     assert order() == ["a", "call"]
     run(store.save_item(thread_id, answered_call(thread_id, "call"), ADA))
     run(store.add_thread_item(thread_id, message(thread_id, "b"), ADA))
-    for gone_or_done in ("call", "nowhere"):
-        run(store.move_to_end(thread_id, gone_or_done, ADA))
+    for completed_or_unknown in ("call", "nowhere"):
+        run(store.move_to_end(thread_id, completed_or_unknown, ADA))
     assert order() == ["a", "call", "b"]
 
 
-def test_a_thread_is_saved_without_what_others_have_changed_meanwhile(store: SqlStore) -> None:
+def test_saving_a_thread_keeps_concurrent_changes(store: SqlStore) -> None:
     thread_id = new_thread(store)
     answering, renaming = of(ADA.user), of(ADA.user)
     answered = run(store.load_thread(thread_id, answering))
@@ -198,7 +198,7 @@ def test_a_thread_is_saved_without_what_others_have_changed_meanwhile(store: Sql
     run(store.save_thread(renamed, renaming))
     answered.metadata = {"count": 1}
     run(store.save_thread(answered, answering))
-    assert answered.title == "Renamed", "so that the page is told so, too"
+    assert answered.title == "Renamed", "so that the page gets the new title as well"
     stored = run(store.load_thread(thread_id, ADA))
     assert (stored.title, stored.metadata) == ("Renamed", {"count": 1})
     answered.title = "The agent's"
@@ -206,7 +206,7 @@ def test_a_thread_is_saved_without_what_others_have_changed_meanwhile(store: Sql
     assert run(store.load_thread(thread_id, ADA)).title == "The agent's"
 
 
-def test_nobody_reaches_what_is_another_users(store: SqlStore, database: str) -> None:
+def test_tenant_isolation(store: SqlStore, database: str) -> None:
     thread_id = new_thread(store)
     run(store.add_thread_item(thread_id, message(thread_id, "msg_1"), ADA))
     run(store.save_attachment(FileAttachment(id="atc_1", name="a", mime_type="b", thread_id=thread_id), ADA))
@@ -230,13 +230,13 @@ def test_nobody_reaches_what_is_another_users(store: SqlStore, database: str) ->
     for attempt in attempts:
         with pytest.raises(NotFoundError):
             run(attempt)
-    run(store.delete_thread_item(thread_id, "msg_1", EVE))  # as for an item that is not there: no error, and nothing happens
+    run(store.delete_thread_item(thread_id, "msg_1", EVE))  # no effect, as for an item that does not exist
     assert run(store.load_threads(10, None, "asc", EVE)).data == []
     assert counts(database) == before
     assert run(store.load_item(thread_id, "msg_1", ADA)) == message(thread_id, "msg_1")
 
 
-def test_a_delete_leaves_nothing_behind(store: SqlStore, database: str) -> None:
+def test_deleting_a_thread_deletes_its_rows(store: SqlStore, database: str) -> None:
     kept = new_thread(store)
     thread_id = new_thread(store)
     for number in range(3):
@@ -247,7 +247,7 @@ def test_a_delete_leaves_nothing_behind(store: SqlStore, database: str) -> None:
     assert run(store.load_thread(kept, ADA)).id == kept
 
 
-def test_a_thread_deleted_while_it_is_answered_does_not_come_back(store: SqlStore, database: str) -> None:
+def test_deleted_thread_is_not_recreated_by_later_writes(store: SqlStore, database: str) -> None:
     thread_id = new_thread(store)
     metadata = run(store.load_thread(thread_id, ADA))
     run(store.delete_thread(thread_id, ADA))
@@ -268,14 +268,14 @@ def test_retention(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run(store.add_thread_item(used, message(used, "msg_1"), ADA))
     monkeypatch.setattr("time.time", lambda: now + 31 * 86400)
     issuer.maintain()
-    assert counts(database)["chat_threads"] == 2, "once an hour is enough"
+    assert counts(database)["chat_threads"] == 2, "at most once an hour"
     monkeypatch.setattr("time.monotonic", lambda: monotonic + 7200)
     issuer.maintain()
     assert {thread.id for thread in run(store.load_threads(10, None, "asc", ADA)).data} == {used}
     assert counts(database)["chat_items"] == 1
 
 
-def test_identifiers_can_not_be_guessed(store: SqlStore) -> None:
+def test_ids_have_96_random_bits(store: SqlStore) -> None:
     thread = ThreadMetadata(id="t", created_at=MOMENT)
     kinds = ("message", "tool_call", "task", "workflow", "attachment", "sdk_hidden_context")
     made = [store.generate_thread_id(ADA), *(store.generate_item_id(kind, thread, ADA) for kind in kinds)]
@@ -284,8 +284,8 @@ def test_identifiers_can_not_be_guessed(store: SqlStore) -> None:
     assert len(set(made)) == len(made)
 
 
-def test_a_long_thread_pages_as_fast_at_its_end_as_at_its_start(store: SqlStore) -> None:
-    """By the plan, which can't be noisy: no page reads more rows than it has, wherever it is. The figures are in bench/."""
+def test_paging_uses_an_index(store: SqlStore) -> None:
+    """Checked on the query plan, because timing is noisy: a page reads no more rows than it returns. bench/ has the timing."""
     thread_id = new_thread(store)
     other = new_thread(store)
     with store._engine.begin() as connection:
@@ -313,7 +313,7 @@ def test_a_long_thread_pages_as_fast_at_its_end_as_at_its_start(store: SqlStore)
     assert "SORT" not in plan.upper().replace("COVERING", "")
 
 
-def test_a_long_history_is_cut_at_a_message_of_the_user(store: SqlStore) -> None:
+def test_long_history_starts_at_a_user_message(store: SqlStore) -> None:
     thread_id = new_thread(store)
     with store._engine.begin() as connection:
         for number in range(300):
@@ -328,7 +328,7 @@ def test_a_long_history_is_cut_at_a_message_of_the_user(store: SqlStore) -> None
     assert MAX_ITEMS - 1 <= len(history) <= MAX_ITEMS
 
 
-def test_a_history_of_long_messages_is_cut_by_its_length(store: SqlStore) -> None:
+def test_history_is_cut_by_characters(store: SqlStore) -> None:
     thread_id = new_thread(store)
     for number in range(6):
         run(store.add_thread_item(thread_id, question(thread_id, f"q_{number}"), ADA))
@@ -337,14 +337,14 @@ def test_a_history_of_long_messages_is_cut_by_its_length(store: SqlStore) -> Non
     assert [item.id for item in history] == ["q_4", "a_4", "q_5", "a_5"]
 
 
-def test_a_last_message_longer_than_all_is_kept(store: SqlStore) -> None:
+def test_last_message_is_kept_if_longer_than_the_limit(store: SqlStore) -> None:
     thread_id = new_thread(store)
     run(store.add_thread_item(thread_id, message(thread_id, "old"), ADA))
     run(store.add_thread_item(thread_id, message(thread_id, "long", "x" * (2 * MAX_CHARACTERS)), ADA))
     assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["long"]
 
 
-def test_the_users_message_comes_along_with_a_result_longer_than_all(store: SqlStore) -> None:
+def test_user_message_is_kept_with_a_result_longer_than_the_limit(store: SqlStore) -> None:
     thread_id = new_thread(store)
     for item in (question(thread_id, "old"), question(thread_id, "q"), message(thread_id, "between")):
         run(store.add_thread_item(thread_id, item, ADA))
@@ -352,7 +352,7 @@ def test_the_users_message_comes_along_with_a_result_longer_than_all(store: SqlS
     assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["q", "long"]
 
 
-def test_a_thousand_items_since_the_users_message(store: SqlStore) -> None:
+def test_history_without_a_recent_user_message(store: SqlStore) -> None:
     thread_id = new_thread(store)
     with store._engine.begin() as connection:
         for number in range(1000):
@@ -363,7 +363,7 @@ def test_a_thousand_items_since_the_users_message(store: SqlStore) -> None:
     assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["msg_999"]
 
 
-def test_images_count_for_what_a_model_makes_of_them(store: SqlStore) -> None:
+def test_images_count_as_a_fixed_number_of_characters(store: SqlStore) -> None:
     thread_id = new_thread(store)
     url = "data:image/png;base64," + "A" * (3 * MAX_CHARACTERS)
     many = MAX_CHARACTERS // IMAGE_CHARACTERS
@@ -377,7 +377,7 @@ def test_images_count_for_what_a_model_makes_of_them(store: SqlStore) -> None:
     assert len(history) == 2 * many
 
 
-def test_a_short_history_is_whole(store: SqlStore) -> None:
+def test_short_history_is_complete(store: SqlStore) -> None:
     thread_id = new_thread(store)
     run(store.add_thread_item(thread_id, message(thread_id, "greeting"), ADA))
     assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["greeting"]

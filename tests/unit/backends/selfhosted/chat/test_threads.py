@@ -1,4 +1,4 @@
-"""What a thread's state decides, and what several requests do to one thread at the same time."""
+"""Thread status, concurrent requests to one thread, and what of a thread reaches the model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def other(caller: Caller) -> Caller:
 @pytest.mark.parametrize(
     "status", [LockedStatus(reason="Escalated."), ClosedStatus(reason="Resolved.")], ids=lambda it: it.type
 )
-def test_a_thread_that_is_not_active_takes_nothing_that_is_answered(
+def test_inactive_thread_accepts_nothing_that_needs_a_reply(
     start: Start, upstream: Upstream, tmp_path: Path, status: Any
 ) -> None:
     caller = start("with_page")
@@ -53,11 +53,11 @@ def test_a_thread_that_is_not_active_takes_nothing_that_is_answered(
         "threads.sync_custom_action": {"action": ACTION},
     }
     for type_, fields in refused.items():
-        answer = caller.post(type_, thread_id=thread_id, **fields)
-        assert (answer.status_code, answer.json()["code"]) == (403, "thread_not_active"), type_
-        assert answer.json()["message"] == "This conversation takes no new messages"
+        response = caller.post(type_, thread_id=thread_id, **fields)
+        assert (response.status_code, response.json()["code"]) == (403, "thread_not_active"), type_
+        assert response.json()["message"] == "This conversation takes no new messages"
     assert caller.thread(thread_id) == before
-    assert before.status == status, "the page says why"
+    assert before.status == status, "with its reason, which the page shows"
     assert len(upstream.received) == calls_made
     kept: dict[str, dict[str, Any]] = {
         "items.feedback": {"item_ids": [message.id], "kind": "positive"},
@@ -68,7 +68,7 @@ def test_a_thread_that_is_not_active_takes_nothing_that_is_answered(
         assert caller.post(type_, thread_id=thread_id, **fields).status_code == 200, type_
 
 
-def test_an_agent_that_locks_its_thread(start: Start, upstream: Upstream) -> None:
+def test_agent_locks_its_thread(start: Start, upstream: Upstream) -> None:
     caller = start("locking")
     upstream.behaviour = streaming(calls("locks"), says("Support will write to you"))
     thread_id, events = caller.create("Help!")
@@ -78,7 +78,7 @@ def test_an_agent_that_locks_its_thread(start: Start, upstream: Upstream) -> Non
     assert caller.post("threads.add_user_message", thread_id=thread_id, input=user_input("Hello?")).status_code == 403
 
 
-def test_a_rename_during_a_turn_survives_it(start: Start, upstream: Upstream) -> None:
+def test_rename_during_a_turn_is_kept(start: Start, upstream: Upstream) -> None:
     caller = start("counting")
     upstream.behaviour = streaming(says("Hello"), [0.5, *calls("counts")], says("one two three", pause=0.2))
     thread_id, _ = caller.create("First")
@@ -89,10 +89,10 @@ def test_a_rename_during_a_turn_survives_it(start: Start, upstream: Upstream) ->
         if event.type == "thread.updated":
             titles.append(event.thread.title)
     assert caller.thread(thread_id).title == "Renamed"
-    assert set(titles) == {"Renamed"}, "the page is not told the old one"
+    assert set(titles) == {"Renamed"}, "the page never gets the old title"
 
 
-def test_a_sync_action_while_a_client_tool_is_pending(start: Start, upstream: Upstream) -> None:
+def test_sync_action_while_a_client_tool_is_pending(start: Start, upstream: Upstream) -> None:
     caller = start("with_page")
     upstream.behaviour = streaming(PENDING_CALL, says("It is blue"))
     thread_id, _ = caller.create("What colour is my page?")
@@ -105,19 +105,21 @@ def test_a_sync_action_while_a_client_tool_is_pending(start: Start, upstream: Up
 
 
 @pytest.mark.parametrize(("size", "status"), [(250 * 1024, 200), (260 * 1024, 413)])
-def test_how_large_a_client_tools_output_may_be(start: Start, upstream: Upstream, size: int, status: int) -> None:
+def test_size_limit_of_a_client_tool_output(start: Start, upstream: Upstream, size: int, status: int) -> None:
     caller = start("with_page")
     upstream.behaviour = streaming(PENDING_CALL, says("I have read it"))
     thread_id, _ = caller.create("Read my page")
-    answer = caller.post("threads.add_client_tool_output", thread_id=thread_id, result={"page": "x" * size})
-    assert answer.status_code == status
+    response = caller.post("threads.add_client_tool_output", thread_id=thread_id, result={"page": "x" * size})
+    assert response.status_code == status
     if status == 200:
         roles = [role for role, _ in asked(upstream.received[1].body)]
-        assert roles == ["user", "function_call", "function_call_output"], "the question comes along with what answers it"
+        assert roles == ["user", "function_call", "function_call_output"], (
+            "the tool output is given together with its user message"
+        )
 
 
 @pytest.mark.parametrize("shape", ["threads.add_user_message", "items.feedback"])
-def test_no_other_request_may_be_as_large(start: Start, upstream: Upstream, shape: str) -> None:
+def test_size_limit_of_other_requests(start: Start, upstream: Upstream, shape: str) -> None:
     caller = start("simple")
     upstream.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
@@ -127,7 +129,7 @@ def test_no_other_request_may_be_as_large(start: Start, upstream: Upstream, shap
     assert caller.post(shape, thread_id=thread_id, kind="positive", **params).status_code == 413
 
 
-def test_feedback_for_what_was_never_stored_is_kept_for_the_rest(start: Start, upstream: Upstream, tmp_path: Path) -> None:
+def test_feedback_skips_unknown_items(start: Start, upstream: Upstream, tmp_path: Path) -> None:
     caller = start("simple")
     upstream.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
@@ -159,7 +161,7 @@ def test_mentions_and_quoted_text_reach_the_model(start: Start, upstream: Upstre
         assert given.count(part) == 1, part
 
 
-def test_a_guardrail_of_a_workflow_sees_what_is_quoted(start: Start, upstream: Upstream) -> None:
+def test_workflow_guardrail_sees_quoted_text(start: Start, upstream: Upstream) -> None:
     caller = start("guarded_workflow")
     upstream.behaviour = streaming(says("Let me explain"))
     input_ = {**user_input("Explain this"), "quoted_text": "how to do something forbidden"}
@@ -167,7 +169,7 @@ def test_a_guardrail_of_a_workflow_sees_what_is_quoted(start: Start, upstream: U
 
 
 @pytest.mark.parametrize("agent", ["drafting", "drafting_workflow"])
-def test_a_draft_that_a_tool_replaces_is_one_message(start: Start, upstream: Upstream, agent: str) -> None:
+def test_draft_replaced_by_a_tool_is_one_message(start: Start, upstream: Upstream, agent: str) -> None:
     caller = start(agent)
     upstream.behaviour = streaming(calls("drafts"), says("Done"))
     thread_id, events = caller.create("Write")
@@ -179,7 +181,7 @@ def test_a_draft_that_a_tool_replaces_is_one_message(start: Start, upstream: Ups
     assert kept[1].id == final.id
 
 
-def test_an_image_leaves_the_model_its_memory(start: Start, upstream: Upstream) -> None:
+def test_history_before_a_large_image_is_kept(start: Start, upstream: Upstream) -> None:
     caller = start("simple")
     image = "A" * 200 * 1024
     upstream.behaviour = streaming([*draws(image), *says("Here it is")], says("You are Ada"))
@@ -192,8 +194,8 @@ def test_an_image_leaves_the_model_its_memory(start: Start, upstream: Upstream) 
     assert given[1]["content"][1]["image_url"] == f"data:image/png;base64,{image}"
 
 
-def test_images_in_the_history_stay_below_the_apis_limit(start: Start, upstream: Upstream) -> None:
-    """OpenAI takes 50 MB in a request; a thread with more could never be answered again."""
+def test_images_in_the_history_stay_below_openais_limit(start: Start, upstream: Upstream) -> None:
+    """OpenAI accepts 50 MB per request. A thread with more could never get another reply."""
     caller = start("simple")
     image = "A" * 3_500_000
     upstream.behaviour = streaming([event for _ in range(16) for event in draws(image)], says("A lot"))
@@ -202,10 +204,8 @@ def test_images_in_the_history_stay_below_the_apis_limit(start: Start, upstream:
     assert len(json.dumps(upstream.received[-1].body)) < 50_000_000
 
 
-def test_a_lock_survives_that_the_thread_is_being_saved(
-    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A tool changes the thread while the title is written, to a database that takes its time."""
+def test_lock_is_kept_while_the_title_is_saved(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tool changes the thread while the title is being written to a slow database."""
     run = SqlStore._run
 
     async def slow(self: SqlStore, work: Any) -> Any:
@@ -220,7 +220,7 @@ def test_a_lock_survives_that_the_thread_is_being_saved(
     assert caller.thread(thread_id).status == LockedStatus(reason="Escalated to support.")
 
 
-def test_a_rename_survives_a_tool_that_loads_the_thread(start: Start, upstream: Upstream) -> None:
+def test_rename_is_kept_when_a_tool_loads_the_thread(start: Start, upstream: Upstream) -> None:
     caller = start("loading")
     upstream.behaviour = streaming(says("Hello"), calls("loads_and_notes"), says("Done"))
     thread_id, _ = caller.create("First")
@@ -230,7 +230,7 @@ def test_a_rename_survives_a_tool_that_loads_the_thread(start: Start, upstream: 
     assert caller.thread(thread_id).title == "Renamed"
 
 
-def test_what_two_turns_note_at_a_time_is_kept(start: Start, upstream: Upstream, tmp_path: Path) -> None:
+def test_metadata_of_concurrent_turns_is_merged(start: Start, upstream: Upstream, tmp_path: Path) -> None:
     caller = start("noting")
     upstream.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("First")
@@ -245,10 +245,10 @@ def test_what_two_turns_note_at_a_time_is_kept(start: Start, upstream: Upstream,
     assert stored["metadata"] == {"a": True, "b": True}
 
 
-def test_a_sync_action_does_not_undo_a_client_tools_output(
+def test_sync_action_does_not_overwrite_a_client_tool_output(
     start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The output comes between the action's reading and its writing."""
+    """The output is saved between the action's read and its write."""
     caller = start("with_page")
     upstream.behaviour = streaming([*says("Let me see"), *calls("ask_page", question="Colour?")], says("It is blue"))
     thread_id, _ = caller.create("What colour is my page?")
@@ -266,8 +266,8 @@ def test_a_sync_action_does_not_undo_a_client_tools_output(
     assert (kept[2].status, kept[2].output) == ("completed", {"colour": "blue"})
 
 
-def test_a_thought_goes_on_after_a_sync_action(start: Start, upstream: Upstream) -> None:
-    """The SDK continues a workflow that stands directly in front of the call."""
+def test_reasoning_continues_after_a_sync_action(start: Start, upstream: Upstream) -> None:
+    """The SDK continues a workflow item that directly precedes the call."""
     caller = start("with_page")
     upstream.behaviour = streaming([*thinks("Ask"), *calls("ask_page", question="Colour?")], [*thinks("I see"), *says("Blue")])
     thread_id, _ = caller.create("What colour is my page?")
@@ -277,17 +277,17 @@ def test_a_thought_goes_on_after_a_sync_action(start: Start, upstream: Upstream)
     assert kinds == ["user_message", "workflow", "client_tool_call", "assistant_message"]
 
 
-def test_an_action_while_a_client_tool_is_pending(start: Start, upstream: Upstream) -> None:
-    """As with the sync one: the page may call sendCustomAction() while its tool runs."""
+def test_action_while_a_client_tool_is_pending(start: Start, upstream: Upstream) -> None:
+    """The page may call sendCustomAction() while its tool runs."""
     caller = start("with_page")
     upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("I see"), says("It is blue"))
     thread_id, _ = caller.create("What colour is my page?")
     list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))
-    answer = caller.post("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"})
-    assert answer.status_code == 200
+    response = caller.post("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"})
+    assert response.status_code == 200
 
 
-def test_quoted_text_is_given_after_a_client_tool_as_well(start: Start, upstream: Upstream) -> None:
+def test_quoted_text_is_given_after_a_client_tool(start: Start, upstream: Upstream) -> None:
     caller = start("with_page")
     upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("It is blue"))
     quoting = {**user_input("Explain this"), "quoted_text": "a sentence above"}
@@ -296,7 +296,7 @@ def test_quoted_text_is_given_after_a_client_tool_as_well(start: Start, upstream
     assert "a sentence above" in json.dumps(upstream.received[1].body["input"])
 
 
-def test_what_an_earlier_message_quoted_is_not_what_the_new_one_refers_to(start: Start, upstream: Upstream) -> None:
+def test_quote_of_an_earlier_message_is_not_given_again(start: Start, upstream: Upstream) -> None:
     caller = start("run_workflow")
     upstream.behaviour = failing(400, "invalid_request_error")
     quoting = {**user_input("Explain"), "quoted_text": "the old quote"}
@@ -306,7 +306,7 @@ def test_what_an_earlier_message_quoted_is_not_what_the_new_one_refers_to(start:
     assert "the old quote" not in json.dumps(upstream.received[-1].body["input"])
 
 
-def test_two_mentions_of_one_name(start: Start, upstream: Upstream) -> None:
+def test_two_mentions_with_the_same_name(start: Start, upstream: Upstream) -> None:
     caller = start("simple")
     upstream.behaviour = streaming(says("Well"))
     tag = {"type": "input_tag", "text": "Anna", "data": {}, "interactive": False}
@@ -316,7 +316,7 @@ def test_two_mentions_of_one_name(start: Start, upstream: Upstream) -> None:
     assert ("user_1" in given, "user_2" in given) == (True, True)
 
 
-def test_a_message_of_mentions_alone_gives_a_title(start: Start, upstream: Upstream) -> None:
+def test_title_of_a_message_with_mentions_only(start: Start, upstream: Upstream) -> None:
     caller = start("simple")
     upstream.behaviour = streaming(says("I see"))
     tag = {"type": "input_tag", "id": "art_1", "text": "The future", "data": {}, "interactive": False}
@@ -325,7 +325,7 @@ def test_a_message_of_mentions_alone_gives_a_title(start: Start, upstream: Upstr
 
 
 @pytest.mark.parametrize("agent", ["simple", "counting", "run_workflow"])
-def test_a_thread_that_is_deleted_during_its_turn(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
+def test_thread_deleted_during_its_turn(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
     caller = start(agent)
     turn = [[*calls("counts"), 0.3]] if agent == "counting" else []
     upstream.behaviour = streaming(says("Hello"), *turn, says("one two three", pause=0.2))
@@ -343,19 +343,21 @@ def test_a_thread_that_is_deleted_during_its_turn(start: Start, upstream: Upstre
 
 
 @pytest.mark.parametrize("item", ["nowhere", "assistant_message"])
-def test_a_retry_of_what_is_no_message_of_the_user_changes_nothing(start: Start, upstream: Upstream, item: str) -> None:
+def test_retry_of_anything_but_a_user_message_changes_nothing(start: Start, upstream: Upstream, item: str) -> None:
     caller = start("simple")
     upstream.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
     caller.say(thread_id, "And now?")
     before = caller.items(thread_id)
     ids = {it.type: it.id for it in before.data}
-    answer = caller.post("threads.retry_after_item", thread_id=thread_id, item_id=ids.get(item, item))
-    assert answer.status_code == (404 if item == "nowhere" else 400)
+    response = caller.post("threads.retry_after_item", thread_id=thread_id, item_id=ids.get(item, item))
+    assert response.status_code == (404 if item == "nowhere" else 400)
     assert caller.items(thread_id) == before
 
 
-def test_a_retry_deletes_all_that_came_later_at_once(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_deletes_later_items_in_one_transaction(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caller = start("simple")
     upstream.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
@@ -378,7 +380,7 @@ def test_a_retry_deletes_all_that_came_later_at_once(start: Start, upstream: Ups
     assert [item.type for item in kept] == ["user_message", "assistant_message"] * 2
 
 
-def test_a_long_title_is_cut(start: Start, upstream: Upstream) -> None:
+def test_long_title_is_truncated(start: Start, upstream: Upstream) -> None:
     caller = start("simple")
     upstream.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
@@ -386,7 +388,7 @@ def test_a_long_title_is_cut(start: Start, upstream: Upstream) -> None:
     assert caller.thread(thread_id).title == "x" * 200
 
 
-def test_more_answers_than_anybody_asks_for(start: Start) -> None:
+def test_limit_of_answers_in_structured_input(start: Start) -> None:
     caller = start(OPENAI_API_KEY="")  # the demo
     thread_id, _ = caller.create("question")
     item = caller.items(thread_id).data[0]
@@ -399,7 +401,7 @@ def test_more_answers_than_anybody_asks_for(start: Start) -> None:
     assert (answer(101), answer(100)) == (400, 200)
 
 
-def test_a_page_ends_after_some_megabytes(start: Start, upstream: Upstream) -> None:
+def test_pages_are_limited_by_bytes(start: Start, upstream: Upstream) -> None:
     caller = start("simple")
     upstream.behaviour = streaming([*(event for _ in range(6) for event in draws("A" * 1_500_000)), *says("Six")])
     thread_id, _ = caller.create("Draw")

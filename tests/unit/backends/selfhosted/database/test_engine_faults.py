@@ -1,4 +1,4 @@
-"""A database that is locked, full, read-only, damaged, deleted, hung or away: 503 in time, the words for it, and recovery."""
+"""A database that is locked, full, read-only, damaged, deleted, hung or down: the 503, its reason, and the recovery."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ THREAD = {"id": "thr_1", "user_id": "anonymous:a", "used_at": 1, "data": "{}"}
 ITEM = {"thread_id": "thr_1", "user_id": "anonymous:a", "id": "msg_1", "data": "{}"}
 
 
-def not_ready(what: str) -> tuple[int, str, str]:
-    return 503, "not_ready", f"Not ready. Missing: DATABASE_URL ({what})"
+def not_ready(reason: str) -> tuple[int, str, str]:
+    return 503, "not_ready", f"Not ready. Missing: DATABASE_URL ({reason})"
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def app_client(make_app: MakeApp, address: str, **variables: str) -> FlaskClient
 
 @contextmanager
 def locked(address: str, table: str = "chat_sessions") -> Iterator[Connection]:
-    """Held by somebody else, such as a migration or a person with a shell."""
+    """Lock ``table`` from another connection, as a migration or a psql session would."""
     with create_engine(address).begin() as connection:
         connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
         yield connection
@@ -75,7 +75,7 @@ def count(address: str, table: str) -> int:
 # Time limits
 
 
-def test_a_table_lock_ends_in_503_after_five_seconds(make_app: MakeApp, postgresql: str) -> None:
+def test_table_lock_is_a_503_after_five_seconds(make_app: MakeApp, postgresql: str) -> None:
     client = app_client(make_app, postgresql)
     assert client.post(ENDPOINT).status_code == 200
     with locked(postgresql), ThreadPoolExecutor(2) as pool:
@@ -90,9 +90,9 @@ def test_a_table_lock_ends_in_503_after_five_seconds(make_app: MakeApp, postgres
     assert client.get("/readyz").status_code == 200
 
 
-def test_waiting_in_line_and_for_a_lock_share_one_limit(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pool_wait_and_lock_wait_share_one_limit(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAIT_SECONDS", 2)
-    store = SqlStore(open_database(postgresql, connections=2))  # of which it uses one
+    store = SqlStore(open_database(postgresql, connections=2))  # of which the store uses one
 
     async def refused(after: float) -> float:
         await asyncio.sleep(after)
@@ -108,7 +108,7 @@ def test_waiting_in_line_and_for_a_lock_share_one_limit(postgresql: str, monkeyp
         assert all(1.7 < seconds < 2.6 for seconds in asyncio.run(two()))
 
 
-def test_a_slow_statement_ends_and_the_limit_stays_in_its_transaction(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statement_timeout_applies_to_its_transaction_only(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAIT_SECONDS", 1)
     engine = open_database(postgresql)
     with engine.connect() as connection:
@@ -119,7 +119,7 @@ def test_a_slow_statement_ends_and_the_limit_stays_in_its_transaction(postgresql
         assert raw.execute("SHOW statement_timeout").fetchone() == ("0",)
 
 
-def test_a_migration_may_take_longer(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migration_may_take_longer(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAIT_SECONDS", 1)
     monkeypatch.setattr(module, "SERVER_SECONDS", 1)
     upgrade = command.upgrade
@@ -132,8 +132,8 @@ def test_a_migration_may_take_longer(postgresql: str, monkeypatch: pytest.Monkey
     open_database(postgresql)
 
 
-def test_a_server_that_hangs(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connected, and silent: as with a stalled disk, a frozen machine, or a PgBouncer without a free connection."""
+def test_hanging_server(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connected and never responding, like a stalled disk, a frozen host, or a PgBouncer without a free connection."""
     monkeypatch.setattr(module, "WAIT_SECONDS", 2)
     monkeypatch.setattr(module, "SERVER_SECONDS", 1)
     with get_server(tempfile.mkdtemp(prefix="chatkit-"), cleanup_mode="delete") as server:
@@ -157,32 +157,32 @@ def test_a_server_that_hangs(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch)
 # The pool
 
 
-def test_callers_wait_in_line_for_few_connections(postgresql: str) -> None:
+def test_callers_queue_for_connections(postgresql: str) -> None:
     engine = open_database(postgresql, connections=2)
     issuer = SessionStore(engine, ttl=600)
     with ThreadPoolExecutor(32) as pool:
-        minted = list(pool.map(lambda _: issuer.issue(USER), range(200)))
-    assert len({session.session_id for session in minted}) == 200
+        sessions = list(pool.map(lambda _: issuer.issue(USER), range(200)))
+    assert len({session.session_id for session in sessions}) == 200
     with create_engine(postgresql).connect() as connection:
         query = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
         assert connection.execute(query).scalar_one() == 2
 
 
-def test_no_free_connection_in_time(make_app: MakeApp, postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pool_timeout(make_app: MakeApp, postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAIT_SECONDS", 1)
     client = app_client(make_app, postgresql, CHATKIT_DATABASE_CONNECTIONS="1")
     with locked(postgresql), ThreadPoolExecutor(1) as pool:
         holder = pool.submit(lambda: client.application.test_client().post(ENDPOINT))
         time.sleep(0.2)
         started = time.monotonic()
-        # The holder gives up first, its place is taken by the one of these that came first; the other one is too late.
+        # The holder gives up first. The first of the others gets its connection, the second one times out.
         with ThreadPoolExecutor(2) as others:
-            answers = list(others.map(lambda _: client.application.test_client().post(ENDPOINT), range(2)))
-        assert [error_of(answer) for answer in (holder.result(), *answers)] == [UNAVAILABLE_503] * 3
+            responses = list(others.map(lambda _: client.application.test_client().post(ENDPOINT), range(2)))
+        assert [error_of(response) for response in (holder.result(), *responses)] == [UNAVAILABLE_503] * 3
         assert time.monotonic() - started < 3
 
 
-def test_the_chat_waits_in_line_no_longer_than_that(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_queues_no_longer_than_the_limit(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAIT_SECONDS", 1)
     store = SqlStore(open_database(postgresql, connections=3))
     thread = new_thread(store)
@@ -199,7 +199,7 @@ def test_the_chat_waits_in_line_no_longer_than_that(postgresql: str, monkeypatch
     assert not [found for found in run(load_many()) if isinstance(found, BaseException)]
 
 
-def test_a_lock_in_the_middle_of_a_response_is_one_line_in_the_log(
+def test_lock_during_a_response_is_logged_in_one_line(
     start: Start, postgresql: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "WAIT_SECONDS", 1)
@@ -228,10 +228,12 @@ def test_behind_pgbouncer_in_transaction_mode(start: Start, postgresql: str, tmp
         with ThreadPoolExecutor(8) as pool:
             assert set(pool.map(call, range(240))) == {200}
         with create_engine(bouncer.url, connect_args={"prepare_threshold": None}).connect() as connection:
-            assert connection.execute(text("SHOW statement_timeout")).scalar_one() == "0", "others share these connections"
+            assert connection.execute(text("SHOW statement_timeout")).scalar_one() == "0", (
+                "other clients share these connections"
+            )
 
 
-# Writing is not possible
+# Writes fail
 
 
 def test_read_only_postgresql(make_app: MakeApp, postgresql: str) -> None:
@@ -273,7 +275,7 @@ def test_missing_tables(make_app: MakeApp, database: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["header", "pages"])
-def test_a_damaged_file(make_app: MakeApp, sqlite: Path, damage: str) -> None:
+def test_damaged_file(make_app: MakeApp, sqlite: Path, damage: str) -> None:
     client = app_client(make_app, f"sqlite:///{sqlite}")
     with sqlite.open("r+b") as file:
         if damage == "header":
@@ -285,20 +287,22 @@ def test_a_damaged_file(make_app: MakeApp, sqlite: Path, damage: str) -> None:
     assert error_of(client.get("/readyz")) == not_ready("the database is damaged")
 
 
-def test_a_damaged_file_at_start(sqlite: Path) -> None:
+def test_damaged_file_at_startup(sqlite: Path) -> None:
     sqlite.write_bytes(os.urandom(8192))
     with pytest.raises(SettingsError, match=r"^DATABASE_URL: .*file is not a database$"):
         open_database(f"sqlite:///{sqlite}")
 
 
-def test_a_mistake_of_our_own_is_no_outage(make_app: MakeApp, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_integrity_error_is_not_reported_as_an_outage(
+    make_app: MakeApp, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = app_client(make_app, database)
     monkeypatch.setattr("chatkit.backends.selfhosted.sessions.secrets.token_urlsafe", lambda _: "always-the-same")
     assert client.post(ENDPOINT).status_code == 200
     assert error_of(client.post(ENDPOINT))[:2] == (500, "internal_server_error")
 
 
-def test_being_ready_leaves_nothing_behind(make_app: MakeApp, database: str) -> None:
+def test_readiness_check_writes_nothing(make_app: MakeApp, database: str) -> None:
     client = app_client(make_app, database)
     for _ in range(3):
         assert client.get("/readyz").status_code == 200
@@ -313,7 +317,7 @@ def remove(sqlite: Path) -> None:
         name.unlink(missing_ok=True)
 
 
-def test_a_deleted_file_is_made_again(make_app: MakeApp, sqlite: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_deleted_file_is_recreated(make_app: MakeApp, sqlite: Path, caplog: pytest.LogCaptureFixture) -> None:
     client = app_client(make_app, f"sqlite:///{sqlite}")
     assert client.post(ENDPOINT).status_code == 200
     remove(sqlite)
@@ -326,7 +330,7 @@ def test_a_deleted_file_is_made_again(make_app: MakeApp, sqlite: Path, caplog: p
 
 
 @pytest.mark.parametrize("way", ["deleted", "deleted with its folder", "replaced"])
-def test_several_processes_recover_from_it(sqlite: Path, way: str) -> None:
+def test_several_processes_recover_from_a_lost_file(sqlite: Path, way: str) -> None:
     folder = sqlite.parent / "data"
     address = f"sqlite:///{folder / 'chatkit.db'}"
     first, second = (SessionStore(open_database(address), ttl=600) for _ in range(2))
@@ -347,11 +351,11 @@ def test_several_processes_recover_from_it(sqlite: Path, way: str) -> None:
     assert count(address, "chat_sessions") == 1
 
 
-# Start
+# Start-up
 
 
 @contextmanager
-def held_for_migration(address: str) -> Iterator[None]:
+def migration_lock(address: str) -> Iterator[None]:
     with create_engine(address, isolation_level="AUTOCOMMIT").connect() as connection:
         if address.startswith("sqlite"):
             connection.execute(text("PRAGMA journal_mode = WAL"))
@@ -362,12 +366,12 @@ def held_for_migration(address: str) -> Iterator[None]:
         connection.execute(text("ROLLBACK" if address.startswith("sqlite") else "SELECT pg_advisory_unlock_all()"))
 
 
-def test_waiting_for_a_migration_says_so(
+def test_waiting_for_a_migration_is_logged(
     database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "MIGRATION_NOTICE_SECONDS", 0.3)
     with ThreadPoolExecutor(1) as pool:
-        with held_for_migration(database):
+        with migration_lock(database):
             opening = pool.submit(open_database, database)
             time.sleep(1)
             assert not opening.done()
@@ -377,13 +381,13 @@ def test_waiting_for_a_migration_says_so(
 
 def test_waiting_for_a_migration_has_a_limit(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MIGRATION_SECONDS", 0.5)
-    with held_for_migration(database), pytest.raises(SettingsError) as caught:
+    with migration_lock(database), pytest.raises(SettingsError) as caught:
         open_database(database)
     assert str(caught.value).endswith("another process has locked it for 0 s")
     assert "\n" not in str(caught.value)
 
 
-def test_a_table_that_is_locked_during_a_migration(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_locked_during_a_migration(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
     upgrade = command.upgrade
     with monkeypatch.context() as patched:
         patched.setattr(command, "upgrade", lambda config, _head: upgrade(config, "0002"))
@@ -393,7 +397,7 @@ def test_a_table_that_is_locked_during_a_migration(postgresql: str, monkeypatch:
         open_database(postgresql)
 
 
-def test_a_server_that_starts_later_than_the_service(
+def test_server_that_starts_after_the_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.3)
@@ -411,7 +415,7 @@ def test_a_server_that_starts_later_than_the_service(
     assert not [line for line in lines if "\n" in line]
 
 
-def test_a_server_that_never_starts(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_server_that_never_starts(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(module, "START_SECONDS", 1)
     started = time.monotonic()
@@ -432,7 +436,7 @@ def fill(engine: Engine, sessions: int, threads: int) -> None:
         connection.execute(insert(ItemRow), [{**ITEM, "thread_id": f"thr_{n}"} for n in range(threads)])
 
 
-def test_what_is_old_goes_away_by_itself(database: str) -> None:
+def test_maintenance_deletes_expired_rows(database: str) -> None:
     processes = [SessionStore(open_database(database), ttl=600, retention_days=30) for _ in range(3)]
     fill(processes[0].engine, sessions=2 * PURGE_BATCH + 50, threads=2 * PURGE_BATCH + 50)
     live = processes[0].issue(USER)
@@ -461,7 +465,7 @@ def test_issuing_deletes_nothing(database: str) -> None:
     assert (count(database, "chat_sessions"), count(database, "chat_threads")) == (4, 4)
 
 
-def test_maintenance_that_fails_is_one_line(
+def test_failed_maintenance_is_logged_in_one_line(
     database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     issuer = SessionStore(open_database(database), ttl=600, retention_days=30)

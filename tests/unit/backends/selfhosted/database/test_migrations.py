@@ -1,4 +1,4 @@
-"""The schema: made and moved on by itself, the same as the code's, and by one process at a time."""
+"""Migrations: applied at start-up, by one process at a time, to the schema that the models declare."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from chatkit.settings import SettingsError
 from tests.support.service import PROJECT, environment, free_port
 
 
-def test_migrations_make_what_the_code_expects(database: str) -> None:
+def test_migrations_match_the_models(database: str) -> None:
     with open_database(database).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
@@ -34,27 +34,27 @@ def test_opening_again_changes_nothing(database: str) -> None:
         assert connection.execute(text("SELECT count(*) FROM chat_sessions")).scalar_one() == 1
 
 
-def test_several_processes_start_at_once_on_an_empty_database(database: str) -> None:
+def test_concurrent_start_on_an_empty_database(database: str) -> None:
     code = "import sys; from chatkit.backends.selfhosted.database.engine import open_database; open_database(sys.argv[1])"
     starting = [
         subprocess.Popen([sys.executable, "-c", code, database], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
         for _ in range(6)
     ]
     written = {process.communicate(timeout=60)[1] for process in starting}
-    assert written <= {"", "Waiting for another process to migrate the database\n"}, "the notice comes on a slow machine"
+    assert written <= {"", "Waiting for another process to migrate the database\n"}, "the notice appears on a slow machine"
     assert {process.returncode for process in starting} == {0}
     with create_engine(database).connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar_one() == 1
 
 
-def test_a_schema_of_a_newer_version_is_left_alone(database: str) -> None:
+def test_newer_schema_is_refused(database: str) -> None:
     with open_database(database).begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(SettingsError, match="not one that this version knows"):
         open_database(database)
 
 
-def test_a_migration_that_fails_changes_nothing(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_migration_is_rolled_back(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from alembic.operations import Operations
 
     def fail(*_: object, **__: object) -> None:
@@ -67,7 +67,7 @@ def test_a_migration_that_fails_changes_nothing(database: str, monkeypatch: pyte
     open_database(database)
 
 
-def test_conversations_of_an_earlier_version_come_along(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conversations_of_an_earlier_version_are_kept(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     upgrade = command.upgrade
     with monkeypatch.context() as patched:
         patched.setattr(command, "upgrade", lambda config, _head: upgrade(config, "0002"))
@@ -91,7 +91,7 @@ ATTACHMENTS = [
 ]
 
 
-def test_a_thread_deleted_in_a_shell_takes_its_items_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deleting_a_thread_in_a_shell_deletes_its_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "chatkit.db"
     upgrade = command.upgrade
     with monkeypatch.context() as patched:
@@ -104,7 +104,7 @@ def test_a_thread_deleted_in_a_shell_takes_its_items_along(tmp_path: Path, monke
     with closing(sqlite3.connect(path)) as shell:
         shell.execute("DELETE FROM chat_threads WHERE id = 'thr_1'")
         shell.commit()
-        assert shell.execute("SELECT count(*) FROM chat_items").fetchone() == (2,), "as it was before"
+        assert shell.execute("SELECT count(*) FROM chat_items").fetchone() == (2,), "without a cascade before 0005"
 
         open_database(f"sqlite:///{path}")
         assert shell.execute("SELECT thread_id FROM chat_items").fetchall() == [("thr_2",)]
@@ -113,15 +113,15 @@ def test_a_thread_deleted_in_a_shell_takes_its_items_along(tmp_path: Path, monke
         shell.execute("DELETE FROM chat_threads")
         shell.commit()
         assert shell.execute("SELECT count(*) FROM chat_items").fetchone() == (0,)
-        assert shell.execute("SELECT id FROM chat_attachments").fetchall() == [("atc_2",)], "of no thread yet"
+        assert shell.execute("SELECT id FROM chat_attachments").fetchall() == [("atc_2",)], "not yet part of a thread"
 
 
-def test_back_to_the_first_version_and_forth(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downgrade_and_upgrade(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     open_database(database)
     with monkeypatch.context() as patched:
         patched.setattr(command, "upgrade", lambda config, _head: command.downgrade(config, "0001"))
         open_database(database)
-    test_migrations_make_what_the_code_expects(database)
+    test_migrations_match_the_models(database)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_back_to_the_first_version_and_forth(database: str, monkeypatch: pytest.
         "sqlite:////dev/null",
     ],
 )
-def test_a_database_that_is_not_there(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_database_is_a_setting_error(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chatkit.backends.selfhosted.database.engine.START_SECONDS", 0)
     with pytest.raises(SettingsError, match=r"^DATABASE_URL: ") as caught:
         open_database(address.format(port=free_port()))
@@ -141,7 +141,7 @@ def test_a_database_that_is_not_there(address: str, monkeypatch: pytest.MonkeyPa
     assert "\n" not in str(caught.value)
 
 
-def test_a_developers_alembic_works(tmp_path: Path) -> None:
+def test_alembic_command_line(tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path}/chatkit.db"
     open_database(address)
     variables = environment(DATABASE_URL=address)

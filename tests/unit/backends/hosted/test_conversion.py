@@ -10,14 +10,14 @@ import pytest
 from chatkit.types import ThreadItem
 from pydantic import TypeAdapter
 
-from chatkit.backends.hosted.conversion import ConvertedItem, convert_item, convert_thread
+from chatkit.backends.hosted.conversion import convert_item, convert_thread
 from tests.support.threads_api import BEGIN, DESCRIBED, TOOL, Project, answers, asks
 
 _item: TypeAdapter[Any] = TypeAdapter(ThreadItem)
 BEFORE = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def converted(item: Any) -> ConvertedItem:
+def converted(item: Any) -> Any:
     project = Project()
     thread = project.add("user:a", item)
     return convert_item(project.items[thread][0], thread, BEFORE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -227,7 +228,7 @@ def test_the_original_is_kept_beside_an_item_and_the_chat_ignores_it(
     page = run(store.load_thread_items("cthr_1", None, 10, "asc", ADA))
     assert "hologram" not in page.model_dump_json()
     ((data,),) = rows(engine, "SELECT data FROM chat_items")
-    assert imports.json.loads(data)["original"] == original
+    assert json.loads(data)["original"] == original
 
 
 def titles(store: SqlStore) -> list[str]:

@@ -8,6 +8,7 @@ from pkgutil import extend_path
 from flask import Response
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+from chatkit import commands
 from chatkit.backends import open_backend
 from chatkit.endpoints import health, host_page, sessions
 from chatkit.identity import visitor_cookie
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None) -> AsgiFlask:
     for blueprint in backend.blueprints:
         app.register_blueprint(blueprint)
     app.after_request(_set_security_headers)
+    commands.register(app, settings)
 
     hops = settings.proxy_hops
     # Each proxy adds the address that it sees; scheme and host have one value, of the proxy that is in front of us.

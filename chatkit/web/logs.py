@@ -84,7 +84,7 @@ class _SafeFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         safe = copy.copy(record)  # other handlers get the original
-        safe.msg, safe.args = _truncate(_escape(record.getMessage()), MAX_MESSAGE), None
+        safe.msg, safe.args = _truncate(escape(record.getMessage()), MAX_MESSAGE), None
         return super().format(safe)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  logging's name
@@ -95,10 +95,10 @@ class _SafeFormatter(logging.Formatter):
 
 
 def _escape_lines(text: str) -> str:
-    return _truncate("\n".join(map(_escape, text.split("\n"))), MAX_TRACEBACK)
+    return _truncate("\n".join(map(escape, text.split("\n"))), MAX_TRACEBACK)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Escape line breaks, terminal control characters and what can't be encoded."""
     if text.isprintable():
         return text

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from sqlalchemy import create_engine, text
 
 from tests.support.chat import Caller, deltas, texts
 from tests.support.responses_api import calls, says, streaming
-from tests.support.service import PROJECT, Service
+from tests.support.service import PROJECT, Service, environment
+from tests.support.threads_api import Project, answers, asks
 from tests.support.upstream import API_KEY, WORKFLOW_ID, Upstream
 
 GUIDE = (PROJECT / "docs" / "moving-from-agent-builder.md").read_text()
@@ -24,11 +27,26 @@ def test_visitor_and_endpoint_stay_the_same(upstream: Upstream, tmp_path: Path) 
 
     address = f"sqlite:///{tmp_path}/chatkit.db"
     after = {"CHATKIT_BACKEND": "selfhosted", "CHATKIT_AGENT": "examples.travel_desk:run_workflow", "DATABASE_URL": address}
+    upstream.behaviour = project = Project()
+    project.add(visitor, asks("Where to?"), answers("Paris"), title="Before the move")
+    imported = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "app", "import-hosted"],
+        cwd=PROJECT,
+        env=environment(**before, DATABASE_URL=address),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "Stored: 1 new threads" in imported.stdout
     with Service(**before, **after) as selfhosted:
         assert page.http.get(f"{selfhosted.url}/readyz", timeout=5).status_code == 200
         page.url = selfhosted.url
         page.refresh()
         assert page.secret.startswith("cs_")
+        (thread,) = page.post("threads.list").json()["data"]
+        assert thread["title"] == "Before the move"
+        assert [item.content[0].text for item in page.items(thread["id"], order="asc").data] == ["Where to?", "Paris"]
         upstream.behaviour = streaming(
             says('{"category":"booking"}'), calls("seats_left", flight="LH1"), says("There are 4 seats"), says("{}")
         )

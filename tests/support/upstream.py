@@ -30,6 +30,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     timeout = 30
+    disable_nagle_algorithm = True  # with it, the body would wait 40 ms for the acknowledgement of the headers
     server: _Server
 
     def setup(self) -> None:
@@ -40,7 +41,9 @@ class Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
         is_json = headers.get("content-type") == "application/json"
-        self.server.upstream.received.append(Received("POST", self.path, headers, json.loads(raw) if is_json and raw else raw))
+        self.server.upstream.received.append(
+            Received(self.command, self.path, headers, json.loads(raw) if is_json and raw else raw)
+        )
         self.server.upstream.behaviour(self)
 
     do_GET = do_POST  # noqa: N815  for followed redirects

@@ -34,15 +34,7 @@ class SessionsApi:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ttl = settings.session_ttl or MAX_SESSION_TTL
-        self.http = bounded_session(settings.threads)
-        self.http.headers.update(
-            {
-                "Accept": "application/json",
-                "Authorization": f"Bearer {settings.openai_api_key}",
-                "OpenAI-Beta": "chatkit_beta=v1",
-                "User-Agent": "chatkit-session-service",
-            }
-        )
+        self.http = api_session(settings, settings.threads)
         # Prepared once, because that takes longer than all other work for a call.
         self._prepared = self.http.prepare_request(requests.Request("POST", f"{settings.api_base}/v1/chatkit/sessions"))
         self._url = str(self._prepared.url)
@@ -67,7 +59,7 @@ class SessionsApi:
         if not self._settings.openai_api_key:
             raise errors.ApiKeyMissing("OPENAI_API_KEY is not set")
         status, headers, body = self._call(f"{self._url}/{quote(session_id, safe='')}/cancel", None)
-        summary = _raise_for_common_status(status, headers, _json_object(body))
+        summary = _raise_for_common_status(status, headers, json_object(body))
         if status in (400, 404, 409, 410):
             log.info("%s: the session (%s) had already ended", summary, user.kind)
         elif not 200 <= status < 300:
@@ -117,7 +109,7 @@ class SessionsApi:
         )
 
     def _read_session(self, status: int, headers: Any, body: bytes) -> Session:
-        data = _json_object(body)
+        data = json_object(body)
         summary = _raise_for_common_status(status, headers, data)
         if status == 404:
             raise SessionNotCreated(
@@ -147,9 +139,23 @@ class SessionsApi:
         return latest
 
 
+def api_session(settings: Settings, connections: int) -> requests.Session:
+    """Return a ``bounded_session`` with the headers of OpenAI's ChatKit API."""
+    session = bounded_session(connections)
+    session.headers.update(
+        {
+            "Accept": "application/json",
+            "Authorization": f"Bearer {settings.openai_api_key}",
+            "OpenAI-Beta": "chatkit_beta=v1",
+            "User-Agent": "chatkit-session-service",
+        }
+    )
+    return session
+
+
 def _raise_for_common_status(status: int, headers: Any, data: dict[str, Any]) -> str:
     """Raise for statuses common to all calls; otherwise describe the response for the log."""
-    summary = f"OpenAI answered {status}{_reference(headers, data)}"
+    summary = f"OpenAI answered {status}{reference(headers, data)}"
     if status == 401:
         raise errors.OpenAIAuthenticationFailed(f"{summary}: OPENAI_API_KEY is not valid, or no longer valid")
     if status == 429:
@@ -165,7 +171,7 @@ def _without_unset(value: dict[str, Any]) -> dict[str, Any]:
     return {name: item for name, item in nested.items() if item is not None and item != {}}
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(body)
     except (ValueError, RecursionError):
@@ -173,7 +179,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) else {}
 
 
-def _reference(headers: Any, data: dict[str, Any]) -> str:
+def reference(headers: Any, data: dict[str, Any]) -> str:
     """Return OpenAI's request id and error code, for the log.
 
     The error message is left out, because it quotes the workflow id and parts of the key.

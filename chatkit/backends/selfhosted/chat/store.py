@@ -93,7 +93,13 @@ _own_item = and_(_own_items, _items.c.id == bindparam("item"))
 _own_attachment = and_(_attachments.c.id == bindparam("attachment"), _attachments.c.user_id == _user)
 
 _SELECT_THREAD = select(_threads.c.data).where(_own_thread)
-_INSERT_THREAD = insert(_threads)
+_INSERT_THREAD = {
+    # Imported threads have negative positions, and SQLite's own choice is one more than the highest.
+    "sqlite": insert(_threads).values(
+        position=select(func.max(func.coalesce(func.max(_threads.c.position), 0), 0) + 1).scalar_subquery()
+    ),
+    "postgresql": insert(_threads),
+}
 _UPDATE_THREAD = update(_threads).where(_own_thread).values(data=bindparam("new_data"), used_at=bindparam("now"))
 _TOUCH_THREAD = update(_threads).where(_own_thread).values(used_at=bindparam("now"))
 _DELETE_THREAD = delete(_threads).where(_own_thread)
@@ -285,7 +291,7 @@ class SqlStore(Store[ChatContext]):
 
         def add(connection: Connection) -> ThreadMetadata:
             new = {"id": thread.id, "user_id": context.user, "data": _thread_data(mine), "used_at": params["now"]}
-            connection.execute(_INSERT_THREAD, new)
+            connection.execute(_INSERT_THREAD[connection.dialect.name], new)
             return mine
 
         def change(connection: Connection) -> ThreadMetadata:

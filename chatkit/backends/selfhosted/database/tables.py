@@ -84,3 +84,16 @@ class AttachmentRow(Base):
         ),
         Index("ix_chat_attachments_thread_id", "thread_id"),
     )
+
+
+class ImportRow(Base):
+    """A thread that ``import-hosted`` has stored. The row outlives the thread: a deleted thread is not imported again."""
+
+    __tablename__ = "chat_imports"
+
+    thread_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    last_item_id: Mapped[str | None] = mapped_column(String(128))  # the newest item that was read; later ones are new
+    items: Mapped[int] = mapped_column(Integer)  # in the thread, after the import
+    used_at: Mapped[int] = mapped_column(
+        BigInteger
+    )  # ThreadRow.used_at after the import, which differs once the thread is used here

@@ -1,0 +1,229 @@
+"""Storage of conversations that were imported from elsewhere.
+
+Threads and items keep their ids. Ids of this service are random, so the two can't collide, and no user can choose one.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, bindparam, delete, exc, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from chatkit.backends.selfhosted.chat.timestamps import in_utc
+from chatkit.backends.selfhosted.database.tables import ImportRow, ItemRow, ThreadRow
+from chatkit.types import ThreadItem, ThreadMetadata
+
+POSITIONS_PER_SECOND = 2**20  # threads that were created in one second
+LAST_SECOND = 2**33  # in the year 2242
+BATCH = 200  # rows of a statement, which has a time limit
+CHECK_BATCH = 500  # threads
+
+_thread: Any = bindparam("thread")
+_owner: Any = bindparam("owner")
+
+_INSERT_IMPORT = {
+    name: dialect.insert(ImportRow).on_conflict_do_nothing(index_elements=["thread_id"]).returning(ImportRow.thread_id)
+    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
+}
+_SELECT_IMPORT = select(ImportRow.last_item_id, ImportRow.used_at).where(ImportRow.thread_id == _thread)
+_UPDATE_IMPORT = (
+    update(ImportRow)
+    .where(ImportRow.thread_id == _thread)
+    .values(last_item_id=bindparam("last_item"), items=bindparam("number"), used_at=bindparam("new_used_at"))
+)
+# The only statement here that does not name the owner, because a visitor's thread may have been transferred to another user.
+_SELECT_THREAD = select(ThreadRow.user_id, ThreadRow.used_at, ThreadRow.data).where(ThreadRow.id == _thread).with_for_update()
+_SELECT_POSITION = select(func.max(ThreadRow.position)).where(ThreadRow.position.between(bindparam("first"), bindparam("last")))
+_INSERT_THREAD = insert(ThreadRow)
+_UPDATE_THREAD = (
+    update(ThreadRow)
+    .where(ThreadRow.id == _thread, ThreadRow.user_id == _owner)
+    .values(data=bindparam("new_data"), used_at=bindparam("now"))
+)
+_SELECT_ITEMS = (
+    select(ItemRow.position, ItemRow.id, ItemRow.data, ItemRow.feedback)
+    .where(ItemRow.thread_id == _thread, ItemRow.user_id == _owner)
+    .order_by(ItemRow.position)
+)
+_INSERT_ITEMS = insert(ItemRow)
+_own_item = (ItemRow.position == bindparam("item"), ItemRow.user_id == _owner)
+_UPDATE_ITEMS = update(ItemRow).where(*_own_item).values(data=bindparam("new_data"))
+_DELETE_ITEMS = delete(ItemRow).where(*_own_item)
+_SELECT_UNUSED = (
+    select(ImportRow.thread_id, ImportRow.items, func.count(ItemRow.position).label("stored"))
+    .join(ThreadRow, (ThreadRow.id == ImportRow.thread_id) & (ThreadRow.used_at == ImportRow.used_at))
+    .outerjoin(ItemRow, ItemRow.thread_id == ImportRow.thread_id)
+    .where(ImportRow.thread_id > bindparam("after"))
+    .group_by(ImportRow.thread_id, ImportRow.items)
+    .order_by(ImportRow.thread_id)
+    .limit(CHECK_BATCH)
+)
+
+
+@dataclass(frozen=True)
+class ImportedItem:
+    item: ThreadItem
+    original: Any = None
+    """Stored beside the item if it is not ``None``; the chat ignores it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    created: bool = False
+    deleted: bool = False
+    """Whether the thread was imported before and has been deleted here since."""
+    new_items: int = 0
+    changed_items: int = 0
+
+
+@dataclass(frozen=True)
+class _NewItem:
+    id: str
+    created_at: datetime
+    data: str
+    feedback: str | None = None
+
+
+class ImportStore:
+    """Stores imported threads."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def save(self, user: str, thread: ThreadMetadata, items: list[ImportedItem]) -> Outcome:
+        """Store a thread of ``user`` (a ``User.id``) and its items, in one transaction.
+
+        A thread that was imported before gets the items that are new. Nothing is deleted, nothing is stored twice, and a thread
+        or an item that was deleted here stays deleted. While the thread has not been used here, its title, its status and its
+        items follow the imported ones; after that, they are the user's.
+
+        Args:
+            user: the owner of a new thread; one that was imported before keeps its owner.
+            thread: the thread.
+            items: all its items, oldest first, with ``created_at`` in UTC.
+        """
+        listed = {imported.item.id: _new_item(imported) for imported in items}
+        try:
+            with self._engine.begin() as connection:
+                return _save(connection, user, thread, listed)
+        except exc.IntegrityError:  # another import took the thread's position
+            with self._engine.begin() as connection:
+                return _save(connection, user, thread, listed)
+
+    def check(self) -> Iterator[tuple[str, int, int]]:
+        """Yield each imported thread that was not used here since: its id, its number of items, and how many it should have."""
+        after = ""
+        while True:
+            with self._engine.connect() as connection:
+                rows = connection.execute(_SELECT_UNUSED, {"after": after}).all()
+            for row in rows:
+                yield row.thread_id, row.stored, row.items
+            if len(rows) < CHECK_BATCH:
+                return
+            after = rows[-1].thread_id
+
+
+def _save(connection: Connection, user: str, thread: ThreadMetadata, listed: dict[str, _NewItem]) -> Outcome:
+    used_at = int(time.time()) - 1  # a use of the thread in this very second has to differ
+    last = next(reversed(listed), None)
+    record = {"thread_id": thread.id, "last_item_id": last, "items": len(listed), "used_at": used_at}
+    # Written first, so that two imports of a thread at the same time follow each other.
+    if connection.execute(_INSERT_IMPORT[connection.dialect.name], record).scalar_one_or_none() is not None:
+        row = {"position": _position(connection, thread), "id": thread.id, "user_id": user, "used_at": used_at}
+        connection.execute(_INSERT_THREAD, {**row, "data": _thread_data(thread)})
+        _insert_items(connection, thread.id, user, list(listed.values()))
+        return Outcome(created=True, new_items=len(listed))
+
+    known = connection.execute(_SELECT_IMPORT, {"thread": thread.id}).one()
+    stored = connection.execute(_SELECT_THREAD, {"thread": thread.id}).one_or_none()
+    if stored is None:
+        return Outcome(deleted=True)
+    unused = stored.used_at == known.used_at
+    own = {"thread": thread.id, "owner": stored.user_id}
+    rows = connection.execute(_SELECT_ITEMS, own).all()
+    by_id = {row.id: row for row in rows}
+
+    later = list(listed.values())
+    if not unused and known.last_item_id in listed:
+        later = later[list(listed).index(known.last_item_id) + 1 :]
+    new = [item for item in later if item.id not in by_id]
+    changed = [
+        {"item": by_id[item.id].position, "owner": stored.user_id, "new_data": item.data}
+        for item in listed.values()
+        if unused and item.id in by_id and by_id[item.id].data != item.data
+    ]
+    old_thread = ThreadMetadata.model_validate_json(stored.data)
+    follow = {"title": thread.title, "status": thread.status} if unused else {"title": old_thread.title or thread.title}
+    new_thread = old_thread.model_copy(update=follow)
+    if not new and not changed and new_thread == old_thread:
+        return Outcome()
+
+    _add_by_time(connection, thread.id, stored.user_id, rows, new, listed)
+    for start in range(0, len(changed), BATCH):
+        connection.execute(_UPDATE_ITEMS, changed[start : start + BATCH])
+    connection.execute(_UPDATE_THREAD, {**own, "new_data": _thread_data(new_thread), "now": used_at})
+    record = {"last_item": last or known.last_item_id, "number": len(rows) + len(new), "thread": thread.id}
+    # Zero: a thread that was used here does not become an unused one again.
+    connection.execute(_UPDATE_IMPORT, {**record, "new_used_at": used_at if unused else 0})
+    return Outcome(new_items=len(new), changed_items=len(changed))
+
+
+def _position(connection: Connection, thread: ThreadMetadata) -> int:
+    """Return a position by the time of the thread, and below those of all threads that were created here.
+
+    Lists of threads are ordered by position, and a user may have threads of this service already.
+    """
+    first = (int(thread.created_at.timestamp()) - LAST_SECOND) * POSITIONS_PER_SECOND
+    taken: int | None = connection.execute(
+        _SELECT_POSITION, {"first": first, "last": first + POSITIONS_PER_SECOND - 1}
+    ).scalar_one()
+    return first if taken is None else taken + 1
+
+
+def _add_by_time(
+    connection: Connection, thread_id: str, owner: str, rows: Any, new: list[_NewItem], listed: dict[str, _NewItem]
+) -> None:
+    """Add items after those imported before. Items of this service that are newer than these move behind them."""
+    if not new:
+        return
+    imported = [index for index, row in enumerate(rows) if row.id in listed]
+    own_rows = rows[imported[-1] + 1 if imported else 0 :]
+    own = [_NewItem(row.id, _created_at(row.data), row.data, row.feedback) for row in own_rows]
+    merged = list(heapq.merge(new, own, key=lambda item: item.created_at))
+    stay = merged.index(new[0])
+    moved = [{"item": row.position, "owner": owner} for row in own_rows[stay:]]
+    for start in range(0, len(moved), BATCH):
+        connection.execute(_DELETE_ITEMS, moved[start : start + BATCH])
+    _insert_items(connection, thread_id, owner, merged[stay:])
+
+
+def _insert_items(connection: Connection, thread_id: str, owner: str, items: list[_NewItem]) -> None:
+    for start in range(0, len(items), BATCH):
+        rows = [
+            {"thread_id": thread_id, "user_id": owner, "id": item.id, "data": item.data, "feedback": item.feedback}
+            for item in items[start : start + BATCH]
+        ]
+        connection.execute(_INSERT_ITEMS, rows)
+
+
+def _new_item(imported: ImportedItem) -> _NewItem:
+    data = in_utc(imported.item).model_dump_json()
+    if imported.original is not None:
+        data = f'{data[:-1]},"original":{json.dumps(imported.original)}}}'
+    return _NewItem(imported.item.id, imported.item.created_at, data)
+
+
+def _thread_data(thread: ThreadMetadata) -> str:
+    return in_utc(thread).model_dump_json()
+
+
+def _created_at(data: str) -> datetime:
+    created_at = datetime.fromisoformat(json.loads(data)["created_at"])
+    return created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC)

@@ -1,0 +1,194 @@
+"""What is stored about users, for the operator's commands: list, show, export, delete.
+
+Everything is read as it is stored and row by row, so that memory use does not grow with a user's data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Executable, bindparam, delete, func, select
+
+from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, SessionRow, ThreadRow
+
+DELETE_BATCH = 200  # rows; a batch holds its locks for a short time
+ROWS_AT_ONCE = 20  # read ahead; an item with an image has some megabytes
+
+_user: Any = bindparam("user")
+_thread: Any = bindparam("thread")
+
+_COUNTS = {
+    "sessions": select(func.count()).where(SessionRow.user_id == _user),
+    "threads": select(func.count()).where(ThreadRow.user_id == _user),
+    "items": select(func.count()).where(ItemRow.user_id == _user),
+    "feedback": select(func.count()).where(ItemRow.user_id == _user, ItemRow.feedback.is_not(None)),
+    "attachments": select(func.count()).where(AttachmentRow.user_id == _user),
+}
+_SELECT_SESSIONS = select(SessionRow.id, SessionRow.expires_at, SessionRow.agent, SessionRow.claims).where(
+    SessionRow.user_id == _user
+)
+_SELECT_THREADS = (
+    select(ThreadRow.id, ThreadRow.used_at, ThreadRow.data, func.count(ItemRow.position).label("items"))
+    .outerjoin(ItemRow, (ItemRow.thread_id == ThreadRow.id) & (ItemRow.user_id == _user))
+    .where(ThreadRow.user_id == _user)
+    .group_by(ThreadRow.position)
+    .order_by(ThreadRow.position)
+)
+_SELECT_ITEMS = (
+    select(ItemRow.data, ItemRow.feedback)
+    .where(ItemRow.thread_id == _thread, ItemRow.user_id == _user)
+    .order_by(ItemRow.position)
+)
+_SELECT_ATTACHMENTS = select(AttachmentRow.data).where(AttachmentRow.user_id == _user).order_by(AttachmentRow.id)
+_DELETE = [
+    delete(row).where(key.in_(select(key).where(row.user_id == _user).limit(DELETE_BATCH)))
+    for row, key in (  # sessions first, so that the user's page can't begin new threads; items are deleted with their thread
+        (SessionRow, SessionRow.id),
+        (ThreadRow, ThreadRow.position),
+        (AttachmentRow, AttachmentRow.id),
+    )
+]
+_SELECT_FEEDBACK = (
+    select(ItemRow.position, ItemRow.thread_id, ItemRow.user_id, ItemRow.data, ItemRow.feedback)
+    .where(ItemRow.feedback.is_not(None))
+    .order_by(ItemRow.position)
+)
+_SELECT_QUESTION = (
+    select(ItemRow.data)
+    .where(
+        ItemRow.thread_id == _thread,
+        ItemRow.user_id == _user,
+        ItemRow.position < bindparam("before"),
+        ItemRow.data.contains('"type":"user_message"', autoescape=True),
+    )
+    .order_by(ItemRow.position.desc())
+)
+
+
+@dataclass(frozen=True)
+class Thread:
+    id: str
+    title: str | None
+    created_at: str
+    used_at: str
+    items: int
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """A rated item. ``created_at`` is the time of the item; that of the rating is not stored."""
+
+    created_at: str
+    verdict: str
+    question: str
+    """The user's message before it."""
+    answer: str
+    user: str
+    thread_id: str
+    item_id: str
+
+
+class UserData:
+    """Reads and deletes what is stored about users. A user is given by their ``User.id``.
+
+    Args:
+        connection: its statements should have no time limit.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def counts(self, user: str) -> dict[str, int]:
+        """Return the number of rows of each kind. ``feedback`` is part of ``items``."""
+        counts = {name: self._connection.execute(query, {"user": user}).scalar_one() for name, query in _COUNTS.items()}
+        self._connection.rollback()
+        return counts
+
+    def threads(self, user: str) -> Iterator[Thread]:
+        """Yield the user's threads, oldest first."""
+        for row in self._stream(_SELECT_THREADS, user=user):
+            data = json.loads(row.data)
+            yield Thread(row.id, data["title"], data["created_at"], _iso(row.used_at), row.items)
+
+    def items(self, user: str, thread_id: str) -> Iterator[dict[str, Any]]:
+        """Yield the items of a thread of the user, oldest first, as they are stored, with ``feedback`` where there is some."""
+        for row in self._stream(_SELECT_ITEMS, user=user, thread=thread_id):
+            yield {**json.loads(row.data), **({"feedback": row.feedback} if row.feedback else {})}
+
+    def export(self, user: str) -> Iterator[tuple[str, int]]:
+        """Yield one JSON document in pieces, each with the number of items that it completes."""
+        exported_at = datetime.now(UTC).isoformat(timespec="seconds")
+        yield f'{{"user": {_json(user)}, "exported_at": "{exported_at}",\n"sessions": [', 0
+        for separator, row in _separated(self._stream(_SELECT_SESSIONS, user=user)):
+            claims = json.loads(row.claims) if row.claims else {}
+            session = {"id": row.id, "expires_at": _iso(row.expires_at), "agent": row.agent, "claims": claims}
+            yield f"{separator}{_json(session)}", 0
+        yield '],\n"threads": [', 0
+        for separator, row in _separated(self._stream(_SELECT_THREADS, user=user)):
+            thread = {**json.loads(row.data), "used_at": _iso(row.used_at)}
+            yield f'{separator}{_json(thread)[:-1]}, "items": [', 0
+            for item_separator, item in _separated(self.items(user, row.id)):
+                yield f"{item_separator}{_json(item)}", 1
+            yield "]}", 0
+        yield '],\n"attachments": [', 0
+        for separator, row in _separated(self._stream(_SELECT_ATTACHMENTS, user=user)):
+            yield f"{separator}{row.data}", 0
+        yield "]}\n", 0
+
+    def delete(self, user: str) -> None:
+        """Delete all rows of the user, in batches. If it is interrupted, repeat it."""
+        for statement in _DELETE:
+            deleted = DELETE_BATCH
+            while deleted == DELETE_BATCH:
+                with self._connection.begin():
+                    deleted = self._connection.execute(statement, {"user": user}).rowcount
+
+    def feedback(self) -> Iterator[Feedback]:
+        """Yield all rated items of all users, oldest first."""
+        for row in self._stream(_SELECT_FEEDBACK):
+            item = json.loads(row.data)
+            before = {"user": row.user_id, "thread": row.thread_id, "before": row.position}
+            earlier = (json.loads(found.data) for found in self._stream(_SELECT_QUESTION, **before))
+            question = next((said(found) for found in earlier if found["type"] == "user_message"), "")
+            yield Feedback(
+                created_at=item["created_at"],
+                verdict=row.feedback,
+                question=question,
+                answer=said(item),
+                user=row.user_id,
+                thread_id=row.thread_id,
+                item_id=item["id"],
+            )
+
+    def _stream(self, statement: Executable, **params: Any) -> Iterator[Any]:
+        with self._connection.execute(statement, params, execution_options={"yield_per": ROWS_AT_ONCE}) as rows:
+            yield from rows
+
+
+def said(item: dict[str, Any]) -> str:
+    """Return the text of a message, or the JSON of what another item contains."""
+    if item["type"] in ("user_message", "assistant_message"):
+        return "".join(part["text"] for part in item["content"])
+    return _json(
+        {name: value for name, value in item.items() if name not in ("id", "thread_id", "created_at", "type", "feedback")}
+    )
+
+
+def _separated(values: Iterator[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each value with what comes before it in a JSON array."""
+    separator = "\n"
+    for value in values:
+        yield separator, value
+        separator = ",\n"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _iso(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

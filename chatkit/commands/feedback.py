@@ -1,0 +1,49 @@
+"""``flask --app app feedback``: exports what users thought of the answers."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+
+import click
+
+from chatkit.commands.database import open_user_data
+from chatkit.commands.output import progress_options, utf8_stdout
+from chatkit.settings import Settings
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets run a cell that begins with one of these
+
+
+def command(settings: Settings) -> click.Command:
+    """Return the commands, for the service with these settings."""
+
+    @click.group()
+    def feedback() -> None:
+        """Export the users' feedback on answers."""
+
+    @feedback.command()
+    @click.option("--format", "format_", type=click.Choice(["csv", "jsonl"]), default="csv", show_default=True)
+    def export(format_: str) -> None:
+        """Write each rated answer to standard output: when and what was said, and the verdict."""
+        from chatkit.backends.selfhosted.user_data import Feedback
+
+        output = utf8_stdout()
+        with (
+            open_user_data(settings) as data,
+            click.progressbar(data.feedback(), label="Answers", show_pos=True, **progress_options()) as progress,
+        ):
+            if format_ == "csv":
+                writer = csv.writer(output)
+                writer.writerow([column.name for column in dataclasses.fields(Feedback)])
+                writer.writerows(map(_cell, dataclasses.astuple(row)) for row in progress)
+            else:
+                for row in progress:
+                    output.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
+            output.flush()
+
+    return feedback
+
+
+def _cell(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA) else text

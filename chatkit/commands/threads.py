@@ -1,0 +1,45 @@
+"""``flask --app app threads``: shows a user's conversations."""
+
+from __future__ import annotations
+
+import click
+
+from chatkit.commands.database import open_user_data
+from chatkit.settings import Settings
+from chatkit.web.logs import escape
+
+
+def command(settings: Settings) -> click.Command:
+    """Return the commands, for the service with these settings."""
+
+    @click.group()
+    def threads() -> None:
+        """Show the conversations of a user."""
+
+    @threads.command("list")
+    @click.argument("user")
+    def list_(user: str) -> None:
+        """List the threads of USER, oldest first: id, times of creation and last use, number of items, title."""
+        with open_user_data(settings) as data:
+            for thread in data.threads(user):
+                click.echo(
+                    f"{thread.id}  {thread.created_at}  {thread.used_at}  {thread.items:5}  {escape(thread.title or '')}"
+                )
+
+    @threads.command()
+    @click.argument("user")
+    @click.argument("thread")
+    def show(user: str, thread: str) -> None:
+        """Print what was said in THREAD of USER."""
+        from chatkit.backends.selfhosted.user_data import said
+
+        with open_user_data(settings) as data:
+            if all(known.id != thread for known in data.threads(user)):
+                raise click.ClickException(f"{user!r} has no thread {thread!r}.")
+            for item in data.items(user, thread):
+                rated = f"  ({item['feedback']})" if "feedback" in item else ""
+                click.echo(f"{item['created_at']}  {item['type']}{rated}")
+                for line in said(item).split("\n"):
+                    click.echo(f"    {escape(line)}")
+
+    return threads

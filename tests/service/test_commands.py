@@ -1,0 +1,186 @@
+"""The operator's commands as an operator runs them: ``flask --app app …`` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from tests.support import processes, service
+from tests.support.service import PROJECT, Service, environment, free_port
+from tests.support.threads_api import Project, answers, asks
+from tests.support.upstream import API_KEY, WORKFLOW_ID, Handler, Upstream
+
+Flask = Callable[..., "subprocess.Popen[Any]"]
+on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def project(upstream: Upstream) -> Project:
+    upstream.behaviour = project = Project()
+    return project
+
+
+@pytest.fixture
+def flask(upstream: Upstream, database: str) -> Flask:
+    """Starts a command."""
+
+    def start(*arguments: str, options: dict[str, Any] | None = None, **variables: str) -> subprocess.Popen[Any]:
+        hosted = {"CHATKIT_BACKEND": "hosted", "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "OPENAI_API_KEY": API_KEY}
+        settings = {**hosted, "CHATKIT_API_BASE": upstream.url, "CHATKIT_ALLOWED_ORIGINS": "https://app.example.com"}
+        return processes.start(
+            [sys.executable, "-m", "flask", "--app", "app", *arguments],
+            cwd=PROJECT,
+            env=environment(**{**settings, "DATABASE_URL": database, **variables}),
+            **(options or {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}),
+        )
+
+    return start
+
+
+def outcome(process: subprocess.Popen[Any]) -> tuple[int, str, str]:
+    """The exit code, standard output, and standard error without the notice about the hosted backend."""
+    written = [part.decode() for part in process.communicate(timeout=90)]
+    service.output.extend(written)  # searched for secrets
+    errors = [line for line in written[1].splitlines(keepends=True) if not line.startswith("CHATKIT_BACKEND=hosted: ")]
+    return process.returncode, written[0], "".join(errors)
+
+
+def stored(database: str) -> tuple[int, int]:
+    with create_engine(database).connect() as connection:
+        counts = [connection.execute(text(f"SELECT count(*) FROM {table}")) for table in ("chat_threads", "chat_items")]
+        return counts[0].scalar_one(), counts[1].scalar_one()
+
+
+def fill(project: Project, threads: int, items: int = 3) -> None:
+    for number in range(threads):
+        project.add(f"user:{number % 7}", *(answers(f"Secret words {n}") for n in range(items)))
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_import_that_is_ended_in_the_middle(project: Project, flask: Flask, database: str, sign: signal.Signals) -> None:
+    fill(project, 20)
+    running: list[subprocess.Popen[Any]] = []
+
+    def end(handler: Handler) -> None:
+        running[0].send_signal(sign)
+        time.sleep(0.5)
+        project(handler)
+
+    project.faults = {12: end}
+    running.append(flask("import-hosted"))
+    code, output, errors = outcome(running[0])
+    assert output == ""
+    if sign == signal.SIGINT:
+        assert code == 1
+        assert "Interrupted after 11 threads. Run the command again to continue; what has been read is stored." in errors
+        assert "Traceback" not in errors
+    else:
+        assert code == -sign
+        assert errors == ""
+    assert stored(database) == (10, 30)
+
+    project.faults = {}
+    code, output, errors = outcome(flask("import-hosted"))
+    assert (code, errors) == (0, "")
+    assert "Stored: 10 new threads, 0 with changes, 30 new items, 0 changed items." in output
+    assert "20 imported threads with 60 items that were not used here since; all are complete." in output
+    assert stored(database) == (20, 60)
+
+
+@pytest.mark.parametrize("backend", ["hosted", "selfhosted"])
+def test_an_import_beside_a_running_service(
+    upstream: Upstream, project: Project, flask: Flask, database: str, backend: str
+) -> None:
+    fill(project, 30)
+    variables = {"CHATKIT_BACKEND": backend, "OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID}
+    with Service(**variables, DATABASE_URL=database, CHATKIT_API_BASE=upstream.url, WEB_CONCURRENCY="1") as running:
+        code, output, _ = outcome(flask("import-hosted", CHATKIT_BACKEND=backend))
+        assert (code, "30 new threads" in output) == (0, True)
+    assert "ERROR" not in running.log
+
+
+@on_sqlite
+def test_the_progress_on_a_terminal(project: Project, flask: Flask, database: str) -> None:
+    fill(project, 3)
+    ours, theirs = pty.openpty()
+    process = flask("import-hosted", options={"stdout": subprocess.PIPE, "stderr": theirs})
+    output = process.communicate(timeout=60)[0].decode()
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "Threads" in shown
+    assert "3" in shown
+    assert "Stored: 3 new threads" in output
+    assert "\x1b" not in output
+
+
+def test_an_export_into_a_pipe_that_is_closed(flask: Flask, project: Project, database: str) -> None:
+    project.add("user:a", *(asks("x" * 10_000) for _ in range(100)))
+    assert outcome(flask("import-hosted"))[0] == 0
+    process = flask("users", "export", "user:a")
+    assert process.stdout
+    assert process.stdout.read(100).startswith(b'{"user": "user:a"')
+    process.stdout.close()
+    assert process.stderr
+    assert process.wait(30) == 1
+    assert b"Traceback" not in process.stderr.read()
+
+
+@on_sqlite
+def test_an_export_is_utf_8_whatever_the_locale(flask: Flask, project: Project, database: str) -> None:
+    project.add("user:a", asks("✓ é"))
+    outcome(flask("import-hosted"))
+    code, output, _ = outcome(flask("users", "export", "user:a", LC_ALL="C", PYTHONIOENCODING="ascii"))
+    assert code == 0
+    assert json.loads(output)["threads"][0]["items"][0]["content"][0]["text"] == "✓ é"
+
+
+@on_sqlite
+def test_what_an_operator_may_forget(flask: Flask) -> None:
+    code, output, errors = outcome(flask("import-hosted", OPENAI_API_KEY=""))
+    assert (code, output) == (1, "")
+    assert errors.endswith("Error: OPENAI_API_KEY is not set; the conversations are read with it.\n")
+    assert "Traceback" not in errors
+    code, output, errors = outcome(flask("users", "export", "user:a", SECRET_KEY=""))
+    assert (code, output) == (1, "")
+    assert errors.startswith("chatkit: cannot start. SECRET_KEY is missing")
+
+
+@on_sqlite
+def test_a_database_that_can_not_be_reached(flask: Flask) -> None:
+    address = f"sqlite:////proc/nowhere/{free_port()}.db"
+    for command in (["import-hosted"], ["users", "delete", "user:a", "--yes"], ["feedback", "export"]):
+        code, output, errors = outcome(flask(*command, DATABASE_URL=address))
+        assert (code, output) == (1, "")
+        assert errors.startswith("Error: DATABASE_URL: the database can't be reached or written")
+        assert errors.count("\n") == 1
+
+
+@on_sqlite
+def test_sqlite_is_still_written_by_others_during_an_import(project: Project, flask: Flask, database: str) -> None:
+    """While OpenAI is asked, no transaction is open."""
+    fill(project, 3)
+    seconds: list[float] = []
+
+    def write(handler: Handler) -> None:
+        started = time.monotonic()
+        with sqlite3.connect(database.removeprefix("sqlite:///"), timeout=5) as other:
+            other.execute("DELETE FROM chat_sessions")
+        seconds.append(time.monotonic() - started)
+        project(handler)
+
+    project.faults = dict.fromkeys(range(2, 5), write)
+    assert outcome(flask("import-hosted"))[0] == 0
+    assert len(seconds) == 3
+    assert max(seconds) < 2

@@ -21,7 +21,7 @@ from dotenv import dotenv_values
 import chatkit.backends.hosted.errors  # noqa: F401  so that all errors are known
 from chatkit.settings import VARIABLES, Settings
 from chatkit.web.errors import ApiError, NotFound, NotReady
-from tests.support import processes
+from tests.support import processes, programs
 from tests.support.service import PROJECT, free_port, output
 
 README = (PROJECT / "README.md").read_text()
@@ -33,6 +33,7 @@ NEXT_PUBLIC = (PROJECT / "frontend/.env.example").read_text()
 @pytest.fixture(scope="module")
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
     """Run ``make run`` in a fresh copy without a virtual environment. Yield the port and the folder."""
+    programs.find("git", package="git")
     copy = tmp_path_factory.mktemp("clone")
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=PROJECT, capture_output=True, check=True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -53,6 +54,8 @@ def _run(command: list[str], env: dict[str, str], output: Path) -> None:
     os.environ.clear()
     os.environ.update(env)
     time.tzset()
+    if max_files := env.get("TEST_MAX_FILES"):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(max_files), int(max_files)))
     with output.open("ab") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())

@@ -1,4 +1,7 @@
-"""``flask --app app import-hosted``: copies the conversations of hosted sessions from OpenAI."""
+"""``flask --app app import-hosted``: copies the conversations of hosted sessions from OpenAI.
+
+It goes away with the hosted backend.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stand-in for OpenAI's API of stored conversations: threads and items in pages, as OpenAI's description has them."""
+"""A fake of OpenAI's API of stored conversations: threads and items in pages, as OpenAI's description has them."""
 
 from __future__ import annotations
 

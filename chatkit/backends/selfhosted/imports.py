@@ -141,10 +141,10 @@ def _save(connection: Connection, user: str, thread: ThreadMetadata, listed: dic
         _insert_items(connection, thread.id, user, list(listed.values()))
         return Outcome(created=True, new_items=len(listed))
 
-    known = connection.execute(_SELECT_IMPORT, {"thread": thread.id}).one()
     stored = connection.execute(_SELECT_THREAD, {"thread": thread.id}).one_or_none()
     if stored is None:
         return Outcome(deleted=True)
+    known = connection.execute(_SELECT_IMPORT, {"thread": thread.id}).one()
     unused = stored.used_at == known.used_at
     own = {"thread": thread.id, "owner": stored.user_id}
     rows = connection.execute(_SELECT_ITEMS, own).all()

@@ -50,7 +50,7 @@ def test_requests_are_those_that_openais_sdk_sends(upstream: Upstream, project: 
         for name in ("authorization", "openai-beta", "accept"):
             assert mine.headers[name] == other.headers[name]
     assert [thread.id for thread in threads] == [thread["id"] for thread in project.threads]
-    assert [item.type for item in items] == [item["type"] for item in DESCRIBED], "the stand-in has the SDK's shapes"
+    assert [item.type for item in items] == [item["type"] for item in DESCRIBED], "the fake has the SDK's shapes"
 
 
 def test_pages_are_read_one_after_the_other_in_order(project: Project, api: ThreadsApi) -> None:

@@ -22,6 +22,13 @@ from tests.support.threads_api import Project, answers, asks
 from tests.support.upstream import API_KEY, WORKFLOW_ID, Handler, Upstream
 
 Flask = Callable[..., "subprocess.Popen[Any]"]
+FLASK = """
+import signal
+from flask.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests are a background job of a shell
+main()
+"""
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
@@ -39,7 +46,7 @@ def flask(upstream: Upstream, database: str) -> Flask:
         hosted = {"CHATKIT_BACKEND": "hosted", "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "OPENAI_API_KEY": API_KEY}
         settings = {**hosted, "CHATKIT_API_BASE": upstream.url, "CHATKIT_ALLOWED_ORIGINS": "https://app.example.com"}
         return processes.start(
-            [sys.executable, "-m", "flask", "--app", "app", *arguments],
+            [sys.executable, "-c", FLASK, "--app", "app", *arguments],
             cwd=PROJECT,
             env=environment(**{**settings, "DATABASE_URL": database, **variables}),
             **(options or {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}),

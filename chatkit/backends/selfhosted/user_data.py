@@ -21,11 +21,17 @@ ROWS_AT_ONCE = 20  # read ahead; an item with an image has some megabytes
 _user: Any = bindparam("user")
 _thread: Any = bindparam("thread")
 
+_COUNT_ITEMS = (  # by thread, because items have no index by user
+    select(func.count())
+    .select_from(ItemRow)
+    .join(ThreadRow, (ThreadRow.id == ItemRow.thread_id) & (ThreadRow.user_id == ItemRow.user_id))
+    .where(ThreadRow.user_id == _user)
+)
 _COUNTS = {
     "sessions": select(func.count()).where(SessionRow.user_id == _user),
     "threads": select(func.count()).where(ThreadRow.user_id == _user),
-    "items": select(func.count()).where(ItemRow.user_id == _user),
-    "feedback": select(func.count()).where(ItemRow.user_id == _user, ItemRow.feedback.is_not(None)),
+    "items": _COUNT_ITEMS,
+    "feedback": _COUNT_ITEMS.where(ItemRow.feedback.is_not(None)),
     "attachments": select(func.count()).where(AttachmentRow.user_id == _user),
 }
 _SELECT_SESSIONS = select(SessionRow.id, SessionRow.expires_at, SessionRow.agent, SessionRow.claims).where(

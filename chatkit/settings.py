@@ -57,6 +57,9 @@ class Settings:
     history_recent_threads: int | None
     tracing: bool | None
     agent: str | None
+    agent_headers: tuple[str, ...]
+    composer: Mapping[str, Any]
+    """``models`` and ``tools``, as in ChatKit's option ``composer``."""
     model: str | None
     instructions: str
     turn_seconds: int
@@ -244,6 +247,56 @@ class _NamedValues(fields.Field[Mapping[str, str]]):
         return by_name
 
 
+class _ModelSchema(Schema):
+    id = fields.String(required=True, validate=validate.Length(1))
+    label = fields.String(required=True)
+    description = fields.String()
+    disabled = fields.Boolean()
+    default = fields.Boolean()
+
+
+class _ToolSchema(Schema):
+    id = fields.String(required=True, validate=validate.Length(1))
+    label = fields.String(required=True)
+    icon = fields.String(required=True)
+    shortLabel = fields.String()  # noqa: N815  as in ChatKit's options
+    placeholderOverride = fields.String()  # noqa: N815
+    pinned = fields.Boolean()
+    persistent = fields.Boolean()
+
+
+class _ComposerSchema(Schema):
+    """The part of ChatKit's option ``composer`` that the service has to know."""
+
+    models = fields.List(fields.Nested(_ModelSchema), load_default=list)
+    tools = fields.List(fields.Nested(_ToolSchema), load_default=list)
+
+
+class _Composer(fields.Field[Mapping[str, Any]]):
+    """A ``_ComposerSchema`` in JSON."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Mapping[str, Any]:
+        example = '{"models": [{"id": "gpt-5.2", "label": "Thorough"}], "tools": []}'
+        try:
+            composer: dict[str, Any] = _ComposerSchema().loads(value)
+        except ValidationError as error:
+            raise ValidationError(f"must be like {example}; look at {_path(error.messages)}.") from None
+        except ValueError:
+            raise ValidationError(f"must be JSON like {example}.") from None
+        for options in composer.values():
+            if len({option["id"] for option in options}) != len(options):
+                raise ValidationError("must have each id once.")
+        return composer
+
+
+def _path(messages: Any) -> str:
+    """Return the names and numbers that lead to the first of nested ``messages``."""
+    if not isinstance(messages, dict):
+        return ""
+    name, inner = next(iter(messages.items()))
+    return f"{name} {_path(inner)}".strip()
+
+
 class _RateLimit(fields.Field[tuple[int, int]]):
     """One number for both a user and an address, or one for each."""
 
@@ -284,6 +337,13 @@ def _check_state_claims(names: tuple[str, ...]) -> None:
     """Enforce OpenAI's limits on state variables; it would reject every session."""
     if len(names) > 64 or any(len(name) > 64 for name in names):
         raise ValidationError("must be at most 64 names of at most 64 characters.")
+
+
+def _check_headers(names: tuple[str, ...]) -> None:
+    """Refuse the headers that hold a secret. Whatever an agent knows may get into a prompt or a log."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9-]+", name) or name.lower() in ("authorization", "cookie", "proxy-authorization"):
+            raise ValidationError("must be names of headers, and not Authorization or Cookie, which hold secrets.")
 
 
 def _integer(low: int, high: int | None, unit: str) -> validate.Range:
@@ -330,6 +390,8 @@ class _SettingsSchema(Schema):
     history_recent_threads = fields.Integer(data_key="CHATKIT_HISTORY_RECENT_THREADS", validate=_integer(1, None, "threads"))
     tracing = fields.Boolean(data_key="CHATKIT_TRACING")
     agent = fields.String(data_key="CHATKIT_AGENT", validate=_agent)
+    agent_headers = _Names(data_key="CHATKIT_AGENT_HEADERS", load_default=(), validate=_check_headers)
+    composer = _Composer(data_key="CHATKIT_COMPOSER", load_default=lambda: {"models": [], "tools": []})
     auth_keep_conversations = fields.Boolean(data_key="AUTH_KEEP_CONVERSATIONS", load_default=False)
     agent_claim = fields.String(data_key="CHATKIT_AGENT_CLAIM", validate=_printable)
     workflows = _NamedValues("pro=wf_…,free=wf_…", _printable, data_key="CHATKIT_WORKFLOWS", load_default=dict)

@@ -275,6 +275,18 @@
     if (!domainKey) return { getClientSecret: (existing) => session3.secret(existing) };
     return { url: `${apiUrl}/api/chatkit`, domainKey, fetch: chatFetch(session3, listeners) };
   }
+  async function loadChoices() {
+    const { apiUrl, domainKey } = service();
+    if (!domainKey) return null;
+    try {
+      const response = await fetch(`${apiUrl}/api/chatkit/composer`);
+      const { data } = await response.json();
+      return Object.keys(data).length > 0 ? data : null;
+    } catch (cause) {
+      console.error("The models and tools to choose from could not be loaded:", cause);
+      return null;
+    }
+  }
   function chatKitTheme(theme) {
     const primary = theme == null ? void 0 : theme.primaryColor;
     return { colorScheme: (theme == null ? void 0 : theme.darkMode) ? "dark" : "light", ...primary && { color: { accent: { primary, level: 2 } } } };
@@ -472,6 +484,7 @@
   var currentSecret = null;
   var failedCall = null;
   var chat2 = null;
+  var choices = null;
   var stopWatching = () => {
   };
   var startCount = 0;
@@ -612,6 +625,7 @@
       api: chatKitApi(session2, { onFailure: (failure) => failedCall = failure }),
       theme: chatKitTheme({ ...chatKitConfig.theme, darkMode: document.documentElement.dataset.theme === "dark" }),
       initialThread: lastThread(),
+      ...choices && { composer: choices },
       startScreen: {
         greeting: "What can I help with today?",
         prompts: [
@@ -638,4 +652,8 @@
   setInterval(() => document.hidden || void checkService(), CHECK_INTERVAL_MS);
   setDark(systemDark.matches);
   void start();
+  void loadChoices().then((loaded) => {
+    choices = loaded;
+    if (choices) configure();
+  });
 })();

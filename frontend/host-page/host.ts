@@ -6,7 +6,7 @@
 import type { OpenAIChatKit } from '@openai/chatkit'
 import { loadChatKit, startReadyTimeout, watchRemoval } from '../lib/chatkit-component'
 import { chatKitConfig, describeSession, expire, getClientSecret } from '../lib/chatkit-config'
-import { chatKitApi, chatKitTheme } from '../lib/chatkit-options'
+import { type Choices, chatKitApi, chatKitTheme, loadChoices } from '../lib/chatkit-options'
 import { ServiceError, userMessage } from '../lib/errors'
 import { lastThread, trackLastThread } from '../lib/last-thread'
 import { PageSession, type Session } from '../lib/page-session'
@@ -24,6 +24,7 @@ let error: Error | null = null
 let currentSecret: string | null = null
 let failedCall: ServiceError | null = null
 let chat: OpenAIChatKit | null = null
+let choices: Choices | null = null
 let stopWatching = () => {}
 let startCount = 0
 let isChecking = false
@@ -177,6 +178,7 @@ function configure(): void {
     api: chatKitApi(session, { onFailure: (failure) => (failedCall = failure) }),
     theme: chatKitTheme({ ...chatKitConfig.theme, darkMode: document.documentElement.dataset.theme === 'dark' }),
     initialThread: lastThread(),
+    ...(choices && { composer: choices }),
     startScreen: {
       greeting: 'What can I help with today?',
       prompts: [
@@ -206,3 +208,7 @@ setInterval(updateSession, 1000)
 setInterval(() => document.hidden || void checkService(), CHECK_INTERVAL_MS)
 setDark(systemDark.matches)
 void start()
+void loadChoices().then((loaded) => {
+  choices = loaded
+  if (choices) configure()
+})

@@ -1,6 +1,6 @@
 import type { ChatKitOptions, CustomApiConfig, HostedApiConfig } from '@openai/chatkit'
 import { afterEach, beforeEach, describe, expect, expectTypeOf, it, vi } from 'vitest'
-import { type CallListeners, chatKitApi, chatKitTheme } from './chatkit-options'
+import { type CallListeners, chatKitApi, chatKitTheme, loadChoices } from './chatkit-options'
 import type { ServiceError } from './errors'
 import { type GetClientSecret, PageSession } from './page-session'
 import { setService } from './service'
@@ -43,6 +43,42 @@ function rejection(code: string) {
 function authorizations(): (string | null)[] {
   return fetchMock.mock.calls.map(([, init]) => new Headers(init.headers).get('Authorization'))
 }
+
+describe('the models and tools to choose from', () => {
+  const choices = { models: [{ id: 'gpt-best', label: 'Best' }] }
+
+  function answer(data: object) {
+    fetchMock.mockResolvedValue(new Response(JSON.stringify({ status: 'success', data })))
+  }
+
+  it('are what the service lists', async () => {
+    setService({ domainKey: 'local-dev' })
+    answer(choices)
+    expect(await loadChoices()).toEqual(choices)
+    expect(fetchMock).toHaveBeenCalledExactlyOnceWith('http://localhost:8000/api/chatkit/composer')
+  })
+
+  it('are nothing if the service lists none', async () => {
+    setService({ domainKey: 'local-dev' })
+    answer({})
+    expect(await loadChoices()).toBeNull()
+  })
+
+  it('are nothing, and no error of the chat, if they can’t be loaded', async () => {
+    setService({ domainKey: 'local-dev' })
+    const logged = vi.spyOn(console, 'error').mockImplementation(() => {})
+    fetchMock.mockResolvedValueOnce(new Response('{"status":"error"}', { status: 429 }))
+    expect(await loadChoices()).toBeNull()
+    fetchMock.mockRejectedValueOnce(new TypeError('Failed to fetch'))
+    expect(await loadChoices()).toBeNull()
+    expect(logged).toHaveBeenCalledTimes(2)
+  })
+
+  it('are not asked for in a hosted chat', async () => {
+    expect(await loadChoices()).toBeNull()
+    expect(fetchMock).not.toHaveBeenCalled()
+  })
+})
 
 describe('the api option', () => {
   it('a hosted one takes getClientSecret, and no domain key beside it', async () => {

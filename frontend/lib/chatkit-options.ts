@@ -21,6 +21,23 @@ export function chatKitApi(session: Session, listeners: CallListeners = {}): Cha
   return { url: `${apiUrl}/api/chatkit`, domainKey, fetch: chatFetch(session, listeners) }
 }
 
+/** The models and tools that users may choose from: a part of ChatKit's option `composer`. */
+export type Choices = Pick<NonNullable<ChatKitOptions['composer']>, 'models' | 'tools'>
+
+/** What the service lets users choose from; `null` if there is nothing, or it could not be loaded, and for a hosted chat. */
+export async function loadChoices(): Promise<Choices | null> {
+  const { apiUrl, domainKey } = service()
+  if (!domainKey) return null
+  try {
+    const response = await fetch(`${apiUrl}/api/chatkit/composer`)
+    const { data } = await response.json()
+    return Object.keys(data).length > 0 ? data : null
+  } catch (cause) {
+    console.error('The models and tools to choose from could not be loaded:', cause)
+    return null
+  }
+}
+
 export function chatKitTheme(theme: ChatKitConfig['theme']): ThemeOption {
   const primary = theme?.primaryColor
   return { colorScheme: theme?.darkMode ? 'dark' : 'light', ...(primary && { color: { accent: { primary, level: 2 } } }) }

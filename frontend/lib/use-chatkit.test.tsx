@@ -390,3 +390,22 @@ describe('a handler that changes while a call is pending', () => {
     expect(await change('onMessage', () => finish(), send)).toEqual([0, 1])
   })
 })
+
+describe('the composer', () => {
+  const models = [{ id: 'gpt-best', label: 'Best' }]
+
+  it('offers what the service lists, beside the options of the page', async () => {
+    setService({ domainKey: 'local-dev' })
+    vi.stubGlobal(
+      'fetch',
+      vi.fn(async () => new Response(JSON.stringify({ status: 'success', data: { models } }))),
+    )
+    await renderChat({}, { composer: { placeholder: 'Ask' } })
+    expect(component().options.at(-1)?.composer).toEqual({ placeholder: 'Ask', models })
+  })
+
+  it('is the page’s own in a hosted chat', async () => {
+    await renderChat({}, { composer: { placeholder: 'Ask' } })
+    expect(component().options.at(-1)?.composer).toEqual({ placeholder: 'Ask' })
+  })
+})

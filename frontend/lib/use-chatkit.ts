@@ -6,7 +6,7 @@ import { type UseChatKitOptions, type UseChatKitReturn, useChatKit as useOpenAIC
 import { useEffect, useEffectEvent, useLayoutEffect, useMemo, useRef, useState } from 'react'
 import { ComponentError, startReadyTimeout, loadChatKit, watchRemoval } from './chatkit-component'
 import type { ChatKitConfig } from './chatkit-config'
-import { type CallListeners, chatKitApi, chatKitTheme, messageText } from './chatkit-options'
+import { type CallListeners, type Choices, chatKitApi, chatKitTheme, loadChoices, messageText } from './chatkit-options'
 import { type ServiceError, USER_MESSAGES, UserFacingError } from './errors'
 import { PageSession, type Session } from './page-session'
 import { service } from './service'
@@ -34,13 +34,15 @@ type Stage = 'loading' | 'loaded' | 'ready' | 'unmounted' | 'removed'
  * `chat.sendUserMessage`. `config.onError` is called once per error. `config.api.getClientSecret` is read on the first render
  * only, and should be a module-level function.
  *
- * `options` are passed to ChatKit: start screen, composer, `initialThread`, `onThreadChange`, ….
+ * `options` are passed to ChatKit: start screen, composer, `initialThread`, `onThreadChange`, …. The composer also gets the models
+ * and tools that the service lists.
  */
 export function useChatKit(config: ChatKitConfig, options: Omit<UseChatKitOptions, 'api' | 'theme' | 'onError'> = {}): Chat {
   const [pageSession] = useState(() => PageSession.of(config.api.getClientSecret))
   const [hasSession, setHasSession] = useState(false)
   const [stage, setStage] = useState<Stage>('loading')
   const [error, setError] = useState<UserFacingError | null>(null)
+  const [choices, setChoices] = useState<Choices | null>(null)
   const sessionError = useRef<Error | null>(null)
   const failedCall = useRef<ServiceError | null>(null)
   const watched = useRef({ element: null as HTMLElement | null, stop: () => {} })
@@ -80,6 +82,7 @@ export function useChatKit(config: ChatKitConfig, options: Omit<UseChatKitOption
 
   const chatKit = useOpenAIChatKit({
     ...options,
+    ...(choices && { composer: { ...options.composer, ...choices } }),
     api: chatKitApi(session, listeners),
     theme: chatKitTheme(config.theme),
     onReady() {
@@ -110,6 +113,7 @@ export function useChatKit(config: ChatKitConfig, options: Omit<UseChatKitOption
   useEffect(() => {
     let isUnmounted = false
     session.secret().catch(() => {}) // already reported; called before ChatKit loads, to show a failure at once
+    void loadChoices().then((loaded) => isUnmounted || setChoices(loaded))
     loadChatKit().then(
       () => isUnmounted || setStage((current) => (current === 'loading' ? 'loaded' : current)),
       (reason: ComponentError) => isUnmounted || reportComponentError(reason),

@@ -203,6 +203,63 @@ class TestConversation:
         expect(page.get_by_label("Message the AI")).to_have_value("Nobody is there")
 
 
+COMPOSER = {
+    "models": [{"id": "gpt-fast", "label": "Fast"}, {"id": "gpt-best", "label": "Best", "default": True}],
+    "tools": [{"id": "calendar", "label": "Calendar", "icon": "calendar"}],
+}
+
+
+class TestTheExampleOfAnOwnServer:
+    @pytest.fixture
+    def page(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> Iterator[Page]:
+        with selfhosted(CHATKIT_AGENT="examples.garden:GardenServer", CHATKIT_COMPOSER=json.dumps(COMPOSER)):
+            page = visitor.open(f"{app.url}/garden")
+            expect(page.get_by_label("Model")).to_be_visible()  # ready, and with what the service lists
+            yield page
+
+    def ask(self, page: Page, text: str) -> None:
+        page.get_by_label("Ask the gardener").fill(text)
+        page.get_by_role("button", name="Send", exact=True).click()
+
+    def told(self, page: Page) -> Any:
+        return page.get_by_role("list", name="Told").get_by_role("listitem")
+
+    def test_a_widget_with_actions_of_the_server_and_of_the_page(self, page: Page) -> None:
+        self.ask(page, "Show me plants")
+        page.get_by_role("button", name="Show Kale").click()
+        expect(self.told(page)).to_have_text(["plant.show: kale"])
+        page.get_by_role("button", name="Star (0)").click()
+        expect(page.get_by_role("button", name="Star (1)")).to_be_visible()
+        page.get_by_role("button", name="Plant Kale").click()
+        expect(page.get_by_role("log")).to_contain_text("Kale it is. Sow in May")
+        expect(page.get_by_role("log")).to_contain_text("Kale (chosen)")
+        expect(page.get_by_role("button", name="Plant Kale")).to_be_disabled()
+        expect(self.told(page)).to_have_text(["plant.show: kale", 'garden/planted: {"plant":"kale"}'])
+
+    def test_a_client_tool_an_effect_and_a_title(self, page: Page) -> None:
+        self.ask(page, "Which bed?")
+        expect(page.get_by_role("log")).to_contain_text('Done. {"asked": "selected_bed", "bed": "north"}')
+        expect(page.locator(".heading")).to_have_text("Plans for the garden")
+        self.ask(page, "Water it")
+        expect(self.told(page)).to_have_text(['garden/watered: {"litres":5}'])
+
+    def test_sources_and_mentions(self, page: Page) -> None:
+        self.ask(page, "Describe them")
+        page.get_by_role("button", name="Runner bean").click()
+        expect(self.told(page)).to_have_text(["source: bean"])
+        self.ask(page, "@Kale")  # the server tells the model that it is a plant
+        expect(page.get_by_role("button", name="Show Kale")).to_be_visible()
+
+    def test_the_composer_offers_what_the_service_lists(self, page: Page, visitor: Visitor) -> None:
+        assert page.get_by_label("Model").locator("option").all_inner_texts() == ["Fast", "Best"]
+        assert page.get_by_label("Tool").locator("option").all_inner_texts() == ["No tool", "Calendar"]
+        page.get_by_label("Tool").select_option("Calendar")
+        self.ask(page, "What now?")
+        expect(page.get_by_role("log")).to_contain_text("May: sow beans")
+        (sent,) = [json.loads(call.post_data or "{}")["params"]["input"] for call in visitor.calls("/api/chatkit")]
+        assert sent["inference_options"] == {"model": "gpt-best", "tool_choice": {"id": "calendar"}}
+
+
 class TestExpiry:
     def test_expired_session_is_replaced_with_one_call(
         self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor

@@ -26,14 +26,24 @@ from agents import (
 from agents.models import _openai_shared
 from chatkit.agents import AgentContext, ClientToolCall
 from chatkit.types import (
+    Annotation,
     AssistantMessageContent,
     AssistantMessageItem,
+    ClientEffectEvent,
+    EntitySource,
     LockedStatus,
+    ProgressUpdateEvent,
     ThreadItemAddedEvent,
+    ThreadItemDoneEvent,
     ThreadItemReplacedEvent,
 )
 from chatkit.widgets import Card, Text
 from pydantic import BaseModel
+
+seen: list[Any] = []
+"""What the methods of ``servers_under_test`` were called with."""
+spoken: list[str] = []
+"""The words of its ``Speaking``."""
 
 
 @function_tool
@@ -52,7 +62,7 @@ async def ask_page(context: RunContextWrapper[AgentContext[Any]], question: str)
 def what_is_known(context: RunContextWrapper[AgentContext[Any]]) -> str:
     """Return what is known about the user."""
     asking = context.context.request_context
-    return f"{asking.user} {dict(asking.claims)}"
+    return f"{asking.user} {dict(asking.claims)} {dict(asking.headers)} {dict(asking.metadata)}"
 
 
 @function_tool
@@ -205,6 +215,32 @@ asking_guarded = Agent(
 )
 
 
+@function_tool
+async def reports(context: RunContextWrapper[AgentContext[Any]]) -> str:
+    """Report progress, an effect for the page, and a text with a source."""
+    own = context.context
+    await own.stream(ProgressUpdateEvent(text="On it"))
+    await own.stream(ClientEffectEvent(name="changed", data={"by": "tool"}))
+    source = EntitySource(id="art_1", title="The future", interactive=True)
+    item = AssistantMessageItem(
+        id=own.generate_id("message"),
+        thread_id=own.thread.id,
+        created_at=datetime.now(),  # noqa: DTZ005
+        content=[AssistantMessageContent(text="Read this", annotations=[Annotation(source=source, index=4)])],
+    )
+    await own.stream(ThreadItemDoneEvent(item=item))
+    return "reported"
+
+
+able = Agent(
+    name="Able",
+    model="gpt-test",
+    tools=[weather, what_is_known, shows_a_widget, reports, ask_page, locks],
+    tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"]),
+    output_guardrails=[no_secret],
+)
+
+
 class Word(BaseModel):
     word: str
 
@@ -216,6 +252,13 @@ def chat_completions(user: str) -> Agent[Any]:
     client = _openai_shared.get_default_openai_client()
     assert client is not None
     return with_page.clone(model=OpenAIChatCompletionsModel("gpt-test", client))
+
+
+handing_over = Agent(name="Handing over", model="gpt-first", tools=[weather], handoffs=[simple])
+
+
+def able_for_user(user: str) -> Agent[Any]:
+    return able
 
 
 def with_tool_for_user(user: str) -> Agent[Any]:
@@ -253,6 +296,28 @@ async def run_workflow(workflow_input: WorkflowInput) -> Any:
 
 async def tool_workflow(workflow_input: WorkflowInput) -> Any:
     result = await Runner.run(with_tool, workflow_input.input_as_text)
+    return {"output_text": result.final_output_as(str)}
+
+
+async def sorting_workflow(workflow_input: WorkflowInput) -> Any:
+    """As Agent Builder exports a branch: the first agent's output is for the workflow."""
+    await Runner.run(typed, workflow_input.input_as_text)
+    first = await Runner.run(with_tool, workflow_input.input_as_text)
+    await Runner.run(with_tool, workflow_input.input_as_text)
+    return {"output_text": first.final_output_as(str)}
+
+
+async def able_workflow(workflow_input: WorkflowInput) -> Any:
+    result = await Runner.run(able, workflow_input.input_as_text or "Go on.")
+    return {"output_text": result.final_output}
+
+
+async def page_workflow(workflow_input: WorkflowInput) -> Any:
+    await Runner.run(with_page, workflow_input.input_as_text or "Go on.")
+
+
+async def knowing_workflow(workflow_input: WorkflowInput) -> Any:
+    result = await Runner.run(knowing, workflow_input.input_as_text)
     return {"output_text": result.final_output_as(str)}
 
 

@@ -14,8 +14,9 @@ _event: TypeAdapter[Any] = TypeAdapter(ThreadStreamEvent)
 _items: TypeAdapter[Any] = TypeAdapter(Page[ThreadItem])
 
 
-def user_input(text: str) -> dict[str, Any]:
-    return {"content": [{"type": "input_text", "text": text}], "attachments": [], "inference_options": {}}
+def user_input(text: str, **inference_options: Any) -> dict[str, Any]:
+    content = [{"type": "input_text", "text": text}]
+    return {"content": content, "attachments": [], "inference_options": inference_options}
 
 
 class Caller:

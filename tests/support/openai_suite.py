@@ -12,7 +12,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,14 +22,16 @@ from types import ModuleType
 from typing import Any, cast
 
 import pytest
-from chatkit.server import NonStreamingResult, StreamingResult
-from chatkit.types import FeedbackKind, ThreadMetadata, ThreadStreamEvent, is_streaming_req
+from chatkit.server import ChatKitServer, NonStreamingResult, StreamingResult
+from chatkit.types import FeedbackKind, ThreadMetadata, ThreadStreamEvent, UserMessageItem, is_streaming_req
 from sqlalchemy import Engine
 
+from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from chatkit.backends.selfhosted.chat.server import ChatServer, read_request
+from chatkit.backends.selfhosted.chat.defaults import Resources
+from chatkit.backends.selfhosted.chat.drafts import Drafts
+from chatkit.backends.selfhosted.chat.server import GuardedServer, guarded, handle, read_request
 from chatkit.backends.selfhosted.chat.store import SqlStore
-from chatkit.backends.selfhosted.chat.turn import Assistant, Turn
 from chatkit.web.buffer import Buffer
 from tests.support.service import PROJECT
 
@@ -162,53 +164,42 @@ def store_class(engine: Engine) -> type[SqlStore]:
     return Store
 
 
-@dataclass
-class _Responder(Assistant):
-    """Their callback as an assistant."""
+class _Server(ChatKitServer[ChatContext]):
+    """Their server, as an operator's own: with their callbacks, and called as they call it."""
 
-    callback: Callable[..., AsyncIterator[ThreadStreamEvent]] | None
+    def __init__(
+        self,
+        store: SqlStore,
+        theirs: ModuleType,
+        responder: Any,
+        handle_feedback: Any,
+        callbacks: Mapping[str, Any],  # ``file_store`` is not used: our server takes no attachments
+    ) -> None:
+        super().__init__(store)
+        self._theirs = theirs
+        self._responder = responder
+        self._handle_feedback = handle_feedback
+        if callback := callbacks.get("action_callback"):
+            self.action = callback  # type: ignore[method-assign]
+        if callback := callbacks.get("sync_action_callback"):
+            self.sync_action = _coroutine(callback)  # type: ignore[method-assign]
+        if callback := callbacks.get("transcribe_callback"):
+            self.transcribe = _coroutine(callback)  # type: ignore[method-assign]
 
-    async def respond(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
-        if self.callback is None:
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        if self._responder is None:
             return
         try:
-            async for event in self.callback(turn.thread, turn.message, turn.context):
+            async for event in self._responder(thread, input_user_message, context):
                 yield event
         except asyncio.CancelledError:
             # Their responder raises it to simulate a disconnect. In the service, that cancels the task, so do it here.
             cast(asyncio.Task[Any], asyncio.current_task()).cancel()
             await asyncio.sleep(0)
 
-
-class _Server(ChatServer):
-    """Our server with the constructor and the methods of theirs.
-
-    It has no callbacks for actions and dictation, so a test's callbacks replace the methods. Such a test covers only the
-    request and the response.
-    """
-
-    def __init__(
-        self,
-        theirs: ModuleType,
-        responder: Any = None,
-        handle_feedback: Any = None,
-        action_callback: Any = None,
-        sync_action_callback: Any = None,
-        file_store: Any = None,  # not used: our server takes no attachments
-        transcribe_callback: Any = None,
-    ) -> None:
-        super().__init__(theirs.SQLiteStore(""), {None: _Responder(responder)}, turn_seconds=60, openai_client=None)
-        self._theirs = theirs
-        self._handle_feedback = handle_feedback
-        if action_callback:
-            self.action = action_callback  # type: ignore[method-assign]
-        if sync_action_callback:
-            self.sync_action = _coroutine(sync_action_callback)  # type: ignore[method-assign]
-        if transcribe_callback:
-            self.transcribe = _coroutine(transcribe_callback)  # type: ignore[method-assign]
-
     async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
-        await super().add_feedback(thread_id, item_ids, feedback, context)
         if self._handle_feedback is not None:
             self._handle_feedback(thread_id, item_ids, feedback, context)
 
@@ -217,13 +208,13 @@ class _Server(ChatServer):
         if is_streaming_req(chat_request):
             return StreamingResult(self._stream(chat_request, context))
         own = _with_a_buffer(context)
-        await self.handle(chat_request, own)
+        await handle(cast(GuardedServer, self), chat_request, own)
         return NonStreamingResult(_in_local_time(b"".join(own.buffer.chunks)))
 
     async def _stream(self, chat_request: Any, context: ChatContext) -> AsyncGenerator[bytes]:
         own, failure = _with_a_buffer(context), None
         try:
-            await self.handle(chat_request, own)
+            await handle(cast(GuardedServer, self), chat_request, own)
         except BaseException as error:  # noqa: BLE001  raised after the events before it
             failure = error
         for chunk in own.buffer.chunks:
@@ -258,4 +249,11 @@ def _coroutine(callback: Callable[..., Any]) -> Callable[..., Any]:
 
 def server_maker(theirs: ModuleType) -> Callable[..., Any]:
     """Return the replacement for their ``make_server``."""
-    return lambda *arguments, **named: nullcontext(_Server(theirs, *arguments, **named))
+
+    def make(responder: Any = None, handle_feedback: Any = None, **callbacks: Any) -> Any:
+        store: SqlStore = theirs.SQLiteStore("")
+        composer = Composer({"models": [], "tools": [{"id": "web_search"}, {"id": "retrieval"}]})  # those of their tests
+        resources = Resources(store, Drafts(store), composer, turn_seconds=60, openai_client=None)
+        return nullcontext(guarded(_Server, resources, theirs, responder, handle_feedback, callbacks))
+
+    return make

@@ -7,9 +7,11 @@ import logging
 
 import chatkit.logger
 from chatkit.backends.interface import Session
-from chatkit.backends.selfhosted.chat.assistants import make_assistants, make_openai_client
+from chatkit.backends.selfhosted.chat.assistants import make_openai_client, make_servers
 from chatkit.backends.selfhosted.chat.blueprint import blueprint
-from chatkit.backends.selfhosted.chat.server import ChatServer
+from chatkit.backends.selfhosted.chat.composer import Composer
+from chatkit.backends.selfhosted.chat.defaults import Resources
+from chatkit.backends.selfhosted.chat.drafts import Drafts
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, open_database
 from chatkit.backends.selfhosted.sessions import SessionStore
@@ -49,10 +51,12 @@ class SelfhostedBackend:
         self._sessions = SessionStore(engine, settings.session_ttl or MAX_SESSION_TTL, settings.retention_days)
         self._keeps_conversations = settings.auth_keep_conversations
         client = make_openai_client(settings)
-        assistants = make_assistants(settings, client)
-        server = ChatServer(SqlStore(engine), assistants, turn_seconds=settings.turn_seconds, openai_client=client)
+        store = SqlStore(engine)
+        composer = Composer(settings.composer)
+        resources = Resources(store, Drafts(store), composer, settings.turn_seconds, client)
+        servers = make_servers(settings, resources)
         concurrency = ChatConcurrency(redis_client(settings), settings.turn_seconds)
-        self.blueprints = [blueprint(server, self._sessions, limits, concurrency)]
+        self.blueprints = [blueprint(servers, self._sessions, limits, concurrency, settings.agent_headers, composer)]
         self.background = [self._maintain]
 
     def issue(self, user: User) -> Session:

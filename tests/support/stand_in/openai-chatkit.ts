@@ -41,17 +41,22 @@ class StandIn extends HTMLElement implements Interface {
   private readonly log = element('div', { class: 'log', role: 'log', 'aria-label': 'Conversation', tabindex: '0' })
   private readonly input = element('input', { name: 'message', autocomplete: 'off' })
   private readonly start = element('div', { class: 'start' })
+  private readonly heading = element('div', { class: 'heading' })
+  private readonly progress = element('p', { class: 'progress' })
+  private readonly model = element('select', { 'aria-label': 'Model' })
+  private readonly tool = element('select', { 'aria-label': 'Tool' })
+  private pendingCall: any = null
   private frame: HTMLIFrameElement | null = null
   private isReady = false
 
   constructor() {
     super()
-    const form = element('form', {}, this.input, element('button', {}, 'Send'))
+    const form = element('form', {}, this.input, this.model, this.tool, element('button', {}, 'Send'))
     form.addEventListener('submit', (event) => {
       event.preventDefault()
       if (this.input.value.trim()) void this.submit(this.input.value)
     })
-    this.root.append(element('style', {}, STYLE), element('div', { class: 'chat' }, this.start, this.log, form))
+    this.root.append(element('style', {}, STYLE), element('div', { class: 'chat' }, this.heading, this.start, this.log, this.progress, form))
   }
 
   setOptions(options: ChatKitOptions): void {
@@ -115,6 +120,8 @@ class StandIn extends HTMLElement implements Interface {
     this.style.setProperty('--accent', color?.accent?.primary ?? '')
     this.input.placeholder = composer?.placeholder ?? 'Message the AI'
     this.input.setAttribute('aria-label', this.input.placeholder)
+    this.offer(this.model, composer?.models ?? [])
+    this.offer(this.tool, composer?.tools ? [{ id: '', label: 'No tool' }, ...composer.tools] : [])
     const prompts = (startScreen?.prompts ?? []).map(({ label, prompt }) => {
       const button = element('button', { type: 'button' }, label)
       button.addEventListener('click', () => void this.submit(String(prompt)))
@@ -125,6 +132,15 @@ class StandIn extends HTMLElement implements Interface {
       element('div', { class: 'prompts' }, ...prompts),
     )
     this.start.hidden = this.log.childElementCount > 0
+  }
+
+  private offer(select: HTMLSelectElement, options: { id: string; label: string; default?: boolean; disabled?: boolean }[]): void {
+    const chosen = select.value || options.find((option) => option.default)?.id || options[0]?.id
+    select.replaceChildren(
+      ...options.map(({ id, label, disabled }) => element('option', { value: id, ...(disabled && { disabled: '' }) }, label)),
+    )
+    select.hidden = options.length === 0
+    if (chosen) select.value = chosen
   }
 
   private open(): void {
@@ -156,8 +172,13 @@ class StandIn extends HTMLElement implements Interface {
   }
 
   private async submit(text: string): Promise<void> {
-    const input = { content: [{ type: 'input_text', text }], attachments: [], inference_options: {} }
+    const inference_options = {
+      ...(this.model.value && { model: this.model.value }),
+      ...(this.tool.value && { tool_choice: { id: this.tool.value } }),
+    }
+    const input = { content: await this.parts(text), attachments: [], inference_options }
     this.input.value = ''
+    this.tool.value = ''
     this.emit('chatkit.response.start', undefined)
     try {
       if (this.threadId) await this.stream('threads.add_user_message', { thread_id: this.threadId, input })
@@ -167,6 +188,18 @@ class StandIn extends HTMLElement implements Interface {
       this.fail(reason)
     }
     this.emit('chatkit.response.end', undefined)
+  }
+
+  /** The parts of a message: `@word` becomes a tag if the page finds an entity for it. */
+  private async parts(text: string): Promise<object[]> {
+    const search = this.options!.entities?.onTagSearch
+    const parts: object[] = []
+    for (const part of search ? text.split(/(@\w+)/).filter(Boolean) : [text]) {
+      const [entity] = part.startsWith('@') ? await search!(part.slice(1)) : []
+      if (entity) parts.push({ type: 'input_tag', id: entity.id, text: entity.title, data: entity.data ?? {}, interactive: true })
+      else parts.push({ type: 'input_text', text: part })
+    }
+    return parts
   }
 
   private async load(threadId: string): Promise<void> {
@@ -188,11 +221,17 @@ class StandIn extends HTMLElement implements Interface {
     let rest = ''
     for (;;) {
       const { done, value } = await reader.read()
-      if (done) return
+      if (done) break
       const parts = (rest + decoder.decode(value, { stream: true })).split('\n\n')
       rest = parts.pop()!
       for (const part of parts) if (part.startsWith('data: ')) this.take(JSON.parse(part.slice(6)))
     }
+    this.progress.textContent = ''
+    const call = this.pendingCall
+    this.pendingCall = null
+    if (!call || !this.options!.onClientTool) return
+    const result = await this.options!.onClientTool({ name: call.name, params: call.arguments })
+    await this.stream('threads.add_client_tool_output', { thread_id: call.thread_id, result })
   }
 
   /** Send one request of the protocol, as the options say. */
@@ -221,12 +260,49 @@ class StandIn extends HTMLElement implements Interface {
     if (event.type === 'thread.item.updated' && event.update.type === 'assistant_message.content_part.text_delta') {
       this.line(event.item_id, 'assistant_message').textContent += event.update.delta
     }
+    if (event.type === 'thread.updated') this.heading.textContent = event.thread.title ?? ''
+    if (event.type === 'progress_update') this.progress.textContent = event.text
+    if (event.type === 'client_effect') this.emit('chatkit.effect', { name: event.name, data: event.data })
+    if (event.type === 'thread.item.done' && event.item.type === 'client_tool_call') this.pendingCall = event.item
     if (event.type === 'error') this.fail(new Error(event.message ?? event.code))
   }
 
   private show(item: any): void {
-    const text = item.content ? item.content.map((part: { text: string }) => part.text).join('') : item.type === 'widget' ? '[widget]' : ''
-    if (text || item.type === 'assistant_message') this.line(item.id, item.type).textContent = text
+    if (item.type === 'widget') return this.drawWidget(item)
+    const text = item.content ? item.content.map((part: { text: string }) => part.text).join('') : ''
+    if (!text && item.type !== 'assistant_message') return
+    const line = this.line(item.id, item.type)
+    line.textContent = text
+    for (const part of item.content ?? []) {
+      for (const { source } of part.annotations ?? []) {
+        const link = element('button', { type: 'button', class: 'source' }, source.title)
+        const { id, title, data } = source
+        if (source.type === 'entity' && source.interactive) {
+          link.addEventListener('click', () => this.options!.entities?.onClick?.({ id, title, data }))
+        }
+        line.append(link)
+      }
+    }
+  }
+
+  /** Only what the tests' cards have: titles, texts and buttons. */
+  private drawWidget(item: any): void {
+    const children = (item.widget.children ?? []).map((child: any) => {
+      if (child.type !== 'Button') return element('span', {}, child.value ?? '')
+      const button = element('button', { type: 'button', ...(child.disabled && { disabled: '' }) }, child.label)
+      button.addEventListener('click', () => void this.act(child.onClickAction, item).catch((reason) => this.fail(reason)))
+      return button
+    })
+    this.line(item.id, item.type).replaceChildren(...children)
+  }
+
+  private async act({ type, payload, handler, streaming }: any, item: any): Promise<void> {
+    const action = { type, payload }
+    if (handler === 'client') return this.options!.widgets?.onAction?.(action, item)
+    if (streaming !== false) return this.sendCustomAction(action, item.id)
+    const params = { thread_id: this.threadId, item_id: item.id, action }
+    const { updated_item } = await (await this.call('threads.sync_custom_action', params)).json()
+    if (updated_item) this.show(updated_item)
   }
 
   private line(id: string, type: string): HTMLElement {

@@ -100,6 +100,7 @@ TABLE: dict[tuple[str, str], Callable[[Person, Person], Iterator[dict[str, Any]]
     ("POST", ENDPOINT): issuing,
     ("DELETE", f"{ENDPOINT}/<session_id>"): ending,
     ("POST", CHAT): chatting,
+    ("GET", f"{CHAT}/composer"): checking(f"{CHAT}/composer"),
     ("GET", "/"): checking("/"),
     ("GET", "/static/<path:filename>"): checking("/static/host.js"),
     ("GET", "/healthz"): checking("/healthz"),

@@ -162,12 +162,13 @@ def visitor_at(url: str, address: str) -> Caller:
     return visitor
 
 
+@pytest.mark.parametrize("agent", ["simple", "tests.support.servers_under_test:Plain"])
 def test_turn_that_waits_for_its_model_does_not_count(
-    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
     """The model responds only after all have asked it."""
     monkeypatch.setattr(server, "START_SECONDS", 60)
-    url = start("simple").url
+    url = start(agent).url
     burst = [visitor_at(url, "10.0.0.1") for _ in range(4 * blueprint.MAX_STARTS_PER_ADDRESS)]
     asked_by_all = threading.Barrier(len(burst))
     speak = streaming(says("Hi."))

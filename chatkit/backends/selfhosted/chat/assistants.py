@@ -1,4 +1,4 @@
-"""Assistants: the agent named by ``CHATKIT_AGENT``, a plain agent if only an API key is set, or the demo."""
+"""Who answers: the agent or server named by ``CHATKIT_AGENT``, a plain agent if only an API key is set, or the demo."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ import json
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import agents
 import openai
 from pydantic import BaseModel
 
+import chatkit.agents
+from chatkit.agents import AgentContext
 from chatkit.backends.selfhosted.chat import exported_workflow
+from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with_tool_choice
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
-from chatkit.backends.selfhosted.chat.demo import DemoAssistant
-from chatkit.backends.selfhosted.chat.events import KEEP_REFUSED_MESSAGE, agent_events, assistant_message, outcome
-from chatkit.backends.selfhosted.chat.history import newest_user_message, to_model_input, to_model_text
-from chatkit.backends.selfhosted.chat.turn import Assistant, Turn
+from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources, set_title
+from chatkit.backends.selfhosted.chat.demo import DemoServer
+from chatkit.backends.selfhosted.chat.events import agent_events, assistant_message, outcome
+from chatkit.backends.selfhosted.chat.history import load_history, newest_user_message, to_model_input, to_model_text
+from chatkit.backends.selfhosted.chat.server import GuardedServer, guarded
+from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.errors import CustomStreamError
+from chatkit.server import ChatKitServer
 from chatkit.settings import PROJECT, Settings, SettingsError
-from chatkit.types import ThreadStreamEvent
+from chatkit.types import ClientToolCallItem, ThreadItemDoneEvent, ThreadMetadata, ThreadStreamEvent, UserMessageItem
 from chatkit.web import logs
 
 if TYPE_CHECKING:
@@ -33,28 +39,43 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Shape = tuple[Any, ...]
+"""The class of a server, and the arguments of its constructor after the store."""
 
-@dataclass
-class AgentAssistant(Assistant):
+
+class AgentServer(DefaultServer):
     """Runs an Agents SDK agent, or the agent that a function returns for the user of the request."""
 
-    agent: agents.Agent[Any] | Callable[[ChatContext], Any]
+    def __init__(self, store: SqlStore, agent: agents.Agent[Any] | Callable[[ChatContext], Any]) -> None:
+        super().__init__(store)
+        self._agent = agent
 
-    async def respond(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
-        agent = self.agent
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        set_title(thread, input_user_message)
+        agent = self._agent
         if not isinstance(agent, agents.Agent):
             # In a separate task, because the operator's code may cancel the task that it runs in.
-            agent, error = await asyncio.create_task(outcome(_call(agent, turn.context)))
+            agent, error = await asyncio.create_task(outcome(_call(agent, context)))
             if error:
                 raise error
         if not isinstance(agent, agents.Agent):
             raise TypeError(f"the agents' function returned {type(agent).__name__}, not an Agents SDK agent")
-        context = turn.agent_context()
-        history = await turn.history()
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        history = await load_history(self.store, thread.id, context)
         # After a client tool call, the message to answer is still the user's last one.
-        messages = await to_model_input(history, newest_user_message(history))
-        result = agents.Runner.run_streamed(agent, messages, context=context, error_handlers=KEEP_REFUSED_MESSAGE)
-        async with aclosing(agent_events(context, result)) as events:
+        newest = newest_user_message(history)
+        options = self._chatkit_resources.composer.options(input_user_message, newest)
+        if tool := options.tool_choice:
+            if not has_tool(agent, tool.id):
+                log.warning("CHATKIT_COMPOSER lists the tool %s, which the agent %s does not have", tool.id, agent.name)
+                raise CustomStreamError("This tool can't be used here.", allow_retry=False)
+            agent = with_tool_choice(agent, tool.id)
+        messages = await to_model_input(history, newest)
+        run_config = with_model(None, options.model)
+        result = agents.Runner.run_streamed(agent, messages, context=agent_context, run_config=run_config)
+        async with aclosing(agent_events(agent_context, result)) as events:
             async for event in events:
                 yield event
 
@@ -65,25 +86,40 @@ async def _call(function: Callable[[ChatContext], Any], context: ChatContext) ->
     return await result if inspect.isawaitable(result) else result
 
 
-@dataclass
-class WorkflowAssistant(Assistant):
+class WorkflowServer(DefaultServer):
     """Runs the ``run_workflow`` function of a module exported from Agent Builder."""
 
-    run_workflow: Callable[[Any], Awaitable[Any]]
-    input_type: type[BaseModel]
+    def __init__(self, store: SqlStore, run_workflow: Callable[[Any], Awaitable[Any]], input_type: type[BaseModel]) -> None:
+        super().__init__(store)
+        self._run_workflow = run_workflow
+        self._input_type = input_type
 
-    async def respond(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
-        history = await turn.history()
-        earlier, to_answer, text = history, newest_user_message(history), ""
-        if turn.message is not None:
-            earlier, to_answer = [item for item in history if item.id != turn.message.id], None
-            text = await to_model_text(turn.message)
-        run = exported_workflow.WorkflowRun(turn.agent_context, await to_model_input(earlier, to_answer))
-        async with aclosing(run.events(self.run_workflow(self.input_type(input_as_text=text)))) as events:
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        set_title(thread, input_user_message)
+        history = await load_history(self.store, thread.id, context)
+        newest = newest_user_message(history)
+        earlier, to_answer, text = history, newest, ""
+        if input_user_message is not None:
+            earlier, to_answer = [item for item in history if item.id != input_user_message.id], None
+            text = await to_model_text(input_user_message)
+        run = exported_workflow.WorkflowRun(
+            lambda: AgentContext(thread=thread, store=self.store, request_context=context),
+            await to_model_input(earlier, to_answer),
+            self._chatkit_resources.composer.options(input_user_message, newest),
+        )
+        called = False
+        async with aclosing(run.events(self._run_workflow(self._input_type(input_as_text=text)))) as events:
             async for event in events:
                 yield event
+                called = isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, ClientToolCallItem)
+        if called:
+            return  # the page's answer comes in the next turn; the workflow's result is no text of a model
+        if run.tool:
+            log.warning("CHATKIT_COMPOSER lists the tool %s, which no agent of the workflow has", run.tool)
         if remaining := _remaining_text(run.result, shown=list(run.shown_texts.values())):
-            yield assistant_message(turn.thread, turn.store, turn.context, remaining)
+            yield assistant_message(thread, remaining)
 
 
 def _remaining_text(result: Any, shown: list[str]) -> str:
@@ -121,32 +157,46 @@ async def _on_openai_request(request: httpx2.Request) -> None:
         request.headers["X-Client-Request-Id"] = request_id
 
 
-def make_assistants(settings: Settings, client: openai.AsyncOpenAI | None) -> dict[str | None, Assistant]:
-    """Create the configured assistants, by agent name; the key ``None`` is the default.
+def make_servers(settings: Settings, resources: Resources) -> dict[str | None, GuardedServer]:
+    """Create the configured servers, by agent name; the key ``None`` is the default.
 
     Raises:
-        SettingsError: an agent named by ``CHATKIT_AGENT`` or ``CHATKIT_AGENTS`` can't be loaded.
+        SettingsError: one named by ``CHATKIT_AGENT`` or ``CHATKIT_AGENTS`` can't be loaded or created.
     """
-    _prepare_agents_sdk(settings, client)
-    assistants: dict[str | None, Assistant] = {None: _default_assistant(settings)}
+    _prepare_agents_sdk(settings, resources.openai_client)
+    servers: dict[str | None, GuardedServer] = {None: _create(_default_shape(settings), "CHATKIT_AGENT", resources)}
     for name, agent in settings.agents.items():
-        assistants[name], found = _load(agent, "CHATKIT_AGENTS")
+        shape, found = _load(agent, "CHATKIT_AGENTS")
+        servers[name] = _create(shape, "CHATKIT_AGENTS", resources)
         log.info("Users whose %s is %r are answered by %s", settings.agent_claim, name, found)
-    return assistants
+    return servers
 
 
-def _default_assistant(settings: Settings) -> Assistant:
-    assistant: Assistant
+def _create(shape: Shape, variable: str, resources: Resources) -> GuardedServer:
+    server, *arguments = shape
+    try:
+        created = guarded(server, resources, *arguments)
+    except Exception as error:
+        raise SettingsError(
+            f"{variable}: {server.__name__} can't be created with the store as its only argument ({_summary(error)})."
+        ) from error
+    if getattr(created, "store", None) is not resources.store:  # another one may give a user what is another's
+        raise SettingsError(f"{variable}: {server.__name__} has to pass the store that it is given to super().__init__().")
+    return created
+
+
+def _default_shape(settings: Settings) -> Shape:
+    shape: Shape
     if settings.agent:
-        assistant, found = _load(settings.agent)
+        shape, found = _load(settings.agent)
     elif settings.openai_api_key:
         plain = agents.Agent(name="Assistant", instructions=settings.instructions, model=settings.model)
-        assistant = AgentAssistant(plain)
+        shape = AgentServer, plain
         found = f"a plain assistant on {settings.model or 'the default model of the Agents SDK'}"
     else:
-        assistant, found = DemoAssistant(), "the demo, because neither CHATKIT_AGENT nor OPENAI_API_KEY is set"
+        shape, found = (DemoServer,), "the demo, because neither CHATKIT_AGENT nor OPENAI_API_KEY is set"
     log.info("The chat is answered by %s", found)
-    return assistant
+    return shape
 
 
 def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -> None:
@@ -157,27 +207,30 @@ def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -
         # Exported workflows create their own clients, for guardrails and files, which read only this variable.
         os.environ.setdefault("OPENAI_API_KEY", client.api_key)
     exported_workflow.install_runner()
+    # Operators' servers import it from OpenAI's package. Ours also copes with what ends theirs, see agent_events().
+    chatkit.agents.stream_agent_response = agent_events
 
 
-def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Assistant, str]:
-    """Load the assistant ``package.module:name`` and describe it. ``variable`` is the setting, for errors."""
+def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Shape, str]:
+    """Load the agent or server ``package.module:name`` and describe it. ``variable`` is the setting, for errors."""
     module_name, _, attribute = name.partition(":")
     if str(PROJECT) not in sys.path:
         sys.path.insert(0, str(PROJECT))
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise SettingsError(f"{variable}: the module {module_name} can't be imported ({reason}).") from error
+        raise SettingsError(f"{variable}: the module {module_name} can't be imported ({_summary(error)}).") from error
     if not hasattr(module, attribute):
         raise SettingsError(f"{variable}: the module {module_name} has no {attribute}.")
     value = getattr(module, attribute)
+    if inspect.isclass(value) and issubclass(value, ChatKitServer):
+        return (value,), f"the server {name}"
     if isinstance(value, agents.Agent):
-        return AgentAssistant(value), f"the Agents SDK agent {value.name!r} ({name})"
+        return (AgentServer, value), f"the Agents SDK agent {value.name!r} ({name})"
     if not inspect.isroutine(value):
         raise SettingsError(
             f"{variable}: {name} is of type {type(value).__name__}; it has to be an Agents SDK Agent, a function from the "
-            "user to one, or the run_workflow that Agent Builder exported."
+            "user to one, the run_workflow that Agent Builder exported, or a subclass of ChatKitServer."
         )
     required = [
         parameter
@@ -186,7 +239,7 @@ def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Assistant, str]:
     ]
     found = f"the agents that the function {name} returns for each user"
     if len(required) == 2:
-        return AgentAssistant(lambda context: value(context.user, context.claims)), found
+        return (AgentServer, lambda context: value(context.user, context.claims)), found
     if len(required) != 1:
         raise SettingsError(
             f"{variable}: the function {name} takes {len(required)} arguments; it has to take the user, the user and their "
@@ -194,10 +247,14 @@ def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Assistant, str]:
         )
     input_type = _workflow_input(value, required[0].name, module)
     if input_type is None:
-        return AgentAssistant(lambda context: value(context.user)), found
+        return (AgentServer, lambda context: value(context.user)), found
     if not inspect.iscoroutinefunction(value):
         raise SettingsError(f"{variable}: {name} takes a workflow's input and is no async function; export it again.")
-    return WorkflowAssistant(value, input_type), f"the exported workflow {name}"
+    return (WorkflowServer, value, input_type), f"the exported workflow {name}"
+
+
+def _summary(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _workflow_input(function: Any, parameter: str, module: Any) -> type[BaseModel] | None:

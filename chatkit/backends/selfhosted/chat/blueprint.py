@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from flask import Blueprint, Response, request
+from requests.structures import CaseInsensitiveDict
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from chatkit.backends.selfhosted.chat.server import ChatServer, read_request
+from chatkit.backends.selfhosted.chat.server import GuardedServer, handle, read_request
 from chatkit.backends.selfhosted.sessions import LiveSession, SessionStore
 from chatkit.limits.concurrency import ChatConcurrency
 from chatkit.limits.rate import Limits, address
@@ -29,8 +32,24 @@ MAX_DICTATION_DELIMITERS = 40
 MAX_STARTS, MAX_STARTS_PER_ADDRESS = 32, 2
 
 
-def blueprint(server: ChatServer, sessions: SessionStore, limits: Limits, concurrency: ChatConcurrency) -> Blueprint:
-    """Create the blueprint of ``POST /api/chatkit``."""
+def blueprint(
+    servers: Mapping[str | None, GuardedServer],
+    sessions: SessionStore,
+    limits: Limits,
+    concurrency: ChatConcurrency,
+    header_names: Sequence[str],
+    composer: Composer,
+) -> Blueprint:
+    """Create the blueprint of ``POST /api/chatkit`` and ``GET /api/chatkit/composer``.
+
+    Args:
+        servers: the servers by agent name; the key ``None`` is the default.
+        sessions: the sessions.
+        limits: the rate limits.
+        concurrency: the concurrency limits.
+        header_names: the request headers that are passed to servers, besides ``Accept-Language``.
+        composer: what users may choose from.
+    """
     bp = Blueprint("conversation", __name__)
     starts = Starts(MAX_STARTS, MAX_STARTS_PER_ADDRESS, None)
 
@@ -45,6 +64,7 @@ def blueprint(server: ChatServer, sessions: SessionStore, limits: Limits, concur
         if is_turn:
             limits.count("turns")
             limits.count("turns", session.user)
+        headers = {name: request.headers[name] for name in ("Accept-Language", *header_names) if name in request.headers}
         with ExitStack() as held:
             holder = address()
             held.enter_context(concurrency.held("turns" if is_turn else "requests", session.user, holder))
@@ -52,8 +72,16 @@ def blueprint(server: ChatServer, sessions: SessionStore, limits: Limits, concur
             async def produce(buffer: Buffer) -> None:
                 started = await starts.enter(holder)
                 try:
-                    context = ChatContext(session.user, buffer, session.agent, session.claims, started=started)
-                    await server.handle(chat_request, context)
+                    context = ChatContext(
+                        session.user,
+                        buffer,
+                        session.agent,
+                        session.claims,
+                        headers=CaseInsensitiveDict(headers),
+                        metadata=chat_request.metadata,
+                        started=started,
+                    )
+                    await handle(servers.get(session.agent) or servers[None], chat_request, context)
                 finally:
                     started()
 
@@ -63,6 +91,12 @@ def blueprint(server: ChatServer, sessions: SessionStore, limits: Limits, concur
                 response.headers["Cache-Control"] = "no-store, no-transform"
             response.call_on_close(held.pop_all().close)
             return response
+
+    @bp.get(f"{CHAT_PATH}/composer")
+    def choices() -> dict[str, Any]:
+        """Return the models and tools for ChatKit's option ``composer``. They are the same for all callers."""
+        limits.count("requests")
+        return {"status": "success", "data": composer.shown}
 
     return bp
 

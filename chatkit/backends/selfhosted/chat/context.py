@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
+
+from requests.structures import CaseInsensitiveDict
 
 from chatkit.identity.user import Primitive
 from chatkit.types import ThreadMetadata
@@ -13,6 +16,8 @@ from chatkit.web.buffer import Buffer
 
 @dataclass(frozen=True)
 class ChatContext:
+    """What servers and tools know about a request: ``user``, ``claims``, ``headers`` and ``metadata``. The rest is internal."""
+
     user: str
     """``User.id``"""
     buffer: Buffer = field(compare=False)
@@ -21,6 +26,10 @@ class ChatContext:
     """The name of the agent for this user; ``None`` selects the default."""
     claims: Mapping[str, Primitive] = field(default_factory=dict)
     """The claims of a signed-in user that are passed to the agent (``CHATKIT_STATE_CLAIMS``)."""
+    headers: Mapping[str, str] = field(default_factory=CaseInsensitiveDict)
+    """``Accept-Language`` and the headers named in ``CHATKIT_AGENT_HEADERS``, as the page sent them."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """The ``metadata`` of the request, as the page sent it."""
     started: Callable[[], None] = field(default=lambda: None, compare=False)
     """Call it when the processor-bound start of the request is done."""
     drafts: set[str] = field(default_factory=set)

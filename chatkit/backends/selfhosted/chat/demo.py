@@ -1,16 +1,18 @@
-"""The offline demo assistant, used when no agent and no API key are configured."""
+"""The offline demo, used when no agent and no API key are configured."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
 from chatkit.actions import Action
+from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.defaults import DefaultServer, set_title
 from chatkit.backends.selfhosted.chat.events import assistant_message, user_text
+from chatkit.backends.selfhosted.chat.history import load_history
 from chatkit.backends.selfhosted.chat.store import new_id
-from chatkit.backends.selfhosted.chat.turn import Assistant, Turn
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
     AssistantMessageContent,
@@ -25,10 +27,14 @@ from chatkit.types import (
     StructuredInputItem,
     StructuredInputMultipleChoice,
     StructuredInputMultipleChoiceOption,
+    SyncCustomActionResponse,
+    ThreadItem,
     ThreadItemAddedEvent,
     ThreadItemDoneEvent,
     ThreadItemUpdatedEvent,
+    ThreadMetadata,
     ThreadStreamEvent,
+    UserMessageItem,
     WidgetItem,
 )
 from chatkit.widgets import DynamicWidgetRoot
@@ -43,49 +49,60 @@ INTRODUCTION = (
 )
 
 
-class DemoAssistant(Assistant):
+class DemoServer(DefaultServer):
     """Chooses its response by a keyword in the message."""
 
-    async def respond(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
-        if turn.message is None:
-            events = self._respond_to_page(turn)
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        set_title(thread, input_user_message)
+        if input_user_message is None:
+            last = (await load_history(self.store, thread.id, context))[-1]
+            events = _speak(thread, _answer_to_page(last))
         else:
-            said = user_text(turn.message)
+            said = user_text(input_user_message)
             respond = next((function for keyword, function in _RESPONSES.items() if keyword in said.lower()), None)
-            events = respond(turn) if respond else _speak(turn, INTRODUCTION.format(said=said[:200]))
+            events = respond(thread) if respond else _speak(thread, INTRODUCTION.format(said=said[:200]))
         async for event in events:
             yield event
 
-    async def respond_to_action(self, turn: Turn, action: Action[str, Any]) -> AsyncGenerator[ThreadStreamEvent]:
-        text = f"Your page sent the action {action.type} with {action.payload}."
-        yield assistant_message(turn.thread, turn.store, turn.context, text)
+    async def action(
+        self,
+        thread: ThreadMetadata,
+        action: Action[str, Any],
+        sender: WidgetItem | None,
+        context: ChatContext,
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        yield assistant_message(thread, f"Your page sent the action {action.type} with {action.payload}.")
 
-    def updated_widget(self, action: Action[str, Any]) -> DynamicWidgetRoot | None:
-        if not isinstance(action.payload, dict):
-            return None
+    async def sync_action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> SyncCustomActionResponse:
+        """Count on the card that the action came from."""
+        if sender is None or not isinstance(action.payload, dict):
+            return await super().sync_action(thread, action, sender, context)
         pressed = action.payload.get("pressed")
-        return _widget(pressed if isinstance(pressed, int) else 0)
+        item = sender.model_copy(update={"widget": _widget(pressed if isinstance(pressed, int) else 0)})
+        await self.store.save_item(thread.id, item, context)
+        return SyncCustomActionResponse(updated_item=item)
 
-    async def _respond_to_page(self, turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
-        last = (await turn.history())[-1]
-        if isinstance(last, ClientToolCallItem):
-            text = f"Your page answered the call of {last.name} with: {last.output}"
-        elif isinstance(last, StructuredInputItem):
-            answers = [f"{question.question} {_format_answer(question)}" for question in last.inputs]
-            text = "Thank you. " + " ".join(answers)
-        else:
-            text = "There is nothing new to answer."
-        async for event in _speak(turn, text):
-            yield event
+
+def _answer_to_page(last: ThreadItem) -> str:
+    if isinstance(last, ClientToolCallItem):
+        return f"Your page answered the call of {last.name} with: {last.output}"
+    if isinstance(last, StructuredInputItem):
+        answers = [f"{question.question} {_format_answer(question)}" for question in last.inputs]
+        return "Thank you. " + " ".join(answers)
+    return "There is nothing new to answer."
 
 
 def _format_answer(question: Any) -> str:
     return ", ".join(question.answer.values) if question.answer and question.answer.values else "(skipped)"
 
 
-async def _speak(turn: Turn, text: str) -> AsyncGenerator[ThreadStreamEvent]:
+async def _speak(thread: ThreadMetadata, text: str) -> AsyncIterator[ThreadStreamEvent]:
     """Stream a message word by word, as a model does."""
-    whole: Any = assistant_message(turn.thread, turn.store, turn.context, text).item
+    whole: Any = assistant_message(thread, text).item
     empty = AssistantMessageItem(id=whole.id, thread_id=whole.thread_id, created_at=whole.created_at, content=[])
     yield ThreadItemAddedEvent(item=empty)
     part = AssistantMessageContentPartAdded(content_index=0, content=AssistantMessageContent(text=""))
@@ -100,8 +117,8 @@ async def _speak(turn: Turn, text: str) -> AsyncGenerator[ThreadStreamEvent]:
     yield ThreadItemDoneEvent(item=whole)
 
 
-def _item(turn: Turn, kind: str) -> dict[str, Any]:
-    return {"id": new_id(kind), "thread_id": turn.thread.id, "created_at": datetime.now()}  # noqa: DTZ005
+def _item(thread: ThreadMetadata, kind: str) -> dict[str, Any]:
+    return {"id": new_id(kind), "thread_id": thread.id, "created_at": datetime.now()}  # noqa: DTZ005
 
 
 def _widget(pressed: int) -> DynamicWidgetRoot:
@@ -120,36 +137,36 @@ def _widget(pressed: int) -> DynamicWidgetRoot:
     )
 
 
-async def _show_widget(turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
-    yield ThreadItemDoneEvent(item=WidgetItem(**_item(turn, "message"), widget=_widget(0), copy_text="A widget of the demo"))
+async def _show_widget(thread: ThreadMetadata) -> AsyncIterator[ThreadStreamEvent]:
+    yield ThreadItemDoneEvent(item=WidgetItem(**_item(thread, "message"), widget=_widget(0), copy_text="A widget of the demo"))
 
 
-async def _show_progress(turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+async def _show_progress(thread: ThreadMetadata) -> AsyncIterator[ThreadStreamEvent]:
     for text in ("Looking for something to do", "Doing it", "Nearly done"):
         yield ProgressUpdateEvent(text=text)
         await asyncio.sleep(10 * SECONDS_PER_WORD)
-    async for event in _speak(turn, "That was a progress update."):
+    async for event in _speak(thread, "That was a progress update."):
         yield event
 
 
-async def _call_tool(turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+async def _call_tool(thread: ThreadMetadata) -> AsyncIterator[ThreadStreamEvent]:
     call = ClientToolCallItem(
-        **_item(turn, "tool_call"), call_id=new_id("tool_call"), name="demo_tool", arguments={"question": "What time is it?"}
+        **_item(thread, "tool_call"), call_id=new_id("tool_call"), name="demo_tool", arguments={"question": "What time is it?"}
     )
     yield ThreadItemDoneEvent(item=call)
 
 
-async def _ask(turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
+async def _ask(thread: ThreadMetadata) -> AsyncIterator[ThreadStreamEvent]:
     options = [StructuredInputMultipleChoiceOption(value=value) for value in ("Tea", "Coffee")]
     questions: list[StructuredInput] = [
         StructuredInputMultipleChoice(id="drink", question="Tea or coffee?", options=options),
         StructuredInputFreeform(id="why", question="Why?"),
     ]
-    yield ThreadItemDoneEvent(item=StructuredInputItem(**_item(turn, "message"), inputs=questions))
+    yield ThreadItemDoneEvent(item=StructuredInputItem(**_item(thread, "message"), inputs=questions))
 
 
-async def _fail(turn: Turn) -> AsyncGenerator[ThreadStreamEvent]:
-    async for event in _speak(turn, "This answer ends in an error, as you asked for."):
+async def _fail(thread: ThreadMetadata) -> AsyncIterator[ThreadStreamEvent]:
+    async for event in _speak(thread, "This answer ends in an error, as you asked for."):
         yield event
         if isinstance(event, ThreadItemAddedEvent):
             await asyncio.sleep(SECONDS_PER_WORD)

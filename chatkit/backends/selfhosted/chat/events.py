@@ -22,9 +22,8 @@ from agents import (
 from openai.types.responses.response_output_text import Annotation
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from chatkit.agents import AgentContext, stream_agent_response
-from chatkit.backends.selfhosted.chat.context import ChatContext
-from chatkit.backends.selfhosted.chat.store import SqlStore, new_id
+from chatkit.agents import AgentContext, ResponseStreamConverter, stream_agent_response
+from chatkit.backends.selfhosted.chat.store import new_id
 from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageItem,
@@ -52,11 +51,11 @@ def assistant_text(message: AssistantMessageItem) -> str:
     return "".join(part.text for part in message.content)
 
 
-def assistant_message(thread: ThreadMetadata, store: SqlStore, context: ChatContext, text: str) -> ThreadItemDoneEvent:
+def assistant_message(thread: ThreadMetadata, text: str) -> ThreadItemDoneEvent:
     """Return a complete assistant message as one event."""
     return ThreadItemDoneEvent(
         item=AssistantMessageItem(
-            id=store.generate_item_id("message", thread, context),
+            id=new_id("message"),
             thread_id=thread.id,
             created_at=datetime.now(),  # noqa: DTZ005  as in the SDK's own items
             content=[AssistantMessageContent(text=text)],
@@ -153,9 +152,15 @@ def _is_convertible(annotation: Any) -> bool:
 
 
 async def agent_events(
-    context: AgentContext[Any], result: RunResultStreaming, *, show_messages: bool = True
+    context: AgentContext[Any],
+    result: RunResultStreaming,
+    *,
+    converter: ResponseStreamConverter | None = None,
+    show_messages: bool = True,
 ) -> AsyncGenerator[ThreadStreamEvent]:
     """Convert one run of an agent to ChatKit events, with our own ids for the model's messages and calls.
+
+    This is OpenAI's ``stream_agent_response`` without the events that end it, such as a citation that it can't convert.
 
     A model's ids are not reliable: models outside OpenAI's Responses API give all their messages the same id. Items that tools
     stream keep their ids. Closing the generator cancels the run.
@@ -163,11 +168,13 @@ async def agent_events(
     Args:
         context: a context for this run only.
         result: the run.
+        converter: converts images and citations.
         show_messages: whether the user sees the model's messages.
     """
     run = _BridgedRun(context, result)
     id_mapper = _IdMapper(run.model_ids, show_messages=show_messages)
-    converted = cast(AsyncGenerator[ThreadStreamEvent], stream_agent_response(context, cast(RunResultStreaming, run)))
+    streamed = stream_agent_response(context, cast(Any, run), converter=converter or ResponseStreamConverter())
+    converted = cast(AsyncGenerator[ThreadStreamEvent], streamed)
     message: AssistantMessageItem | None = None
     unfinished_images: set[str] = set()
     try:

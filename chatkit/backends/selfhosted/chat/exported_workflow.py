@@ -17,12 +17,20 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any
 
-from agents import Agent, RunResult
+from agents import Agent, RunResult, RunResultStreaming
 from agents.run import AgentRunner, set_default_agent_runner
 
 from chatkit.agents import AgentContext
+from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with_tool_choice
+from chatkit.backends.selfhosted.chat.context import current_context
 from chatkit.backends.selfhosted.chat.events import KEEP_REFUSED_MESSAGE, agent_events, assistant_text, outcome
-from chatkit.types import AssistantMessageItem, ThreadItemDoneEvent, ThreadItemRemovedEvent, ThreadStreamEvent
+from chatkit.types import (
+    AssistantMessageItem,
+    InferenceOptions,
+    ThreadItemDoneEvent,
+    ThreadItemRemovedEvent,
+    ThreadStreamEvent,
+)
 
 _current: ContextVar[WorkflowRun | None] = ContextVar("workflow_run", default=None)
 
@@ -33,11 +41,15 @@ class WorkflowRun:
     Args:
         new_context: creates a context for one agent's run; agents that run concurrently must not share one.
         earlier: the thread's earlier messages, as model input.
+        options: the model and the tool that the user chose. The model is for agents whose messages the user sees, the tool for
+            the first agent that has it.
     """
 
-    def __init__(self, new_context: Callable[[], AgentContext[Any]], earlier: list[Any]) -> None:
+    def __init__(self, new_context: Callable[[], AgentContext[Any]], earlier: list[Any], options: InferenceOptions) -> None:
         self.new_context = new_context
         self.earlier = earlier
+        self.model = options.model
+        self.tool = options.tool_choice and options.tool_choice.id
         self.shown_texts: dict[str, str] = {}
         """The texts of the messages that the user sees, by item id."""
         self.result: Any = None
@@ -76,7 +88,12 @@ class WorkflowRun:
 
 
 class _Runner(AgentRunner):
-    """Streams while a workflow's turn runs; otherwise the SDK's default runner."""
+    """The SDK's default runner; in a chat it keeps refused messages, and ``run`` streams while a workflow's turn runs."""
+
+    def run_streamed(self, starting_agent: Agent[Any], input: Any, **kwargs: Any) -> RunResultStreaming:  # noqa: A002
+        if current_context.get():
+            kwargs["error_handlers"] = {**KEEP_REFUSED_MESSAGE, **(kwargs.get("error_handlers") or {})}
+        return super().run_streamed(starting_agent, input, **kwargs)
 
     async def run(self, starting_agent: Agent[Any], input: Any, **kwargs: Any) -> RunResult:  # noqa: A002
         run = _current.get()
@@ -94,11 +111,15 @@ class _Runner(AgentRunner):
             messages = [*run.earlier, {"role": "user", "content": messages}]
         elif not has_history and isinstance(messages, list):
             messages = [*run.earlier, *messages]
+        if run.tool and has_tool(agent, run.tool):
+            agent, run.tool = with_tool_choice(agent, run.tool), None
+        shown = agent.output_type in (None, str)
+        if shown:
+            kwargs["run_config"] = with_model(kwargs.get("run_config"), run.model)
         context = run.new_context()
         kwargs["context"] = kwargs.get("context") or context  # gives tools the thread and the user
-        kwargs["error_handlers"] = {**KEEP_REFUSED_MESSAGE, **(kwargs.get("error_handlers") or {})}
         result: Any = self.run_streamed(agent, messages, **kwargs)
-        async with aclosing(agent_events(context, result, show_messages=agent.output_type in (None, str))) as events:
+        async with aclosing(agent_events(context, result, show_messages=shown)) as events:
             async for event in events:
                 await run.emit(event)
         return result  # type: ignore[no-any-return]  # has what the exported code reads of a RunResult

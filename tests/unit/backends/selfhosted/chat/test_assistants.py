@@ -16,12 +16,16 @@ from chatkit.backends.selfhosted.chat.assistants import _load
 from chatkit.settings import SettingsError
 from chatkit.web import asgi
 from tests.support import upstream as u
+from tests.support.agents_under_test import simple
 from tests.support.applications import Start
 from tests.support.chat import Caller, deltas, errors, texts, user_input
 from tests.support.leaks import Recorder
 from tests.support.provider import SECRET, shared
 from tests.support.responses_api import asked, calls, says, streaming
 from tests.support.upstream import API_KEY, Upstream, failing
+
+SERVERS = "tests.support.servers_under_test"
+PLAIN = f"{SERVERS}:Plain"
 
 
 def test_default_assistant(start: Start, upstream: Upstream) -> None:
@@ -37,7 +41,7 @@ def test_default_assistant(start: Start, upstream: Upstream) -> None:
     assert upstream.received[0].headers["authorization"] == f"Bearer {API_KEY}"
 
 
-@pytest.mark.parametrize("agent", ["simple", "for_user", "for_user_later", "run_workflow"])
+@pytest.mark.parametrize("agent", ["simple", "for_user", "for_user_later", "run_workflow", PLAIN])
 def test_deltas_are_streamed_as_they_arrive(start: Start, upstream: Upstream, agent: str) -> None:
     caller = start(agent)
     upstream.behaviour = streaming(says("one two three four", pause=0.3))
@@ -48,7 +52,7 @@ def test_deltas_are_streamed_as_they_arrive(start: Start, upstream: Upstream, ag
     assert all(gap > 0.1 for gap in gaps), "streamed, not sent at the end"
 
 
-@pytest.mark.parametrize("agent", ["simple", "run_workflow"])
+@pytest.mark.parametrize("agent", ["simple", "run_workflow", PLAIN])
 def test_history_precedes_the_new_message(start: Start, upstream: Upstream, agent: str) -> None:
     caller = start(agent)
     upstream.behaviour = streaming(says("Hello Ada"), says("You are Ada"))
@@ -88,15 +92,18 @@ def test_agent_by_claim(start: Start, upstream: Upstream, token: str | None, ins
     assert upstream.received[0].body["instructions"] == instructions
 
 
-def test_tools_see_the_claims(start: Start, upstream: Upstream) -> None:
-    url = start("knowing", AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan").url
+@pytest.mark.parametrize("agent", ["knowing", "knowing_workflow", f"{SERVERS}:WithKnowingTool"])
+def test_tools_see_the_request(start: Start, upstream: Upstream, agent: str) -> None:
+    url = start(agent, AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan").url
     upstream.behaviour = streaming(calls("what_is_known"), says("I see"))
-    Caller(url, shared(plan="pro", email="ada@example.com")).create("Hello")
+    caller = Caller(url, shared(plan="pro", email="ada@example.com"))
+    caller.http.headers["Accept-Language"] = "de"
+    caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}, "metadata": {"page": 7}})
     (output,) = [item["output"] for item in upstream.received[1].body["input"] if item.get("type") == "function_call_output"]
-    assert output == "user:ada {'plan': 'pro'}"
+    assert output == "user:ada {'plan': 'pro'} {'Accept-Language': 'de'} {'page': 7}"
 
 
-@pytest.mark.parametrize("agent", ["with_tool"])
+@pytest.mark.parametrize("agent", ["with_tool", f"{SERVERS}:WithTool"])
 def test_tool_call(start: Start, upstream: Upstream, agent: str) -> None:
     caller = start(agent)
     upstream.behaviour = streaming(calls("weather", city="Paris"), says("Sunny in Paris"))
@@ -106,8 +113,9 @@ def test_tool_call(start: Start, upstream: Upstream, agent: str) -> None:
     assert outputs == ["Sun in Paris"]
 
 
-def test_client_tool_call_and_output(start: Start, upstream: Upstream) -> None:
-    caller = start("with_page")
+@pytest.mark.parametrize("agent", ["with_page", f"{SERVERS}:WithPage"])
+def test_client_tool_call_and_output(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
     upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("It is blue"))
     thread_id, events = caller.create("What colour is my page?")
     (call,) = [event.item for event in events if event.type == "thread.item.done" and event.item.type == "client_tool_call"]
@@ -192,8 +200,9 @@ def test_widget_action_is_passed_to_the_model(start: Start, upstream: Upstream) 
     assert [item.type for item in caller.items(thread_id, order="asc").data] == ["user_message", *["assistant_message"] * 2]
 
 
-def test_messages_with_equal_ids_from_the_model_are_kept_apart(start: Start, upstream: Upstream) -> None:
-    caller = start("simple")
+@pytest.mark.parametrize("agent", ["simple", PLAIN])
+def test_messages_with_equal_ids_from_the_model_are_kept_apart(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
     upstream.behaviour = streaming(says("first"), says("second"))
     thread_id, _ = caller.create("one")
     caller.say(thread_id, "two")
@@ -205,7 +214,7 @@ def test_messages_with_equal_ids_from_the_model_are_kept_apart(start: Start, ups
 STREAM_ERROR = ("stream.error", None)
 
 
-@pytest.mark.parametrize("agent", ["simple", "run_workflow"])
+@pytest.mark.parametrize("agent", ["simple", "run_workflow", PLAIN])
 @pytest.mark.parametrize(
     ("behaviour", "expected"),
     [
@@ -228,7 +237,7 @@ def test_failing_model(start: Start, upstream: Upstream, agent: str, behaviour: 
     assert texts(again) == ["Better now"]
 
 
-@pytest.mark.parametrize("agent", ["simple", "run_workflow"])
+@pytest.mark.parametrize("agent", ["simple", "run_workflow", PLAIN])
 def test_stalled_model_times_out(start: Start, upstream: Upstream, agent: str) -> None:
     caller = start(agent, CHATKIT_TURN_SECONDS="2")
     upstream.behaviour = streaming([*says("half a")[:4], 20.0])
@@ -250,8 +259,9 @@ def test_exception_of_an_agent_is_logged_and_not_shown(start: Start, recorder: R
     assert '"session_id": "ses_' in line
 
 
-def test_dictation(start: Start, upstream: Upstream) -> None:
-    caller = start("simple")
+@pytest.mark.parametrize("agent", ["simple", PLAIN])
+def test_dictation(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
     upstream.behaviour = u.answering(200, {"text": "Hello there"})
     response = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm;codecs=opus")
     assert (response.status_code, response.json()) == (200, {"text": "Hello there"})
@@ -295,6 +305,7 @@ def test_invalid_media_type_of_a_dictation_is_refused(start: Start, upstream: Up
 
 
 DESCRIPTIONS = {
+    PLAIN: f"the server {PLAIN}",
     "simple": "the Agents SDK agent 'Simple'",
     "for_user": "the agents that the function",
     "for_claims": "the agents that the function",
@@ -305,7 +316,7 @@ DESCRIPTIONS = {
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_description_of_the_agent(name: str) -> None:
-    assert DESCRIPTIONS[name] in _load(f"tests.support.agents_under_test:{name}")[1]
+    assert DESCRIPTIONS[name] in _load(name if ":" in name else f"tests.support.agents_under_test:{name}")[1]
 
 
 @pytest.mark.parametrize(
@@ -327,12 +338,13 @@ def test_invalid_agent_is_a_setting_error(name: str, words: str) -> None:
     assert words in str(caught.value)
 
 
-def test_runner_outside_a_turn_is_the_sdks() -> None:
+def test_runner_outside_a_chat_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other uses of the Agents SDK in the process keep its default behaviour."""
     exported_workflow.install_runner()
-    runner = get_default_agent_runner()
-    assert isinstance(runner, AgentRunner)
-    assert type(runner).run_streamed is AgentRunner.run_streamed
+    received: list[Any] = []
+    monkeypatch.setattr(AgentRunner, "run_streamed", lambda _self, *arguments, **named: received.append((arguments, named)))
+    get_default_agent_runner().run_streamed(simple, "Hello", max_turns=2)
+    assert received == [((simple, "Hello"), {"max_turns": 2})]
 
 
 @pytest.mark.parametrize(
@@ -352,7 +364,7 @@ def test_agent_that_cancels_itself(start: Start, upstream: Upstream, recorder: R
 LEFT_BEHIND = ("was destroyed", "never retrieved", "never awaited")
 
 
-@pytest.mark.parametrize("agent", ["simple", "run_workflow", "guarded", "guarded_workflow"])
+@pytest.mark.parametrize("agent", ["simple", "run_workflow", "guarded", "guarded_workflow", PLAIN, f"{SERVERS}:Guarded"])
 def test_no_task_is_left_pending(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
     """However a stream ends, none of its tasks stays pending."""
     caller = start(agent, CHATKIT_TURN_SECONDS="1")

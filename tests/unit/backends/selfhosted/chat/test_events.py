@@ -20,7 +20,7 @@ from tests.support.leaks import Recorder
 from tests.support.responses_api import Events, calls, cites, draws, refuses, says, streaming, thinks, works
 from tests.support.upstream import Behaviour, Handler, Upstream
 
-SHAPES = ["simple", "for_user", "run_workflow"]
+SHAPES = ["simple", "for_user", "run_workflow", "tests.support.servers_under_test:Plain"]
 URL = {
     "type": "url_citation",
     "start_index": 0,
@@ -258,7 +258,9 @@ def test_incomplete_response_keeps_its_text(start: Start, upstream: Upstream, ag
     assert item(caller.items(thread_id, order="asc").data[1]) == ("message", "as far as it goes", [])
 
 
-@pytest.mark.parametrize("agent", ["with_tool", "with_tool_for_user", "tool_workflow"])
+@pytest.mark.parametrize(
+    "agent", ["with_tool", "with_tool_for_user", "tool_workflow", "tests.support.servers_under_test:WithTool"]
+)
 def test_reasoning_tool_call_and_citation(start: Start, upstream: Upstream, agent: str) -> None:
     caller = start(agent)
     upstream.behaviour = streaming([*thinks("Ask"), *calls("weather", city="Paris")], cites("Sunny", URL))

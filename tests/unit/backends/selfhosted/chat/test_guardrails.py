@@ -12,7 +12,7 @@ from tests.support.responses_api import Events, calls, says, streaming, thinks
 from tests.support.upstream import Upstream
 
 STOPPED = [("custom", "This can't be answered here.", False)]
-SHAPES = ["guarded", "guarded_for_user", "guarded_workflow"]
+SHAPES = ["guarded", "guarded_for_user", "guarded_workflow", "tests.support.servers_under_test:Guarded"]
 REPLIES: dict[str, list[Events]] = {
     "text": [says("the secret word")],
     "slow text": [says("the secret word", pause=0.2)],

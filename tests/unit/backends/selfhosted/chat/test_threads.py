@@ -68,8 +68,9 @@ def test_inactive_thread_accepts_nothing_that_needs_a_reply(
         assert caller.post(type_, thread_id=thread_id, **fields).status_code == 200, type_
 
 
-def test_agent_locks_its_thread(start: Start, upstream: Upstream) -> None:
-    caller = start("locking")
+@pytest.mark.parametrize("agent", ["locking", "tests.support.servers_under_test:Locking"])
+def test_agent_locks_its_thread(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
     upstream.behaviour = streaming(calls("locks"), says("Support will write to you"))
     thread_id, events = caller.create("Help!")
     assert texts(events) == ["Support will write to you"]
@@ -151,7 +152,7 @@ def quoting(text_: str) -> dict[str, Any]:
     return {**user_input(""), "content": content, "quoted_text": "a sentence above"}
 
 
-@pytest.mark.parametrize("agent", ["simple", "run_workflow", "guarded_workflow"])
+@pytest.mark.parametrize("agent", ["simple", "for_user", "run_workflow", "guarded_workflow"])
 def test_mentions_and_quoted_text_reach_the_model(start: Start, upstream: Upstream, agent: str) -> None:
     caller = start(agent)
     upstream.behaviour = streaming(says("I see"))
@@ -324,7 +325,7 @@ def test_title_of_a_message_with_mentions_only(start: Start, upstream: Upstream)
     assert caller.thread(created.thread.id).title == "@The future"
 
 
-@pytest.mark.parametrize("agent", ["simple", "counting", "run_workflow"])
+@pytest.mark.parametrize("agent", ["simple", "counting", "run_workflow", "tests.support.servers_under_test:Plain"])
 def test_thread_deleted_during_its_turn(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
     caller = start(agent)
     turn = [[*calls("counts"), 0.3]] if agent == "counting" else []

@@ -1,0 +1,59 @@
+"""What the user chooses in ChatKit's composer: a model, and a tool for the message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from agents import Agent, ModelSettings, RunConfig
+
+from chatkit.types import InferenceOptions, ThreadItem, UserMessageItem
+from chatkit.web.errors import InvalidRequestBody
+
+
+class Composer:
+    """The models and tools of ``CHATKIT_COMPOSER``.
+
+    Args:
+        options: ``models`` and ``tools``, as in ChatKit's option ``composer``.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.shown = {kind: listed for kind, listed in options.items() if listed}
+        """The lists that are not empty, for the frontend."""
+        self._models = {model["id"] for model in options["models"] if not model.get("disabled")}
+        self._tools = {tool["id"] for tool in options["tools"]}
+
+    def check(self, options: InferenceOptions) -> None:
+        """Raise ``InvalidRequestBody`` if ``options`` has a model or tool that is not listed."""
+        if options.model is not None and options.model not in self._models:
+            raise InvalidRequestBody("the model is not listed in CHATKIT_COMPOSER")
+        if options.tool_choice is not None and options.tool_choice.id not in self._tools:
+            raise InvalidRequestBody("the tool is not listed in CHATKIT_COMPOSER")
+
+    def options(self, message: UserMessageItem | None, newest: ThreadItem | None) -> InferenceOptions:
+        """Return the choices for a turn.
+
+        Args:
+            message: the turn's new message.
+            newest: the thread's newest user message; without a new one, the turn goes on with its model.
+        """
+        if message is not None:
+            return message.inference_options
+        model = newest.inference_options.model if isinstance(newest, UserMessageItem) else None
+        return InferenceOptions(model=model if model in self._models else None)
+
+
+def has_tool(agent: Agent[Any], tool: str) -> bool:
+    return bool(agent.mcp_servers) or any(own.name == tool for own in agent.tools)
+
+
+def with_tool_choice(agent: Agent[Any], tool: str) -> Agent[Any]:
+    """Return a copy of ``agent`` that calls ``tool`` first. The agents that it hands over to are not changed."""
+    return agent.clone(model_settings=agent.model_settings.resolve(ModelSettings(tool_choice=tool)))
+
+
+def with_model(run_config: RunConfig | None, model: str | None) -> RunConfig | None:
+    """Return ``run_config`` with ``model`` for all agents of the run, unless it is ``None``."""
+    return replace(run_config or RunConfig(), model=model) if model else run_config

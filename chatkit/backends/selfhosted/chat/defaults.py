@@ -1,0 +1,130 @@
+"""What this service does where a ``ChatKitServer`` does not do it itself."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import openai
+
+from chatkit.actions import Action
+from chatkit.backends.selfhosted.chat.composer import Composer
+from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.drafts import Drafts
+from chatkit.backends.selfhosted.chat.events import user_text
+from chatkit.backends.selfhosted.chat.store import SqlStore, new_id
+from chatkit.server import ChatKitServer
+from chatkit.types import (
+    AudioInput,
+    FeedbackKind,
+    HiddenContextItem,
+    SyncCustomActionResponse,
+    ThreadItemDoneEvent,
+    ThreadMetadata,
+    ThreadStreamEvent,
+    TranscriptionResult,
+    UserMessageItem,
+    WidgetItem,
+)
+from chatkit.web import errors
+
+TRANSCRIPTION_SECONDS = 60
+MAX_GENERATED_TITLE = 60
+TRANSCRIPTION_MODEL = "gpt-4o-mini-transcribe"
+
+_MEDIA_TYPE = re.compile(r"audio/[\w.+-]{1,50}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the servers of a process share."""
+
+    store: SqlStore
+    drafts: Drafts
+    composer: Composer
+    turn_seconds: int
+    """The time limit of a response."""
+    openai_client: openai.AsyncOpenAI | None
+    """``None`` without an API key."""
+
+
+class DefaultServer(ChatKitServer[ChatContext]):
+    """The base of this service's own servers. It also stands behind an operator's class, see ``server.guarded``."""
+
+    store: SqlStore
+    _chatkit_resources: Resources
+
+    async def action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        """Tell the model about a widget action, and stream its response."""
+        call = await self.store.add_before_call(thread.id, _hidden_action_item(thread, action, sender), context)
+        async for event in self.respond(thread, None, context):
+            yield event
+            if call and isinstance(event, ThreadItemDoneEvent):  # the SDK has stored it after the call
+                await self.store.move_to_end(thread.id, call, context)
+
+    async def sync_action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> SyncCustomActionResponse:
+        """Store the action for the model's next turn."""
+        await self.store.add_before_call(thread.id, _hidden_action_item(thread, action, sender), context)
+        return SyncCustomActionResponse()
+
+    async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
+        await self.store.save_feedback(thread_id, item_ids, feedback, context)
+
+    async def transcribe(self, audio_input: AudioInput, context: ChatContext) -> TranscriptionResult:
+        """Transcribe dictated audio with OpenAI."""
+        client = self._chatkit_resources.openai_client
+        if client is None:
+            raise errors.ApiKeyMissing("dictation needs OPENAI_API_KEY")
+        if not _MEDIA_TYPE.fullmatch(audio_input.media_type):
+            raise errors.InvalidRequestBody("the media type is not valid")
+        file = ("audio." + audio_input.media_type.rpartition("/")[2], io.BytesIO(audio_input.data), audio_input.media_type)
+        try:
+            async with asyncio.timeout(TRANSCRIPTION_SECONDS):
+                result = await client.audio.transcriptions.create(model=TRANSCRIPTION_MODEL, file=file)
+            return TranscriptionResult(text=result.text)
+        except openai.APIStatusError as error:
+            # The error's text is not logged: it quotes the key and the request.
+            detail = f"transcription failed: OpenAI answered {error.status_code}{openai_reference(error)}"
+            if isinstance(error, openai.AuthenticationError):
+                raise errors.OpenAIAuthenticationFailed(detail) from error
+            if isinstance(error, openai.RateLimitError):
+                raise errors.OpenAIRateLimited(detail) from error
+            raise errors.OpenAIUnavailable(detail) from error
+        except Exception as error:  # a timeout, a network error or an invalid response
+            raise errors.OpenAIUnavailable("transcription failed") from error
+
+
+def openai_reference(error: openai.APIStatusError) -> str:
+    """Return OpenAI's request id for the log, unless the header holds something else."""
+    valid = error.request_id and re.fullmatch(r"[A-Za-z0-9_-]{1,80}", error.request_id)
+    return f" (request {error.request_id})" if valid else ""
+
+
+def set_title(thread: ThreadMetadata, message: UserMessageItem | None) -> None:
+    """Make the beginning of the first message the thread's title."""
+    if thread.title is not None or message is None:
+        return
+    text = " ".join(user_text(message).split())
+    if len(text) > MAX_GENERATED_TITLE:
+        text = text[:MAX_GENERATED_TITLE].rsplit(" ", 1)[0] + "…"
+    thread.title = text or None
+
+
+def _hidden_action_item(thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None) -> HiddenContextItem:
+    """Describe a widget action to the model, in an item that the user does not see."""
+    widget = f"widget {sender.id}" if sender else "the page"
+    return HiddenContextItem(
+        id=new_id("message"),
+        thread_id=thread.id,
+        created_at=datetime.now(),  # noqa: DTZ005  as in the SDK's own items
+        content=f"The user acted on {widget}: {action.type} with {action.payload}",
+    )

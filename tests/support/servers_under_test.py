@@ -1,0 +1,335 @@
+"""Servers that an operator might name in ``CHATKIT_AGENT``, and some that can't be used.
+
+Imported by the service only: ``stream_agent_response`` is to be the one that operators get.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any, ClassVar
+
+from agents import Agent, ModelSettings, RunConfig, RunContextWrapper, Runner, function_tool
+from chatkit.actions import Action
+from chatkit.agents import (
+    AgentContext,
+    ResponseStreamConverter,
+    ThreadItemConverter,
+    simple_to_agent_input,
+    stream_agent_response,
+)
+from chatkit.server import ChatKitServer
+from chatkit.store import AttachmentStore, Store
+from chatkit.types import (
+    AssistantMessageContent,
+    AssistantMessageContentPartTextDelta,
+    AssistantMessageItem,
+    AudioInput,
+    FeedbackKind,
+    HiddenContextItem,
+    StreamOptions,
+    SyncCustomActionResponse,
+    Thread,
+    ThreadItem,
+    ThreadItemAddedEvent,
+    ThreadItemDoneEvent,
+    ThreadItemUpdatedEvent,
+    ThreadMetadata,
+    ThreadStreamEvent,
+    TranscriptionResult,
+    UserMessageItem,
+    UserMessageTagContent,
+    WidgetItem,
+    WidgetRootUpdated,
+)
+from chatkit.widgets import Card, Text
+from openai.types.responses import EasyInputMessageParam
+from pydantic import ConfigDict, Field
+
+from chatkit.backends.selfhosted.chat.context import ChatContext
+from tests.support import agents_under_test
+from tests.support.agents_under_test import seen, spoken
+
+
+class Plain(ChatKitServer[ChatContext]):
+    """The server of OpenAI's quickstart."""
+
+    agent: ClassVar[Agent[Any]] = agents_under_test.simple
+    converter: ClassVar[ThreadItemConverter] = ThreadItemConverter()
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        items = await self.store.load_thread_items(thread.id, after=None, limit=20, order="desc", context=context)
+        messages = await self.converter.to_agent_input(items.data[::-1])
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        result = Runner.run_streamed(self.agent, messages, context=agent_context)
+        async for event in stream_agent_response(agent_context, result):
+            yield event
+
+
+class WithTool(Plain):
+    agent = agents_under_test.with_tool
+
+
+class WithPage(Plain):
+    agent = agents_under_test.with_page
+
+
+class WithKnowingTool(Plain):
+    agent = agents_under_test.knowing
+
+
+class TagConverter(ThreadItemConverter):
+    async def tag_to_message_content(self, tag: UserMessageTagContent) -> Any:
+        return {"type": "input_text", "text": f"@{tag.text} stands for {tag.id}"}
+
+
+class Able(Plain):
+    agent = agents_under_test.able
+    converter = TagConverter()
+
+
+class Guarded(Plain):
+    agent = agents_under_test.guarded
+
+
+class Locking(Plain):
+    agent = agents_under_test.locking
+
+
+def message(thread: ThreadMetadata, text: str, item_id: str = "msg_own") -> AssistantMessageItem:
+    content = [AssistantMessageContent(text=text)] if text else []
+    return AssistantMessageItem(id=item_id, thread_id=thread.id, created_at=datetime.now(), content=content)  # noqa: DTZ005
+
+
+class Knowing(ChatKitServer[ChatContext]):
+    """Says what it knows of the request."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        seen.append((context, input_user_message))
+        yield ThreadItemDoneEvent(item=message(thread, f"accept-language: {context.headers.get('accept-language')}"))
+
+
+class Speaking(ChatKitServer[ChatContext]):
+    """Says a word every 20 ms, and some of them are long."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        length = 100_000 if input_user_message and "long" in str(input_user_message.content) else 1
+        yield ThreadItemAddedEvent(item=message(thread, ""))
+        for _ in range(500):
+            spoken.append("x" * length)
+            update = AssistantMessageContentPartTextDelta(content_index=0, delta=spoken[-1])
+            yield ThreadItemUpdatedEvent(item_id="msg_own", update=update)
+            await asyncio.sleep(0.02)
+
+    async def handle_stream_cancelled(
+        self, thread: ThreadMetadata, pending_items: list[ThreadItem], context: ChatContext
+    ) -> None:
+        seen.append([item.id for item in pending_items])
+        await super().handle_stream_cancelled(thread, pending_items, context)
+
+
+class Hanging(ChatKitServer[ChatContext]):
+    """Never comes to an end, in any of its methods."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        if input_user_message and "fine" in str(input_user_message.content):
+            return
+        yield ThreadItemAddedEvent(item=message(thread, ""))
+        await asyncio.sleep(60)
+
+    async def action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        async for event in self.respond(thread, None, context):
+            yield event
+
+    async def sync_action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> SyncCustomActionResponse:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
+        await asyncio.sleep(60)
+
+    async def transcribe(self, audio_input: AudioInput, context: ChatContext) -> TranscriptionResult:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def handle_stream_cancelled(
+        self, thread: ThreadMetadata, pending_items: list[ThreadItem], context: ChatContext
+    ) -> None:
+        seen.append("cancelled")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            seen.append("given up")
+
+
+class Failing(ChatKitServer[ChatContext]):
+    """Fails in each of its methods, in the way that the message or the action names."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        said = str(input_user_message.content) if input_user_message else ""
+        if "fine" in said:
+            return
+        _fail(said)
+        yield ThreadItemAddedEvent(item=message(thread, ""))
+
+    def action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        _fail(action.type)
+        return self.respond(thread, None, context)
+
+    async def sync_action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> SyncCustomActionResponse:
+        _fail(action.type)
+        return SyncCustomActionResponse()
+
+
+def _fail(how: str) -> None:
+    if "exit" in how:
+        sys.exit("an internal detail")
+    raise KeyError("an internal detail")
+
+
+class Overriding(ChatKitServer[ChatContext]):
+    """Overrides everything that it may, and what OpenAI's package calls within itself."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        yield ThreadItemDoneEvent(item=message(thread, "Hello"))
+
+    async def action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        yield ThreadItemDoneEvent(item=message(thread, f"{action.type} with {action.payload}", "msg_action"))
+
+    async def sync_action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> SyncCustomActionResponse:
+        return SyncCustomActionResponse(updated_item=message(thread, action.type, "msg_sync"))
+
+    async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
+        seen.append((thread_id, item_ids, feedback, context.user))
+
+    async def transcribe(self, audio_input: AudioInput, context: ChatContext) -> TranscriptionResult:
+        return TranscriptionResult(text=f"{audio_input.media_type} of {len(audio_input.data)} bytes")
+
+    def get_stream_options(self, thread: ThreadMetadata, context: ChatContext) -> StreamOptions:
+        return StreamOptions(allow_cancel=False)
+
+    async def _build_user_message_item(self, input: Any, thread: ThreadMetadata, context: ChatContext) -> UserMessageItem:  # noqa: A002
+        item: UserMessageItem = await super()._build_user_message_item(input, thread, context)
+        return item.model_copy(update={"quoted_text": "added on the way in"})
+
+    def _to_thread_response(self, thread: ThreadMetadata | Thread) -> Thread:
+        response: Thread = super()._to_thread_response(thread)
+        return response.model_copy(update={"title": "overridden"})
+
+
+class Notebook:
+    def __init__(self) -> None:
+        self.by_thread: dict[str, str] = {}
+
+
+class DeskContext(AgentContext[ChatContext]):
+    """A context of one's own for tools."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    notes: Annotated[Notebook, Field(exclude=True)]
+
+
+@function_tool
+async def note(context: RunContextWrapper[DeskContext], text: str) -> str:
+    """Note something, and name the thread after it."""
+    desk = context.context
+    desk.notes.by_thread[desk.thread.id] = text
+    desk.thread.title = f"About {text}"
+    await desk.store.save_thread(desk.thread, desk.request_context)
+    await desk.stream_widget(Card(children=[Text(value=text)]), copy_text=text)
+    return "noted"
+
+
+class Desk(ChatKitServer[ChatContext]):
+    """Written as OpenAI's samples are: what they use, and the example in ``examples/`` does not."""
+
+    def __init__(self, store: Store[ChatContext]) -> None:
+        super().__init__(store)
+        self.notes = Notebook()
+        self.expert = Agent[Any](name="Expert", model="gpt-expert")
+        self.agent = Agent[Any](
+            name="Desk", model="gpt-test", tools=[note, self.expert.as_tool("ask_expert", "Ask the expert.")]
+        )
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        items = await self.store.load_thread_items(thread.id, after=None, limit=20, order="desc", context=context)
+        profile = EasyInputMessageParam(role="user", content=f"<PROFILE>{context.user}</PROFILE>")
+        messages = [profile, *await simple_to_agent_input(items.data[::-1])]
+        desk = DeskContext(thread=thread, store=self.store, request_context=context, notes=self.notes)
+        run_config = RunConfig(model_settings=ModelSettings(temperature=0.4))
+        result = Runner.run_streamed(self.agent, messages, context=desk, run_config=run_config)
+        converter = ResponseStreamConverter(partial_images=2)
+        async for event in stream_agent_response(desk, result, converter=converter):
+            yield event
+
+    async def action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        assert sender is not None
+        card = Card(children=[Text(value=self.notes.by_thread[thread.id]), Text(value="done")])
+        yield ThreadItemUpdatedEvent(item_id=sender.id, update=WidgetRootUpdated(widget=card))
+
+
+class WithStores(Plain):
+    """The other constructor of the SDK's base class."""
+
+    def __init__(self, store: Store[ChatContext], attachment_store: AttachmentStore[ChatContext] | None = None) -> None:
+        super().__init__(store, attachment_store)
+
+
+class Hidden(ChatKitServer[ChatContext]):
+    """Adds an item itself, in the middle of a response, which stays hidden."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        hidden = HiddenContextItem(id="msg_hidden", thread_id=thread.id, created_at=datetime.now(), content="a note")  # noqa: DTZ005
+        await self.store.add_thread_item(thread.id, hidden, context)
+        yield ThreadItemDoneEvent(item=message(thread, "Noted"))
+
+
+class WithItsOwnStore(Plain):
+    def __init__(self, store: Store[ChatContext]) -> None:
+        super().__init__(agents_under_test)  # type: ignore[arg-type]
+
+
+class WithoutBase(Plain):
+    def __init__(self, store: Store[ChatContext]) -> None:
+        pass
+
+
+class NeedsMore(Plain):
+    def __init__(self, store: Store[ChatContext], more: int) -> None:
+        super().__init__(store)
+
+
+class Incomplete(ChatKitServer[ChatContext]):
+    """Has no ``respond``."""

@@ -1,0 +1,223 @@
+"""The table of abilities in docs/agents.md: each row, in each shape that claims it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from tests.support.applications import Start
+from tests.support.chat import Caller, deltas, errors, texts, user_input
+from tests.support.provider import SECRET, shared
+from tests.support.responses_api import asked, calls, cites, draws, says, streaming, thinks
+from tests.support.service import PROJECT
+from tests.support.upstream import Upstream, answering
+
+SERVERS = "tests.support.servers_under_test"
+AGENTS = {
+    "Agent": "tests.support.agents_under_test:able",
+    "Function": "tests.support.agents_under_test:able_for_user",
+    "Exported workflow": "tests.support.agents_under_test:able_workflow",
+    "Own server": f"{SERVERS}:Able",
+}
+ACTION = {"type": "press", "payload": {"button": "red"}}
+COMPOSER = {
+    "models": [{"id": "gpt-best", "label": "Best"}],
+    "tools": [{"id": "weather", "label": "Weather", "icon": "globe"}],
+}
+LISTED = {"CHATKIT_COMPOSER": json.dumps(COMPOSER)}
+
+
+def done(events: list[Any], type_: str) -> list[Any]:
+    return [event.item for event in events if event.type == "thread.item.done" and event.item.type == type_]
+
+
+def of_type(events: list[Any], type_: str) -> list[Any]:
+    return [event for event in events if event.type == type_]
+
+
+def words(start: Start, upstream: Upstream, agent: str) -> None:
+    upstream.behaviour = streaming(says("one two three"))
+    _, events = start(agent).create("Count")
+    assert deltas(events) == ["one", " two", " three"]
+
+
+def history(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(says("Hello Ada"), says("You are Ada"))
+    thread_id, _ = caller.create("I am Ada")
+    caller.say(thread_id, "Who am I?")
+    assert asked(upstream.received[1].body) == [("user", "I am Ada"), ("assistant", "Hello Ada"), ("user", "Who am I?")]
+
+
+def knowledge(start: Start, upstream: Upstream, agent: str) -> None:
+    url = start(agent, AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan", CHATKIT_AGENT_HEADERS="X-Org").url
+    caller = Caller(url, shared(plan="pro"))
+    caller.http.headers["X-Org"] = "o1"
+    upstream.behaviour = streaming(calls("what_is_known"), says("I see"))
+    caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}, "metadata": {"page": 7}})
+    (output,) = [item["output"] for item in upstream.received[1].body["input"] if item.get("type") == "function_call_output"]
+    assert output == "user:ada {'plan': 'pro'} {'X-Org': 'o1'} {'page': 7}"
+
+
+def widgets(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(calls("shows_a_widget"), says("Look"))
+    thread_id, events = caller.create("Show me")
+    assert len(done(events, "widget")) == 1
+    assert "widget" in [item.type for item in caller.items(thread_id).data]
+
+
+def reports(start: Start, upstream: Upstream, agent: str) -> None:
+    upstream.behaviour = streaming(calls("reports"), says("There"))
+    _, events = start(agent).create("Report")
+    assert [event.text for event in of_type(events, "progress_update") if event.text] == ["On it"]
+    assert [(event.name, event.data) for event in of_type(events, "client_effect")] == [("changed", {"by": "tool"})]
+    assert [note.source.id for item in done(events, "assistant_message") for note in item.content[0].annotations] == ["art_1"]
+
+
+def client_tools(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("Blue"))
+    thread_id, events = caller.create("Which colour?")
+    assert [call.name for call in done(events, "client_tool_call")] == ["ask_page"]
+    answered = list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
+    assert texts(answered) == ["Blue"]
+    outputs = [item["output"] for item in upstream.received[1].body["input"] if item.get("type") == "function_call_output"]
+    assert outputs == ['{"colour": "blue"}']
+
+
+def reasoning(start: Start, upstream: Upstream, agent: str) -> None:
+    url = {"type": "url_citation", "start_index": 0, "end_index": 5, "url": "https://example.com", "title": "An example"}
+    upstream.behaviour = streaming([*thinks("First"), *draws("iVBORw0KGgo="), *cites("Hello", url)])
+    caller = start(agent)
+    thread_id, _ = caller.create("Go")
+    kept = {item.type: item for item in caller.items(thread_id).data}
+    assert kept.keys() == {"user_message", "workflow", "generated_image", "assistant_message"}
+    assert kept["assistant_message"].content[0].annotations[0].source.url == "https://example.com"
+
+
+def guardrails(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(says("the secret word"))
+    thread_id, events = caller.create("Hello")
+    assert errors(events) == [("custom", "This can't be answered here.", False)]
+    assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
+
+
+def locks(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(calls("locks"), says("Support will write"))
+    thread_id, _ = caller.create("Help")
+    assert caller.post("threads.add_user_message", thread_id=thread_id, input=user_input("Hello?")).status_code == 403
+
+
+def actions_to_the_model(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(says("Hello"), says("You pressed it"))
+    thread_id, _ = caller.create("Hello")
+    assert texts(list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))) == ["You pressed it"]
+    assert "press with {'button': 'red'}" in str(upstream.received[1].body["input"])
+
+
+def actions_in_code(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(f"{SERVERS}:Overriding")
+    thread_id, _ = caller.create("Hello")
+    events = list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))
+    assert texts(events) == ["press with {'button': 'red'}"]
+    answer = caller.post("threads.sync_custom_action", thread_id=thread_id, action=ACTION)
+    assert answer.json()["updated_item"]["id"] == "msg_sync"
+
+
+def rich_input(start: Start, upstream: Upstream, agent: str) -> None:
+    tag = {"type": "input_tag", "id": "art_1", "text": "Future", "data": {}}
+    content = [{"type": "input_text", "text": "About "}, tag]
+    upstream.behaviour = streaming(says("I see"))
+    list(start(agent).stream("threads.create", input={**user_input(""), "content": content, "quoted_text": "a sentence"}))
+    given = " ".join(said for _, said in asked(upstream.received[0].body))
+    assert all(part in given for part in ("About @Future", "a sentence", "@Future stands for art_1"))
+
+
+def choices(start: Start, upstream: Upstream, agent: str) -> None:
+    upstream.behaviour = streaming(calls("weather", city="Paris"), says("Sunny"))
+    chosen = user_input("Weather?", model="gpt-best", tool_choice={"id": "weather"})
+    list(start(agent, **LISTED).stream("threads.create", input=chosen))
+    first = upstream.received[0].body
+    assert (first["model"], first["tool_choice"]) == ("gpt-best", {"type": "function", "name": "weather"})
+
+
+def titles(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(says("Hello"))
+    thread_id, _ = caller.create("My first words")
+    assert caller.thread(thread_id).title == "My first words"
+
+
+def dictation(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent)
+    upstream.behaviour = answering(200, {"text": "Hello there"})
+    assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm").json() == {"text": "Hello there"}
+
+
+def limits(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent, CHATKIT_TURN_SECONDS="1")
+    upstream.behaviour = streaming([*says("half a")[:4], 5.0])
+    _, events = caller.create("Hello")
+    assert errors(events) == [("custom", "The answer took too long. Please try again.", True)]
+
+
+ALL = set(AGENTS)
+Check = Callable[[Start, Upstream, str], None]
+ABILITIES: dict[str, tuple[Check, set[str]]] = {
+    "words as the model writes them": (words, ALL),
+    "the model gets the earlier messages": (history, ALL),
+    "tools know the user, claims, headers and metadata": (knowledge, ALL),
+    "widgets": (widgets, ALL),
+    "progress, client effects, sources": (reports, ALL),
+    "client tools": (client_tools, ALL),
+    "reasoning, generated images, citations": (reasoning, ALL),
+    "guardrails": (guardrails, ALL),
+    "locking or closing a conversation": (locks, ALL),
+    "widget actions are told to the model": (actions_to_the_model, ALL),
+    "widget actions are handled in code": (actions_in_code, {"Own server"}),
+    "quoted text and mentions reach the model": (rich_input, ALL),
+    "the composer's model and tool": (choices, ALL - {"Own server"}),
+    "titles of the first words": (titles, ALL - {"Own server"}),
+    "dictation": (dictation, ALL),
+    "time limit": (limits, ALL),
+}
+
+
+@pytest.mark.parametrize(
+    ("ability", "shape"), [(ability, shape) for ability, (_, shapes) in ABILITIES.items() for shape in sorted(shapes)]
+)
+def test_ability(start: Start, upstream: Upstream, ability: str, shape: str) -> None:
+    check, _ = ABILITIES[ability]
+    check(start, upstream, AGENTS[shape])
+
+
+def test_feedback_is_stored_in_every_shape(start: Start, upstream: Upstream, tmp_path: Path) -> None:
+    upstream.behaviour = streaming(says("Hello"))
+    for number, agent in enumerate(AGENTS.values(), start=1):
+        caller = start(agent)
+        thread_id, _ = caller.create("Hello")
+        message = caller.items(thread_id).data[0]
+        caller.post("items.feedback", thread_id=thread_id, item_ids=[message.id], kind="positive")
+        with create_engine(f"sqlite:///{tmp_path}/chatkit.db").connect() as connection:
+            assert connection.execute(text("SELECT count(*) FROM chat_items WHERE feedback = 'positive'")).scalar() == number
+
+
+def test_the_guide_has_this_table() -> None:
+    lines = (PROJECT / "docs/agents.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    header = next(index for index, row in enumerate(rows) if row[1:] == list(AGENTS))
+    claimed = {}
+    for name, *cells in rows[header + 2 :]:
+        if len(cells) != len(AGENTS):
+            break
+        claimed[name] = {shape for shape, cell in zip(AGENTS, cells, strict=True) if cell == "✓"}
+    assert claimed == {name: shapes for name, (_, shapes) in ABILITIES.items()}

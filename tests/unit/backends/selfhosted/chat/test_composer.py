@@ -1,0 +1,165 @@
+"""The composer's models and tools: the list for the frontend, the validation of requests, and runs with the choice."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import requests
+from chatkit.types import InferenceOptions, ToolChoice
+
+from tests.support.agents_under_test import seen
+from tests.support.applications import Start
+from tests.support.chat import Caller, errors, texts, user_input
+from tests.support.leaks import Recorder
+from tests.support.responses_api import calls, says, streaming
+from tests.support.upstream import Upstream
+
+COMPOSER = {
+    "models": [
+        {"id": "gpt-fast", "label": "Fast", "default": True, "description": "Answers at once"},
+        {"id": "gpt-best", "label": "Best"},
+        {"id": "gpt-later", "label": "Soon", "disabled": True},
+    ],
+    "tools": [
+        {
+            "id": "weather",
+            "label": "Weather",
+            "icon": "globe",
+            "shortLabel": "W",
+            "placeholderOverride": "City",
+            "pinned": True,
+        },
+        {"id": "search", "label": "Search", "icon": "search", "persistent": True},
+    ],
+}
+LISTED = {"CHATKIT_COMPOSER": json.dumps(COMPOSER)}
+SERVERS = "tests.support.servers_under_test"
+WEATHER = {"id": "weather"}
+FORCED = {"type": "function", "name": "weather"}
+
+
+def ask(caller: Caller, text: str, **options: Any) -> tuple[str, list[Any]]:
+    events = list(caller.stream("threads.create", input=user_input(text, **options)))
+    return events[0].thread.id, events
+
+
+def used(upstream: Upstream) -> list[tuple[str, Any]]:
+    """The model and the forced tool of each call."""
+    return [(received.body["model"], received.body.get("tool_choice")) for received in upstream.received]
+
+
+@pytest.mark.parametrize("listed", [COMPOSER, {"models": COMPOSER["models"]}, {}])
+def test_endpoint_returns_the_list(start: Start, listed: dict[str, Any]) -> None:
+    caller = start("", OPENAI_API_KEY="", CHATKIT_COMPOSER=json.dumps(listed))
+    answer = requests.get(f"{caller.url}/api/chatkit/composer", timeout=10)
+    assert answer.json() == {"status": "success", "data": listed}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"model": "gpt-best-of-all"}, {"model": "gpt-later"}, {"model": ""}, {"tool_choice": {"id": "delete_all"}}],
+    ids=str,
+)
+@pytest.mark.parametrize("agent", ["with_tool", "run_workflow", f"{SERVERS}:Knowing", ""])
+def test_unlisted_choice_is_refused(start: Start, upstream: Upstream, agent: str, options: dict[str, Any]) -> None:
+    caller = start(agent, **LISTED)
+    upstream.behaviour = streaming(says("Hello"))
+    thread_id, _ = caller.create("Hello")
+    asked = len(upstream.received)
+    for type_, params in {"threads.create": {}, "threads.add_user_message": {"thread_id": thread_id}}.items():
+        answer = caller.post(type_, input=user_input("Hello", **options), **params)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request_body")
+    assert len(upstream.received) == asked
+    assert len(caller.items(thread_id).data) == 2
+
+
+def test_any_choice_is_refused_without_a_list(start: Start) -> None:
+    caller = start("", OPENAI_API_KEY="")
+    assert caller.post("threads.create", input=user_input("Hello", model="gpt-fast")).status_code == 400
+    assert caller.post("threads.create", input=user_input("Hello", tool_choice=WEATHER)).status_code == 400
+
+
+@pytest.mark.parametrize("agent", ["with_tool", "with_tool_for_user", "tool_workflow"])
+def test_agent_runs_with_the_choice(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent, **LISTED)
+    upstream.behaviour = streaming(calls("weather", city="Paris"), says("Sunny"), says("Hello"))
+    thread_id, events = ask(caller, "Weather?", model="gpt-best", tool_choice=WEATHER)
+    assert texts(events) == ["Sunny"]
+    assert used(upstream) == [("gpt-best", FORCED), ("gpt-best", None)], "the tool is forced once"
+    caller.say(thread_id, "Hello")
+    assert used(upstream)[2:] == [("gpt-test", None)], "the next message chooses anew"
+
+
+def test_choice_and_handoffs(start: Start, upstream: Upstream) -> None:
+    caller = start("handing_over", **LISTED)
+    upstream.behaviour = streaming(calls("transfer_to_simple"), says("Hello"))
+    _, events = ask(caller, "Hello", model="gpt-best", tool_choice=WEATHER)
+    assert texts(events) == ["Hello"]
+    assert used(upstream) == [("gpt-best", FORCED), ("gpt-best", None)]
+
+
+def test_choice_in_a_workflow_of_several_agents(start: Start, upstream: Upstream) -> None:
+    """The model is for what the user reads, the tool for the first agent that has it."""
+    caller = start("sorting_workflow", **LISTED)
+    answers = [says('{"word":"a"}'), calls("weather", city="Paris"), says("Sunny"), says("Bye")]
+    upstream.behaviour = streaming(*answers)
+    ask(caller, "Weather?", model="gpt-best", tool_choice=WEATHER)
+    assert used(upstream) == [("gpt-test", None), ("gpt-best", FORCED), ("gpt-best", None), ("gpt-best", None)]
+
+
+@pytest.mark.parametrize("agent", ["with_tool", "with_tool_for_user"])
+def test_agent_without_the_chosen_tool(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
+    caller = start(agent, **LISTED)
+    _, events = ask(caller, "Search", tool_choice={"id": "search"})
+    assert errors(events) == [("custom", "This tool can't be used here.", False)]
+    assert upstream.received == []
+    assert any("lists the tool search, which the agent With a tool does not have" in line for line in recorder.lines)
+
+
+def test_workflow_without_the_chosen_tool(start: Start, upstream: Upstream, recorder: Recorder) -> None:
+    caller = start("tool_workflow", **LISTED)
+    upstream.behaviour = streaming(says("Hello"))
+    _, events = ask(caller, "Search", tool_choice={"id": "search"})
+    assert texts(events) == ["Hello"]
+    assert any("lists the tool search, which no agent of the workflow has" in line for line in recorder.lines)
+
+
+@pytest.mark.parametrize("agent", ["with_page", "page_workflow"])
+def test_turn_after_a_client_tool_keeps_the_model(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent, **LISTED)
+    upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("Blue"))
+    thread_id, _ = ask(caller, "Colour?", model="gpt-best")
+    list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
+    assert [model for model, _ in used(upstream)] == ["gpt-best", "gpt-best"]
+
+
+def test_choice_that_is_no_longer_listed(start: Start, upstream: Upstream) -> None:
+    upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("Blue"))
+    earlier = start("with_page", **LISTED)
+    thread_id, _ = ask(earlier, "Colour?", model="gpt-best")
+    caller = start("with_page")
+    caller.secret = earlier.secret
+    message = caller.items(thread_id, order="asc").data[0]
+    assert caller.post("threads.retry_after_item", thread_id=thread_id, item_id=message.id).status_code == 400
+    assert len(caller.items(thread_id).data) == 2, "nothing is deleted"
+    list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
+    assert [model for model, _ in used(upstream)] == ["gpt-best", "gpt-test"]
+
+
+def test_retry_keeps_the_choice(start: Start, upstream: Upstream) -> None:
+    caller = start("with_tool", **LISTED)
+    upstream.behaviour = streaming(says("Hello"))
+    thread_id, _ = ask(caller, "Weather?", model="gpt-best", tool_choice=WEATHER)
+    message = caller.items(thread_id, order="asc").data[0]
+    list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
+    assert used(upstream) == [("gpt-best", FORCED), ("gpt-best", FORCED)]
+
+
+def test_own_server_receives_the_choice(start: Start) -> None:
+    seen.clear()
+    caller = start(f"{SERVERS}:Knowing", **LISTED)
+    ask(caller, "Hello", model="gpt-best", tool_choice={"id": "search"})
+    ((_, message),) = seen
+    assert message.inference_options == InferenceOptions(model="gpt-best", tool_choice=ToolChoice(id="search"))

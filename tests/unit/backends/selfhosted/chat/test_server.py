@@ -1,0 +1,294 @@
+"""An operator's own ``ChatKitServer``: what it overrides is called, with this service's limits around it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from chatkit.backends.selfhosted.chat import drafts, server
+from chatkit.settings import SettingsError
+from tests.support.agents_under_test import seen, spoken
+from tests.support.applications import MakeApp, Start
+from tests.support.chat import Caller, errors, texts, user_input
+from tests.support.leaks import Recorder
+from tests.support.provider import SECRET, shared
+from tests.support.responses_api import asked, calls, draws, says, streaming
+from tests.support.upstream import Handler, Upstream
+
+SERVERS = "tests.support.servers_under_test"
+ACTION = {"type": "press", "payload": {"button": "red"}}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_seen() -> None:
+    seen.clear()
+    spoken.clear()
+
+
+def wait_for(condition: Any, seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_context_of_a_request(start: Start) -> None:
+    url = start(
+        f"{SERVERS}:Knowing", AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan", CHATKIT_AGENT_HEADERS="article-id,X-Org-Id"
+    ).url
+    caller = Caller(url, shared(plan="pro"))
+    tag = {"type": "input_tag", "id": "art_1", "text": "The future", "data": {"kind": "article"}}
+    content = [{"type": "input_text", "text": "Hello "}, tag]
+    params = {"input": {**user_input(""), "content": content, "quoted_text": "a sentence above"}}
+    body = {"type": "threads.create", "params": params, "metadata": {"page": 7}}
+    caller.http.headers.update({"Accept-Language": "de", "Article-Id": "a1", "Cookie": "visitor=x", "X-Other": "y"})
+    assert "accept-language: de" in caller.send(body).text
+    ((context, message),) = seen
+    assert (context.user, context.claims, context.metadata) == ("user:ada", {"plan": "pro"}, {"page": 7})
+    assert dict(context.headers) == {"Accept-Language": "de", "article-id": "a1"}
+    assert context.headers["ARTICLE-ID"] == "a1"
+    assert message.quoted_text == "a sentence above"
+    assert (message.content[1].id, message.content[1].data) == ("art_1", {"kind": "article"})
+
+
+def test_server_by_claim(start: Start, upstream: Upstream) -> None:
+    agents = {"CHATKIT_AGENT_CLAIM": "plan", "CHATKIT_AGENTS": f"pro={SERVERS}:Knowing"}
+    url = start("simple", AUTH_JWT_SECRET=SECRET, **agents).url
+    upstream.behaviour = streaming(says("I am the agent"))
+    assert texts(Caller(url, shared(plan="pro")).create("Hello")[1]) == ["accept-language: None"]
+    assert texts(Caller(url, shared()).create("Hello")[1]) == ["I am the agent"]
+
+
+def test_overrides_are_called(start: Start) -> None:
+    caller = start(f"{SERVERS}:Overriding")
+    thread_id, events = caller.create("Hello")
+    assert [event.stream_options.allow_cancel for event in events if event.type == "stream_options"] == [False]
+    assert [event.thread.title for event in events if event.type == "thread.created"] == ["overridden"]
+    assert caller.items(thread_id, order="asc").data[0].quoted_text == "added on the way in"
+    answered = list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))
+    assert texts(answered) == ["press with {'button': 'red'}"]
+    updated = caller.post("threads.sync_custom_action", thread_id=thread_id, action=ACTION).json()["updated_item"]
+    assert (updated["id"], updated["content"][0]["text"], updated["created_at"][-1]) == ("msg_sync", "press", "Z")
+    dictated = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm;codecs=opus")
+    assert dictated.json() == {"text": "audio/webm of 5 bytes"}
+    assert caller.post("items.feedback", thread_id=thread_id, item_ids=["b", "a", "b"], kind="positive").json() == {}
+    ((feedback_on, items, kind, user),) = seen
+    assert (feedback_on, items, kind) == (thread_id, ["a", "b"], "positive")
+    assert user.startswith("anonymous:")
+
+
+def test_features_that_openais_samples_use(start: Start, upstream: Upstream) -> None:
+    caller = start(f"{SERVERS}:Desk")
+    upstream.behaviour = streaming(
+        calls("note", text="the roof"),
+        [*draws("iVBORw0KGgo=", "iVBORw0K", "iVBORw0KGg"), *says("Noted")],
+        calls("ask_expert", input="A slate?"),
+        says("The expert's secret"),
+        says("A slate"),
+    )
+    thread_id, events = caller.create("Note the roof")
+    assert (errors(events), texts(events)) == ([], ["Noted"])
+    first = upstream.received[0].body
+    assert (first["temperature"], asked(first)[0][1][:19]) == (0.4, "<PROFILE>anonymous:")
+    updates = [event.update for event in events if event.type == "thread.item.updated"]
+    assert [update.progress for update in updates if update.type == "generated_image.updated"] == [0, 0.5]
+    assert caller.thread(thread_id).title == "About the roof"
+    (card,) = [event.item for event in events if event.type == "thread.item.done" and event.item.type == "widget"]
+    action = {"type": "finish", "payload": {}}
+    events = list(caller.stream("threads.custom_action", thread_id=thread_id, item_id=card.id, action=action))
+    (update,) = [event.update for event in events if event.type == "thread.item.updated"]
+    assert "done" in update.widget.model_dump_json()
+    events = caller.say(thread_id, "What is missing?")
+    assert texts(events) == ["A slate"]
+    kinds = [item.type for item in caller.items(thread_id, order="asc").data]
+    assert kinds == ["user_message", "widget", "generated_image", "assistant_message", "user_message", "assistant_message"]
+
+
+def test_feedback_is_limited_to_100_items_of_own_threads(start: Start) -> None:
+    caller = start(f"{SERVERS}:Overriding")
+    thread_id, _ = caller.create("Hello")
+
+    def status(someone: Caller, items: int) -> int:
+        item_ids = [f"msg_{number}" for number in range(items)]
+        return someone.post("items.feedback", thread_id=thread_id, item_ids=item_ids, kind="negative").status_code
+
+    assert status(caller, 101) == 400
+    assert status(Caller(caller.url), 1) == 404
+    assert seen == []
+    assert status(caller, 100) == 200
+
+
+def test_defaults(start: Start, upstream: Upstream, tmp_path: Path) -> None:
+    """The service's defaults take the place of the SDK's, which raise an exception or do nothing."""
+    caller = start(f"{SERVERS}:Plain")
+    upstream.behaviour = streaming(says("Hello"), says("You pressed it"))
+    thread_id, _ = caller.create("Hello")
+    assert caller.thread(thread_id).title is None, "titles are its own business"
+    assert caller.post("threads.sync_custom_action", thread_id=thread_id, action=ACTION).json() == {}
+    assert texts(list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))) == ["You pressed it"]
+    assert str(upstream.received[1].body["input"]).count("acted on the page: press with {'button': 'red'}") == 2
+    message = caller.items(thread_id).data[0]
+    assert caller.post("items.feedback", thread_id=thread_id, item_ids=[message.id], kind="positive").status_code == 200
+    with create_engine(f"sqlite:///{tmp_path}/chatkit.db").connect() as connection:
+        kept = connection.execute(text("SELECT id FROM chat_items WHERE feedback = 'positive'")).scalars().all()
+    assert kept == [message.id]
+
+
+def test_timestamps_are_in_utc(start: Start) -> None:
+    caller = start(f"{SERVERS}:Knowing")
+    answer = caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}}).text
+    events = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: ")]
+    times = [(event.get("item") or event.get("thread") or {}).get("created_at", "Z") for event in events]
+    assert all(moment.endswith("Z") for moment in times)
+
+
+def test_hidden_items_are_not_sent(start: Start) -> None:
+    caller = start(f"{SERVERS}:Hidden")
+    thread_id, events = caller.create("Hello")
+    assert texts(events) == ["Noted"]
+    assert [item.type for item in caller.items(thread_id).data] == ["assistant_message", "user_message"]
+
+
+LATE = [("custom", "The answer took too long. Please try again.", True)]
+
+
+def test_time_limit_of_each_method(start: Start) -> None:
+    caller = start(f"{SERVERS}:Hanging", CHATKIT_TURN_SECONDS="1")
+    started = time.monotonic()
+    thread_id, events = caller.create("Hello")
+    assert errors(events) == LATE
+    assert errors(list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))) == LATE
+    others: dict[str, dict[str, Any]] = {
+        "threads.sync_custom_action": {"thread_id": thread_id, "action": ACTION},
+        "items.feedback": {"thread_id": thread_id, "item_ids": ["msg_1"], "kind": "positive"},
+        "input.transcribe": {"audio_base64": "aGVsbG8=", "mime_type": "audio/webm"},
+    }
+    for type_, params in others.items():
+        answer = caller.post(type_, **params)
+        assert (answer.status_code, answer.json()["code"]) == (503, "service_busy"), type_
+    assert 5 < time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("how", ["error", "exit"])
+def test_exceptions_end_only_their_request(start: Start, recorder: Recorder, how: str) -> None:
+    """asyncio lets SystemExit out of the loop, and with it goes every other stream."""
+    caller = start(f"{SERVERS}:Failing")
+    thread_id, events = caller.create("fine")
+    assert errors(events) == []
+    before = len(recorder.lines)
+    action = {"type": how, "payload": {}}
+    responses = [
+        caller.say(thread_id, how),
+        list(caller.stream("threads.custom_action", thread_id=thread_id, action=action)),
+    ]
+    for events in responses:
+        assert errors(events) == [("stream.error", None, True)]
+    assert len([line for line in recorder.lines[before:] if "an internal detail" in line]) == 2
+    answer = caller.post("threads.sync_custom_action", thread_id=thread_id, action=action)
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_server_error")
+    assert "internal detail" not in f"{responses}{answer.text}"
+    assert caller.post("threads.list").status_code == 200
+
+
+def read_words(caller: Caller, said: str, words: int) -> tuple[str, Any]:
+    """The id of a new thread, and its stream after some words of the response."""
+    stream = caller.stream("threads.create", input=user_input(said))
+    thread_id = next(stream).thread.id
+    while words:
+        words -= next(stream).type == "thread.item.updated"
+    return thread_id, stream
+
+
+def test_unfinished_message_is_saved(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafts, "SAVE_INTERVAL_SECONDS", 0.2)
+    caller = start(f"{SERVERS}:Speaking")
+    thread_id, stream = read_words(caller, "Hello", 20)
+    same = Caller(caller.url)
+    same.secret = caller.secret
+    wait_for(lambda: len(same.items(thread_id).data) == 2)
+    stream.close()
+
+
+def test_disconnect_cancels_the_response(start: Start) -> None:
+    caller = start(f"{SERVERS}:Speaking")
+    thread_id, stream = read_words(caller, "Hello", 5)
+    stream.close()
+    wait_for(lambda: seen == [["msg_own"]])
+    wait_for(lambda: len(caller.items(thread_id).data) == 2)
+    said = caller.items(thread_id).data[0].content[0].text
+    assert 5 <= len(said) < 500
+
+
+def test_disconnect_cancels_the_model_call(start: Start, upstream: Upstream) -> None:
+    caller = start(f"{SERVERS}:Plain")
+    ended: list[float] = []
+    speak = streaming(says("word " * 500, pause=0.02))
+
+    def behave(handler: Handler) -> None:
+        try:
+            speak(handler)
+        except OSError:
+            ended.append(time.monotonic())
+
+    upstream.behaviour = behave
+    _, stream = read_words(caller, "Hello", 5)
+    left = time.monotonic()
+    stream.close()
+    wait_for(lambda: ended)
+    assert ended[0] - left < 1
+
+
+def test_time_limit_of_handle_stream_cancelled(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CANCELLED_SECONDS", 0.5)
+    caller = start(f"{SERVERS}:Hanging")
+    stream = caller.stream("threads.create", input=user_input("Hello"))
+    while next(stream).type != "thread.item.added":
+        pass
+    stream.close()  # type: ignore[attr-defined]
+    wait_for(lambda: seen == ["cancelled", "given up"])
+
+
+def test_backpressure(start: Start) -> None:
+    caller = start(f"{SERVERS}:Speaking")
+    with caller.send({"type": "threads.create", "params": {"input": user_input("long")}}, stream=True):
+        time.sleep(3)
+        said = len(spoken)
+        time.sleep(1)
+        assert len(spoken) == said < 140
+
+
+def test_retry_deletes_later_items(start: Start, upstream: Upstream) -> None:
+    caller = start(f"{SERVERS}:Plain")
+    upstream.behaviour = streaming(says("one"), says("two"), says("again"))
+    thread_id, _ = caller.create("first")
+    caller.say(thread_id, "second")
+    message = caller.items(thread_id, order="asc").data[0]
+    assert texts(list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))) == ["again"]
+    assert [item.content[0].text for item in caller.items(thread_id, order="asc").data] == ["first", "again"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("WithItsOwnStore", "WithItsOwnStore has to pass the store that it is given to super().__init__()."),
+        ("WithoutBase", "WithoutBase has to pass the store that it is given to super().__init__()."),
+        ("NeedsMore", "NeedsMore can't be created with the store as its only argument (TypeError"),
+        ("Incomplete", "Incomplete can't be created with the store as its only argument (TypeError"),
+    ],
+)
+def test_unusable_server(make_app: MakeApp, name: str, words: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_AGENT=f"{SERVERS}:{name}")
+    assert f"CHATKIT_AGENT: {words}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_constructor_with_an_attachment_store(start: Start, upstream: Upstream) -> None:
+    caller = start(f"{SERVERS}:WithStores")
+    upstream.behaviour = streaming(says("Hello"))
+    assert texts(caller.create("Hello")[1]) == ["Hello"]

@@ -92,6 +92,12 @@ def test_row(client: FlaskClient, upstream: Upstream, case: str) -> None:
     assert u.WORKFLOW_ID not in response.text
 
 
+@pytest.mark.parametrize(("size", "status"), [(256 * 1024, 200), (256 * 1024 + 1, 500)])
+def test_the_size_of_an_answer(client: FlaskClient, upstream: Upstream, size: int, status: int) -> None:
+    upstream.behaviour = answering(200, SESSION.ljust(size))
+    assert client.post(ENDPOINT).status_code == status
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(client: FlaskClient, upstream: Upstream, status: int) -> None:
     with Upstream() as elsewhere:

@@ -25,8 +25,8 @@ from chatkit.types import (
 )
 from sqlalchemy import create_engine, insert, text
 
-from chatkit.backends.selfhosted.chat.history import IMAGE_CHARACTERS, MAX_CHARACTERS, MAX_ITEMS, load_history
-from chatkit.backends.selfhosted.chat.store import MAX_PAGE_BYTES, SqlStore
+from chatkit.backends.selfhosted.chat.history import MAX_CHARACTERS, load_history
+from chatkit.backends.selfhosted.chat.store import MAX_PAGE_BYTES, SqlStore, new_id
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import ItemRow
 from chatkit.backends.selfhosted.sessions import SessionStore
@@ -50,6 +50,21 @@ def question(thread_id: str, name: str) -> UserMessageItem:
         content=[UserMessageTextContent(text="?")],
         inference_options=InferenceOptions(),
     )
+
+
+def add_items(store: SqlStore, items: list[Any]) -> None:
+    """Add many items of Ada's at once."""
+    rows = [
+        {"thread_id": item.thread_id, "user_id": ADA.user, "id": item.id, "data": item.model_dump_json()} for item in items
+    ]
+    with store._engine.begin() as connection:
+        connection.execute(insert(ItemRow), rows)
+
+
+def drawn(thread_id: str, size: int) -> GeneratedImageItem:
+    """An image whose URL has this many characters."""
+    image = GeneratedImage(id=new_id("message"), url="A" * size)
+    return GeneratedImageItem(id=image.id, thread_id=thread_id, created_at=MOMENT, image=image)
 
 
 def counts(database: str) -> dict[str, int]:
@@ -99,6 +114,14 @@ def test_a_page_has_a_sensible_size_whatever_is_asked_for(store: SqlStore, limit
     for number in range(3):
         run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}"), ADA))
     assert 1 <= len(run(store.load_thread_items(thread_id, None, limit, "asc", ADA)).data) <= 100
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(99, 99), (100, 100), (101, 100), (10**9, 100)])
+def test_a_page_has_a_hundred_rows_at_most(store: SqlStore, limit: int, expected: int) -> None:
+    thread_id = new_thread(store)
+    add_items(store, [message(thread_id, f"msg_{number}") for number in range(102)])
+    page = run(store.load_thread_items(thread_id, None, limit, "asc", ADA))
+    assert (len(page.data), page.has_more) == (expected, True)
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
@@ -313,19 +336,30 @@ def test_a_long_thread_pages_as_fast_at_its_end_as_at_its_start(store: SqlStore)
     assert "SORT" not in plan.upper().replace("COVERING", "")
 
 
-def test_a_long_history_is_cut_at_a_message_of_the_user(store: SqlStore) -> None:
+@pytest.mark.parametrize(("number", "expected"), [(200, 200), (201, 199), (300, 200)])
+def test_a_long_history_is_cut_at_a_message_of_the_user(store: SqlStore, number: int, expected: int) -> None:
     thread_id = new_thread(store)
-    with store._engine.begin() as connection:
-        for number in range(300):
-            make = question if number % 2 == 0 else message
-            item = make(thread_id, f"msg_{number}")
-            connection.execute(
-                insert(ItemRow).values(thread_id=thread_id, user_id=ADA.user, id=item.id, data=item.model_dump_json())
-            )
+    makers = [message, question]
+    add_items(store, [makers[index % 2 == 0](thread_id, f"msg_{index}") for index in range(number)])
     history = run(load_history(store, thread_id, ADA))
-    assert history[-1].id == "msg_299"
+    assert history[-1].id == f"msg_{number - 1}"
     assert history[0].type == "user_message"
-    assert MAX_ITEMS - 1 <= len(history) <= MAX_ITEMS
+    assert len(history) == expected
+
+
+@pytest.mark.parametrize(("length", "expected"), [(99_500, ["q_0", "a_0", "q_1"]), (100_000, ["q_1"])])
+def test_a_history_has_a_hundred_thousand_characters_at_most(store: SqlStore, length: int, expected: list[str]) -> None:
+    """The words that the model's input has besides the text, such as roles, are counted too."""
+    thread_id = new_thread(store)
+    add_items(store, [question(thread_id, "q_0"), message(thread_id, "a_0", "x" * length), question(thread_id, "q_1")])
+    assert [item.id for item in run(load_history(store, thread_id, ADA))] == expected
+
+
+def test_twenty_megabytes_of_images_are_sent_and_of_older_ones_the_mention(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    add_items(store, [question(thread_id, "q"), *(drawn(thread_id, size) for size in (1, 10_000_000, 9_999_999, 1))])
+    images = [item.image.url for item in run(load_history(store, thread_id, ADA)) if isinstance(item, GeneratedImageItem)]
+    assert [len(url) for url in images] == [0, 10_000_000, 9_999_999, 1]
 
 
 def test_a_history_of_long_messages_is_cut_by_its_length(store: SqlStore) -> None:
@@ -366,7 +400,7 @@ def test_a_thousand_items_since_the_users_message(store: SqlStore) -> None:
 def test_images_count_for_what_a_model_makes_of_them(store: SqlStore) -> None:
     thread_id = new_thread(store)
     url = "data:image/png;base64," + "A" * (3 * MAX_CHARACTERS)
-    many = MAX_CHARACTERS // IMAGE_CHARACTERS
+    many = 16  # of 6,000 characters each
     for number in range(many + 1):
         run(store.add_thread_item(thread_id, question(thread_id, f"q_{number}"), ADA))
         image = GeneratedImage(id=f"ig_{number}", url=url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -228,7 +229,9 @@ def test_a_token_of_more_than_8_kib(with_secret: FlaskClient) -> None:
 @pytest.mark.parametrize(("length", "good"), [(8192, True), (8193, False)])
 def test_the_length_of_a_token(with_secret: FlaskClient, length: int, good: bool) -> None:
     tokens = (
-        jwt.encode(claims(more="x" * more), SECRET, "HS256", {"kid": "k" * kid}) for kid in range(1, 5) for more in range(5900, 6100)
+        jwt.encode(claims(more="x" * more), SECRET, "HS256", {"kid": "k" * kid})
+        for kid in range(1, 5)
+        for more in range(5900, 6100)
     )
     answer = mint(with_secret, next(token for token in tokens if len(token) == length))
     assert (answer.status_code == 200) is good
@@ -523,6 +526,38 @@ def test_a_private_key_in_a_jwks_is_not_used(with_keys: FlaskClient, provider: P
     good = {**public_jwk(private_key("EdDSA", 99)), "kid": "another"}
     provider.publish({**private, "kid": provider.key_id}, good)
     assert error_of(mint(with_keys, provider.token(iss=ISSUER))) == INVALID
+
+
+@pytest.mark.parametrize(("algorithm", "good"), [("RS256", True), ("RS512", False), ("PS256", False)])
+def test_other_algorithms_are_not_used(with_keys: FlaskClient, provider: Provider, algorithm: str, good: bool) -> None:
+    provider.publish({**provider.published[-1], "alg": algorithm}, {**public_jwk(private_key("EdDSA", 99)), "kid": "another"})
+    token = jwt.encode(claims(iss=ISSUER), provider.key, algorithm, {"kid": provider.key_id})
+    assert (mint(with_keys, token).status_code == 200) is good
+
+
+def test_known_keys_are_used_while_they_are_fetched_again(
+    with_keys: FlaskClient, provider: Provider, clock: list[float]
+) -> None:
+    token = provider.token(iss=ISSUER)
+    assert mint(with_keys, token).status_code == 200
+    asked, go_on = threading.Event(), threading.Event()
+    published = provider.server.behaviour
+
+    def late(handler: u.Handler) -> None:
+        asked.set()
+        go_on.wait(2)
+        published(handler)
+
+    provider.server.behaviour = late
+    clock[0] = 301
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(lambda: mint(with_keys.application.test_client(), token).status_code)
+        assert asked.wait(5)
+        assert mint(with_keys.application.test_client(), token).status_code == 200
+        assert not first.done(), "only one caller waits"
+        go_on.set()
+        assert first.result() == 200
+    assert provider.fetches == 2
 
 
 @pytest.mark.parametrize(

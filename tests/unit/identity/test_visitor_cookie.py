@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 import pytest
 from flask.testing import FlaskClient
@@ -27,6 +29,13 @@ def test_the_same_visitor_after_a_reload(client: FlaskClient, upstream: Upstream
     first, second = users(upstream)
     assert first == second
     assert re.fullmatch(r"anonymous:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", first)
+
+
+@pytest.mark.parametrize("backend", ["hosted", "selfhosted"])
+def test_a_visitor_is_known_for_a_year(make_app: MakeApp, backend: str) -> None:
+    cookie = cookie_of(make_app(CHATKIT_BACKEND=backend).test_client().post(ENDPOINT))
+    expires = parsedate_to_datetime(re.findall("Expires=([^;]+)", cookie)[0])
+    assert expires - datetime.now(UTC) == pytest.approx(timedelta(days=365), abs=timedelta(minutes=5))
 
 
 def test_without_the_cookie_somebody_else(make_app: MakeApp, upstream: Upstream) -> None:

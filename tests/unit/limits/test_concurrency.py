@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import redis as redis_package
@@ -79,7 +79,7 @@ def redis() -> Iterator[redis_package.Redis]:
         yield client
 
 
-def test_a_turn_holds_a_lease_for_a_minute_longer_than_it_can_last(redis: redis_package.Redis) -> None:
+def test_a_turn_holds_a_lease_for_a_minute_longer_than_it_can_last(redis: Any) -> None:
     concurrency = ChatConcurrency(redis, turn_seconds=90)
     with concurrency.held("requests", "user:ada", "10.0.0.1"):
         assert redis.keys() == []

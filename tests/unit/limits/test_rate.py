@@ -78,7 +78,7 @@ def test_a_redis_that_fails_is_asked_again_after_a_second(monkeypatch: pytest.Mo
     counted = limits(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
     asked: list[float] = []
     hit, clock = rate._hit, [1000.0]
-    monkeypatch.setattr(rate.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("chatkit.limits.rate.time.monotonic", lambda: clock[0])
 
     def noting(limiter: object, *args: object) -> object:
         if limiter is counted._counter._shared:

@@ -245,8 +245,12 @@ def test_a_silent_stream_says_every_ten_seconds_that_it_is_alive() -> None:
 def test_a_readiness_check_takes_less_than_a_second() -> None:
     released = threading.Event()
 
+    def missing() -> list[str]:
+        released.wait(10)
+        return []
+
     async def check() -> None:
-        client = Client(make_app(lambda: [] if released.wait(10) else []), "/readyz")
+        client = Client(make_app(missing), "/readyz")
         try:
             assert 0.5 < await client.post() < 1
         finally:

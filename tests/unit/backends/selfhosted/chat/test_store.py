@@ -54,9 +54,7 @@ def question(thread_id: str, name: str) -> UserMessageItem:
 
 def add_items(store: SqlStore, items: list[Any]) -> None:
     """Add many items of Ada's at once."""
-    rows = [
-        {"thread_id": item.thread_id, "user_id": ADA.user, "id": item.id, "data": item.model_dump_json()} for item in items
-    ]
+    rows = [{"thread_id": item.thread_id, "user_id": ADA.user, "id": item.id, "data": item.model_dump_json()} for item in items]
     with store._engine.begin() as connection:
         connection.execute(insert(ItemRow), rows)
 
@@ -292,7 +290,10 @@ def test_retention(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: now + 31 * 86400)
     issuer.maintain()
     assert counts(database)["chat_threads"] == 2, "once an hour is enough"
-    monkeypatch.setattr("time.monotonic", lambda: monotonic + 7200)
+    monkeypatch.setattr("time.monotonic", lambda: monotonic + 3500)
+    issuer.maintain()
+    assert counts(database)["chat_threads"] == 2
+    monkeypatch.setattr("time.monotonic", lambda: monotonic + 3700)
     issuer.maintain()
     assert {thread.id for thread in run(store.load_threads(10, None, "asc", ADA)).data} == {used}
     assert counts(database)["chat_items"] == 1
@@ -339,7 +340,7 @@ def test_a_long_thread_pages_as_fast_at_its_end_as_at_its_start(store: SqlStore)
 @pytest.mark.parametrize(("number", "expected"), [(200, 200), (201, 199), (300, 200)])
 def test_a_long_history_is_cut_at_a_message_of_the_user(store: SqlStore, number: int, expected: int) -> None:
     thread_id = new_thread(store)
-    makers = [message, question]
+    makers: list[Callable[[str, str], Any]] = [message, question]
     add_items(store, [makers[index % 2 == 0](thread_id, f"msg_{index}") for index in range(number)])
     history = run(load_history(store, thread_id, ADA))
     assert history[-1].id == f"msg_{number - 1}"
@@ -358,8 +359,8 @@ def test_a_history_has_a_hundred_thousand_characters_at_most(store: SqlStore, le
 def test_twenty_megabytes_of_images_are_sent_and_of_older_ones_the_mention(store: SqlStore) -> None:
     thread_id = new_thread(store)
     add_items(store, [question(thread_id, "q"), *(drawn(thread_id, size) for size in (1, 10_000_000, 9_999_999, 1))])
-    images = [item.image.url for item in run(load_history(store, thread_id, ADA)) if isinstance(item, GeneratedImageItem)]
-    assert [len(url) for url in images] == [0, 10_000_000, 9_999_999, 1]
+    items: list[Any] = run(load_history(store, thread_id, ADA))
+    assert [len(item.image.url) for item in items[1:]] == [0, 10_000_000, 9_999_999, 1]
 
 
 def test_a_history_of_long_messages_is_cut_by_its_length(store: SqlStore) -> None:

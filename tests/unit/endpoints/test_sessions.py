@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 import pytest
 from flask.testing import FlaskClient
 
-from chatkit.endpoints import sessions
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT, error_of
+from tests.support.upstream import Upstream, minting
 
 
 @pytest.mark.parametrize("backend", ["hosted", "selfhosted"])
@@ -61,6 +61,15 @@ def test_not_the_contracts_body(client: FlaskClient, body: bytes) -> None:
     assert error_of(response) == (400, "invalid_request_body", "Invalid request body")
 
 
+@pytest.mark.parametrize(("length", "status"), [(200, 200), (201, 404)])
+def test_the_length_of_a_session_id(client: FlaskClient, upstream: Upstream, length: int, status: int) -> None:
+    session_id = "s" * length
+    upstream.behaviour = minting(id=session_id)
+    client.post(ENDPOINT)
+    assert client.delete(f"{ENDPOINT}/{session_id}").status_code == status
+    assert len(upstream.received) == (2 if status == 200 else 1)
+
+
 def test_somebody_elses_user_id(client: FlaskClient) -> None:
     response = client.post(ENDPOINT, json={"user_id": "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f"})
     assert error_of(response) == (403, "user_mismatch", "user_id is not the user who is asking")
@@ -93,7 +102,7 @@ def test_wrong_method(client: FlaskClient, method: str) -> None:
 
 
 def test_body_too_large(client: FlaskClient) -> None:
-    largest = b"{" + b" " * (sessions.MAX_BODY_BYTES - 2) + b"}"
+    largest = b"{" + b" " * (16 * 1024 - 2) + b"}"
     assert client.post(ENDPOINT, data=largest, content_type="application/json").status_code == 200
     response = client.post(ENDPOINT, data=largest + b" ", content_type="application/json")
     assert error_of(response) == (413, "request_entity_too_large", "Request entity too large")

@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT, error_of
+from tests.support.provider import SECRET
 from tests.support.upstream import Upstream, minting
 
 
@@ -81,6 +82,19 @@ def test_ones_own_user_id(client: FlaskClient) -> None:
         visitor = cookie["visitor"]
     assert client.post(ENDPOINT, json={"user_id": visitor}).status_code == 200
     assert client.post(ENDPOINT, json={"user_id": visitor.upper()}).status_code == 200
+
+
+def test_a_visitor_who_reloads_the_page_takes_nothing_over(make_app: MakeApp) -> None:
+    variables = {"CHATKIT_BACKEND": "selfhosted", "AUTH_JWT_SECRET": SECRET, "AUTH_KEEP_CONVERSATIONS": "true"}
+    client = make_app(**variables).test_client()
+    first = client.post(ENDPOINT).get_json()["data"]["client_secret"]
+    with client.session_transaction() as cookie:
+        visitor = cookie["visitor"]
+    client.post(ENDPOINT)
+    with client.session_transaction() as cookie:
+        assert cookie["visitor"] == visitor
+    body = {"type": "threads.list", "params": {}}
+    assert client.post("/api/chatkit", json=body, headers={"Authorization": f"Bearer {first}"}).status_code == 200
 
 
 def test_origin_that_is_not_listed(client: FlaskClient) -> None:

@@ -612,9 +612,15 @@ def test_a_key_without_an_id(with_keys: FlaskClient, provider: Provider) -> None
     assert mint(with_keys, token).status_code == 200
 
 
+def test_a_token_without_a_key_id(with_keys: FlaskClient, provider: Provider) -> None:
+    assert mint(with_keys, jwt.encode(claims(iss=ISSUER), provider.key, "RS256")).status_code == 200
+
+
 def test_which_of_two_keys_is_not_guessed(with_keys: FlaskClient, provider: Provider) -> None:
+    first = provider.key
     provider.rotate(keep=True)
-    assert error_of(mint(with_keys, jwt.encode(claims(iss=ISSUER), provider.key, "RS256"))) == INVALID
+    for key in (first, provider.key):
+        assert error_of(mint(with_keys, jwt.encode(claims(iss=ISSUER), key, "RS256"))) == INVALID
 
 
 def test_a_key_that_does_not_say_its_algorithm(with_keys: FlaskClient, provider: Provider) -> None:

@@ -10,8 +10,12 @@ import pytest
 import redis as redis_package
 
 from chatkit.limits.concurrency import ChatConcurrency
+from chatkit.limits.rate import redis_client
+from chatkit.settings import Settings
 from chatkit.web.errors import ApiError, ServiceBusy, TooManyRequests
+from tests.support.hosted import COMPLETE
 from tests.support.redis_server import Redis
+from tests.support.service import free_port
 
 What = Literal["turns", "requests"]
 
@@ -88,6 +92,31 @@ def test_a_turn_holds_a_lease_for_a_minute_longer_than_it_can_last(redis: Any) -
         assert 140 <= redis.ttl(key) <= 150
         [(_, expires_at)] = redis.zrange(key, 0, -1, withscores=True)
         assert 140 <= expires_at - redis.time()[0] <= 150
+    assert redis.keys() == []
+
+
+def test_without_redis_each_process_counts_for_itself(held: ExitStack) -> None:
+    nowhere = redis_client(Settings.load({**COMPLETE, "REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}))
+    processes = [ChatConcurrency(nowhere, turn_seconds=90) for _ in range(2)]
+    for process in processes:
+        for _ in range(5):
+            held.enter_context(process.held("turns", "user:ada", "10.0.0.1"))
+        assert refusal(process, "turns", "user:ada", "10.0.0.1")
+    held.close()
+    assert refusal(processes[0], "turns", "user:ada", "10.0.0.1") is None
+
+
+def test_a_refused_turn_leaves_no_lease(redis: redis_package.Redis, held: ExitStack) -> None:
+    first, second = (ChatConcurrency(redis, turn_seconds=90) for _ in range(2))
+    leases = [ExitStack() for _ in range(5)]
+    for lease in leases:
+        lease.enter_context(first.held("turns", "user:ada", "10.0.0.1"))
+    for _ in range(3):
+        assert refusal(second, "turns", "user:ada", "10.0.0.1")
+    leases[0].close()
+    assert refusal(second, "turns", "user:ada", "10.0.0.1") is None
+    for lease in leases:
+        lease.close()
     assert redis.keys() == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from chatkit.limits.rate import Action, Limits, client_address
 from chatkit.settings import Settings
 from chatkit.web.errors import TooManyRequests
 from tests.support.hosted import COMPLETE
+from tests.support.redis_server import Redis
 from tests.support.service import free_port
 
 
@@ -72,6 +74,26 @@ def test_a_limit(action: Action, user: str | None, variables: dict[str, str], mo
 )
 def test_an_address(text: str | None, address: str) -> None:
     assert client_address(text) == address
+
+
+def test_two_processes_count_in_one_redis_and_each_for_itself_without(caplog: pytest.LogCaptureFixture) -> None:
+    def counts(process: Limits) -> bool:
+        try:
+            process.count("sessions", "user:ada")
+        except TooManyRequests:
+            return False
+        return True
+
+    with Redis() as redis, caplog.at_level(logging.INFO, "chatkit.limits.rate"):
+        processes = [limits(RATE_LIMIT="2", REDIS_URL=redis.url) for _ in range(2)]
+        assert [counts(processes[number % 2]) for number in range(3)] == [True, True, False]
+        redis.kill()
+        assert [counts(processes[number % 2]) for number in range(6)] == [True] * 4 + [False] * 2
+        assert caplog.text.count("Redis can't be used") == 2, "once for each process"
+        redis.start()
+        time.sleep(1.1)
+        assert [counts(processes[number % 2]) for number in range(3)] == [True, True, False]
+        assert caplog.text.count("Redis can be used again") == 2
 
 
 def test_a_redis_that_fails_is_asked_again_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

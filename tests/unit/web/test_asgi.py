@@ -13,7 +13,7 @@ from flask import Response, request
 
 from chatkit.web.asgi import Adapter, AsgiFlask, deferred
 from chatkit.web.buffer import Buffer
-from chatkit.web.errors import register_error_handlers
+from chatkit.web.errors import TooManyRequests, register_error_handlers
 from tests.support.jumping_loop import run
 
 MIB = 1024 * 1024
@@ -22,6 +22,20 @@ PATH = "/echo"
 
 async def silent(_buffer: Buffer) -> None:
     await asyncio.Event().wait()
+
+
+async def nothing(_buffer: Buffer) -> None:
+    """Produces no body."""
+
+
+async def failing(_buffer: Buffer) -> None:
+    raise TooManyRequests("too many", retry_after=1)
+
+
+async def failing_after_a_word(buffer: Buffer) -> None:
+    buffer.put(b"data: word\n\n")
+    await asyncio.sleep(1)
+    raise TooManyRequests("too many", retry_after=1)
 
 
 async def silent_after_a_word(buffer: Buffer) -> None:
@@ -48,6 +62,9 @@ def make_app(missing: Callable[[], list[str]] = list, max_body_bytes: int = 8 * 
         ("stream", silent, True),
         ("json", silent, False),
         ("stream-after-a-word", silent_after_a_word, True),
+        ("nothing", nothing, True),
+        ("error", failing, True),
+        ("error-after-a-word", failing_after_a_word, True),
     ):
         app.add_url_rule(f"/{name}", name, view(produce, streaming=streaming), methods=["POST"])
     return app
@@ -100,6 +117,8 @@ class Client:
             async for chunk in chunks:
                 self.taken += 1
                 yield {"type": "http.request", "body": chunk, "more_body": True}
+            if self.left.is_set():
+                yield {"type": "http.disconnect"}
         yield {"type": "http.request", "body": b"", "more_body": False}
         await self.left.wait()
         yield {"type": "http.disconnect"}
@@ -239,7 +258,85 @@ def test_a_silent_stream_says_every_ten_seconds_that_it_is_alive() -> None:
     run(check())
 
 
+def test_a_view_that_leaves_its_body_and_produces_none() -> None:
+    async def check() -> None:
+        client = Client(make_app(), "/nothing")
+        await client.post()
+        assert (client.status, client.code) == (404, "not_found")
+
+    run(check())
+
+
+def test_an_error_before_the_first_event_is_an_answer_and_one_after_it_ends_the_stream(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def check() -> None:
+        client = Client(make_app(), "/error")
+        await client.post()
+        assert (client.status, client.code) == (429, "too_many_requests")
+        client = Client(make_app(), "/error-after-a-word")
+        await client.post()
+        assert (client.status, client.body) == (200, [b"data: word\n\n"]), "the end of the body is missing"
+
+    run(check())
+    assert caplog.text.count("a response ended early") == 1
+
+
+def test_an_interrupted_stream_that_has_not_begun() -> None:
+    async def check() -> None:
+        app = make_app()
+        client = Client(app, "/stream")
+        answer = asyncio.create_task(client.post())
+        while not app.asgi._producers:
+            await asyncio.sleep(0)
+        app.asgi.interrupt()
+        await answer
+        assert (client.status, client.code) == (503, "service_busy")
+        assert not app.asgi._producers
+
+    run(check())
+
+
+def test_a_client_that_leaves_before_the_response_gets_none(caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        app = make_app()
+        client = Client(app, "/stream", patience=0)
+        client.left.set()
+        await client.post()
+        in_its_body = Client(app)
+        in_its_body.left.set()
+        await in_its_body.post(chunks(1))
+        assert (client.status, in_its_body.status) == (0, 0)
+
+    run(check())
+    assert caplog.text.count("the client disconnected before the response began") == 2
+
+
+def test_a_websocket_is_refused() -> None:
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    run(make_app().asgi({"type": "websocket"}, receive, send))
+    assert sent == [{"type": "websocket.close"}]
+
+
 # Readiness
+
+
+def test_a_process_that_drains_is_not_ready() -> None:
+    async def check() -> None:
+        app = make_app()
+        app.asgi.draining = True
+        client = Client(app, "/readyz")
+        await client.post()
+        assert b"a process that is not shutting down" in b"".join(client.body)
+
+    run(check())
 
 
 def test_a_readiness_check_takes_less_than_a_second() -> None:

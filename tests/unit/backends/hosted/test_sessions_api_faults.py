@@ -28,6 +28,8 @@ UNAVAILABLE = (503, "openai_unavailable", "OpenAI service temporarily unavailabl
 SESSION = json.dumps(u.session()).encode()
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
 ROWS: dict[str, tuple[Behaviour, tuple[int, str, str]]] = {
     "key rejected": (failing(401, "invalid_api_key"), REJECTED),
     "rate limited": (failing(429, "rate_limit_exceeded"), LIMITED),
@@ -51,6 +53,10 @@ ROWS: dict[str, tuple[Behaviour, tuple[int, str, str]]] = {
     "empty id": (minting(id=""), NO_SESSION),
     "too long": (answering(200, SESSION + b" " * 300_000), NO_SESSION),
     "endless": (u.endless, NO_SESSION),
+    "endless chunks of a byte": (
+        sending(CHUNKED + b"1\r\n \r\n" * 100_000 + b"%x\r\n%b\r\n0\r\n\r\n" % (len(SESSION), SESSION)),
+        NO_SESSION,
+    ),
     "gzip bomb": (answering(200, gzip.compress(b" " * 200_000_000), Content_Encoding="gzip"), NO_SESSION),
     "gzip that is none": (answering(200, SESSION, Content_Encoding="gzip"), NO_SESSION),
     "internal error": (failing(500, "server_error"), UNAVAILABLE),
@@ -107,9 +113,12 @@ def test_redirects_are_not_followed(client: FlaskClient, upstream: Upstream, sta
         assert elsewhere.connections == 0
 
 
-def test_nobody_listens(make_app: MakeApp) -> None:
+def test_nobody_listens(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions_api, "CALL_SECONDS", 30)
     client = make_app(CHATKIT_API_BASE=f"http://127.0.0.1:{free_port()}").test_client()
+    started = time.monotonic()
     assert error_of(client.post(ENDPOINT)) == UNAVAILABLE
+    assert time.monotonic() - started < 10, "it is known at once"
 
 
 def test_host_without_address(make_app: MakeApp) -> None:

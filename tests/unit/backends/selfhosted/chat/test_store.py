@@ -25,7 +25,7 @@ from chatkit.types import (
 )
 from sqlalchemy import create_engine, insert, text
 
-from chatkit.backends.selfhosted.chat.history import MAX_CHARACTERS, load_history
+from chatkit.backends.selfhosted.chat.history import MAX_CHARACTERS, load_history, to_model_input
 from chatkit.backends.selfhosted.chat.store import MAX_PAGE_BYTES, SqlStore, new_id
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import ItemRow
@@ -361,6 +361,9 @@ def test_twenty_megabytes_of_images_are_sent_and_of_older_ones_the_mention(store
     add_items(store, [question(thread_id, "q"), *(drawn(thread_id, size) for size in (1, 10_000_000, 9_999_999, 1))])
     items: list[Any] = run(load_history(store, thread_id, ADA))
     assert [len(item.image.url) for item in items[1:]] == [0, 10_000_000, 9_999_999, 1]
+    [mention, image] = run(to_model_input(items[1:3], None))
+    assert [part["type"] for part in mention["content"]] == ["input_text"]
+    assert [part["type"] for part in image["content"]] == ["input_text", "input_image"]
 
 
 def test_a_history_of_long_messages_is_cut_by_its_length(store: SqlStore) -> None:

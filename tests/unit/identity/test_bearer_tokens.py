@@ -536,8 +536,9 @@ def test_other_algorithms_are_not_used(with_keys: FlaskClient, provider: Provide
 
 
 def test_known_keys_are_used_while_they_are_fetched_again(
-    with_keys: FlaskClient, provider: Provider, clock: list[float]
+    with_keys: FlaskClient, provider: Provider, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(jwks, "FETCH_SECONDS", 30)
     token = provider.token(iss=ISSUER)
     assert mint(with_keys, token).status_code == 200
     asked, go_on = threading.Event(), threading.Event()
@@ -545,7 +546,7 @@ def test_known_keys_are_used_while_they_are_fetched_again(
 
     def late(handler: u.Handler) -> None:
         asked.set()
-        go_on.wait(2)
+        go_on.wait(20)
         published(handler)
 
     provider.server.behaviour = late

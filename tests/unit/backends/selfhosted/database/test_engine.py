@@ -136,7 +136,7 @@ def one(engine: Engine) -> int:
 def test_a_connection_that_was_idle_for_five_seconds_is_tested(
     postgresql: str, monkeypatch: pytest.MonkeyPatch, idle: float
 ) -> None:
-    monkeypatch.setattr(module, "SERVER_SECONDS", 0.5)
+    monkeypatch.setattr(module, "SERVER_SECONDS", 1)
     with Network(postgresql) as network:
         engine = open_database(network.url, connections=1)
         assert one(engine) == 1

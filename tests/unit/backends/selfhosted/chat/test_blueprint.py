@@ -1,4 +1,4 @@
-"""How large a chat request may be, by its type."""
+"""Who may send a chat request, and how large it may be, by its type."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from flask.testing import FlaskClient
 
 from tests.support.applications import MakeApp
 from tests.support.chat import user_input
@@ -65,3 +66,24 @@ def test_a_long_dictation_that_is_more_than_audio_is_not_read(status: Any, size:
     body = dictation(size, metadata={"note": "," * commas})
     assert body.count(b",") == commas + 3
     assert status(body) == expected
+
+
+@pytest.mark.parametrize(
+    ("authorization", "code"),
+    [
+        (None, "client_secret_missing"),
+        ("", "client_secret_missing"),
+        ("Bearer", "client_secret_missing"),
+        ("Bearer  ", "client_secret_missing"),
+        ("Basic {secret}", "client_secret_missing"),
+        ("{secret}", "client_secret_missing"),
+        ("Bearer cs_unknown", "client_secret_unknown"),
+        ("Bearer {secret}", None),
+        ("bearer  {secret} ", None),
+    ],
+)
+def test_the_secret(selfhosted: FlaskClient, authorization: str | None, code: str | None) -> None:
+    secret = selfhosted.post(ENDPOINT).get_json()["data"]["client_secret"]
+    headers = {} if authorization is None else {"Authorization": authorization.format(secret=secret)}
+    response = selfhosted.post("/api/chatkit", data=request("threads.list"), content_type="application/json", headers=headers)
+    assert (response.status_code, response.get_json().get("code")) == (401 if code else 200, code)

@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT, error_of
-from tests.support.provider import SECRET
+from tests.support.provider import SECRET, shared
 from tests.support.upstream import Upstream, minting
 
 
@@ -95,6 +95,22 @@ def test_a_visitor_who_reloads_the_page_takes_nothing_over(make_app: MakeApp) ->
         assert cookie["visitor"] == visitor
     body = {"type": "threads.list", "params": {}}
     assert client.post("/api/chatkit", json=body, headers={"Authorization": f"Bearer {first}"}).status_code == 200
+
+
+def test_who_signs_in_is_no_visitor_any_more(make_app: MakeApp) -> None:
+    variables = {"CHATKIT_BACKEND": "selfhosted", "AUTH_JWT_SECRET": SECRET, "AUTH_KEEP_CONVERSATIONS": "true"}
+    client = make_app(**variables).test_client()
+    client.post(ENDPOINT)
+    client.post(ENDPOINT, headers={"Authorization": f"Bearer {shared()}"})
+    with client.session_transaction() as cookie:
+        assert "visitor" not in cookie
+
+
+def test_a_signed_in_user_without_a_cookie_is_counted(make_app: MakeApp) -> None:
+    client = make_app(AUTH_JWT_SECRET=SECRET, RATE_LIMIT="2,100").test_client(use_cookies=False)
+    headers = {"Authorization": f"Bearer {shared()}"}
+    assert [client.post(ENDPOINT, headers=headers).status_code for _ in range(3)] == [200, 200, 429]
+    assert client.post(ENDPOINT).status_code == 200
 
 
 def test_origin_that_is_not_listed(client: FlaskClient) -> None:

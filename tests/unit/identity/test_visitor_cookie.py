@@ -13,6 +13,7 @@ from werkzeug.test import TestResponse
 
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT
+from tests.support.provider import SECRET, shared
 from tests.support.upstream import Upstream, users
 
 HTTPS = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "chat.example.com"}
@@ -31,9 +32,11 @@ def test_the_same_visitor_after_a_reload(client: FlaskClient, upstream: Upstream
     assert re.fullmatch(r"anonymous:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", first)
 
 
-@pytest.mark.parametrize("backend", ["hosted", "selfhosted"])
-def test_a_visitor_is_known_for_a_year(make_app: MakeApp, backend: str) -> None:
-    cookie = cookie_of(make_app(CHATKIT_BACKEND=backend).test_client().post(ENDPOINT))
+@pytest.mark.parametrize(("backend", "token"), [("hosted", ""), ("hosted", shared()), ("selfhosted", "")])
+def test_the_cookie_is_kept_for_a_year(make_app: MakeApp, backend: str, token: str) -> None:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    client = make_app(CHATKIT_BACKEND=backend, AUTH_JWT_SECRET=SECRET).test_client()
+    cookie = cookie_of(client.post(ENDPOINT, headers=headers))
     expires = parsedate_to_datetime(re.findall("Expires=([^;]+)", cookie)[0])
     assert expires - datetime.now(UTC) == pytest.approx(timedelta(days=365), abs=timedelta(minutes=5))
 

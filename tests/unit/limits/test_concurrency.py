@@ -70,6 +70,16 @@ def test_a_refused_request_holds_nothing(held: ExitStack) -> None:
         held.enter_context(concurrency.held("turns", "user:ada", f"10.0.0.{2 + number}"))
 
 
+def test_what_is_given_back_can_be_held_once_again(held: ExitStack) -> None:
+    concurrency = ChatConcurrency(None, turn_seconds=90)
+    for number in range(4):
+        held.enter_context(concurrency.held("turns", "user:ada", f"10.0.0.{number}"))
+    for _ in range(3):
+        assert refusal(concurrency, "turns", "user:ada", "10.0.1.1") is None
+    held.enter_context(concurrency.held("turns", "user:ada", "10.0.1.1"))
+    assert refusal(concurrency, "turns", "user:ada", "10.0.1.1")
+
+
 def test_turns_and_requests_are_counted_apart(held: ExitStack) -> None:
     concurrency = ChatConcurrency(None, turn_seconds=90)
     for _ in range(5):

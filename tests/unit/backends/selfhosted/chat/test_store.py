@@ -25,6 +25,7 @@ from chatkit.types import (
 )
 from sqlalchemy import create_engine, insert, text
 
+from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.history import MAX_CHARACTERS, load_history, to_model_input
 from chatkit.backends.selfhosted.chat.store import MAX_PAGE_BYTES, SqlStore, new_id
 from chatkit.backends.selfhosted.database.engine import open_database
@@ -255,6 +256,40 @@ def test_nobody_reaches_what_is_another_users(store: SqlStore, database: str) ->
     assert run(store.load_threads(10, None, "asc", EVE)).data == []
     assert counts(database) == before
     assert run(store.load_item(thread_id, "msg_1", ADA)) == message(thread_id, "msg_1")
+
+
+@pytest.mark.parametrize("context", [ADA, EVE], ids=["own", "another user's"])
+def test_an_item_of_another_thread_is_no_cursor(store: SqlStore, context: ChatContext) -> None:
+    other, thread_id = new_thread(store), new_thread(store, context)
+    run(store.add_thread_item(other, message(other, "msg_1"), ADA))
+    run(store.add_thread_item(thread_id, message(thread_id, "msg_2"), context))
+    with pytest.raises(NotFoundError):
+        run(store.load_thread_items(thread_id, "msg_1", 10, "asc", context))
+
+
+def test_deleting_later_items_leaves_other_threads_alone(store: SqlStore) -> None:
+    thread_id, own, anothers = new_thread(store), new_thread(store), new_thread(store, EVE)
+    run(store.add_thread_item(thread_id, question(thread_id, "q"), ADA))
+    for number in range(2):
+        run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}"), ADA))
+        run(store.add_thread_item(own, message(own, f"own_{number}"), ADA))
+        run(store.add_thread_item(anothers, message(anothers, f"eves_{number}"), EVE))
+    run(store.delete_after(thread_id, "q", ADA))
+    left = [(thread_id, ADA), (own, ADA), (anothers, EVE)]
+    assert [[item.id for item in run(store.load_thread_items(id_, None, 10, "asc", who)).data] for id_, who in left] == [
+        ["q"],
+        ["own_0", "own_1"],
+        ["eves_0", "eves_1"],
+    ]
+
+
+def test_a_draft_of_a_deleted_thread_does_not_hold_up_the_others(store: SqlStore, database: str) -> None:
+    gone, kept = new_thread(store), new_thread(store)
+    run(store.delete_thread(gone, ADA))
+    drafts = [(ADA.user, message(gone, "a")), (ADA.user, message(kept, "b")), (EVE.user, message(kept, "c"))]
+    run(store.save_drafts(drafts))
+    assert [item.id for item in run(store.load_thread_items(kept, None, 10, "asc", ADA)).data] == ["b"]
+    assert counts(database)["chat_items"] == 1
 
 
 def test_a_delete_leaves_nothing_behind(store: SqlStore, database: str) -> None:

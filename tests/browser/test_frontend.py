@@ -224,7 +224,7 @@ class TestTheExampleOfAnOwnServer:
     def told(self, page: Page) -> Any:
         return page.get_by_role("list", name="Told").get_by_role("listitem")
 
-    def test_a_widget_with_actions_of_the_server_and_of_the_page(self, page: Page) -> None:
+    def test_widget_with_actions_of_the_server_and_of_the_page(self, page: Page) -> None:
         self.ask(page, "Show me plants")
         page.get_by_role("button", name="Show Kale").click()
         expect(self.told(page)).to_have_text(["plant.show: kale"])
@@ -236,7 +236,7 @@ class TestTheExampleOfAnOwnServer:
         expect(page.get_by_role("button", name="Plant Kale")).to_be_disabled()
         expect(self.told(page)).to_have_text(["plant.show: kale", 'garden/planted: {"plant":"kale"}'])
 
-    def test_a_client_tool_an_effect_and_a_title(self, page: Page) -> None:
+    def test_client_tool_an_effect_and_a_title(self, page: Page) -> None:
         self.ask(page, "Which bed?")
         expect(page.get_by_role("log")).to_contain_text('Done. {"asked": "selected_bed", "bed": "north"}')
         expect(page.locator(".heading")).to_have_text("Plans for the garden")
@@ -250,7 +250,7 @@ class TestTheExampleOfAnOwnServer:
         self.ask(page, "@Kale")  # the server tells the model that it is a plant
         expect(page.get_by_role("button", name="Show Kale")).to_be_visible()
 
-    def test_the_composer_offers_what_the_service_lists(self, page: Page, visitor: Visitor) -> None:
+    def test_composer_offers_what_the_service_lists(self, page: Page, visitor: Visitor) -> None:
         assert page.get_by_label("Model").locator("option").all_inner_texts() == ["Fast", "Best"]
         assert page.get_by_label("Tool").locator("option").all_inner_texts() == ["No tool", "Calendar"]
         page.get_by_label("Tool").select_option("Calendar")

@@ -16,7 +16,7 @@ SHOWN = [line for page in PAGES for line in re.findall(r"^\$ .*?flask --app app 
 
 
 @pytest.mark.parametrize("line", SHOWN)
-def test_a_command_that_is_shown(client: FlaskClient, line: str) -> None:
+def test_command_that_is_shown(client: FlaskClient, line: str) -> None:
     command: click.Command = client.application.cli
     words = shlex.split(line)
     with click.Context(command) as context:
@@ -36,7 +36,7 @@ def test_every_command_is_shown(client: FlaskClient) -> None:
     assert {" ".join(line.split()[: 1 if line.startswith("import") else 2]) for line in SHOWN} == names
 
 
-def test_the_options_that_the_text_names_exist(client: FlaskClient) -> None:
+def test_options_that_the_text_names_exist(client: FlaskClient) -> None:
     named = set(re.findall(r"`(--[a-z-]+)", PAGES[0])) | set(re.findall(r"`[^`\n]* (--[a-z-]+)", PAGES[0]))
     assert {"--user-format", "--user", "--yes"} <= named
     known = {"--app", "--help"}

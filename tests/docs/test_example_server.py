@@ -36,7 +36,7 @@ def buttons(widget: Any) -> dict[str, Any]:
     return {child["label"]: child["onClickAction"] for child in children if child["type"] == "Button"}
 
 
-def test_a_title_that_a_model_writes(caller: Caller) -> None:
+def test_title_that_a_model_writes(caller: Caller) -> None:
     thread_id, events = caller.create("Hello")
     assert errors(events) == []
     assert caller.thread(thread_id).title == "Plans for the garden"
@@ -45,7 +45,7 @@ def test_a_title_that_a_model_writes(caller: Caller) -> None:
     assert caller.thread(thread_id).title == "Mine"
 
 
-def test_a_widget_and_its_actions(caller: Caller) -> None:
+def test_widget_and_its_actions(caller: Caller) -> None:
     thread_id, events = caller.create("Show me plants")
     assert [event.text for event in of_type(events, "progress_update")] == ["Looking through the seed box"]
     (card,) = items(events, "widget")
@@ -70,7 +70,7 @@ def test_a_widget_and_its_actions(caller: Caller) -> None:
     assert "Kale (chosen)" in kept[1].model_dump_json()
 
 
-def test_a_client_tool(caller: Caller) -> None:
+def test_client_tool(caller: Caller) -> None:
     thread_id, events = caller.create("Which bed is it?")
     (call,) = items(events, "client_tool_call")
     assert (call.name, call.status) == ("selected_bed", "pending")
@@ -78,7 +78,7 @@ def test_a_client_tool(caller: Caller) -> None:
     assert texts(answered) == ['Done. {"bed": "north"}']
 
 
-def test_an_effect_and_what_the_thread_remembers(caller: Caller) -> None:
+def test_effect_and_what_the_thread_remembers(caller: Caller) -> None:
     thread_id, events = caller.create("Water it")
     assert [event.data for event in of_type(events, "client_effect")] == [{"litres": 5}]
     assert texts(events) == ["Done. 5 litres so far."]
@@ -94,12 +94,12 @@ def test_sources(caller: Caller) -> None:
     assert all(text.endswith(name) for (_, _, text), name in zip(sources, ["Tomato", "Runner bean", "Kale"], strict=True))
 
 
-def test_a_composer_tool_chooses_the_agent(caller: Caller) -> None:
+def test_composer_tool_chooses_the_agent(caller: Caller) -> None:
     events = list(caller.stream("threads.create", input=user_input("What now?", tool_choice={"id": "calendar"})))
     assert texts(events) == ["May: sow beans and kale, plant tomatoes out."]
 
 
-def test_a_mention(caller: Caller) -> None:
+def test_mention(caller: Caller) -> None:
     tag = {"type": "input_tag", "id": "kale", "text": "Kale", "data": {}}
     events = list(caller.stream("threads.create", input={**user_input(""), "content": [tag]}))
     assert items(events, "widget"), "the model is told that it is a plant"

@@ -75,7 +75,7 @@ def fill(project: Project, threads: int, items: int = 3) -> None:
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_an_import_that_is_ended_in_the_middle(project: Project, flask: Flask, database: str, sign: signal.Signals) -> None:
+def test_import_that_is_ended_in_the_middle(project: Project, flask: Flask, database: str, sign: signal.Signals) -> None:
     fill(project, 20)
     running: list[subprocess.Popen[Any]] = []
 
@@ -106,7 +106,7 @@ def test_an_import_that_is_ended_in_the_middle(project: Project, flask: Flask, d
 
 
 @pytest.mark.parametrize("backend", ["hosted", "selfhosted"])
-def test_an_import_beside_a_running_service(
+def test_import_beside_a_running_service(
     upstream: Upstream, project: Project, flask: Flask, database: str, backend: str
 ) -> None:
     fill(project, 30)
@@ -118,7 +118,7 @@ def test_an_import_beside_a_running_service(
 
 
 @on_sqlite
-def test_the_progress_on_a_terminal(project: Project, flask: Flask, database: str) -> None:
+def test_progress_on_a_terminal(project: Project, flask: Flask, database: str) -> None:
     fill(project, 3)
     ours, theirs = pty.openpty()
     process = flask("import-hosted", options={"stdout": subprocess.PIPE, "stderr": theirs})
@@ -132,7 +132,7 @@ def test_the_progress_on_a_terminal(project: Project, flask: Flask, database: st
     assert "\x1b" not in output
 
 
-def test_an_export_into_a_pipe_that_is_closed(flask: Flask, project: Project, database: str) -> None:
+def test_export_into_a_pipe_that_is_closed(flask: Flask, project: Project, database: str) -> None:
     project.add("user:a", *(asks("x" * 10_000) for _ in range(100)))
     assert outcome(flask("import-hosted"))[0] == 0
     process = flask("users", "export", "user:a")
@@ -145,7 +145,7 @@ def test_an_export_into_a_pipe_that_is_closed(flask: Flask, project: Project, da
 
 
 @on_sqlite
-def test_an_export_is_utf_8_whatever_the_locale(flask: Flask, project: Project, database: str) -> None:
+def test_export_is_utf_8_whatever_the_locale(flask: Flask, project: Project, database: str) -> None:
     project.add("user:a", asks("✓ é"))
     outcome(flask("import-hosted"))
     code, output, _ = outcome(flask("users", "export", "user:a", LC_ALL="C", PYTHONIOENCODING="ascii"))
@@ -165,7 +165,7 @@ def test_what_an_operator_may_forget(flask: Flask) -> None:
 
 
 @on_sqlite
-def test_a_database_that_can_not_be_reached(flask: Flask) -> None:
+def test_database_that_can_not_be_reached(flask: Flask) -> None:
     address = f"sqlite:////proc/nowhere/{free_port()}.db"
     for command in (["import-hosted"], ["users", "delete", "user:a", "--yes"], ["feedback", "export"]):
         code, output, errors = outcome(flask(*command, DATABASE_URL=address))

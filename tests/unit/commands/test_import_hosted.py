@@ -65,7 +65,7 @@ def on_sqlite(make_app: MakeApp, tmp_path: Path) -> Import:
 
 
 @pytest.mark.parametrize("backend", ["hosted", "selfhosted"])
-def test_a_visitor_finds_their_conversations(project: Project, importing: Import, backend: str) -> None:
+def test_visitor_finds_their_conversations(project: Project, importing: Import, backend: str) -> None:
     app = importing.make_app(CHATKIT_BACKEND="selfhosted", DATABASE_URL=importing.database)
     visitor = app.test_client()
 
@@ -100,7 +100,7 @@ def test_a_visitor_finds_their_conversations(project: Project, importing: Import
     assert [datetime.fromisoformat(item["created_at"]) for item in items] == times
 
 
-def test_a_conversation_can_be_continued(upstream: Upstream, project: Project, importing: Import) -> None:
+def test_conversation_can_be_continued(upstream: Upstream, project: Project, importing: Import) -> None:
     thread = project.add("anonymous:ada", *DESCRIBED, {"type": "chatkit.hologram", "text": "unknown words"})
     importing.run()
     upstream.behaviour = streaming(says("Welcome back"))
@@ -168,7 +168,7 @@ def test_users_of_other_deployments(project: Project, importing: Import) -> None
 
 
 @pytest.mark.parametrize("format_", ["{}", "ada:{}", "user:", "user:{}{}", "user:{0}", "user:{user}", ""])
-def test_a_format_that_hides_the_conversations_is_refused(project: Project, on_sqlite: Import, format_: str) -> None:
+def test_format_that_hides_the_conversations_is_refused(project: Project, on_sqlite: Import, format_: str) -> None:
     project.add("ada")
     result = on_sqlite.run("--user-format", format_)
     assert result.exit_code == 2
@@ -177,7 +177,7 @@ def test_a_format_that_hides_the_conversations_is_refused(project: Project, on_s
 
 
 @pytest.mark.parametrize("user", [None, 5, "", "user:\0", "user:" + "x" * 508])
-def test_a_user_that_can_not_be_stored(project: Project, importing: Import, user: Any) -> None:
+def test_user_that_can_not_be_stored(project: Project, importing: Import, user: Any) -> None:
     project.add(user)
     project.add("user:" + "x" * 507)
     result = importing.run()
@@ -186,7 +186,7 @@ def test_a_user_that_can_not_be_stored(project: Project, importing: Import, user
     assert importing.users() == {"user:" + "x" * 507: 1}
 
 
-def test_a_dry_run_stores_nothing(project: Project, on_sqlite: Import) -> None:
+def test_dry_run_stores_nothing(project: Project, on_sqlite: Import) -> None:
     project.add("user:a", *DESCRIBED, {"type": "chatkit.hologram"})
     result = on_sqlite.run("--dry-run", CHATKIT_BACKEND="hosted")
     assert result.exit_code == 0
@@ -259,9 +259,7 @@ def test_it_goes_on_where_it_was_broken_off(project: Project, importing: Import)
     assert len(importing.users()) == 10
 
 
-def test_a_thread_that_can_not_be_read_does_not_stop_the_others(
-    upstream: Upstream, project: Project, on_sqlite: Import
-) -> None:
+def test_thread_that_can_not_be_read_does_not_stop_the_others(upstream: Upstream, project: Project, on_sqlite: Import) -> None:
     for number in range(5):
         project.add(f"user:{number}", asks("Hello"))
     gone, broken = project.threads[1]["id"], project.threads[3]["id"]
@@ -275,7 +273,7 @@ def test_a_thread_that_can_not_be_read_does_not_stop_the_others(
     assert f"thread {broken}: not imported: its items can't be read: OpenAI answered 500 (server_error), 8" in result.stderr
 
 
-def test_a_run_without_success_ends(project: Project, on_sqlite: Import) -> None:
+def test_run_without_success_ends(project: Project, on_sqlite: Import) -> None:
     for number in range(20):
         project.add(f"user:{number}", asks("Hello"))
     project.faults = dict.fromkeys(range(2, 1000), failing(500, "server_error"))
@@ -283,7 +281,7 @@ def test_a_run_without_success_ends(project: Project, on_sqlite: Import) -> None
     assert len(project.requests) == 1 + import_hosted.MAX_FAILURES_IN_A_ROW * threads_api.MAX_ATTEMPTS
 
 
-def test_a_key_that_is_withdrawn_in_the_middle(project: Project, on_sqlite: Import) -> None:
+def test_key_that_is_withdrawn_in_the_middle(project: Project, on_sqlite: Import) -> None:
     for number in range(5):
         project.add(f"user:{number}")
     project.faults = dict.fromkeys(range(4, 100), failing(401, "invalid_api_key"))
@@ -309,7 +307,7 @@ def test_without_a_database(project: Project, on_sqlite: Import, tmp_path: Path)
     assert result.stderr.count("\n") == 1
 
 
-def test_a_database_that_fails_in_the_middle(project: Project, on_sqlite: Import) -> None:
+def test_database_that_fails_in_the_middle(project: Project, on_sqlite: Import) -> None:
     for number in range(3):
         project.add(f"user:{number}")
 

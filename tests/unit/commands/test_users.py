@@ -88,7 +88,7 @@ def everything(database: str) -> str:
         return "\n".join(str(tuple(row)) for table in metadata.tables.values() for row in connection.execute(table.select()))
 
 
-def test_the_export_has_everything_of_the_user(app: AsgiFlask, database: str) -> None:
+def test_export_has_everything_of_the_user(app: AsgiFlask, database: str) -> None:
     ada, eve = (with_data(app, database, name) for name in ("ada", "eve"))
     result = run(app, "users", "export", ada.user)
     assert result.exit_code == 0
@@ -111,7 +111,7 @@ def items_of(someone: Person) -> dict[str, Any]:
     return {"type": "items.list", "params": {"thread_id": someone.thread, "limit": 100, "order": "asc"}}
 
 
-def test_an_export_of_any_size_is_valid(app: AsgiFlask, database: str) -> None:
+def test_export_of_any_size_is_valid(app: AsgiFlask, database: str) -> None:
     for number in range(30):
         fill(database, "user:a", f"thr_{number}", *(question(f"{number}.{n} \0\n\u2028") for n in range(number)))
     exported = json.loads(run(app, "users", "export", "user:a").stdout)
@@ -121,7 +121,7 @@ def test_an_export_of_any_size_is_valid(app: AsgiFlask, database: str) -> None:
     assert (exported["sessions"], exported["attachments"]) == ([], [])
 
 
-def test_an_export_holds_little_in_memory(app: AsgiFlask, database: str) -> None:
+def test_export_holds_little_in_memory(app: AsgiFlask, database: str) -> None:
     fill(database, "user:a", "thr_1", *(answer("x" * 500_000) for _ in range(100)))
     tracemalloc.start()
     with make_engine(database).connect() as connection:
@@ -132,7 +132,7 @@ def test_an_export_holds_little_in_memory(app: AsgiFlask, database: str) -> None
     assert peak < 30_000_000
 
 
-def test_a_deleted_user_leaves_nothing(app: AsgiFlask, database: str) -> None:
+def test_deleted_user_leaves_nothing(app: AsgiFlask, database: str) -> None:
     ada, eve = (with_data(app, database, name) for name in ("ada", "eve"))
     before = everything(database)
     assert all(word in before for word in (*ada.ids(), "of ada", "atc_ada"))
@@ -186,7 +186,7 @@ def test_deleting_asks_first(app: AsgiFlask, database: str, reply: str) -> None:
 
 @pytest.mark.parametrize("command", [["users", "export"], ["users", "delete", "--yes"]])
 @pytest.mark.parametrize("user", ["a", "user:%", "user:A", "anonymous:a", ""])
-def test_a_user_of_whom_nothing_is_stored(app: AsgiFlask, database: str, command: list[str], user: str) -> None:
+def test_user_of_whom_nothing_is_stored(app: AsgiFlask, database: str, command: list[str], user: str) -> None:
     fill(database, "user:a", "thr_1", question("a"))
     result = run(app, *command, user)
     assert (result.exit_code, result.stdout) == (1, "")
@@ -194,7 +194,7 @@ def test_a_user_of_whom_nothing_is_stored(app: AsgiFlask, database: str, command
     assert "thr_1" in everything(database)
 
 
-def test_a_list_of_threads(app: AsgiFlask, database: str) -> None:
+def test_list_of_threads(app: AsgiFlask, database: str) -> None:
     fill(database, "user:a", "thr_2", question("a"), answer("b"))
     fill(database, "user:a", "thr_1")
     fill(database, "user:b", "thr_3", question("a"))
@@ -206,7 +206,7 @@ def test_a_list_of_threads(app: AsgiFlask, database: str) -> None:
     assert run(app, "threads", "list", "user:c").stdout == ""
 
 
-def test_a_thread_is_shown(app: AsgiFlask, database: str) -> None:
+def test_thread_is_shown(app: AsgiFlask, database: str) -> None:
     task = {"type": "task", "task": {"type": "custom", "title": "Searching"}}
     fill(database, "user:a", "thr_1", question("Hello\nthere"), task, answer("Hi"), feedback="positive")
     assert run(app, "threads", "show", "user:a", "thr_1").stdout.splitlines() == [
@@ -229,7 +229,7 @@ def test_what_users_wrote_does_not_control_the_terminal(app: AsgiFlask, database
         assert all(line.isprintable() for line in run(app, "threads", *command).stdout.splitlines())
 
 
-def test_a_thread_of_another_user_is_not_shown(app: AsgiFlask, database: str) -> None:
+def test_thread_of_another_user_is_not_shown(app: AsgiFlask, database: str) -> None:
     fill(database, "user:a", "thr_1", question("a"))
     result = run(app, "threads", "show", "user:b", "thr_1")
     assert (result.exit_code, result.stdout) == (1, "")
@@ -283,7 +283,7 @@ def test_without_feedback(app: AsgiFlask, database: str) -> None:
 
 
 @pytest.mark.parametrize("command", [["users", "export", "user:a"], ["threads", "list", "user:a"], ["feedback", "export"]])
-def test_a_database_that_fails(make_app: MakeApp, tmp_path: Any, command: list[str]) -> None:
+def test_database_that_fails(make_app: MakeApp, tmp_path: Any, command: list[str]) -> None:
     address = f"sqlite:///{tmp_path}/chatkit.db"
     app = make_app(DATABASE_URL=address)
     open_database(address)

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 import pytest
 from flask.testing import FlaskClient
 
-from chatkit.endpoints import sessions
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT, error_of
+from tests.support.provider import SECRET, shared
+from tests.support.upstream import Upstream, minting
 
 
 @pytest.mark.parametrize("backend", ["hosted", "selfhosted"])
@@ -61,6 +62,15 @@ def test_invalid_body(client: FlaskClient, body: bytes) -> None:
     assert error_of(response) == (400, "invalid_request_body", "Invalid request body")
 
 
+@pytest.mark.parametrize(("length", "status"), [(200, 200), (201, 404)])
+def test_length_of_a_session_id(client: FlaskClient, upstream: Upstream, length: int, status: int) -> None:
+    session_id = "s" * length
+    upstream.behaviour = minting(id=session_id)
+    client.post(ENDPOINT)
+    assert client.delete(f"{ENDPOINT}/{session_id}").status_code == status
+    assert len(upstream.received) == (2 if status == 200 else 1)
+
+
 def test_user_id_of_another_user(client: FlaskClient) -> None:
     response = client.post(ENDPOINT, json={"user_id": "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f"})
     assert error_of(response) == (403, "user_mismatch", "user_id is not the user who is asking")
@@ -72,6 +82,35 @@ def test_own_user_id(client: FlaskClient) -> None:
         visitor = cookie["visitor"]
     assert client.post(ENDPOINT, json={"user_id": visitor}).status_code == 200
     assert client.post(ENDPOINT, json={"user_id": visitor.upper()}).status_code == 200
+
+
+def test_visitor_who_reloads_the_page_takes_nothing_over(make_app: MakeApp) -> None:
+    variables = {"CHATKIT_BACKEND": "selfhosted", "AUTH_JWT_SECRET": SECRET, "AUTH_KEEP_CONVERSATIONS": "true"}
+    client = make_app(**variables).test_client()
+    first = client.post(ENDPOINT).get_json()["data"]["client_secret"]
+    with client.session_transaction() as cookie:
+        visitor = cookie["visitor"]
+    client.post(ENDPOINT)
+    with client.session_transaction() as cookie:
+        assert cookie["visitor"] == visitor
+    body = {"type": "threads.list", "params": {}}
+    assert client.post("/api/chatkit", json=body, headers={"Authorization": f"Bearer {first}"}).status_code == 200
+
+
+def test_who_signs_in_is_no_visitor_any_more(make_app: MakeApp) -> None:
+    variables = {"CHATKIT_BACKEND": "selfhosted", "AUTH_JWT_SECRET": SECRET, "AUTH_KEEP_CONVERSATIONS": "true"}
+    client = make_app(**variables).test_client()
+    client.post(ENDPOINT)
+    client.post(ENDPOINT, headers={"Authorization": f"Bearer {shared()}"})
+    with client.session_transaction() as cookie:
+        assert "visitor" not in cookie
+
+
+def test_signed_in_user_without_a_cookie_is_counted(make_app: MakeApp) -> None:
+    client = make_app(AUTH_JWT_SECRET=SECRET, RATE_LIMIT="2,100").test_client(use_cookies=False)
+    headers = {"Authorization": f"Bearer {shared()}"}
+    assert [client.post(ENDPOINT, headers=headers).status_code for _ in range(3)] == [200, 200, 429]
+    assert client.post(ENDPOINT).status_code == 200
 
 
 def test_unlisted_origin(client: FlaskClient) -> None:
@@ -93,7 +132,7 @@ def test_wrong_method(client: FlaskClient, method: str) -> None:
 
 
 def test_body_too_large(client: FlaskClient) -> None:
-    largest = b"{" + b" " * (sessions.MAX_BODY_BYTES - 2) + b"}"
+    largest = b"{" + b" " * (16 * 1024 - 2) + b"}"
     assert client.post(ENDPOINT, data=largest, content_type="application/json").status_code == 200
     response = client.post(ENDPOINT, data=largest + b" ", content_type="application/json")
     assert error_of(response) == (413, "request_entity_too_large", "Request entity too large")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 import pytest
 from flask.testing import FlaskClient
@@ -11,6 +13,7 @@ from werkzeug.test import TestResponse
 
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT
+from tests.support.provider import SECRET, shared
 from tests.support.upstream import Upstream, users
 
 HTTPS = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "chat.example.com"}
@@ -27,6 +30,15 @@ def test_visitor_is_kept(client: FlaskClient, upstream: Upstream) -> None:
     first, second = users(upstream)
     assert first == second
     assert re.fullmatch(r"anonymous:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", first)
+
+
+@pytest.mark.parametrize(("backend", "token"), [("hosted", ""), ("hosted", shared()), ("selfhosted", "")])
+def test_cookie_is_kept_for_a_year(make_app: MakeApp, backend: str, token: str) -> None:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    client = make_app(CHATKIT_BACKEND=backend, AUTH_JWT_SECRET=SECRET).test_client()
+    cookie = cookie_of(client.post(ENDPOINT, headers=headers))
+    expires = parsedate_to_datetime(re.findall("Expires=([^;]+)", cookie)[0])
+    assert expires - datetime.now(UTC) == pytest.approx(timedelta(days=365), abs=timedelta(minutes=5))
 
 
 def test_visitor_is_new_without_a_cookie(make_app: MakeApp, upstream: Upstream) -> None:

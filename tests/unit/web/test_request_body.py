@@ -152,6 +152,12 @@ def test_any_json(one_client: FlaskClient, value: Any) -> None:
     assert outcome(one_client, json.dumps(value).encode()) == expected
 
 
+def test_body_that_ends_early(one_client: FlaskClient) -> None:
+    shorter = {"CONTENT_LENGTH": "3", "wsgi.input_terminated": True}
+    response = one_client.post(ENDPOINT, data=b"{}", content_type=JSON, environ_overrides=shorter)
+    assert response.get_json()["code"] == "invalid_request_body"
+
+
 @relaxed
 @given(content_type=st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=60))
 def test_any_content_type(one_client: FlaskClient, content_type: str) -> None:

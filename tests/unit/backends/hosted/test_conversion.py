@@ -170,7 +170,7 @@ HOPELESS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", HOPELESS)
-def test_the_whole_original_is_kept(case: str) -> None:
+def test_whole_original_is_kept(case: str) -> None:
     item, loss = HOPELESS[case]
     result = converted(item)
     assert result.item.type == "end_of_turn"
@@ -180,7 +180,7 @@ def test_the_whole_original_is_kept(case: str) -> None:
 
 
 @pytest.mark.parametrize("element", [None, 5, "text", [], {}, {"type": "chatkit.widget"}])
-def test_an_element_that_is_no_item_gets_an_id_and_a_time(element: Any) -> None:
+def test_element_that_is_no_item_gets_an_id_and_a_time(element: Any) -> None:
     first, again = (convert_item(element, "cthr_1", BEFORE) for _ in range(2))
     assert first == again
     assert first.original == element
@@ -190,7 +190,7 @@ def test_an_element_that_is_no_item_gets_an_id_and_a_time(element: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [None, 5, "", "a" * 129, "a b", "a\0b", "ä", ["a"]])
-def test_an_id_that_can_not_be_stored_is_replaced(bad: Any) -> None:
+def test_id_that_can_not_be_stored_is_replaced(bad: Any) -> None:
     result = converted({**asks("Hello"), "id": bad})
     assert result.item.id.startswith("imported_")
     assert result.item.content[0].text == "Hello"
@@ -198,7 +198,7 @@ def test_an_id_that_can_not_be_stored_is_replaced(bad: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [None, "now", True, -1, 2**33, math.nan, math.inf, 1e300, {}])
-def test_a_time_that_is_none_becomes_that_of_the_item_before(bad: Any) -> None:
+def test_time_that_is_none_becomes_that_of_the_item_before(bad: Any) -> None:
     assert converted({**asks("Hello"), "created_at": bad}).item.created_at == BEFORE
 
 
@@ -208,25 +208,25 @@ def resource(**changes: Any) -> dict[str, Any]:
     return project.threads[0]
 
 
-def test_a_thread() -> None:
+def test_thread() -> None:
     thread = convert_thread(resource())
     assert (thread.title, thread.status.type) == ("About user:a", "active")
     assert thread.created_at == datetime.fromtimestamp(BEGIN + 60, UTC)
 
 
 @pytest.mark.parametrize("type_", ["locked", "closed"])
-def test_a_thread_that_takes_no_messages(type_: str) -> None:
+def test_thread_that_takes_no_messages(type_: str) -> None:
     thread = convert_thread(resource(status={"type": type_, "reason": "done"}, title=None))
     assert thread.title is None
     assert thread.status.model_dump() == {"type": type_, "reason": "done"}
 
 
-def test_a_thread_with_mistakes_is_converted_as_far_as_possible() -> None:
+def test_thread_with_mistakes_is_converted_as_far_as_possible() -> None:
     thread = convert_thread({"id": "cthr_1", "title": 5, "status": {"type": "frozen"}, "created_at": "now"})
     assert (thread.title, thread.status.type, thread.created_at.timestamp()) == (None, "active", 0)
 
 
 @pytest.mark.parametrize("element", [None, [], {}, {"id": None}, {"id": "a" * 65}, {"id": "cthr 1"}, {"id": ""}])
-def test_a_thread_without_an_id_is_none(element: Any) -> None:
+def test_thread_without_an_id_is_none(element: Any) -> None:
     with pytest.raises(ValueError, match="without a valid id"):
         convert_thread(element)

@@ -15,10 +15,11 @@ import openai
 import pytest
 import requests_mock
 import trustme
+from flask.testing import FlaskClient
 
 from chatkit.identity.user import User
 from chatkit.settings import Settings
-from tests.support.endpoint import USER
+from tests.support.endpoint import ENDPOINT, USER
 from tests.support.hosted import COMPLETE, sessions_api, what_counts
 from tests.support.service import SECRET_KEY
 from tests.support.upstream import API_KEY, WORKFLOW_ID, Upstream, answering, delayed, mint, minting, session
@@ -85,6 +86,11 @@ def test_workflow_and_state_variables_of_a_user(upstream: Upstream) -> None:
 def test_unset_options_are_not_sent(upstream: Upstream) -> None:
     sessions_api(upstream.url).issue(USER)
     assert upstream.received[0].body == {"user": USER.id, "workflow": {"id": WORKFLOW_ID}}
+
+
+def test_openai_is_told_the_id_of_the_request(client: FlaskClient, upstream: Upstream) -> None:
+    response = client.post(ENDPOINT)
+    assert upstream.received[0].headers["x-client-request-id"] == response.headers["X-Request-ID"]
 
 
 def test_connection_is_reused(upstream: Upstream) -> None:

@@ -28,6 +28,8 @@ UNAVAILABLE = (503, "openai_unavailable", "OpenAI service temporarily unavailabl
 SESSION = json.dumps(u.session()).encode()
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
 FAILURES: dict[str, tuple[Behaviour, tuple[int, str, str]]] = {
     "key rejected": (failing(401, "invalid_api_key"), REJECTED),
     "rate limited": (failing(429, "rate_limit_exceeded"), LIMITED),
@@ -51,6 +53,10 @@ FAILURES: dict[str, tuple[Behaviour, tuple[int, str, str]]] = {
     "empty id": (minting(id=""), NO_SESSION),
     "too long": (answering(200, SESSION + b" " * 300_000), NO_SESSION),
     "endless": (u.endless, NO_SESSION),
+    "endless chunks of a byte": (
+        sending(CHUNKED + b"1\r\n \r\n" * 100_000 + b"%x\r\n%b\r\n0\r\n\r\n" % (len(SESSION), SESSION)),
+        NO_SESSION,
+    ),
     "gzip bomb": (answering(200, gzip.compress(b" " * 200_000_000), Content_Encoding="gzip"), NO_SESSION),
     "invalid gzip": (answering(200, SESSION, Content_Encoding="gzip"), NO_SESSION),
     "internal error": (failing(500, "server_error"), UNAVAILABLE),
@@ -92,6 +98,12 @@ def test_failure_is_mapped_to_an_error(client: FlaskClient, upstream: Upstream, 
     assert u.WORKFLOW_ID not in response.text
 
 
+@pytest.mark.parametrize(("size", "status"), [(256 * 1024, 200), (256 * 1024 + 1, 500)])
+def test_size_of_an_answer(client: FlaskClient, upstream: Upstream, size: int, status: int) -> None:
+    upstream.behaviour = answering(200, SESSION.ljust(size))
+    assert client.post(ENDPOINT).status_code == status
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(client: FlaskClient, upstream: Upstream, status: int) -> None:
     with Upstream() as elsewhere:
@@ -101,9 +113,12 @@ def test_redirects_are_not_followed(client: FlaskClient, upstream: Upstream, sta
         assert elsewhere.connections == 0
 
 
-def test_connection_refused(make_app: MakeApp) -> None:
+def test_connection_refused(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions_api, "CALL_SECONDS", 30)
     client = make_app(CHATKIT_API_BASE=f"http://127.0.0.1:{free_port()}").test_client()
+    started = time.monotonic()
     assert error_of(client.post(ENDPOINT)) == UNAVAILABLE
+    assert time.monotonic() - started < 10, "it is known at once"
 
 
 def test_unresolvable_host(make_app: MakeApp) -> None:

@@ -64,7 +64,7 @@ def test_pages_are_read_one_after_the_other_in_order(project: Project, api: Thre
     assert {thread["user"] for thread in api.threads("user:1")} == {"user:1"}
 
 
-def test_the_next_page_is_requested_only_when_it_is_needed(project: Project, api: ThreadsApi) -> None:
+def test_next_page_is_requested_only_when_it_is_needed(project: Project, api: ThreadsApi) -> None:
     for _ in range(300):
         project.add("user:a")
     threads = api.threads()
@@ -87,7 +87,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_response_is_requested_again(project: Project, api: ThreadsApi, waits: list[float], fault: str) -> None:
+def test_broken_response_is_requested_again(project: Project, api: ThreadsApi, waits: list[float], fault: str) -> None:
     project.largest_page = 1
     thread = project.add("user:a", asks("1"), answers("2"), asks("3"))
     first = 2  # the HTTP client itself repeats once after a broken connection
@@ -124,7 +124,7 @@ def test_nobody_listens(waits: list[float]) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_key_that_is_not_accepted(project: Project, api: ThreadsApi, waits: list[float], status: int) -> None:
+def test_key_that_is_not_accepted(project: Project, api: ThreadsApi, waits: list[float], status: int) -> None:
     project.faults = {1: failing(status, "invalid_api_key")}
     with pytest.raises(AccessDenied, match="OPENAI_API_KEY") as caught:
         list(api.threads())
@@ -142,14 +142,14 @@ def test_other_responses_are_not_requested_again(project: Project, api: ThreadsA
 
 
 @pytest.mark.parametrize("data", [[], [{"id": "cthr_1"}], [{"id": None}], ["x"]])
-def test_a_list_without_end_is_not_read_for_ever(upstream: Upstream, api: ThreadsApi, data: list[Any]) -> None:
+def test_list_without_end_is_not_read_for_ever(upstream: Upstream, api: ThreadsApi, data: list[Any]) -> None:
     upstream.behaviour = answering(200, {"object": "list", "data": data, "has_more": True, "last_id": None})
     with pytest.raises(ReadFailed, match="does not say after which element"):
         list(api.threads())
     assert len(upstream.received) <= 2
 
 
-def test_a_page_that_is_too_long(monkeypatch: pytest.MonkeyPatch, project: Project, api: ThreadsApi) -> None:
+def test_page_that_is_too_long(monkeypatch: pytest.MonkeyPatch, project: Project, api: ThreadsApi) -> None:
     monkeypatch.setattr(threads_api, "MAX_PAGE_BYTES", 100_000)
     thread = project.add("user:a", asks("x" * 200_000))
     with pytest.raises(ReadFailed, match="more than 100000 bytes"):

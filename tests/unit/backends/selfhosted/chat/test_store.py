@@ -25,8 +25,9 @@ from chatkit.types import (
 )
 from sqlalchemy import create_engine, insert, text
 
-from chatkit.backends.selfhosted.chat.history import IMAGE_CHARACTERS, MAX_CHARACTERS, MAX_ITEMS, load_history
-from chatkit.backends.selfhosted.chat.store import MAX_PAGE_BYTES, SqlStore
+from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.history import MAX_CHARACTERS, load_history, to_model_input
+from chatkit.backends.selfhosted.chat.store import MAX_PAGE_BYTES, SqlStore, new_id
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import ItemRow
 from chatkit.backends.selfhosted.sessions import SessionStore
@@ -50,6 +51,19 @@ def question(thread_id: str, name: str) -> UserMessageItem:
         content=[UserMessageTextContent(text="?")],
         inference_options=InferenceOptions(),
     )
+
+
+def add_items(store: SqlStore, items: list[Any]) -> None:
+    """Add many items of Ada's at once."""
+    rows = [{"thread_id": item.thread_id, "user_id": ADA.user, "id": item.id, "data": item.model_dump_json()} for item in items]
+    with store._engine.begin() as connection:
+        connection.execute(insert(ItemRow), rows)
+
+
+def drawn(thread_id: str, size: int) -> GeneratedImageItem:
+    """An image whose URL has this many characters."""
+    image = GeneratedImage(id=new_id("message"), url="A" * size)
+    return GeneratedImageItem(id=image.id, thread_id=thread_id, created_at=MOMENT, image=image)
 
 
 def counts(database: str) -> dict[str, int]:
@@ -99,6 +113,14 @@ def test_page_size_is_clamped(store: SqlStore, limit: int) -> None:
     for number in range(3):
         run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}"), ADA))
     assert 1 <= len(run(store.load_thread_items(thread_id, None, limit, "asc", ADA)).data) <= 100
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(99, 99), (100, 100), (101, 100), (10**9, 100)])
+def test_page_has_a_hundred_rows_at_most(store: SqlStore, limit: int, expected: int) -> None:
+    thread_id = new_thread(store)
+    add_items(store, [message(thread_id, f"msg_{number}") for number in range(102)])
+    page = run(store.load_thread_items(thread_id, None, limit, "asc", ADA))
+    assert (len(page.data), page.has_more) == (expected, True)
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
@@ -236,6 +258,40 @@ def test_tenant_isolation(store: SqlStore, database: str) -> None:
     assert run(store.load_item(thread_id, "msg_1", ADA)) == message(thread_id, "msg_1")
 
 
+@pytest.mark.parametrize("context", [ADA, EVE], ids=["own", "another user's"])
+def test_item_of_another_thread_is_no_cursor(store: SqlStore, context: ChatContext) -> None:
+    other, thread_id = new_thread(store), new_thread(store, context)
+    run(store.add_thread_item(other, message(other, "msg_1"), ADA))
+    run(store.add_thread_item(thread_id, message(thread_id, "msg_2"), context))
+    with pytest.raises(NotFoundError):
+        run(store.load_thread_items(thread_id, "msg_1", 10, "asc", context))
+
+
+def test_deleting_later_items_leaves_other_threads_alone(store: SqlStore) -> None:
+    thread_id, own, anothers = new_thread(store), new_thread(store), new_thread(store, EVE)
+    run(store.add_thread_item(thread_id, question(thread_id, "q"), ADA))
+    for number in range(2):
+        run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}"), ADA))
+        run(store.add_thread_item(own, message(own, f"own_{number}"), ADA))
+        run(store.add_thread_item(anothers, message(anothers, f"eves_{number}"), EVE))
+    run(store.delete_after(thread_id, "q", ADA))
+    left = [(thread_id, ADA), (own, ADA), (anothers, EVE)]
+    assert [[item.id for item in run(store.load_thread_items(id_, None, 10, "asc", who)).data] for id_, who in left] == [
+        ["q"],
+        ["own_0", "own_1"],
+        ["eves_0", "eves_1"],
+    ]
+
+
+def test_draft_of_a_deleted_thread_does_not_hold_up_the_others(store: SqlStore, database: str) -> None:
+    gone, kept = new_thread(store), new_thread(store)
+    run(store.delete_thread(gone, ADA))
+    drafts = [(ADA.user, message(gone, "a")), (ADA.user, message(kept, "b")), (EVE.user, message(kept, "c"))]
+    run(store.save_drafts(drafts))
+    assert [item.id for item in run(store.load_thread_items(kept, None, 10, "asc", ADA)).data] == ["b"]
+    assert counts(database)["chat_items"] == 1
+
+
 def test_deleting_a_thread_deletes_its_rows(store: SqlStore, database: str) -> None:
     kept = new_thread(store)
     thread_id = new_thread(store)
@@ -269,7 +325,10 @@ def test_retention(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: now + 31 * 86400)
     issuer.maintain()
     assert counts(database)["chat_threads"] == 2, "at most once an hour"
-    monkeypatch.setattr("time.monotonic", lambda: monotonic + 7200)
+    monkeypatch.setattr("time.monotonic", lambda: monotonic + 3500)
+    issuer.maintain()
+    assert counts(database)["chat_threads"] == 2
+    monkeypatch.setattr("time.monotonic", lambda: monotonic + 3700)
     issuer.maintain()
     assert {thread.id for thread in run(store.load_threads(10, None, "asc", ADA)).data} == {used}
     assert counts(database)["chat_items"] == 1
@@ -313,19 +372,33 @@ def test_paging_uses_an_index(store: SqlStore) -> None:
     assert "SORT" not in plan.upper().replace("COVERING", "")
 
 
-def test_long_history_starts_at_a_user_message(store: SqlStore) -> None:
+@pytest.mark.parametrize(("number", "expected"), [(200, 200), (201, 199), (300, 200)])
+def test_long_history_starts_at_a_user_message(store: SqlStore, number: int, expected: int) -> None:
     thread_id = new_thread(store)
-    with store._engine.begin() as connection:
-        for number in range(300):
-            make = question if number % 2 == 0 else message
-            item = make(thread_id, f"msg_{number}")
-            connection.execute(
-                insert(ItemRow).values(thread_id=thread_id, user_id=ADA.user, id=item.id, data=item.model_dump_json())
-            )
+    makers: list[Callable[[str, str], Any]] = [message, question]
+    add_items(store, [makers[index % 2 == 0](thread_id, f"msg_{index}") for index in range(number)])
     history = run(load_history(store, thread_id, ADA))
-    assert history[-1].id == "msg_299"
+    assert history[-1].id == f"msg_{number - 1}"
     assert history[0].type == "user_message"
-    assert MAX_ITEMS - 1 <= len(history) <= MAX_ITEMS
+    assert len(history) == expected
+
+
+@pytest.mark.parametrize(("length", "expected"), [(99_500, ["q_0", "a_0", "q_1"]), (100_000, ["q_1"])])
+def test_history_has_a_hundred_thousand_characters_at_most(store: SqlStore, length: int, expected: list[str]) -> None:
+    """The words that the model's input has besides the text, such as roles, are counted too."""
+    thread_id = new_thread(store)
+    add_items(store, [question(thread_id, "q_0"), message(thread_id, "a_0", "x" * length), question(thread_id, "q_1")])
+    assert [item.id for item in run(load_history(store, thread_id, ADA))] == expected
+
+
+def test_twenty_megabytes_of_images_are_sent_and_of_older_ones_the_mention(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    add_items(store, [question(thread_id, "q"), *(drawn(thread_id, size) for size in (1, 10_000_000, 9_999_999, 1))])
+    items: list[Any] = run(load_history(store, thread_id, ADA))
+    assert [len(item.image.url) for item in items[1:]] == [0, 10_000_000, 9_999_999, 1]
+    [mention, image] = run(to_model_input(items[1:3], None))
+    assert [part["type"] for part in mention["content"]] == ["input_text"]
+    assert [part["type"] for part in image["content"]] == ["input_text", "input_image"]
 
 
 def test_history_is_cut_by_characters(store: SqlStore) -> None:
@@ -366,7 +439,7 @@ def test_history_without_a_recent_user_message(store: SqlStore) -> None:
 def test_images_count_as_a_fixed_number_of_characters(store: SqlStore) -> None:
     thread_id = new_thread(store)
     url = "data:image/png;base64," + "A" * (3 * MAX_CHARACTERS)
-    many = MAX_CHARACTERS // IMAGE_CHARACTERS
+    many = 16  # of 6,000 characters each
     for number in range(many + 1):
         run(store.add_thread_item(thread_id, question(thread_id, f"q_{number}"), ADA))
         image = GeneratedImage(id=f"ig_{number}", url=url)

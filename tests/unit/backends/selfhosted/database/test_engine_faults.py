@@ -446,6 +446,18 @@ def test_maintenance_deletes_expired_rows(database: str) -> None:
     assert processes[1].find(live.client_secret).session_id == live.session_id
 
 
+def test_backlog_is_deleted_by_several_calls(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next call goes on with the threads, which are otherwise looked at once an hour."""
+    monkeypatch.setattr("chatkit.backends.selfhosted.sessions.PURGE_BATCHES", 1)
+    issuer = SessionStore(open_database(database), ttl=600, retention_days=30)
+    fill(issuer.engine, sessions=450, threads=450)
+    left = []
+    for _ in range(3):
+        issuer.maintain()
+        left.append((count(database, "chat_sessions"), count(database, "chat_threads")))
+    assert left == [(250, 250), (50, 50), (0, 0)]
+
+
 def test_maintenance_does_not_wait_for_rows_in_use(postgresql: str) -> None:
     issuer = SessionStore(open_database(postgresql), ttl=600, retention_days=30)
     fill(issuer.engine, sessions=3, threads=3)

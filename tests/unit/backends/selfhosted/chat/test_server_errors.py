@@ -1,0 +1,101 @@
+"""The server's own limits, and errors outside of the assistant."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from chatkit.types import AudioInput
+from sqlalchemy import create_engine, text
+
+from chatkit.backends.selfhosted.chat.assistants import make_openai_client
+from chatkit.backends.selfhosted.chat.composer import Composer
+from chatkit.backends.selfhosted.chat.defaults import Resources
+from chatkit.backends.selfhosted.chat.drafts import Drafts
+from chatkit.backends.selfhosted.chat.server import guarded
+from chatkit.backends.selfhosted.chat.store import SqlStore, ThreadGone
+from chatkit.backends.selfhosted.database.engine import open_database
+from chatkit.settings import Settings
+from chatkit.web import errors
+from tests.support import jumping_loop
+from tests.support.applications import Start
+from tests.support.chat import errors as errors_of
+from tests.support.chat import user_input
+from tests.support.hosted import COMPLETE
+from tests.support.responses_api import says, streaming
+from tests.support.store import ADA
+from tests.support.upstream import Upstream, silent
+
+
+@pytest.mark.parametrize(
+    ("words", "title"),
+    [
+        ("a" * 60, "a" * 60),
+        ("a" * 61, "a" * 60 + "…"),
+        ("a" * 30 + " " + "b" * 30, "a" * 30 + "…"),
+        ("a" * 30 + " \n " + "b" * 29, "a" * 30 + " " + "b" * 29),
+    ],
+)
+def test_title_has_sixty_characters_of_the_first_message(start: Start, upstream: Upstream, words: str, title: str) -> None:
+    upstream.behaviour = streaming(says("Hello"))
+    caller = start("simple")
+    thread_id, _ = caller.create(words)
+    assert caller.thread(thread_id).title == title
+
+
+def test_dictation_takes_a_minute_at_most(upstream: Upstream, tmp_path: object) -> None:
+    upstream.behaviour = silent(5)
+    variables = {"CHATKIT_BACKEND": "selfhosted", "CHATKIT_API_BASE": upstream.url, "CHATKIT_TURN_SECONDS": "300"}
+    store = SqlStore(open_database(f"sqlite:///{tmp_path}/chatkit.db"))
+
+    async def dictate() -> float:
+        client = make_openai_client(Settings.load({**COMPLETE, **variables}))
+        resources = Resources(
+            store, Drafts(store), Composer({"models": [], "tools": []}), turn_seconds=300, openai_client=client
+        )
+        server = guarded(DefaultServer, resources)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        with pytest.raises(errors.OpenAIUnavailable):
+            await server.transcribe(AudioInput(data=b"audio", mime_type="audio/webm"), ADA)
+        return loop.time() - started
+
+    assert 59 < jumping_loop.run(dictate()) < 61
+
+
+@pytest.mark.parametrize(("error", "retry"), [(ThreadGone(), False), (OSError("the disk is gone"), True)])
+def test_stream_that_fails_before_the_assistant_is_asked(
+    start: Start, monkeypatch: pytest.MonkeyPatch, error: Exception, retry: bool
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise error
+
+    caller = start(OPENAI_API_KEY="")
+    monkeypatch.setattr(SqlStore, "add_thread_item", fail)
+    _, events = caller.create("Hello")
+    assert errors_of(events) == [("stream.error", None, retry)]
+
+
+def test_database_that_fails_before_the_answer_begins(start: Start, tmp_path: object) -> None:
+    caller = start(OPENAI_API_KEY="")
+    with create_engine(f"sqlite:///{tmp_path}/chatkit.db").begin() as connection:
+        connection.execute(text("DROP TABLE chat_threads"))
+    for type_, params in (("threads.list", {}), ("threads.create", {"input": user_input("Hello")})):
+        answer = caller.post(type_, **params)
+        assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable"), type_
+        assert answer.headers["Retry-After"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("type_", "params"),
+    [
+        ("threads.get_by_id", {"thread_id": "thr\0"}),
+        ("items.list", {"thread_id": "thr", "after": "msg\0"}),
+        ("threads.retry_after_item", {"thread_id": "thr", "item_id": "msg\0"}),
+        ("items.feedback", {"thread_id": "thr", "item_ids": ["msg", "msg\0"], "kind": "positive"}),
+        ("attachments.delete", {"attachment_id": "atc\0"}),
+    ],
+)
+def test_id_with_nul_is_not_found(start: Start, type_: str, params: dict[str, object]) -> None:
+    answer = start(OPENAI_API_KEY="").post(type_, **params)
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")

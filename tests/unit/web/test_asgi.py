@@ -1,0 +1,376 @@
+"""The event loop's limits of requests and responses, with the real times, which a jumping clock skips."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from flask import Response, request
+
+from chatkit.web.asgi import Adapter, AsgiFlask, deferred
+from chatkit.web.buffer import Buffer
+from chatkit.web.errors import TooManyRequests, register_error_handlers
+from tests.support.jumping_loop import run
+
+MIB = 1024 * 1024
+PATH = "/echo"
+
+
+async def silent(_buffer: Buffer) -> None:
+    await asyncio.Event().wait()
+
+
+async def nothing(_buffer: Buffer) -> None:
+    """Produces no body."""
+
+
+async def failing(_buffer: Buffer) -> None:
+    raise TooManyRequests("too many", retry_after=1)
+
+
+async def failing_after_a_word(buffer: Buffer) -> None:
+    buffer.put(b"data: word\n\n")
+    await asyncio.sleep(1)
+    raise TooManyRequests("too many", retry_after=1)
+
+
+async def silent_after_a_word(buffer: Buffer) -> None:
+    buffer.put(b"data: word\n\n")
+    await asyncio.Event().wait()
+
+
+def make_app(missing: Callable[[], list[str]] = list, max_body_bytes: int = 8 * MIB) -> AsgiFlask:
+    app = AsgiFlask(__name__)
+    app.asgi = Adapter(
+        app,
+        threads=4,
+        proxy_hops=0,
+        drain_seconds=0,
+        stop_seconds=0,
+        max_body_bytes=lambda _path: max_body_bytes,
+        missing=missing,
+        background=(),
+    )
+    register_error_handlers(app)
+    app.add_url_rule(PATH, view_func=lambda: {"status": "success"}, methods=["POST"])
+    app.add_url_rule("/readyz", view_func=ready)
+    for name, produce, streaming in (
+        ("stream", silent, True),
+        ("json", silent, False),
+        ("stream-after-a-word", silent_after_a_word, True),
+        ("nothing", nothing, True),
+        ("error", failing, True),
+        ("error-after-a-word", failing_after_a_word, True),
+    ):
+        app.add_url_rule(f"/{name}", name, view(produce, streaming=streaming), methods=["POST"])
+    return app
+
+
+def view(produce: Any, *, streaming: bool) -> Callable[[], Response]:
+    return lambda: deferred(produce, streaming=streaming)
+
+
+def ready() -> Any:
+    return {"missing": request.environ["chatkit.missing"]}
+
+
+class Client:
+    """A client of the ASGI application, which leaves when it has received ``patience`` chunks."""
+
+    def __init__(self, app: AsgiFlask, path: str = PATH, address: str = "10.0.0.1", patience: int = 100) -> None:
+        self.app, self.path, self.address, self.patience = app, path, address, patience
+        self.left = asyncio.Event()
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.body: list[bytes] = []
+        self.taken = 0
+
+    async def post(self, chunks: AsyncIterator[bytes] | None = None, *headers: tuple[bytes, bytes]) -> float:
+        """Send a request with ``chunks`` as its body, and return the seconds until the end of the response."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        scope = {"type": "http", "method": "POST", "path": self.path, "query_string": b"", "http_version": "1.1"}
+        if self.path == "/readyz":
+            scope["method"] = "GET"
+        messages = self._messages(chunks)
+
+        async def receive() -> dict[str, Any]:
+            return await anext(messages)
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self.status, self.headers = message["status"], dict(message["headers"])
+            else:
+                self.body.append(message.get("body", b""))
+                if len(self.body) == self.patience:
+                    self.left.set()
+
+        await self.app.asgi({**scope, "headers": list(headers), "client": (self.address, 1)}, receive, send)
+        return loop.time() - started
+
+    async def _messages(self, chunks: AsyncIterator[bytes] | None) -> AsyncIterator[dict[str, Any]]:
+        if chunks is not None:
+            async for chunk in chunks:
+                self.taken += 1
+                yield {"type": "http.request", "body": chunk, "more_body": True}
+            if self.left.is_set():
+                yield {"type": "http.disconnect"}
+        yield {"type": "http.request", "body": b"", "more_body": False}
+        await self.left.wait()
+        yield {"type": "http.disconnect"}
+
+    @property
+    def code(self) -> str:
+        code: str = json.loads(b"".join(self.body))["code"]
+        return code
+
+
+async def stalling() -> AsyncIterator[bytes]:
+    yield b"x"
+    await asyncio.Event().wait()
+
+
+async def chunks(number: int, chunk: bytes = b"x", pause: float = 0) -> AsyncIterator[bytes]:
+    for _ in range(number):
+        yield chunk
+        if pause:
+            await asyncio.sleep(pause)
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+# Bodies
+
+
+def test_client_that_sends_nothing_for_twenty_seconds() -> None:
+    async def check() -> None:
+        client = Client(make_app())
+        assert 19.9 < await client.post(stalling()) < 20.5
+        assert (client.status, client.code) == (408, "request_timeout")
+
+    run(check())
+
+
+@pytest.mark.parametrize(("number", "status"), [(3, 200), (4, 408)])
+def test_body_takes_a_minute_at_most(number: int, status: int) -> None:
+    async def check() -> None:
+        client = Client(make_app())
+        seconds = await client.post(chunks(number, pause=19))
+        assert client.status == status
+        assert seconds < 61
+
+    run(check())
+
+
+@pytest.mark.parametrize(("number", "status"), [(19_999, 200), (20_000, 413)])
+def test_body_has_twenty_thousand_chunks_at_most(number: int, status: int) -> None:
+    """The end of a body is one more."""
+
+    async def check() -> None:
+        client = Client(make_app())
+        await client.post(chunks(number))
+        assert client.status == status
+
+    run(check())
+
+
+@pytest.mark.parametrize(("size", "status"), [(10, 200), (11, 413)])
+@pytest.mark.parametrize("declared", [True, False])
+def test_size_of_a_body(size: int, status: int, declared: bool) -> None:
+    async def check() -> None:
+        client = Client(make_app(max_body_bytes=10))
+        await client.post(chunks(size), *([(b"content-length", str(size).encode())] if declared else []))
+        assert client.status == status
+
+    run(check())
+
+
+def test_rest_of_a_body_that_is_too_large_is_read_for_five_seconds() -> None:
+    async def check() -> None:
+        client = Client(make_app(max_body_bytes=10))
+        assert 4.9 < await client.post(chunks(100, b"x" * 11, pause=1)) < 5.5
+        assert client.status == 413
+        assert client.taken in (5, 6)
+        expecting = Client(make_app(max_body_bytes=10))
+        await expecting.post(chunks(100), (b"content-length", b"100"), (b"expect", b"100-continue"))
+        assert (expecting.status, expecting.taken) == (413, 0)
+
+    run(check())
+
+
+def test_bodies_in_memory() -> None:
+    """16 MiB of one address, 64 MiB of all, until their requests end."""
+
+    async def check() -> None:
+        app = make_app(max_body_bytes=20 * MIB)
+        block = bytes(8 * MIB)
+
+        async def waiting() -> AsyncIterator[bytes]:
+            for _ in range(2):
+                yield block
+            await asyncio.Event().wait()
+
+        async def refusal(address: str) -> str:
+            client = Client(app, address=address)
+            await client.post(chunks(1))
+            return "" if client.status == 200 else client.code
+
+        held = [asyncio.create_task(Client(app, address=f"10.0.0.{number}").post(waiting())) for number in range(4)]
+        await settle()
+        assert [await refusal("10.0.0.1"), await refusal("10.0.0.9")] == ["too_many_requests", "service_busy"]
+        held.pop().cancel()
+        await settle()
+        assert [await refusal("10.0.0.1"), await refusal("10.0.0.9")] == ["too_many_requests", ""]
+        for task in held:
+            task.cancel()
+
+    run(check())
+
+
+# Responses
+
+
+@pytest.mark.parametrize(("path", "seconds"), [("/stream", 30), ("/json", 75)])
+def test_response_that_never_begins(path: str, seconds: float) -> None:
+    async def check() -> None:
+        client = Client(make_app(), path)
+        assert seconds - 0.1 < await client.post() < seconds + 0.5
+        assert (client.status, client.code) == (503, "service_busy")
+        assert client.headers[b"retry-after"] == b"5"
+
+    run(check())
+
+
+def test_silent_stream_says_every_ten_seconds_that_it_is_alive() -> None:
+    async def check() -> None:
+        client = Client(make_app(), "/stream-after-a-word", patience=4)
+        assert 29.9 < await client.post() < 30.5
+        assert client.status == 200
+        assert client.body == [b"data: word\n\n", *[b": keep-alive\n\n"] * 3, b""]
+
+    run(check())
+
+
+def test_view_that_leaves_its_body_and_produces_none() -> None:
+    async def check() -> None:
+        client = Client(make_app(), "/nothing")
+        await client.post()
+        assert (client.status, client.code) == (404, "not_found")
+
+    run(check())
+
+
+def test_error_before_the_first_event_is_an_answer_and_one_after_it_ends_the_stream(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def check() -> None:
+        client = Client(make_app(), "/error")
+        await client.post()
+        assert (client.status, client.code) == (429, "too_many_requests")
+        client = Client(make_app(), "/error-after-a-word")
+        await client.post()
+        assert (client.status, client.body) == (200, [b"data: word\n\n"]), "the end of the body is missing"
+
+    run(check())
+    assert caplog.text.count("a response ended early") == 1
+
+
+def test_interrupted_stream_that_has_not_begun() -> None:
+    async def check() -> None:
+        app = make_app()
+        client = Client(app, "/stream")
+        answer = asyncio.create_task(client.post())
+        while not app.asgi._producers:
+            await asyncio.sleep(0)
+        app.asgi.interrupt()
+        await answer
+        assert (client.status, client.code) == (503, "service_busy")
+        assert not app.asgi._producers
+
+    run(check())
+
+
+def test_client_that_leaves_before_the_response_gets_none(caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        app = make_app()
+        client = Client(app, "/stream", patience=0)
+        client.left.set()
+        await client.post()
+        in_its_body = Client(app)
+        in_its_body.left.set()
+        await in_its_body.post(chunks(1))
+        assert (client.status, in_its_body.status) == (0, 0)
+
+    run(check())
+    assert caplog.text.count("the client disconnected before the response began") == 2
+
+
+def test_websocket_is_refused() -> None:
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    run(make_app().asgi({"type": "websocket"}, receive, send))
+    assert sent == [{"type": "websocket.close"}]
+
+
+# Readiness
+
+
+def test_process_that_drains_is_not_ready() -> None:
+    async def check() -> None:
+        app = make_app()
+        app.asgi.draining = True
+        client = Client(app, "/readyz")
+        await client.post()
+        assert b"a process that is not shutting down" in b"".join(client.body)
+
+    run(check())
+
+
+def test_readiness_check_takes_less_than_a_second() -> None:
+    released = threading.Event()
+
+    def missing() -> list[str]:
+        released.wait(10)
+        return []
+
+    async def check() -> None:
+        client = Client(make_app(missing), "/readyz")
+        try:
+            assert 0.5 < await client.post() < 1
+        finally:
+            released.set()
+        assert b"does not answer in time" in b"".join(client.body)
+
+    run(check())
+
+
+def test_readiness_check_serves_for_a_second() -> None:
+    checks: list[str] = []
+
+    def missing() -> list[str]:
+        checks.append("made")
+        return []
+
+    async def check() -> None:
+        app = make_app(missing)
+        await asyncio.gather(*(Client(app, "/readyz").post() for _ in range(3)))
+        await Client(app, "/readyz").post()
+        assert len(checks) == 1
+        await asyncio.sleep(1.1)
+        await Client(app, "/readyz").post()
+        assert len(checks) == 2
+
+    asyncio.run(check())

@@ -50,10 +50,8 @@ def test_dictation_takes_a_minute_at_most(upstream: Upstream, tmp_path: object) 
 
     async def dictate() -> float:
         client = make_openai_client(Settings.load({**COMPLETE, **variables}))
-        resources = Resources(
-            store, Drafts(store), Composer({"models": [], "tools": []}), turn_seconds=300, openai_client=client
-        )
-        server = guarded(DefaultServer, resources)
+        composer = Composer({"models": [], "tools": []})
+        server = guarded(DemoServer, Resources(store, Drafts(store), composer, turn_seconds=300, openai_client=client))
         loop = asyncio.get_running_loop()
         started = loop.time()
         with pytest.raises(errors.OpenAIUnavailable):

@@ -11,6 +11,7 @@ from sqlalchemy import create_engine, text
 from chatkit.backends.selfhosted.chat.assistants import make_openai_client
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.defaults import Resources
+from chatkit.backends.selfhosted.chat.demo import DemoServer
 from chatkit.backends.selfhosted.chat.drafts import Drafts
 from chatkit.backends.selfhosted.chat.server import guarded
 from chatkit.backends.selfhosted.chat.store import SqlStore, ThreadGone

@@ -71,5 +71,5 @@ def test_text_with_nul_is_stored_unchanged(caller: Caller) -> None:
 
 
 def test_nul_in_other_fields_of_a_new_thread(caller: Caller) -> None:
-    body = {"input": {**user_input("progress"), "quoted_text": "\0", "inference_options": {"model": "\0"}}}
-    assert caller.post("threads.create", **body).status_code == 200
+    assert caller.post("threads.create", input={**user_input("progress"), "quoted_text": "\0"}).status_code == 200
+    assert caller.post("threads.create", input=user_input("progress", model="\0")).status_code == 400  # it is not listed

@@ -123,11 +123,14 @@ class Speaking(ChatKitServer[ChatContext]):
     ) -> AsyncIterator[ThreadStreamEvent]:
         length = 100_000 if input_user_message and "long" in str(input_user_message.content) else 1
         yield ThreadItemAddedEvent(item=message(thread, ""))
-        for _ in range(500):
-            spoken.append("x" * length)
-            update = AssistantMessageContentPartTextDelta(content_index=0, delta=spoken[-1])
-            yield ThreadItemUpdatedEvent(item_id="msg_own", update=update)
-            await asyncio.sleep(0.02)
+        try:
+            for _ in range(500):
+                spoken.append("x" * length)
+                update = AssistantMessageContentPartTextDelta(content_index=0, delta=spoken[-1])
+                yield ThreadItemUpdatedEvent(item_id="msg_own", update=update)
+                await asyncio.sleep(0.02)
+        finally:
+            seen.append("closed")
 
     async def handle_stream_cancelled(
         self, thread: ThreadMetadata, pending_items: list[ThreadItem], context: ChatContext

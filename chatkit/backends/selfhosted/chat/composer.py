@@ -33,16 +33,19 @@ class Composer:
             raise InvalidRequestBody("the tool is not listed in CHATKIT_COMPOSER")
 
     def options(self, message: UserMessageItem | None, newest: ThreadItem | None) -> InferenceOptions:
-        """Return the choices for a turn.
+        """Return the choices for a turn. Those that are no longer listed are left out: a retry is of an earlier message.
 
         Args:
-            message: the turn's new message.
-            newest: the thread's newest user message; without a new one, the turn goes on with its model.
+            message: the turn's message.
+            newest: the thread's newest user message. A turn without a message continues with its model.
         """
-        if message is not None:
-            return message.inference_options
-        model = newest.inference_options.model if isinstance(newest, UserMessageItem) else None
-        return InferenceOptions(model=model if model in self._models else None)
+        source = message or newest
+        chosen = source.inference_options if isinstance(source, UserMessageItem) else InferenceOptions()
+        tool = chosen.tool_choice if message is not None else None
+        return InferenceOptions(
+            model=chosen.model if chosen.model in self._models else None,
+            tool_choice=tool if tool is not None and tool.id in self._tools else None,
+        )
 
 
 def has_tool(agent: Agent[Any], tool: str) -> bool:

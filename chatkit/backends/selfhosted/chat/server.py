@@ -212,11 +212,9 @@ async def _check(server: GuardedServer, request: Any, context: ChatContext) -> N
     if getattr(message, "attachments", None):
         raise errors.AttachmentsOff("a message has an attachment")
     thread_id = getattr(request.params, "thread_id", None)
-    if thread_id and (is_streaming_req(request) or request.type == "threads.sync_custom_action"):
-        if (await server.store.load_thread(thread_id, context)).status.type != "active":
-            raise errors.ThreadNotActive("the thread is locked or closed")
-        if request.type == "threads.retry_after_item":
-            message = await server.store.load_item(thread_id, request.params.item_id, context)
+    takes_input = is_streaming_req(request) or request.type == "threads.sync_custom_action"
+    if thread_id and takes_input and (await server.store.load_thread(thread_id, context)).status.type != "active":
+        raise errors.ThreadNotActive("the thread is locked or closed")
     if options := getattr(message, "inference_options", None):
         server._chatkit_resources.composer.check(options)
 

@@ -135,15 +135,24 @@ def test_turn_after_a_client_tool_keeps_the_model(start: Start, upstream: Upstre
     assert [model for model, _ in used(upstream)] == ["gpt-best", "gpt-best"]
 
 
-def test_choice_that_is_no_longer_listed(start: Start, upstream: Upstream) -> None:
+@pytest.mark.parametrize("agent", ["with_tool", "tool_workflow"])
+def test_retry_with_a_choice_that_is_no_longer_listed(start: Start, upstream: Upstream, agent: str) -> None:
+    upstream.behaviour = streaming(says("Hello"))
+    earlier = start(agent, **LISTED)
+    thread_id, _ = ask(earlier, "Weather?", model="gpt-best", tool_choice=WEATHER)
+    caller = start(agent)
+    caller.secret = earlier.secret
+    message = caller.items(thread_id, order="asc").data[0]
+    list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
+    assert used(upstream) == [("gpt-best", FORCED), ("gpt-test", None)]
+
+
+def test_turn_after_a_client_tool_with_a_model_that_is_no_longer_listed(start: Start, upstream: Upstream) -> None:
     upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("Blue"))
     earlier = start("with_page", **LISTED)
     thread_id, _ = ask(earlier, "Colour?", model="gpt-best")
     caller = start("with_page")
     caller.secret = earlier.secret
-    message = caller.items(thread_id, order="asc").data[0]
-    assert caller.post("threads.retry_after_item", thread_id=thread_id, item_id=message.id).status_code == 400
-    assert len(caller.items(thread_id).data) == 2, "nothing is deleted"
     list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
     assert [model for model, _ in used(upstream)] == ["gpt-best", "gpt-test"]
 

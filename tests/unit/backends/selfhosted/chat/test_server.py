@@ -218,7 +218,7 @@ def test_disconnect_cancels_the_response(start: Start) -> None:
     caller = start(f"{SERVERS}:Speaking")
     thread_id, stream = read_words(caller, "Hello", 5)
     stream.close()
-    wait_for(lambda: seen == [["msg_own"]])
+    wait_for(lambda: seen == ["closed", ["msg_own"]])
     wait_for(lambda: len(caller.items(thread_id).data) == 2)
     said = caller.items(thread_id).data[0].content[0].text
     assert 5 <= len(said) < 500
@@ -260,6 +260,7 @@ def test_backpressure(start: Start) -> None:
         said = len(spoken)
         time.sleep(1)
         assert len(spoken) == said < 140
+    wait_for(lambda: seen == ["closed", ["msg_own"]])  # also where the disconnect meets a response that waits for its reader
 
 
 def test_retry_deletes_later_items(start: Start, upstream: Upstream) -> None:

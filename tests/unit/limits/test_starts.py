@@ -109,6 +109,22 @@ def test_cancelled_waiter_does_not_count(admitted: bool) -> None:
     asyncio.run(check())
 
 
+def test_cancelled_waiter_makes_no_room() -> None:
+    async def check() -> None:
+        starts = Starts(width=1, each=1, seconds=60)
+        _, ends = await entered(starts, "a")
+        leaving = asyncio.create_task(starts.enter("b"))
+        await settle()
+        leaving.cancel()
+        order, _ = await entered(starts, "c")
+        assert order == []
+        ends["a"][0]()
+        await settle()
+        assert order == ["c"]
+
+    asyncio.run(check())
+
+
 def test_waiter_behind_a_cancelled_one_is_admitted() -> None:
     async def check() -> None:
         starts = Starts(width=1, each=1, seconds=60)

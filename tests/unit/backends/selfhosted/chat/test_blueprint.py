@@ -87,3 +87,10 @@ def test_secret(selfhosted: FlaskClient, authorization: str | None, code: str | 
     headers = {} if authorization is None else {"Authorization": authorization.format(secret=secret)}
     response = selfhosted.post("/api/chatkit", data=request("threads.list"), content_type="application/json", headers=headers)
     assert (response.status_code, response.get_json().get("code")) == (401 if code else 200, code)
+
+
+def test_requests_of_an_address_are_counted_before_their_secret_is_looked_up(make_app: MakeApp) -> None:
+    client = make_app(CHATKIT_BACKEND="selfhosted", RATE_LIMIT="1").test_client()
+    headers = {"Authorization": "Bearer cs_guessed"}
+    statuses = [client.post("/api/chatkit", json={}, headers=headers).status_code for _ in range(101)]
+    assert statuses == [401] * 100 + [429]

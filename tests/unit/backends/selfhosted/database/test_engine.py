@@ -11,10 +11,11 @@ from typing import Self
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, exc, insert, text
 
 from chatkit.backends.selfhosted.database import engine as module
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, open_database
+from chatkit.backends.selfhosted.database.tables import SessionRow
 from chatkit.settings import SettingsError
 from tests.support.postgres import new_postgres_database
 
@@ -159,3 +160,13 @@ def test_connection_that_was_just_used_is_not_tested(postgresql: str) -> None:
         query = text("SELECT query FROM pg_stat_activity WHERE pid = :backend")
         assert other.execute(query, {"backend": backend}).scalar_one() != "SELECT 1"
         assert connection.execute(text("SELECT pg_backend_pid()")).scalar_one() == backend
+
+
+def test_an_error_does_not_quote_what_was_to_be_stored(database: str) -> None:
+    row = {"id": "ses_1", "secret_hash": b"hash", "user_id": "user:ada", "expires_at": 1, "claims": "a private claim"}
+    engine = open_database(database)
+    with engine.begin() as connection:
+        connection.execute(insert(SessionRow), row)
+    with pytest.raises(exc.IntegrityError) as caught, engine.begin() as connection:
+        connection.execute(insert(SessionRow), row)
+    assert "a private claim" not in f"{caught.value}"

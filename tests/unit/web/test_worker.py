@@ -15,16 +15,10 @@ from chatkit.web.worker import Protocol
 from tests.support.jumping_loop import run
 
 
-async def endless(_scope: Any, _receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    while True:
-        await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
-
-
 @pytest.mark.parametrize(
     "sent",
-    [b"", b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"],
-    ids=["sends nothing", "sends half a head", "reads nothing"],
+    [b"", b"GET / HTTP/1.1\r\nHost: a\r\n"],
+    ids=["sends nothing", "sends half a head"],
 )
 def test_client_that_does_nothing_for_twenty_seconds_is_disconnected(sent: bytes) -> None:
     async def check() -> None:
@@ -32,9 +26,7 @@ def test_client_that_does_nothing_for_twenty_seconds_is_disconnected(sent: bytes
         log: Any = logging.getLogger(__name__)
         log.access_log_enabled = False
         closed: asyncio.Future[float] = loop.create_future()
-        worker = SimpleNamespace(
-            cfg=Config(), log=log, asgi=endless, loop=loop, alive=True, nr=0, nr_conns=0, max_requests=1000
-        )
+        worker = SimpleNamespace(cfg=Config(), log=log, asgi=None, loop=loop, alive=True, nr=0, nr_conns=0, max_requests=1000)
         worker.connect = lambda _: True
         worker.disconnect = lambda _: closed.set_result(loop.time())
         server = await loop.create_server(lambda: Protocol(worker), "127.0.0.1", 0)

@@ -1,17 +1,9 @@
 """Servers that an operator might name in ``CHATKIT_AGENT``, and some that can't be used.
 
-Imported by the service only: ``stream_agent_response`` is to be the one that operators get.
+Imported by the service only, because ``stream_agent_response`` is ours from the moment that it creates a server.
 """
 
 from __future__ import annotations
-
-import chatkit.agents
-from chatkit.backends.selfhosted.chat.events import agent_events
-
-# As the service does before it imports an operator's module; in a test run, another test may have imported this one first.
-chatkit.agents.stream_agent_response = agent_events
-
-# ruff: noqa: E402, I001
 
 import asyncio
 import sys

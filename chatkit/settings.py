@@ -84,6 +84,8 @@ class Settings:
     workflows: Mapping[str, str] = field(repr=False)
     agents: Mapping[str, str]
     state_claims: tuple[str, ...]
+    tokens_per_day: int | None
+    """Of one user."""
     rate_limit: tuple[int, int]
     """Sessions per minute, for one user and for one address."""
     redis_url: str | None = field(repr=False)
@@ -403,6 +405,9 @@ class _SettingsSchema(Schema):
     instructions = fields.String(data_key="CHATKIT_INSTRUCTIONS", load_default="You are a helpful assistant.")
     turn_seconds = fields.Integer(data_key="CHATKIT_TURN_SECONDS", load_default=120, validate=_integer(1, 3600, "seconds"))
     retention_days = fields.Integer(data_key="CHATKIT_RETENTION_DAYS", validate=_integer(1, 36500, "days"))
+    tokens_per_day = fields.Integer(
+        data_key="CHATKIT_TOKENS_PER_DAY", validate=_integer(1, None, "tokens per UTC day and user")
+    )
     allowed_origins = _Origins(data_key="CHATKIT_ALLOWED_ORIGINS")
     host_page = fields.Boolean(data_key="CHATKIT_HOST_PAGE", load_default=True)
     domain_key = fields.String(data_key="CHATKIT_DOMAIN_KEY", load_default="local-dev", validate=_printable)
@@ -508,8 +513,12 @@ def _with_defaults(loaded: dict[str, Any], platform_host: str | None, notices: t
             "CHATKIT_BACKEND=hosted: OpenAI ends hosted workflows on 30 November 2026. After that only "
             "CHATKIT_BACKEND=selfhosted works; see docs/moving-from-agent-builder.md.",
         )
-        if settings["agent"]:
-            notices += ("CHATKIT_AGENT is set and not used, because CHATKIT_BACKEND is hosted.",)
+        for variable, value in {
+            "CHATKIT_AGENT": settings["agent"],
+            "CHATKIT_TOKENS_PER_DAY": settings["tokens_per_day"],
+        }.items():
+            if value:
+                notices += (f"{variable} is set and not used, because CHATKIT_BACKEND is hosted.",)
         if settings["auth_keep_conversations"]:
             notices += (
                 "AUTH_KEEP_CONVERSATIONS is set and not used, because OpenAI stores the conversations of hosted sessions.",

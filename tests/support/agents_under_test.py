@@ -15,6 +15,7 @@ from agents import (
     GuardrailFunctionOutput,
     OpenAIChatCompletionsModel,
     RunContextWrapper,
+    RunHooks,
     Runner,
     StopAtTools,
     ToolGuardrailFunctionOutput,
@@ -406,6 +407,31 @@ async def runs_another_agent_as_tool(workflow_input: WorkflowInput) -> Any:
     tool = with_tool.as_tool("expert", "Ask the expert.")
     boss = Agent(name="Boss", model="gpt-test", tools=[tool])
     result = await Runner.run(boss, workflow_input.input_as_text)
+    return {"output_text": result.final_output_as(str)}
+
+
+class Noted(RunHooks[Any]):
+    """An operator's own hooks, which note what they are called with."""
+
+    async def on_agent_start(self, context: Any, agent: Any) -> None:
+        seen.append("start")
+
+    async def on_llm_start(self, context: Any, agent: Any, system_prompt: Any, input_items: Any) -> None:
+        seen.append("llm_start")
+
+    async def on_llm_end(self, context: Any, agent: Any, response: Any) -> None:
+        seen.append("llm_end")
+
+    async def on_tool_end(self, context: Any, agent: Any, tool: Any, result: Any) -> None:
+        seen.append("tool")
+
+    async def on_agent_end(self, context: Any, agent: Any, output: Any) -> None:
+        seen.append("end")
+
+
+async def hooked_workflow(workflow_input: WorkflowInput) -> Any:
+    result = await Runner.run(with_tool, workflow_input.input_as_text, hooks=Noted())
+    seen.append(result.context_wrapper.usage.total_tokens)
     return {"output_text": result.final_output_as(str)}
 
 

@@ -13,6 +13,7 @@ from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.drafts import Drafts
 from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.chat.usage import UsageStore
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, open_database
 from chatkit.backends.selfhosted.sessions import SessionStore
 from chatkit.identity.user import User
@@ -56,8 +57,9 @@ class SelfhostedBackend:
         resources = Resources(store, Drafts(store), composer, settings.turn_seconds, client)
         servers = make_servers(settings, resources)
         concurrency = ChatConcurrency(redis_client(settings), settings.turn_seconds)
-        self.blueprints = [blueprint(servers, self._sessions, limits, concurrency, settings.agent_headers, composer)]
-        self.background = [self._maintain]
+        usage = UsageStore(engine, store, settings.tokens_per_day)
+        self.blueprints = [blueprint(servers, self._sessions, limits, concurrency, settings.agent_headers, composer, usage)]
+        self.background = [self._maintain, usage.finish_at_shutdown]
 
     def issue(self, user: User) -> Session:
         return self._sessions.issue(user)

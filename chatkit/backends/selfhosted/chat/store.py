@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -213,8 +213,25 @@ class SqlStore(Store[ChatContext]):
         workers = 1 if engine.dialect.name == "sqlite" else max(1, cast(QueuePool, engine.pool).size() - 1)
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="storage")
 
+    def submit(self, work: Callable[[Connection], Result], seconds: float) -> Future[Result]:
+        """Run ``work`` in a transaction on another thread, and limit the time for the thread and for locks together.
+
+        The future raises ``sqlalchemy.exc.TimeoutError`` if no thread was free in time, because the database is slow.
+        """
+        deadline = time.monotonic() + seconds
+
+        def transaction() -> Result:
+            if time.monotonic() > deadline:
+                raise exc.TimeoutError("no thread was free for a database call")
+            with self._engine.connect() as connection:
+                connection.execution_options(**{database.DEADLINE: deadline})
+                with connection.begin():
+                    return work(connection)
+
+        return self._executor.submit(transaction)
+
     async def _run(self, work: Callable[[Connection], Result], seconds: float | None = None) -> Result:
-        """Run ``work`` in a transaction on another thread.
+        """Submit ``work`` and await it.
 
         ``seconds``, by default ``WAIT_SECONDS``, limits the time for the thread and for locks together.
 
@@ -222,15 +239,7 @@ class SqlStore(Store[ChatContext]):
             sqlalchemy.exc.TimeoutError: no thread was free in time, because the database is slow.
         """
         seconds = seconds or database.WAIT_SECONDS
-        deadline = time.monotonic() + seconds
-
-        def transaction() -> Result:
-            with self._engine.connect() as connection:
-                connection.execution_options(**{database.DEADLINE: deadline})
-                with connection.begin():
-                    return work(connection)
-
-        future = self._executor.submit(transaction)
+        future = self.submit(work, seconds)
         result = asyncio.wrap_future(future)
         try:
             await asyncio.wait([result], timeout=seconds)

@@ -13,7 +13,9 @@ from agents import (
     Agent,
     AgentsException,
     GuardrailFunctionOutput,
+    ModelSettings,
     OpenAIChatCompletionsModel,
+    RunConfig,
     RunContextWrapper,
     RunHooks,
     Runner,
@@ -255,6 +257,14 @@ def chat_completions(user: str) -> Agent[Any]:
     return with_page.clone(model=OpenAIChatCompletionsModel("gpt-test", client))
 
 
+identified = Agent(
+    name="Identified", model="gpt-test", model_settings=ModelSettings(extra_args={"safety_identifier": "the operator's"})
+)
+identified_in_the_body = Agent(
+    name="Identified", model="gpt-test", model_settings=ModelSettings(extra_body={"safety_identifier": "the operator's"})
+)
+
+
 handing_over = Agent(name="Handing over", model="gpt-first", tools=[weather], handoffs=[simple])
 
 
@@ -427,6 +437,12 @@ class Noted(RunHooks[Any]):
 
     async def on_agent_end(self, context: Any, agent: Any, output: Any) -> None:
         seen.append("end")
+
+
+async def identified_workflow(workflow_input: WorkflowInput) -> Any:
+    run_config = RunConfig(model_settings=ModelSettings(extra_args={"safety_identifier": "the operator's"}))
+    result = await Runner.run(simple, workflow_input.input_as_text, run_config=run_config)
+    return {"output_text": result.final_output_as(str)}
 
 
 async def hooked_workflow(workflow_input: WorkflowInput) -> Any:

@@ -26,6 +26,7 @@ from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources, 
 from chatkit.backends.selfhosted.chat.demo import DemoServer
 from chatkit.backends.selfhosted.chat.events import agent_events, assistant_message, outcome
 from chatkit.backends.selfhosted.chat.history import load_history, newest_user_message, to_model_input, to_model_text
+from chatkit.backends.selfhosted.chat.openai_client import ChatClient
 from chatkit.backends.selfhosted.chat.server import GuardedServer, guarded
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.errors import CustomStreamError
@@ -136,7 +137,7 @@ def make_openai_client(settings: Settings) -> openai.AsyncOpenAI | None:
     """Create the OpenAI client that all of the chat uses, or ``None`` without an API key."""
     if not settings.openai_api_key:
         return None
-    client = openai.AsyncOpenAI(
+    client = ChatClient(
         api_key=settings.openai_api_key,
         base_url=f"{settings.api_base}/v1",
         timeout=settings.turn_seconds,

@@ -32,6 +32,8 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 30
     disable_nagle_algorithm = True  # with it, the body would wait 40 ms for the acknowledgement of the headers
     server: _Server
+    received: Received
+    """What the call that is answered sent."""
 
     def setup(self) -> None:
         super().setup()
@@ -41,9 +43,8 @@ class Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
         is_json = headers.get("content-type") == "application/json"
-        self.server.upstream.received.append(
-            Received(self.command, self.path, headers, json.loads(raw) if is_json and raw else raw)
-        )
+        self.received = Received(self.command, self.path, headers, json.loads(raw) if is_json and raw else raw)
+        self.server.upstream.received.append(self.received)
         self.server.upstream.behaviour(self)
 
     do_GET = do_POST  # noqa: N815  for followed redirects

@@ -13,6 +13,7 @@ from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.drafts import Drafts
 from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.chat.titles import Titles
 from chatkit.backends.selfhosted.chat.usage import UsageStore
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, open_database
 from chatkit.backends.selfhosted.sessions import SessionStore
@@ -54,7 +55,8 @@ class SelfhostedBackend:
         client = make_openai_client(settings)
         store = SqlStore(engine)
         composer = Composer(settings.composer)
-        resources = Resources(store, Drafts(store), composer, settings.turn_seconds, client)
+        titles = Titles(store, settings.title_model)
+        resources = Resources(store, Drafts(store), composer, titles, settings.turn_seconds, client)
         servers = make_servers(settings, resources)
         concurrency = ChatConcurrency(redis_client(settings), settings.turn_seconds)
         usage = UsageStore(engine, store, settings.tokens_per_day)

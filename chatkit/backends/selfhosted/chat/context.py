@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class ChatContext:
     """Call it when the processor-bound start of the request is done."""
     usage: Meter = field(default_factory=Meter, compare=False)
     """Counts what the models use."""
+    saving_thread: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
+    """Held while a thread is saved and the objects in ``threads`` are updated."""
     drafts: set[str] = field(default_factory=set)
     """The ids of the messages started in this request's turn."""
     threads: dict[str, list[tuple[ThreadMetadata, ThreadMetadata]]] = field(default_factory=dict)

@@ -16,8 +16,8 @@ from chatkit.actions import Action
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.drafts import Drafts
-from chatkit.backends.selfhosted.chat.events import user_text
 from chatkit.backends.selfhosted.chat.store import SqlStore, new_id
+from chatkit.backends.selfhosted.chat.titles import Titles
 from chatkit.server import ChatKitServer
 from chatkit.types import (
     AudioInput,
@@ -28,13 +28,11 @@ from chatkit.types import (
     ThreadMetadata,
     ThreadStreamEvent,
     TranscriptionResult,
-    UserMessageItem,
     WidgetItem,
 )
 from chatkit.web import errors
 
 TRANSCRIPTION_SECONDS = 60
-MAX_GENERATED_TITLE = 60
 TRANSCRIPTION_MODEL = "gpt-4o-mini-transcribe"
 
 _MEDIA_TYPE = re.compile(r"audio/[\w.+-]{1,50}", re.ASCII)
@@ -47,6 +45,7 @@ class Resources:
     store: SqlStore
     drafts: Drafts
     composer: Composer
+    titles: Titles
     turn_seconds: int
     """The time limit of a response."""
     openai_client: openai.AsyncOpenAI | None
@@ -107,16 +106,6 @@ def openai_reference(error: openai.APIStatusError) -> str:
     """Return OpenAI's request id for the log, unless the header holds something else."""
     valid = error.request_id and re.fullmatch(r"[A-Za-z0-9_-]{1,80}", error.request_id)
     return f" (request {error.request_id})" if valid else ""
-
-
-def set_title(thread: ThreadMetadata, message: UserMessageItem | None) -> None:
-    """Make the beginning of the first message the thread's title."""
-    if thread.title is not None or message is None:
-        return
-    text = " ".join(user_text(message).split())
-    if len(text) > MAX_GENERATED_TITLE:
-        text = text[:MAX_GENERATED_TITLE].rsplit(" ", 1)[0] + "…"
-    thread.title = text or None
 
 
 def _hidden_action_item(thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None) -> HiddenContextItem:

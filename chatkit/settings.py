@@ -62,6 +62,7 @@ class Settings:
     """``models`` and ``tools``, as in ChatKit's option ``composer``."""
     model: str | None
     title_model: str | None
+    transcription_model: str
     instructions: str
     turn_seconds: int
     retention_days: int | None
@@ -404,6 +405,9 @@ class _SettingsSchema(Schema):
     state_claims = _Names(data_key="CHATKIT_STATE_CLAIMS", load_default=(), validate=_check_state_claims)
     model = fields.String(data_key="CHATKIT_MODEL", validate=_printable)
     title_model = fields.String(data_key="CHATKIT_TITLE_MODEL", validate=_printable)
+    transcription_model = fields.String(
+        data_key="CHATKIT_TRANSCRIPTION_MODEL", load_default="gpt-transcribe", validate=_printable
+    )
     instructions = fields.String(data_key="CHATKIT_INSTRUCTIONS", load_default="You are a helpful assistant.")
     turn_seconds = fields.Integer(data_key="CHATKIT_TURN_SECONDS", load_default=120, validate=_integer(1, 3600, "seconds"))
     retention_days = fields.Integer(data_key="CHATKIT_RETENTION_DAYS", validate=_integer(1, 36500, "days"))

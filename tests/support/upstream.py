@@ -47,7 +47,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.upstream.received.append(self.received)
         self.server.upstream.behaviour(self)
 
-    do_GET = do_POST  # noqa: N815  for followed redirects
+    def do_GET(self) -> None:
+        if self.path == "/v1/models":  # asked for at the start of a process, beside what a test is about
+            self.server.upstream.list_models(self)
+        else:  # a redirect that is followed
+            self.do_POST()
 
     def answer(self, status: int, body: bytes | dict[str, Any] = b"", **headers: str) -> None:
         content = json.dumps(body).encode() if isinstance(body, dict) else body
@@ -84,6 +88,7 @@ class Upstream:
         self.received: list[Received] = []
         self.connections = 0
         self.behaviour: Behaviour = mint
+        self.list_models: Behaviour = answering(200, {"object": "list", "data": []})
         self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.upstream = self
         scheme = "http"

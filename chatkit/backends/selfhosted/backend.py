@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import chatkit.logger
 from chatkit.backends.interface import Session
@@ -12,6 +14,7 @@ from chatkit.backends.selfhosted.chat.blueprint import blueprint
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.drafts import Drafts
+from chatkit.backends.selfhosted.chat.model_shutdowns import configured_models, warn_of_shutdowns
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.titles import Titles
 from chatkit.backends.selfhosted.chat.usage import UsageStore
@@ -54,14 +57,18 @@ class SelfhostedBackend:
         self._keeps_conversations = settings.auth_keep_conversations
         client = make_openai_client(settings)
         store = SqlStore(engine)
-        composer = Composer(settings.composer)
+        composer = Composer(settings.composer, dictation=client is not None)
         titles = Titles(store, settings.title_model)
-        resources = Resources(store, Drafts(store), composer, titles, settings.turn_seconds, client)
+        resources = Resources(
+            store, Drafts(store), composer, titles, settings.turn_seconds, client, settings.transcription_model
+        )
         servers = make_servers(settings, resources)
         concurrency = ChatConcurrency(redis_client(settings), settings.turn_seconds)
         usage = UsageStore(engine, store, settings.tokens_per_day)
         self.blueprints = [blueprint(servers, self._sessions, limits, concurrency, settings.agent_headers, composer, usage)]
-        self.background = [self._maintain, usage.finish_at_shutdown]
+        self.background: list[Callable[[], Awaitable[None]]] = [self._maintain, usage.finish_at_shutdown]
+        if client is not None:
+            self.background.append(partial(warn_of_shutdowns, client, configured_models(settings)))
 
     def issue(self, user: User) -> Session:
         return self._sessions.issue(user)

@@ -101,7 +101,7 @@ def blueprint(
 
     @bp.get(f"{CHAT_PATH}/composer")
     def choices() -> dict[str, Any]:
-        """Return the models and tools for ChatKit's option ``composer``. They are the same for all callers."""
+        """Return models, tools and dictation for ChatKit's option ``composer``. They are the same for all callers."""
         limits.count("requests")
         return {"status": "success", "data": composer.shown}
 

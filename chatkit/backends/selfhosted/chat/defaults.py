@@ -33,9 +33,9 @@ from chatkit.types import (
 from chatkit.web import errors
 
 TRANSCRIPTION_SECONDS = 60
-TRANSCRIPTION_MODEL = "gpt-4o-mini-transcribe"
 
-_MEDIA_TYPE = re.compile(r"audio/[\w.+-]{1,50}", re.ASCII)
+_MEDIA_TYPE = re.compile(r"audio/(?:x-|vnd\.)?([a-z0-9.+-]{1,50})", re.ASCII | re.IGNORECASE)
+_EXTENSIONS = {"wave": "wav"}  # others are called like their type
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Resources:
     """The time limit of a response."""
     openai_client: openai.AsyncOpenAI | None
     """``None`` without an API key."""
+    transcription_model: str
 
 
 class DefaultServer(ChatKitServer[ChatContext]):
@@ -83,12 +84,17 @@ class DefaultServer(ChatKitServer[ChatContext]):
         client = self._chatkit_resources.openai_client
         if client is None:
             raise errors.ApiKeyMissing("dictation needs OPENAI_API_KEY")
-        if not _MEDIA_TYPE.fullmatch(audio_input.media_type):
+        media_type = audio_input.media_type.strip().lower()
+        format_ = _MEDIA_TYPE.fullmatch(media_type)
+        if not format_:
             raise errors.InvalidRequestBody("the media type is not valid")
-        file = ("audio." + audio_input.media_type.rpartition("/")[2], io.BytesIO(audio_input.data), audio_input.media_type)
+        # OpenAI tells the format by the extension.
+        file = (f"audio.{_EXTENSIONS.get(format_[1], format_[1])}", io.BytesIO(audio_input.data), media_type)
+        model = self._chatkit_resources.transcription_model
         try:
             async with asyncio.timeout(TRANSCRIPTION_SECONDS):
-                result = await client.audio.transcriptions.create(model=TRANSCRIPTION_MODEL, file=file)
+                result = await client.audio.transcriptions.create(model=model, file=file)
+            context.usage.add("Dictation", 1, result.usage)
             return TranscriptionResult(text=result.text)
         except openai.APIStatusError as error:
             # The error's text is not logged: it quotes the key and the request.

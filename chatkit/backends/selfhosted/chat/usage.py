@@ -58,9 +58,9 @@ class Meter:
         self._lock = threading.Lock()  # an operator may run an agent in a thread
 
     def add(self, agent: str, requests: int, tokens: Any) -> None:
-        """Count ``requests`` of ``agent``. ``tokens`` has the other ``AMOUNTS`` as attributes; those that are missing are 0."""
-        used = Counter({name: getattr(tokens, name, None) or 0 for name in AMOUNTS})
-        used["requests"] = requests
+        """Count ``requests`` of ``agent``. ``tokens`` has the other ``AMOUNTS`` as attributes; what is no number is 0."""
+        amounts = {name: getattr(tokens, name, None) for name in AMOUNTS} | {"requests": requests}
+        used = {name: amount if isinstance(amount, int) else 0 for name, amount in amounts.items()}
         with self._lock:
             self._used.setdefault(agent[:MAX_AGENT_NAME], Counter()).update(used)
         if self._closed:

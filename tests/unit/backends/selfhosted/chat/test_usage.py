@@ -29,7 +29,7 @@ from tests.support.postgres import new_postgres_database
 from tests.support.provider import SECRET, shared
 from tests.support.responses_api import calls, says, streaming
 from tests.support.store import run
-from tests.support.upstream import Upstream
+from tests.support.upstream import Upstream, answering
 from tests.support.waiting import wait_for
 
 SERVERS = "tests.support.servers_under_test"
@@ -178,6 +178,17 @@ def test_a_run_that_outlives_its_response_is_counted(start: Start, upstream: Ups
     assert used(f"sqlite:///{tmp_path}/chatkit.db") == []
     going_on.set()
     wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [requests_of("Simple", 1)])
+
+
+TOKENS = {"type": "tokens", "input_tokens": 5, "output_tokens": 2, "total_tokens": 7}
+
+
+@pytest.mark.parametrize(("reported", "row"), [(TOKENS, (1, 5, 2, 7)), ({"type": "duration", "seconds": 3}, (1, 0, 0, 0))])
+def test_dictation_is_counted(start: Start, upstream: Upstream, tmp_path: Any, reported: Any, row: Any) -> None:
+    caller = start("simple")
+    upstream.behaviour = answering(200, {"text": "Hello", "usage": reported})
+    assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm").json() == {"text": "Hello"}
+    wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [("Dictation", *row)])
 
 
 def test_own_hooks_are_called(start: Start, upstream: Upstream, tmp_path: Any) -> None:

@@ -61,6 +61,8 @@ class Settings:
     composer: Mapping[str, Any]
     """``models`` and ``tools``, as in ChatKit's option ``composer``."""
     model: str | None
+    title_model: str | None
+    transcription_model: str
     instructions: str
     turn_seconds: int
     retention_days: int | None
@@ -84,6 +86,8 @@ class Settings:
     workflows: Mapping[str, str] = field(repr=False)
     agents: Mapping[str, str]
     state_claims: tuple[str, ...]
+    tokens_per_day: int | None
+    """Of one user."""
     rate_limit: tuple[int, int]
     """Sessions per minute, for one user and for one address."""
     redis_url: str | None = field(repr=False)
@@ -400,9 +404,16 @@ class _SettingsSchema(Schema):
     )
     state_claims = _Names(data_key="CHATKIT_STATE_CLAIMS", load_default=(), validate=_check_state_claims)
     model = fields.String(data_key="CHATKIT_MODEL", validate=_printable)
+    title_model = fields.String(data_key="CHATKIT_TITLE_MODEL", validate=_printable)
+    transcription_model = fields.String(
+        data_key="CHATKIT_TRANSCRIPTION_MODEL", load_default="gpt-transcribe", validate=_printable
+    )
     instructions = fields.String(data_key="CHATKIT_INSTRUCTIONS", load_default="You are a helpful assistant.")
     turn_seconds = fields.Integer(data_key="CHATKIT_TURN_SECONDS", load_default=120, validate=_integer(1, 3600, "seconds"))
     retention_days = fields.Integer(data_key="CHATKIT_RETENTION_DAYS", validate=_integer(1, 36500, "days"))
+    tokens_per_day = fields.Integer(
+        data_key="CHATKIT_TOKENS_PER_DAY", validate=_integer(1, None, "tokens per UTC day and user")
+    )
     allowed_origins = _Origins(data_key="CHATKIT_ALLOWED_ORIGINS")
     host_page = fields.Boolean(data_key="CHATKIT_HOST_PAGE", load_default=True)
     domain_key = fields.String(data_key="CHATKIT_DOMAIN_KEY", load_default="local-dev", validate=_printable)
@@ -508,8 +519,12 @@ def _with_defaults(loaded: dict[str, Any], platform_host: str | None, notices: t
             "CHATKIT_BACKEND=hosted: OpenAI ends hosted workflows on 30 November 2026. After that only "
             "CHATKIT_BACKEND=selfhosted works; see docs/moving-from-agent-builder.md.",
         )
-        if settings["agent"]:
-            notices += ("CHATKIT_AGENT is set and not used, because CHATKIT_BACKEND is hosted.",)
+        for variable, value in {
+            "CHATKIT_AGENT": settings["agent"],
+            "CHATKIT_TOKENS_PER_DAY": settings["tokens_per_day"],
+        }.items():
+            if value:
+                notices += (f"{variable} is set and not used, because CHATKIT_BACKEND is hosted.",)
         if settings["auth_keep_conversations"]:
             notices += (
                 "AUTH_KEEP_CONVERSATIONS is set and not used, because OpenAI stores the conversations of hosted sessions.",

@@ -21,8 +21,8 @@ export function chatKitApi(session: Session, listeners: CallListeners = {}): Cha
   return { url: `${apiUrl}/api/chatkit`, domainKey, fetch: chatFetch(session, listeners) }
 }
 
-/** The models and tools that users may choose from: a part of ChatKit's option `composer`. */
-export type Choices = Pick<NonNullable<ChatKitOptions['composer']>, 'models' | 'tools'>
+/** The models and tools that users may choose from, and whether they can dictate: a part of ChatKit's option `composer`. */
+export type Choices = Pick<NonNullable<ChatKitOptions['composer']>, 'models' | 'tools' | 'dictation'>
 
 /** What the service lets users choose from; `null` if there is nothing, or it could not be loaded, and for a hosted chat. */
 export async function loadChoices(): Promise<Choices | null> {
@@ -36,6 +36,11 @@ export async function loadChoices(): Promise<Choices | null> {
     console.error('The models and tools to choose from could not be loaded:', cause)
     return null
   }
+}
+
+/** ChatKit's `composer` option: that of the page, with exactly the models and tools that the service lists. */
+export function composerOption(own: ChatKitOptions['composer'], { dictation, ...lists }: Choices): ChatKitOptions['composer'] {
+  return { ...(dictation && { dictation }), ...own, ...lists }
 }
 
 export function chatKitTheme(theme: ChatKitConfig['theme']): ThemeOption {

@@ -404,6 +404,20 @@ describe('the composer', () => {
     expect(component().options.at(-1)?.composer).toEqual({ placeholder: 'Ask', models })
   })
 
+  it.each([
+    ['if the service has it', { placeholder: 'Ask' }, { placeholder: 'Ask', dictation: { enabled: true } }],
+    ['unless the page has switched it off', { dictation: { enabled: false } }, { dictation: { enabled: false } }],
+  ])('offers dictation %s', async (_when, own, expected) => {
+    setService({ domainKey: 'local-dev' })
+    const data = { dictation: { enabled: true } }
+    vi.stubGlobal(
+      'fetch',
+      vi.fn(async () => new Response(JSON.stringify({ status: 'success', data }))),
+    )
+    await renderChat({}, { composer: own })
+    expect(component().options.at(-1)?.composer).toEqual(expected)
+  })
+
   it('is the page’s own in a hosted chat', async () => {
     await renderChat({}, { composer: { placeholder: 'Ask' } })
     expect(component().options.at(-1)?.composer).toEqual({ placeholder: 'Ask' })

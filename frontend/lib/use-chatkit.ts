@@ -6,7 +6,15 @@ import { type UseChatKitOptions, type UseChatKitReturn, useChatKit as useOpenAIC
 import { useEffect, useEffectEvent, useLayoutEffect, useMemo, useRef, useState } from 'react'
 import { ComponentError, startReadyTimeout, loadChatKit, watchRemoval } from './chatkit-component'
 import type { ChatKitConfig } from './chatkit-config'
-import { type CallListeners, type Choices, chatKitApi, chatKitTheme, loadChoices, messageText } from './chatkit-options'
+import {
+  type CallListeners,
+  type Choices,
+  chatKitApi,
+  chatKitTheme,
+  composerOption,
+  loadChoices,
+  messageText,
+} from './chatkit-options'
 import { type ServiceError, USER_MESSAGES, UserFacingError } from './errors'
 import { PageSession, type Session } from './page-session'
 import { service } from './service'
@@ -35,7 +43,7 @@ type Stage = 'loading' | 'loaded' | 'ready' | 'unmounted' | 'removed'
  * only, and should be a module-level function.
  *
  * `options` are passed to ChatKit: start screen, composer, `initialThread`, `onThreadChange`, …. The composer also gets the models
- * and tools that the service lists.
+ * and tools that the service lists, and dictation if the service has it and the page does not set it.
  */
 export function useChatKit(config: ChatKitConfig, options: Omit<UseChatKitOptions, 'api' | 'theme' | 'onError'> = {}): Chat {
   const [pageSession] = useState(() => PageSession.of(config.api.getClientSecret))
@@ -82,7 +90,7 @@ export function useChatKit(config: ChatKitConfig, options: Omit<UseChatKitOption
 
   const chatKit = useOpenAIChatKit({
     ...options,
-    ...(choices && { composer: { ...options.composer, ...choices } }),
+    ...(choices && { composer: composerOption(options.composer, choices) }),
     api: chatKitApi(session, listeners),
     theme: chatKitTheme(config.theme),
     onReady() {

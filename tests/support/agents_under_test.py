@@ -13,8 +13,11 @@ from agents import (
     Agent,
     AgentsException,
     GuardrailFunctionOutput,
+    ModelSettings,
     OpenAIChatCompletionsModel,
+    RunConfig,
     RunContextWrapper,
+    RunHooks,
     Runner,
     StopAtTools,
     ToolGuardrailFunctionOutput,
@@ -254,6 +257,14 @@ def chat_completions(user: str) -> Agent[Any]:
     return with_page.clone(model=OpenAIChatCompletionsModel("gpt-test", client))
 
 
+identified = Agent(
+    name="Identified", model="gpt-test", model_settings=ModelSettings(extra_args={"safety_identifier": "the operator's"})
+)
+identified_in_the_body = Agent(
+    name="Identified", model="gpt-test", model_settings=ModelSettings(extra_body={"safety_identifier": "the operator's"})
+)
+
+
 handing_over = Agent(name="Handing over", model="gpt-first", tools=[weather], handoffs=[simple])
 
 
@@ -406,6 +417,37 @@ async def runs_another_agent_as_tool(workflow_input: WorkflowInput) -> Any:
     tool = with_tool.as_tool("expert", "Ask the expert.")
     boss = Agent(name="Boss", model="gpt-test", tools=[tool])
     result = await Runner.run(boss, workflow_input.input_as_text)
+    return {"output_text": result.final_output_as(str)}
+
+
+class Noted(RunHooks[Any]):
+    """An operator's own hooks, which note what they are called with."""
+
+    async def on_agent_start(self, context: Any, agent: Any) -> None:
+        seen.append("start")
+
+    async def on_llm_start(self, context: Any, agent: Any, system_prompt: Any, input_items: Any) -> None:
+        seen.append("llm_start")
+
+    async def on_llm_end(self, context: Any, agent: Any, response: Any) -> None:
+        seen.append("llm_end")
+
+    async def on_tool_end(self, context: Any, agent: Any, tool: Any, result: Any) -> None:
+        seen.append("tool")
+
+    async def on_agent_end(self, context: Any, agent: Any, output: Any) -> None:
+        seen.append("end")
+
+
+async def identified_workflow(workflow_input: WorkflowInput) -> Any:
+    run_config = RunConfig(model_settings=ModelSettings(extra_args={"safety_identifier": "the operator's"}))
+    result = await Runner.run(simple, workflow_input.input_as_text, run_config=run_config)
+    return {"output_text": result.final_output_as(str)}
+
+
+async def hooked_workflow(workflow_input: WorkflowInput) -> Any:
+    result = await Runner.run(with_tool, workflow_input.input_as_text, hooks=Noted())
+    seen.append(result.context_wrapper.usage.total_tokens)
     return {"output_text": result.final_output_as(str)}
 
 

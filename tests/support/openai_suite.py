@@ -32,6 +32,7 @@ from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.drafts import Drafts
 from chatkit.backends.selfhosted.chat.server import GuardedServer, guarded, handle, read_request
 from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.chat.titles import Titles
 from chatkit.web.buffer import Buffer
 from tests.support.service import PROJECT
 
@@ -253,7 +254,9 @@ def server_maker(theirs: ModuleType) -> Callable[..., Any]:
     def make(responder: Any = None, handle_feedback: Any = None, **callbacks: Any) -> Any:
         store: SqlStore = theirs.SQLiteStore("")
         composer = Composer({"models": [], "tools": [{"id": "web_search"}, {"id": "retrieval"}]})  # those of their tests
-        resources = Resources(store, Drafts(store), composer, turn_seconds=60, openai_client=None)
+        resources = Resources(
+            store, Drafts(store), composer, Titles(store, None), turn_seconds=60, openai_client=None, transcription_model=""
+        )
         return nullcontext(guarded(_Server, resources, theirs, responder, handle_feedback, callbacks))
 
     return make

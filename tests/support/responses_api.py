@@ -145,7 +145,7 @@ def streaming(*turns: Events) -> Behaviour:
 
     def behave(handler: Handler) -> None:
         events = left.pop(0) if len(left) > 1 else left[0]
-        if not handler.server.upstream.received[-1].body.get("stream"):
+        if not handler.received.body.get("stream"):
             *_, completed = whole(events)
             handler.answer(200, completed["response"])  # type: ignore[index]
             return

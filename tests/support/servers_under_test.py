@@ -301,6 +301,17 @@ class Desk(ChatKitServer[ChatContext]):
         yield ThreadItemUpdatedEvent(item_id=sender.id, update=WidgetRootUpdated(widget=card))
 
 
+class Afterwards(ChatKitServer[ChatContext]):
+    """Runs an agent in a task of its own, which goes on when the response has ended."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        self.task = asyncio.create_task(Runner.run(agents_under_test.simple, "Hello"))
+        await asyncio.sleep(0.2)
+        yield ThreadItemDoneEvent(item=message(thread, "Later"))
+
+
 class WithStores(Plain):
     """The other constructor of the SDK's base class."""
 

@@ -32,6 +32,8 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 30
     disable_nagle_algorithm = True  # with it, the body would wait 40 ms for the acknowledgement of the headers
     server: _Server
+    received: Received
+    """What the call that is answered sent."""
 
     def setup(self) -> None:
         super().setup()
@@ -41,12 +43,15 @@ class Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
         is_json = headers.get("content-type") == "application/json"
-        self.server.upstream.received.append(
-            Received(self.command, self.path, headers, json.loads(raw) if is_json and raw else raw)
-        )
+        self.received = Received(self.command, self.path, headers, json.loads(raw) if is_json and raw else raw)
+        self.server.upstream.received.append(self.received)
         self.server.upstream.behaviour(self)
 
-    do_GET = do_POST  # noqa: N815  for followed redirects
+    def do_GET(self) -> None:
+        if self.path == "/v1/models":  # asked for at the start of a process, beside what a test is about
+            self.server.upstream.list_models(self)
+        else:  # a redirect that is followed
+            self.do_POST()
 
     def answer(self, status: int, body: bytes | dict[str, Any] = b"", **headers: str) -> None:
         content = json.dumps(body).encode() if isinstance(body, dict) else body
@@ -83,6 +88,7 @@ class Upstream:
         self.received: list[Received] = []
         self.connections = 0
         self.behaviour: Behaviour = mint
+        self.list_models: Behaviour = answering(200, {"object": "list", "data": []})
         self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.upstream = self
         scheme = "http"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import chatkit.logger
 from chatkit.backends.interface import Session
@@ -12,7 +14,10 @@ from chatkit.backends.selfhosted.chat.blueprint import blueprint
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.drafts import Drafts
+from chatkit.backends.selfhosted.chat.model_shutdowns import configured_models, warn_of_shutdowns
 from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.chat.titles import Titles
+from chatkit.backends.selfhosted.chat.usage import UsageStore
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, open_database
 from chatkit.backends.selfhosted.sessions import SessionStore
 from chatkit.identity.user import User
@@ -52,12 +57,18 @@ class SelfhostedBackend:
         self._keeps_conversations = settings.auth_keep_conversations
         client = make_openai_client(settings)
         store = SqlStore(engine)
-        composer = Composer(settings.composer)
-        resources = Resources(store, Drafts(store), composer, settings.turn_seconds, client)
+        composer = Composer(settings.composer, dictation=client is not None)
+        titles = Titles(store, settings.title_model)
+        resources = Resources(
+            store, Drafts(store), composer, titles, settings.turn_seconds, client, settings.transcription_model
+        )
         servers = make_servers(settings, resources)
         concurrency = ChatConcurrency(redis_client(settings), settings.turn_seconds)
-        self.blueprints = [blueprint(servers, self._sessions, limits, concurrency, settings.agent_headers, composer)]
-        self.background = [self._maintain]
+        usage = UsageStore(engine, store, settings.tokens_per_day)
+        self.blueprints = [blueprint(servers, self._sessions, limits, concurrency, settings.agent_headers, composer, usage)]
+        self.background: list[Callable[[], Awaitable[None]]] = [self._maintain, usage.finish_at_shutdown]
+        if client is not None:
+            self.background.append(partial(warn_of_shutdowns, client, configured_models(settings)))
 
     def issue(self, user: User) -> Session:
         return self._sessions.issue(user)

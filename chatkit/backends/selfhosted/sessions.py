@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from alembic.util import CommandError
@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Delete, Engine, bindparam, case, delete, inse
 from chatkit.backends.interface import Session
 from chatkit.backends.selfhosted.database import engine as database
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE
-from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, SessionRow, ThreadRow
+from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, SessionRow, ThreadRow, UsageRow
 from chatkit.identity.user import Primitive, User
 from chatkit.web import errors
 
@@ -66,6 +66,11 @@ _DELETE_EXPIRED_SESSIONS = delete(SessionRow).where(
         .with_for_update(skip_locked=True)
     )
 )
+_DELETE_OLD_USAGE = delete(UsageRow).where(
+    UsageRow.position.in_(
+        select(UsageRow.position).where(UsageRow.day < bindparam("oldest")).limit(PURGE_BATCH).with_for_update(skip_locked=True)
+    )
+)
 _DELETE_UNUSED_THREADS = delete(ThreadRow).where(  # items and attachments cascade
     ThreadRow.position.in_(
         select(ThreadRow.position)
@@ -101,7 +106,7 @@ class SessionStore:
     Args:
         engine: the database.
         ttl: the lifetime of a session, in seconds.
-        retention_days: the number of days after which an unused thread is deleted; ``None`` keeps threads.
+        retention_days: the number of days after which unused threads and records of usage are deleted; ``None`` keeps them.
     """
 
     def __init__(self, engine: Engine, ttl: int, retention_days: int | None = None) -> None:
@@ -130,7 +135,7 @@ class SessionStore:
         return []
 
     def maintain(self) -> None:
-        """Delete expired sessions and unused threads, and reopen a SQLite file that was replaced. Call about every 30 s.
+        """Delete what is expired, unused or old, and reopen a SQLite file that was replaced. Call about every 30 s.
 
         Safe to run in several processes at once. Errors are logged; the next call tries again.
         """
@@ -139,7 +144,9 @@ class SessionStore:
             self._purge(_DELETE_EXPIRED_SESSIONS, time.time() - KEEP_EXPIRED_SECONDS)
             days = self._retention_days
             if days is not None and time.monotonic() >= self._next_thread_purge:
-                done = self._purge(_DELETE_UNUSED_THREADS, time.time() - days * SECONDS_PER_DAY)
+                oldest = time.time() - days * SECONDS_PER_DAY
+                done = self._purge(_DELETE_UNUSED_THREADS, oldest)
+                done &= self._purge(_DELETE_OLD_USAGE, datetime.fromtimestamp(oldest, UTC).date())
                 self._next_thread_purge = time.monotonic() + (THREAD_PURGE_INTERVAL_SECONDS if done else 0)
         except (*UNAVAILABLE, CommandError, OSError) as error:
             log.error("Maintenance of the database failed: %s", database.describe(error))
@@ -208,7 +215,7 @@ class SessionStore:
                 _delete_hidden_items(connection, thread_ids[start : start + THREAD_BATCH])
             connection.execute(_END_SESSIONS, params)
 
-    def _purge(self, statement: Delete, oldest: float) -> bool:
+    def _purge(self, statement: Delete, oldest: float | date) -> bool:
         """Delete in batches, so that other writers do not wait long for a lock. Return whether all rows are deleted."""
         for _ in range(PURGE_BATCHES):
             with self.engine.begin() as connection:

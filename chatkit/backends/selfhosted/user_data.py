@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Executable, bindparam, delete, func, select
 
-from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, SessionRow, ThreadRow
+from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, SessionRow, ThreadRow, UsageRow
 
 DELETE_BATCH = 200  # rows; a batch holds its locks for a short time
 ROWS_AT_ONCE = 20  # read ahead; an item with an image has some megabytes
@@ -33,6 +33,7 @@ _COUNTS = {
     "items": _COUNT_ITEMS,
     "feedback": _COUNT_ITEMS.where(ItemRow.feedback.is_not(None)),
     "attachments": select(func.count()).where(AttachmentRow.user_id == _user),
+    "records of usage": select(func.count()).where(UsageRow.user_id == _user),
 }
 _SELECT_SESSIONS = select(SessionRow.id, SessionRow.expires_at, SessionRow.agent, SessionRow.claims).where(
     SessionRow.user_id == _user
@@ -50,12 +51,20 @@ _SELECT_ITEMS = (
     .order_by(ItemRow.position)
 )
 _SELECT_ATTACHMENTS = select(AttachmentRow.data).where(AttachmentRow.user_id == _user).order_by(AttachmentRow.id)
+_SELECT_USAGE = (
+    select(
+        UsageRow.day, UsageRow.agent, UsageRow.requests, UsageRow.input_tokens, UsageRow.output_tokens, UsageRow.total_tokens
+    )
+    .where(UsageRow.user_id == _user)
+    .order_by(UsageRow.position)
+)
 _DELETE = [
     delete(row).where(key.in_(select(key).where(row.user_id == _user).limit(DELETE_BATCH)))
     for row, key in (  # sessions first, so that the user's page can't begin new threads; items are deleted with their thread
         (SessionRow, SessionRow.id),
         (ThreadRow, ThreadRow.position),
         (AttachmentRow, AttachmentRow.id),
+        (UsageRow, UsageRow.position),
     )
 ]
 _SELECT_FEEDBACK = (
@@ -143,6 +152,9 @@ class UserData:
         yield '],\n"attachments": [', 0
         for separator, row in _separated(self._stream(_SELECT_ATTACHMENTS, user=user)):
             yield f"{separator}{row.data}", 0
+        yield '],\n"usage": [', 0
+        for separator, row in _separated(self._stream(_SELECT_USAGE, user=user)):
+            yield f"{separator}{_json({**row._mapping, 'day': row.day.isoformat()})}", 0
         yield "]}\n", 0
 
     def delete(self, user: str) -> None:

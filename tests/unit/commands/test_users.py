@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import tracemalloc
+from datetime import date
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from sqlalchemy import MetaData, create_engine, insert, text
 
 from chatkit.backends.selfhosted import user_data
 from chatkit.backends.selfhosted.database.engine import make_engine, open_database
-from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, ThreadRow
+from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, ThreadRow, UsageRow
 from chatkit.backends.selfhosted.user_data import UserData
 from chatkit.web.asgi import AsgiFlask
 from tests.support.applications import MakeApp
@@ -26,6 +27,9 @@ WORDS = "Purple elephants ✓"
 
 def answer(text_: str) -> dict[str, Any]:
     return {"type": "assistant_message", "content": [{"type": "output_text", "text": text_, "annotations": []}]}
+
+
+USAGE = {"requests": 2, "input_tokens": 30, "output_tokens": 4, "total_tokens": 34}
 
 
 def question(text_: str) -> dict[str, Any]:
@@ -52,6 +56,9 @@ def with_data(app: AsgiFlask, database: str, name: str) -> Person:
     with create_engine(database).begin() as connection:
         attachment = {"id": f"atc_{name}", "user_id": someone.user, "thread_id": None, "data": json.dumps({"name": name})}
         connection.execute(insert(AttachmentRow), attachment)
+        connection.execute(
+            insert(UsageRow), {"user_id": someone.user, "day": date(2026, 11, 23), **USAGE, "agent": f"of {name}"}
+        )
     return someone
 
 
@@ -83,7 +90,14 @@ def everything(database: str) -> str:
     engine = create_engine(database)
     metadata = MetaData()
     metadata.reflect(engine)
-    assert {"chat_sessions", "chat_threads", "chat_items", "chat_attachments", "chat_imports"} <= metadata.tables.keys()
+    assert {
+        "chat_sessions",
+        "chat_threads",
+        "chat_items",
+        "chat_attachments",
+        "chat_imports",
+        "chat_usage",
+    } <= metadata.tables.keys()
     with engine.connect() as connection:
         return "\n".join(str(tuple(row)) for table in metadata.tables.values() for row in connection.execute(table.select()))
 
@@ -102,6 +116,7 @@ def test_export_has_everything_of_the_user(app: AsgiFlask, database: str) -> Non
     assert f"{WORDS} of ada" in thread["items"][0]["content"][0]["text"]
     assert {item["id"]: item.get("feedback") for item in thread["items"]}[ada.item] == "negative"
     assert exported["attachments"] == [{"name": "ada"}]
+    assert exported["usage"] == [{"day": "2026-11-23", **USAGE, "agent": "of ada"}]
     shown = {item["id"] for item in chat(ada, items_of(ada)).get_json()["data"]}
     assert shown <= {item["id"] for item in thread["items"]}
     assert not any(word in result.output for word in (eve.user, eve.thread, "of eve", "atc_eve"))
@@ -118,7 +133,7 @@ def test_export_of_any_size_is_valid(app: AsgiFlask, database: str) -> None:
     assert [thread["id"] for thread in exported["threads"]] == [f"thr_{number}" for number in range(30)]
     assert [len(thread["items"]) for thread in exported["threads"]] == list(range(30))
     assert exported["threads"][29]["items"][28]["content"][0]["text"] == "29.28 \0\n\u2028"
-    assert (exported["sessions"], exported["attachments"]) == ([], [])
+    assert (exported["sessions"], exported["attachments"], exported["usage"]) == ([], [], [])
 
 
 def test_export_holds_little_in_memory(app: AsgiFlask, database: str) -> None:
@@ -141,7 +156,7 @@ def test_deleted_user_leaves_nothing(app: AsgiFlask, database: str) -> None:
     result = run(app, "users", "delete", ada.user, "--yes")
     assert result.exit_code == 0
     assert result.stdout.startswith("Deleted 1 sessions, 1 threads, ")
-    assert f"1 feedback, 1 attachments of {ada.user}." in result.stdout
+    assert f"1 feedback, 1 attachments, 1 records of usage of {ada.user}." in result.stdout
     after = everything(database)
     assert not [word for word in (*ada.ids(), "of ada", "atc_ada") if word in after]
     assert json.loads(exported)["threads"] == json.loads(run(app, "users", "export", eve.user).stdout)["threads"]
@@ -168,7 +183,9 @@ def test_more_than_one_batch_is_deleted(app: AsgiFlask, database: str, monkeypat
         fill(database, "user:a", f"thr_{number}", question("a"))
     fill(database, "user:b", "thr_b", question("b"))
     result = run(app, "users", "delete", "user:a", "--yes")
-    assert "Deleted 0 sessions, 205 threads, 205 items, 0 feedback, 0 attachments of user:a." in result.stdout
+    assert (
+        "Deleted 0 sessions, 205 threads, 205 items, 0 feedback, 0 attachments, 0 records of usage of user:a." in result.stdout
+    )
     assert "user:a" not in everything(database)
     assert "thr_b" in everything(database)
 
@@ -178,7 +195,10 @@ def test_deleting_asks_first(app: AsgiFlask, database: str, reply: str) -> None:
     fill(database, "user:a", "thr_1", question("a"))
     result = run(app, "users", "delete", "user:a", answer=reply)
     assert result.exit_code == 1
-    assert "Delete 0 sessions, 1 threads, 1 items, 0 feedback, 0 attachments of user:a? This can't be undone." in result.stderr
+    assert (
+        "Delete 0 sessions, 1 threads, 1 items, 0 feedback, 0 attachments, 0 records of usage of user:a? This can't be undone."
+        in result.stderr
+    )
     assert "thr_1" in everything(database)
     assert run(app, "users", "delete", "user:a", answer="y\n").exit_code == 0
     assert "thr_1" not in everything(database)

@@ -22,10 +22,11 @@ from chatkit.agents import AgentContext
 from chatkit.backends.selfhosted.chat import exported_workflow
 from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with_tool_choice
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
-from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources, set_title
+from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources
 from chatkit.backends.selfhosted.chat.demo import DemoServer
 from chatkit.backends.selfhosted.chat.events import agent_events, assistant_message, outcome
 from chatkit.backends.selfhosted.chat.history import load_history, newest_user_message, to_model_input, to_model_text
+from chatkit.backends.selfhosted.chat.openai_client import ChatClient
 from chatkit.backends.selfhosted.chat.server import GuardedServer, guarded
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.errors import CustomStreamError
@@ -53,7 +54,7 @@ class AgentServer(DefaultServer):
     async def respond(
         self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
     ) -> AsyncIterator[ThreadStreamEvent]:
-        set_title(thread, input_user_message)
+        self._chatkit_resources.titles.set(thread, input_user_message, context)
         agent = self._agent
         if not isinstance(agent, agents.Agent):
             # In a separate task, because the operator's code may cancel the task that it runs in.
@@ -97,7 +98,7 @@ class WorkflowServer(DefaultServer):
     async def respond(
         self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
     ) -> AsyncIterator[ThreadStreamEvent]:
-        set_title(thread, input_user_message)
+        self._chatkit_resources.titles.set(thread, input_user_message, context)
         history = await load_history(self.store, thread.id, context)
         newest = newest_user_message(history)
         earlier, to_answer, text = history, newest, ""
@@ -136,7 +137,7 @@ def make_openai_client(settings: Settings) -> openai.AsyncOpenAI | None:
     """Create the OpenAI client that all of the chat uses, or ``None`` without an API key."""
     if not settings.openai_api_key:
         return None
-    client = openai.AsyncOpenAI(
+    client = ChatClient(
         api_key=settings.openai_api_key,
         base_url=f"{settings.api_base}/v1",
         timeout=settings.turn_seconds,

@@ -13,6 +13,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.server import GuardedServer, handle, read_request
+from chatkit.backends.selfhosted.chat.usage import UsageStore
 from chatkit.backends.selfhosted.sessions import LiveSession, SessionStore
 from chatkit.limits.concurrency import ChatConcurrency
 from chatkit.limits.rate import Limits, address
@@ -39,6 +40,7 @@ def blueprint(
     concurrency: ChatConcurrency,
     header_names: Sequence[str],
     composer: Composer,
+    usage: UsageStore,
 ) -> Blueprint:
     """Create the blueprint of ``POST /api/chatkit`` and ``GET /api/chatkit/composer``.
 
@@ -49,6 +51,7 @@ def blueprint(
         concurrency: the concurrency limits.
         header_names: the request headers that are passed to servers, besides ``Accept-Language``.
         composer: what users may choose from.
+        usage: stores the usage of each response, and limits it.
     """
     bp = Blueprint("conversation", __name__)
     starts = Starts(MAX_STARTS, MAX_STARTS_PER_ADDRESS, None)
@@ -64,6 +67,7 @@ def blueprint(
         if is_turn:
             limits.count("turns")
             limits.count("turns", session.user)
+            usage.check(session.user)
         headers = {name: request.headers[name] for name in ("Accept-Language", *header_names) if name in request.headers}
         with ExitStack() as held:
             holder = address()
@@ -71,6 +75,7 @@ def blueprint(
 
             async def produce(buffer: Buffer) -> None:
                 started = await starts.enter(holder)
+                meter = usage.meter(session.user)
                 try:
                     context = ChatContext(
                         session.user,
@@ -80,10 +85,12 @@ def blueprint(
                         headers=CaseInsensitiveDict(headers),
                         metadata=chat_request.metadata,
                         started=started,
+                        usage=meter,
                     )
                     await handle(servers.get(session.agent) or servers[None], chat_request, context)
                 finally:
                     started()
+                    meter.close()
 
             response = deferred(produce, streaming=is_streaming_req(chat_request))
             if is_streaming_req(chat_request):
@@ -94,7 +101,7 @@ def blueprint(
 
     @bp.get(f"{CHAT_PATH}/composer")
     def choices() -> dict[str, Any]:
-        """Return the models and tools for ChatKit's option ``composer``. They are the same for all callers."""
+        """Return models, tools and dictation for ChatKit's option ``composer``. They are the same for all callers."""
         limits.count("requests")
         return {"status": "success", "data": composer.shown}
 

@@ -17,11 +17,14 @@ class Composer:
 
     Args:
         options: ``models`` and ``tools``, as in ChatKit's option ``composer``.
+        dictation: whether the service can transcribe.
     """
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any], *, dictation: bool = False) -> None:
         self.shown = {kind: listed for kind, listed in options.items() if listed}
-        """The lists that are not empty, for the frontend."""
+        """The lists that are not empty and whether there is dictation, for the frontend."""
+        if dictation:
+            self.shown["dictation"] = {"enabled": True}
         self._models = {model["id"] for model in options["models"] if not model.get("disabled")}
         self._tools = {tool["id"] for tool in options["tools"]}
 

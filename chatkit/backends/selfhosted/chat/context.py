@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 from requests.structures import CaseInsensitiveDict
 
+from chatkit.backends.selfhosted.chat.usage import Meter
 from chatkit.identity.user import Primitive
 from chatkit.types import ThreadMetadata
 from chatkit.web.buffer import Buffer
@@ -32,6 +34,10 @@ class ChatContext:
     """The ``metadata`` of the request, as the page sent it."""
     started: Callable[[], None] = field(default=lambda: None, compare=False)
     """Call it when the processor-bound start of the request is done."""
+    usage: Meter = field(default_factory=Meter, compare=False)
+    """Counts what the models use."""
+    saving_thread: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
+    """Held while a thread is saved and the objects in ``threads`` are updated."""
     drafts: set[str] = field(default_factory=set)
     """The ids of the messages started in this request's turn."""
     threads: dict[str, list[tuple[ThreadMetadata, ThreadMetadata]]] = field(default_factory=dict)

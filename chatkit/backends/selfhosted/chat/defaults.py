@@ -16,8 +16,8 @@ from chatkit.actions import Action
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.drafts import Drafts
-from chatkit.backends.selfhosted.chat.events import user_text
 from chatkit.backends.selfhosted.chat.store import SqlStore, new_id
+from chatkit.backends.selfhosted.chat.titles import Titles
 from chatkit.server import ChatKitServer
 from chatkit.types import (
     AudioInput,
@@ -28,16 +28,14 @@ from chatkit.types import (
     ThreadMetadata,
     ThreadStreamEvent,
     TranscriptionResult,
-    UserMessageItem,
     WidgetItem,
 )
 from chatkit.web import errors
 
 TRANSCRIPTION_SECONDS = 60
-MAX_GENERATED_TITLE = 60
-TRANSCRIPTION_MODEL = "gpt-4o-mini-transcribe"
 
-_MEDIA_TYPE = re.compile(r"audio/[\w.+-]{1,50}", re.ASCII)
+_MEDIA_TYPE = re.compile(r"audio/(?:x-|vnd\.)?([a-z0-9.+-]{1,50})", re.ASCII | re.IGNORECASE)
+_EXTENSIONS = {"wave": "wav"}  # others are called like their type
 
 
 @dataclass(frozen=True)
@@ -47,10 +45,12 @@ class Resources:
     store: SqlStore
     drafts: Drafts
     composer: Composer
+    titles: Titles
     turn_seconds: int
     """The time limit of a response."""
     openai_client: openai.AsyncOpenAI | None
     """``None`` without an API key."""
+    transcription_model: str
 
 
 class DefaultServer(ChatKitServer[ChatContext]):
@@ -84,12 +84,17 @@ class DefaultServer(ChatKitServer[ChatContext]):
         client = self._chatkit_resources.openai_client
         if client is None:
             raise errors.ApiKeyMissing("dictation needs OPENAI_API_KEY")
-        if not _MEDIA_TYPE.fullmatch(audio_input.media_type):
+        media_type = audio_input.media_type.strip().lower()
+        format_ = _MEDIA_TYPE.fullmatch(media_type)
+        if not format_:
             raise errors.InvalidRequestBody("the media type is not valid")
-        file = ("audio." + audio_input.media_type.rpartition("/")[2], io.BytesIO(audio_input.data), audio_input.media_type)
+        # OpenAI tells the format by the extension.
+        file = (f"audio.{_EXTENSIONS.get(format_[1], format_[1])}", io.BytesIO(audio_input.data), media_type)
+        model = self._chatkit_resources.transcription_model
         try:
             async with asyncio.timeout(TRANSCRIPTION_SECONDS):
-                result = await client.audio.transcriptions.create(model=TRANSCRIPTION_MODEL, file=file)
+                result = await client.audio.transcriptions.create(model=model, file=file)
+            context.usage.add("Dictation", 1, result.usage)
             return TranscriptionResult(text=result.text)
         except openai.APIStatusError as error:
             # The error's text is not logged: it quotes the key and the request.
@@ -107,16 +112,6 @@ def openai_reference(error: openai.APIStatusError) -> str:
     """Return OpenAI's request id for the log, unless the header holds something else."""
     valid = error.request_id and re.fullmatch(r"[A-Za-z0-9_-]{1,80}", error.request_id)
     return f" (request {error.request_id})" if valid else ""
-
-
-def set_title(thread: ThreadMetadata, message: UserMessageItem | None) -> None:
-    """Make the beginning of the first message the thread's title."""
-    if thread.title is not None or message is None:
-        return
-    text = " ".join(user_text(message).split())
-    if len(text) > MAX_GENERATED_TITLE:
-        text = text[:MAX_GENERATED_TITLE].rsplit(" ", 1)[0] + "…"
-    thread.title = text or None
 
 
 def _hidden_action_item(thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None) -> HiddenContextItem:

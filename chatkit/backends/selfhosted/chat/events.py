@@ -23,6 +23,7 @@ from openai.types.responses.response_output_text import Annotation
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from chatkit.agents import AgentContext, ResponseStreamConverter, stream_agent_response
+from chatkit.backends.selfhosted.chat.context import current_context
 from chatkit.backends.selfhosted.chat.store import new_id
 from chatkit.types import (
     AssistantMessageContent,
@@ -84,6 +85,7 @@ class _BridgedRun:
 
     def __init__(self, context: AgentContext[Any], result: RunResultStreaming) -> None:
         self._context = context
+        self._result = result
         self._events = result.stream_events()
         self.model_ids: set[str] = set()
         """The ids of the items in the model's responses so far."""
@@ -125,6 +127,9 @@ class _BridgedRun:
             # openai 3 has classes for these annotations, which openai-chatkit 1.6 rejects; it accepts a dict.
             data.annotation = _as_dict(data.annotation)
             return _is_convertible(data.annotation)
+        elif data.type in ("response.incomplete", "response.failed") and (context := current_context.get()):
+            # The SDK raises an exception next, and does not add this response to the run's usage.
+            context.usage.add(self._result.current_agent.name, 1, data.response.usage)
         return True
 
     def _remember_id(self, item: Any) -> None:

@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -213,8 +213,25 @@ class SqlStore(Store[ChatContext]):
         workers = 1 if engine.dialect.name == "sqlite" else max(1, cast(QueuePool, engine.pool).size() - 1)
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="storage")
 
+    def submit(self, work: Callable[[Connection], Result], seconds: float) -> Future[Result]:
+        """Run ``work`` in a transaction on another thread, and limit the time for the thread and for locks together.
+
+        The future raises ``sqlalchemy.exc.TimeoutError`` if no thread was free in time, because the database is slow.
+        """
+        deadline = time.monotonic() + seconds
+
+        def transaction() -> Result:
+            if time.monotonic() > deadline:
+                raise exc.TimeoutError("no thread was free for a database call")
+            with self._engine.connect() as connection:
+                connection.execution_options(**{database.DEADLINE: deadline})
+                with connection.begin():
+                    return work(connection)
+
+        return self._executor.submit(transaction)
+
     async def _run(self, work: Callable[[Connection], Result], seconds: float | None = None) -> Result:
-        """Run ``work`` in a transaction on another thread.
+        """Submit ``work`` and await it.
 
         ``seconds``, by default ``WAIT_SECONDS``, limits the time for the thread and for locks together.
 
@@ -222,15 +239,7 @@ class SqlStore(Store[ChatContext]):
             sqlalchemy.exc.TimeoutError: no thread was free in time, because the database is slow.
         """
         seconds = seconds or database.WAIT_SECONDS
-        deadline = time.monotonic() + seconds
-
-        def transaction() -> Result:
-            with self._engine.connect() as connection:
-                connection.execution_options(**{database.DEADLINE: deadline})
-                with connection.begin():
-                    return work(connection)
-
-        future = self._executor.submit(transaction)
+        future = self.submit(work, seconds)
         result = asyncio.wrap_future(future)
         try:
             await asyncio.wait([result], timeout=seconds)
@@ -285,6 +294,10 @@ class SqlStore(Store[ChatContext]):
         For example, a user can rename a thread while a response to it is streamed. Changes that a tool makes to ``thread``
         during the save are kept, and stored by the next one.
         """
+        async with context.saving_thread:
+            await self._save_thread(thread, context)
+
+    async def _save_thread(self, thread: ThreadMetadata, context: ChatContext) -> None:
         params = {"user": context.user, "thread": thread.id, "now": int(time.time())}
         mine = thread.model_copy(deep=True)
         objects = context.threads.get(thread.id)
@@ -310,6 +323,30 @@ class SqlStore(Store[ChatContext]):
             setattr(thread, name, value)
         others = [pair for pair in objects or () if pair[0] is not thread]
         context.threads[thread.id] = [*others, (thread, written.model_copy(deep=True))]
+
+    async def replace_title(self, thread: ThreadMetadata, old: str | None, new: str, context: ChatContext) -> None:
+        """Replace the title ``old``, which may not be stored yet. A title that another request has stored stays.
+
+        ``thread`` and other objects of this request get the stored title, so that its later saves do not change it.
+        """
+        params = {"user": context.user, "thread": thread.id}
+
+        def replace(connection: Connection) -> str | None:
+            stored = _read_thread(_one_or_not_found(connection.execute(_SELECT_THREAD, params)))
+            if stored.title not in (None, old):
+                return stored.title
+            renamed = _thread_data(stored.model_copy(update={"title": new}))
+            connection.execute(_UPDATE_THREAD, {**params, "new_data": renamed, "now": int(time.time())})
+            return new
+
+        async with context.saving_thread:
+            title = await self._write(thread.id, context, replace)
+            known_objects = context.threads.get(thread.id, [])
+            for mine in (thread, *(loaded for loaded, _known in known_objects)):
+                if mine.title in (None, old):
+                    mine.title = title
+            for _loaded, known in known_objects:
+                known.title = title
 
     async def load_threads(self, limit: int, after: str | None, order: str, context: ChatContext) -> Page[ThreadMetadata]:
         params = {"user": context.user}

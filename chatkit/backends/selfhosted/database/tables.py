@@ -5,7 +5,9 @@ They have a module of their own so that migrations do not import OpenAI's packag
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, ForeignKeyConstraint, Index, Integer, LargeBinary, String, Text, UniqueConstraint
+from datetime import date
+
+from sqlalchemy import BigInteger, Date, ForeignKeyConstraint, Index, Integer, LargeBinary, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _Position = BigInteger().with_variant(Integer, "sqlite")  # the only type that SQLite autoincrements
@@ -97,3 +99,21 @@ class ImportRow(Base):
     used_at: Mapped[int] = mapped_column(
         BigInteger
     )  # ThreadRow.used_at after the import, which differs once the thread is used here
+
+
+class UsageRow(Base):
+    __tablename__ = "chat_usage"
+
+    position: Mapped[int] = mapped_column(_Position, primary_key=True)
+    user_id: Mapped[str] = mapped_column(String(512))
+    day: Mapped[date] = mapped_column(Date)  # in UTC
+    agent: Mapped[str] = mapped_column(String(255))
+    requests: Mapped[int] = mapped_column(BigInteger)  # to models
+    input_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    total_tokens: Mapped[int] = mapped_column(BigInteger)
+
+    __table_args__ = (
+        UniqueConstraint("user_id", "day", "agent", name="uq_chat_usage_user_id_day_agent"),
+        Index("ix_chat_usage_day", "day"),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.support.provider import SECRET, shared
 from tests.support.responses_api import asked, calls, cites, draws, says, streaming, thinks
 from tests.support.service import PROJECT
 from tests.support.upstream import Upstream, answering
+from tests.support.waiting import wait_for
 
 SERVERS = "tests.support.servers_under_test"
 AGENTS = {
@@ -170,6 +172,28 @@ def limits(start: Start, upstream: Upstream, agent: str) -> None:
     assert errors(events) == [("custom", "The answer took too long. Please try again.", True)]
 
 
+def titles_by_a_model(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent, CHATKIT_TITLE_MODEL="gpt-title")
+    upstream.behaviour = streaming(says("A title"))
+    thread_id, _ = caller.create("My first words")
+    wait_for(lambda: caller.thread(thread_id).title == "A title")
+
+
+def usage(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent, CHATKIT_TOKENS_PER_DAY="1")
+    upstream.behaviour = streaming(says("Hello"))
+    thread_id, _ = caller.create("Hello")
+    answer = caller.post("threads.add_user_message", thread_id=thread_id, input=user_input("Hello"))
+    assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests")
+
+
+def safety_identifiers(start: Start, upstream: Upstream, agent: str) -> None:
+    caller = start(agent, AUTH_JWT_SECRET=SECRET)
+    upstream.behaviour = streaming(says("Hello"))
+    Caller(caller.url, shared(sub="ada")).create("Hello")
+    assert upstream.received[0].body["safety_identifier"] == hashlib.sha256(b"user:ada").hexdigest()
+
+
 ALL = set(AGENTS)
 Check = Callable[[Start, Upstream, str], None]
 ABILITIES: dict[str, tuple[Check, set[str]]] = {
@@ -187,8 +211,11 @@ ABILITIES: dict[str, tuple[Check, set[str]]] = {
     "quoted text and mentions reach the model": (rich_input, ALL),
     "the composer's model and tool": (choices, ALL - {"Own server"}),
     "titles of the first words": (titles, ALL - {"Own server"}),
+    "titles by a model": (titles_by_a_model, ALL - {"Own server"}),
     "dictation": (dictation, ALL),
     "time limit": (limits, ALL),
+    "usage is counted and limited": (usage, ALL),
+    "calls name the user by a hash": (safety_identifiers, ALL),
 }
 
 

@@ -267,6 +267,33 @@ def test_dictation(start: Start, upstream: Upstream, agent: str) -> None:
     response = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm;codecs=opus")
     assert (response.status_code, response.json()) == (200, {"text": "Hello there"})
     assert upstream.received[0].path == "/v1/audio/transcriptions"
+    assert b"gpt-transcribe" in upstream.received[0].body
+
+
+@pytest.mark.parametrize(
+    ("mime_type", "extension"),
+    [
+        ("audio/webm;codecs=opus", "webm"),
+        ('audio/webm; codecs="opus"', "webm"),
+        ("audio/ogg; codecs=opus", "ogg"),
+        ("audio/mp4;codecs=mp4a.40.2", "mp4"),
+        ("audio/mp4 ; codecs=opus", "mp4"),
+        ("audio/x-m4a", "m4a"),
+        ("audio/wav", "wav"),
+        ("audio/x-wav", "wav"),
+        ("audio/wave", "wav"),
+        ("audio/vnd.wave;codec=1", "wav"),
+        ("Audio/MPEG", "mpeg"),
+    ],
+)
+def test_what_browsers_record(start: Start, upstream: Upstream, mime_type: str, extension: str) -> None:
+    """OpenAI tells the format by the name of the file."""
+    caller = start("simple", CHATKIT_TRANSCRIPTION_MODEL="gpt-other-transcribe")
+    upstream.behaviour = u.answering(200, {"text": "Hello there"})
+    assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type=mime_type).json() == {"text": "Hello there"}
+    (received,) = upstream.received
+    assert f'filename="audio.{extension}"'.encode() in received.body
+    assert b"gpt-other-transcribe" in received.body
 
 
 UNAVAILABLE = (503, "openai_unavailable")

@@ -75,6 +75,12 @@ def test_unlisted_choice_is_refused(start: Start, upstream: Upstream, agent: str
     assert len(caller.items(thread_id).data) == 2
 
 
+def test_the_frontend_offers_dictation_with_a_key(start: Start) -> None:
+    caller = start("", CHATKIT_COMPOSER=json.dumps({"models": COMPOSER["models"]}))
+    answer = requests.get(f"{caller.url}/api/chatkit/composer", timeout=10)
+    assert answer.json()["data"] == {"models": COMPOSER["models"], "dictation": {"enabled": True}}
+
+
 def test_any_choice_is_refused_without_a_list(start: Start) -> None:
     caller = start("", OPENAI_API_KEY="")
     assert caller.post("threads.create", input=user_input("Hello", model="gpt-fast")).status_code == 400

@@ -15,6 +15,7 @@ from chatkit.backends.selfhosted.chat.demo import DemoServer
 from chatkit.backends.selfhosted.chat.drafts import Drafts
 from chatkit.backends.selfhosted.chat.server import guarded
 from chatkit.backends.selfhosted.chat.store import SqlStore, ThreadGone
+from chatkit.backends.selfhosted.chat.titles import Titles
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.settings import Settings
 from chatkit.web import errors
@@ -51,8 +52,9 @@ def test_dictation_takes_a_minute_at_most(upstream: Upstream, tmp_path: object) 
 
     async def dictate() -> float:
         client = make_openai_client(Settings.load({**COMPLETE, **variables}))
-        composer = Composer({"models": [], "tools": []})
-        server = guarded(DemoServer, Resources(store, Drafts(store), composer, turn_seconds=300, openai_client=client))
+        composer, titles = Composer({"models": [], "tools": []}), Titles(store, None)
+        resources = Resources(store, Drafts(store), composer, titles, 300, client, transcription_model="gpt-transcribe")
+        server = guarded(DemoServer, resources)
         loop = asyncio.get_running_loop()
         started = loop.time()
         with pytest.raises(errors.OpenAIUnavailable):

@@ -1,0 +1,78 @@
+"""Counts what the runs of the Agents SDK use, for the response that they belong to."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields
+from typing import Any
+
+from agents import Agent, RunContextWrapper, RunHooks, Usage
+from agents.items import TResponseInputItem
+from agents.lifecycle import RunHooksBase
+
+from chatkit.backends.selfhosted.chat.usage import Meter
+
+_FIELDS = [field.name for field in fields(Usage)]
+_OTHER_HOOKS = [name for name in dir(RunHooksBase) if name.startswith("on_") and name != "on_llm_start"]
+
+
+class _MeteredUsage(Usage):
+    """The usage of a run. The SDK adds each model call to it, also those that a guardrail or an error ends the run after.
+
+    Agents that are used as tools share the usage of their caller.
+    """
+
+    meter: Meter
+    agent: str
+    """The name of the agent that called a model last."""
+
+    @classmethod
+    def of(cls, usage: Usage, meter: Meter) -> _MeteredUsage:
+        metered = cls()
+        for name in _FIELDS:
+            setattr(metered, name, getattr(usage, name))
+        metered.meter = meter
+        return metered
+
+    def add(self, other: Usage) -> None:
+        super().add(other)
+        self.meter.add(self.agent, other.requests, other)
+
+    def __deepcopy__(self, memo: Any) -> Usage:
+        # The SDK copies the usage of a run that is paused.
+        copied = Usage()
+        for name in _FIELDS:
+            setattr(copied, name, copy.deepcopy(getattr(self, name), memo))
+        return copied
+
+
+class _MeteringHooks(RunHooks[Any]):
+    """Meters a run, and calls the ``own`` hooks of an operator.
+
+    ``on_llm_end`` would not do: the SDK does not call it for a response after which a guardrail or an error ends the run.
+    """
+
+    def __init__(self, meter: Meter, own: RunHooks[Any]) -> None:
+        self._meter = meter
+        self._own = own
+        for name in _OTHER_HOOKS:
+            setattr(self, name, getattr(own, name))
+
+    async def on_llm_start(
+        self,
+        context: RunContextWrapper[Any],
+        agent: Agent[Any],
+        system_prompt: str | None,
+        input_items: list[TResponseInputItem],
+    ) -> None:
+        if getattr(context.usage, "meter", None) is not self._meter:
+            context.usage = _MeteredUsage.of(context.usage, self._meter)
+        context.usage.agent = agent.name  # type: ignore[attr-defined]
+        await self._own.on_llm_start(context, agent, system_prompt, input_items)
+
+
+def metering(own: Any, meter: Meter) -> Any:
+    """Return hooks that meter a run and call ``own``, an operator's hooks or ``None``."""
+    if own is None or isinstance(own, RunHooksBase):
+        return _MeteringHooks(meter, own or RunHooks())
+    return own  # the SDK refuses it

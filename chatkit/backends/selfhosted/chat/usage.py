@@ -1,0 +1,156 @@
+"""The tokens and requests that models use: counted per response, stored per user, UTC day and agent, limited per user."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy import Engine, Table, bindparam, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from chatkit.backends.selfhosted.database import engine as database
+from chatkit.backends.selfhosted.database.tables import UsageRow
+from chatkit.web import errors
+
+if TYPE_CHECKING:
+    from chatkit.backends.selfhosted.chat.store import SqlStore
+
+MAX_AGENT_NAME = 255
+AMOUNTS = ("requests", "input_tokens", "output_tokens", "total_tokens")
+
+log = logging.getLogger(__name__)
+
+_usage = cast(Table, UsageRow.__table__)
+_KEY = ("user_id", "day", "agent")
+_SAVE_USAGE = {
+    dialect_name: dialect.insert(_usage).on_conflict_do_update(
+        index_elements=_KEY, set_={name: _usage.c[name] + dialect.insert(_usage).excluded[name] for name in AMOUNTS}
+    )
+    for dialect_name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
+}
+_SELECT_TOKENS = select(func.sum(_usage.c.total_tokens)).where(
+    _usage.c.user_id == bindparam("user"), _usage.c.day == bindparam("today")
+)
+
+Usage = Mapping[str, Mapping[str, int]]
+"""``AMOUNTS`` by the name of the agent."""
+
+
+class Meter:
+    """Counts what one response uses.
+
+    Args:
+        save: called with the usage at the end of the response, and with that of a run that goes on after it. Not called
+            without usage.
+    """
+
+    def __init__(self, save: Callable[[Usage], None] = lambda _usage: None) -> None:
+        self._save = save
+        self._used: dict[str, Counter[str]] = {}
+        self._closed = False
+        self._lock = threading.Lock()  # an operator may run an agent in a thread
+
+    def add(self, agent: str, requests: int, tokens: Any) -> None:
+        """Count ``requests`` of ``agent``. ``tokens`` has the other ``AMOUNTS`` as attributes; what is no number is 0."""
+        amounts = {name: getattr(tokens, name, None) for name in AMOUNTS} | {"requests": requests}
+        used = {name: amount if isinstance(amount, int) else 0 for name, amount in amounts.items()}
+        with self._lock:
+            self._used.setdefault(agent[:MAX_AGENT_NAME], Counter()).update(used)
+        if self._closed:
+            self.close()
+
+    def close(self) -> None:
+        """Save what was counted. Call it at the end of the response."""
+        with self._lock:
+            self._closed = True
+            used, self._used = self._used, {}
+        if used:
+            self._save(used)
+
+
+class UsageStore:
+    """Stores usage, for all processes, and enforces ``CHATKIT_TOKENS_PER_DAY``.
+
+    Args:
+        engine: the database.
+        store: runs the transactions that nobody waits for.
+        tokens_per_day: the limit of one user; ``None`` for no limit.
+    """
+
+    def __init__(self, engine: Engine, store: SqlStore, tokens_per_day: int | None) -> None:
+        self._engine = engine
+        self._store = store
+        self._tokens_per_day = tokens_per_day
+        self._saving: dict[Future[Any], str] = {}
+        """The transactions that are not done, with their users."""
+
+    def meter(self, user: str) -> Meter:
+        """Return a meter for a response to ``user`` (a ``User.id``)."""
+        return Meter(partial(self._save, user))
+
+    def check(self, user: str) -> None:
+        """Check that ``user`` may begin a turn. May block.
+
+        Raises:
+            TooManyRequests: the user has used the tokens of this day. ``retry_after`` is the time until the next.
+            DatabaseUnavailable: the database can't be queried.
+        """
+        if self._tokens_per_day is None:
+            return
+        now = datetime.now(UTC)
+        wait([saving for saving, owner in list(self._saving.items()) if owner == user], database.WAIT_SECONDS)
+        try:
+            with self._engine.connect() as connection:
+                used = connection.execute(_SELECT_TOKENS, {"user": user, "today": now.date()}).scalar_one() or 0
+        except database.UNAVAILABLE as error:
+            raise errors.DatabaseUnavailable("the tokens of a user could not be added up") from error
+        if used >= self._tokens_per_day:
+            midnight = datetime.combine(now.date() + timedelta(days=1), datetime.min.time(), UTC)
+            raise errors.TooManyRequests(
+                f"more than {self._tokens_per_day} tokens per day of one user",
+                retry_after=int((midnight - now).total_seconds()) + 1,
+            )
+
+    def _save(self, user: str, usage: Usage) -> None:
+        """Log and store the usage of a response without waiting for the database."""
+        total: Counter[str] = Counter()
+        for used in usage.values():
+            total.update(used)
+        log.info(
+            "used %d tokens in %d model requests",
+            total["total_tokens"],
+            total["requests"],
+            extra={
+                "model_requests": total["requests"],
+                **{name: total[name] for name in AMOUNTS if name != "requests"},
+                "agents": sorted(usage),
+            },
+        )
+        today = datetime.now(UTC).date()
+        # Sorted, because two transactions that lock rows in different orders would wait for each other.
+        rows = [{"user_id": user, "day": today, "agent": agent, **usage[agent]} for agent in sorted(usage)]
+        saving = self._store.submit(
+            lambda connection: connection.execute(_SAVE_USAGE[connection.dialect.name], rows), database.WAIT_SECONDS
+        )
+        self._saving[saving] = user
+        saving.add_done_callback(self._saved)
+
+    def _saved(self, saving: Future[Any]) -> None:
+        del self._saving[saving]
+        if error := saving.exception():
+            log.warning("usage could not be stored (%s)", type(error).__name__)
+
+    async def finish_at_shutdown(self) -> None:
+        """Run until cancelled, then wait for what is being stored."""
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            if saving := [asyncio.wrap_future(future) for future in list(self._saving)]:
+                await asyncio.wait(saving, timeout=database.WAIT_SECONDS)

@@ -1,0 +1,30 @@
+"""A module of an operator, with agents on a model that ends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from agents import Agent, Runner
+from chatkit.server import ChatKitServer
+from pydantic import BaseModel
+
+agent = Agent(
+    name="Support",
+    model="gpt-test",
+    handoffs=[Agent(name="Billing", model="gpt-test"), Agent(name="Stock", model="gpt-other")],
+)
+
+
+class WorkflowInput(BaseModel):
+    input_as_text: str
+
+
+async def run_workflow(workflow_input: WorkflowInput) -> Any:
+    await Runner.run(agent, workflow_input.input_as_text)
+
+
+class Server(ChatKitServer[Any]):
+    async def respond(self, thread: Any, input_user_message: Any, context: Any) -> AsyncIterator[Any]:
+        raise NotImplementedError
+        yield

@@ -7,11 +7,12 @@ import logging
 
 import chatkit.logger
 from chatkit.backends.interface import Session
-from chatkit.backends.selfhosted.chat.assistants import make_openai_client, make_servers
+from chatkit.backends.selfhosted.chat.assistants import find_mcp_servers, make_openai_client, make_servers
 from chatkit.backends.selfhosted.chat.blueprint import blueprint
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.drafts import Drafts
+from chatkit.backends.selfhosted.chat.mcp_connections import McpConnection
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, open_database
 from chatkit.backends.selfhosted.sessions import SessionStore
@@ -57,7 +58,8 @@ class SelfhostedBackend:
         servers = make_servers(settings, resources)
         concurrency = ChatConcurrency(redis_client(settings), settings.turn_seconds)
         self.blueprints = [blueprint(servers, self._sessions, limits, concurrency, settings.agent_headers, composer)]
-        self.background = [self._maintain]
+        connections = [McpConnection(server) for server in find_mcp_servers(settings)]
+        self.background = [self._maintain, *(connection.run for connection in connections)]
 
     def issue(self, user: User) -> Session:
         return self._sessions.issue(user)

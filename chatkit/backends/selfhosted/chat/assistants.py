@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import agents
 import openai
+from agents._run_state_agent_identity import _iter_agent_graph
+from agents.mcp import MCPServer
 from pydantic import BaseModel
 
 import chatkit.agents
@@ -210,6 +212,21 @@ def make_servers(settings: Settings, resources: Resources) -> dict[str | None, G
         servers[name] = _create(shape, "CHATKIT_AGENTS", resources)
         log.info("Users whose %s is %r are answered by %s", settings.agent_claim, name, found)
     return servers
+
+
+def find_mcp_servers(settings: Settings) -> list[MCPServer]:
+    """Return the MCP servers at the top level of the configured modules, and those of the agents there.
+
+    Agents to hand over to and agents that are used as tools are included. ``make_servers`` has to be called first.
+    """
+    found: dict[MCPServer, None] = {}
+    for name in filter(None, (settings.agent, *settings.agents.values())):
+        for value in vars(sys.modules[name.partition(":")[0]]).values():
+            if isinstance(value, MCPServer):
+                found[value] = None
+            elif isinstance(value, agents.Agent):
+                found.update((server, None) for agent in _iter_agent_graph(value) for server in agent.mcp_servers)
+    return list(found)
 
 
 def _create(shape: Shape, variable: str, resources: Resources) -> GuardedServer:

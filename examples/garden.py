@@ -1,7 +1,8 @@
 """A ``ChatKitServer`` of one's own: helps to plan a garden. Run it with ``CHATKIT_AGENT=examples.garden:GardenServer``.
 
-It has widgets with server and client actions, client tools and effects, sources, progress, composer tools, mentions, and titles
-by a model. A few rules take the place of the model unless ``OPENAI_API_KEY`` is set. For its composer tool set:
+It has widgets with server and client actions, a tool that needs the user's approval, client tools and effects, sources,
+progress, composer tools, mentions, and titles by a model. A few rules take the place of the model unless ``OPENAI_API_KEY``
+is set. For its composer tool set:
 
     CHATKIT_COMPOSER={"tools": [{"id": "calendar", "label": "Calendar", "icon": "calendar"}]}
 """
@@ -16,7 +17,7 @@ from typing import Any
 from agents import Agent, Model, RunContextWrapper, Runner, StopAtTools, function_tool
 from agents.testing import ModelCall, ModelStep, ScriptedModel, assistant_message, function_call
 from chatkit.actions import Action
-from chatkit.agents import AgentContext, ClientToolCall, ThreadItemConverter, stream_agent_response
+from chatkit.agents import AgentContext, ClientToolCall, ThreadItemConverter
 from chatkit.server import ChatKitServer
 from chatkit.types import (
     Annotation,
@@ -37,6 +38,7 @@ from chatkit.types import (
 )
 from chatkit.widgets import DynamicWidgetRoot
 
+from chatkit.backends.selfhosted.chat import approvals
 from chatkit.backends.selfhosted.chat.context import ChatContext
 
 PLANTS = {
@@ -108,6 +110,13 @@ async def water(garden: Garden, litres: int) -> str:
     return f"{watered} litres so far."
 
 
+@function_tool(needs_approval=True)
+async def order_seeds(garden: Garden, plant: str, packets: int) -> str:
+    """Order seeds, which the user has to approve."""
+    await garden.context.stream(ClientEffectEvent(name="garden/ordered", data={"plant": plant, "packets": packets}))
+    return f"{packets} packets of {plant} are ordered."
+
+
 @function_tool
 async def selected_bed(garden: Garden) -> None:
     """Ask the page which bed the user has selected on its map."""
@@ -129,6 +138,7 @@ def offline(call: ModelCall) -> list[Any]:
     for word, tool, arguments in (
         ("describe", "describe_plants", {}),
         ("plant", "show_plants", {}),
+        ("order", "order_seeds", {"plant": "kale", "packets": 3}),
         ("water", "water", {"litres": 5}),
         ("bed", "selected_bed", {}),
     ):
@@ -136,7 +146,11 @@ def offline(call: ModelCall) -> list[Any]:
             return [function_call(tool, arguments, call_id=f"call_{len(call.input)}")]
     if "calendar" in (call.system_instructions or ""):
         return [assistant_message("May: sow beans and kale, plant tomatoes out.")]
-    return [assistant_message("Ask me to show or describe plants, to water, or about the bed that you have selected.")]
+    return [
+        assistant_message(
+            "Ask me to show or describe plants, to water, to order seeds, or about the bed that you have selected."
+        )
+    ]
 
 
 class OfflineModel(Model):
@@ -154,7 +168,7 @@ gardener = Agent[AgentContext[ChatContext]](
     name="Gardener",
     instructions="You help to plan a small garden. Use the tools. <PLANT> is what the user mentions, <CHOSEN> what they chose.",
     model=model,
-    tools=[show_plants, describe_plants, water, selected_bed],
+    tools=[show_plants, describe_plants, water, order_seeds, selected_bed],
     tool_use_behavior=StopAtTools(stop_at_tool_names=["show_plants", "describe_plants", "selected_bed"]),
 )
 calendar_agent = Agent(name="Calendar", instructions="You know the gardener's calendar.", model=model)
@@ -177,12 +191,14 @@ class GardenServer(ChatKitServer[ChatContext]):
         self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
     ) -> AsyncIterator[ThreadStreamEvent]:
         items = await self.store.load_thread_items(thread.id, after=None, limit=20, order="desc", context=context)
-        messages = await self.converter.to_agent_input(items.data[::-1])
         agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        async for event in approvals.discard(agent_context, items.data):
+            yield event
+        messages = await self.converter.to_agent_input(items.data[::-1])
         tool = input_user_message and input_user_message.inference_options.tool_choice
         agent: Agent[Any] = calendar_agent if tool and tool.id == "calendar" else gardener
         result = Runner.run_streamed(agent, messages, context=agent_context)
-        async for event in stream_agent_response(agent_context, result):
+        async for event in approvals.run_events(agent_context, result):
             yield event
         await self._write_title(thread, input_user_message)
 
@@ -195,6 +211,11 @@ class GardenServer(ChatKitServer[ChatContext]):
         self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
     ) -> AsyncIterator[ThreadStreamEvent]:
         """Plant what the user chose: change the card, tell the page, and let the model know in its next turn."""
+        if action.type == approvals.ACTION and sender is not None:
+            agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+            async for event in approvals.resume(gardener, agent_context, action, sender):
+                yield event
+            return
         plant = action.payload["plant"]
         name, advice = PLANTS[plant]
         if sender is not None:

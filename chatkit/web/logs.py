@@ -60,6 +60,7 @@ def configuration(level: str, *, readable: bool) -> dict[str, Any]:
         "loggers": {
             "alembic": {"level": "WARNING"},
             "httpx2": {"level": "WARNING"},  # it logs each call of a model
+            "mcp": {"level": "WARNING"},  # it logs messages and addresses
             "urllib3.connection": {"level": "ERROR"},  # its warnings quote headers that it can't parse
             "gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True},
             # The application logs requests itself, also without gunicorn.

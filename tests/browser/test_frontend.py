@@ -243,6 +243,23 @@ class TestTheExampleOfAnOwnServer:
         self.ask(page, "Water it")
         expect(self.told(page)).to_have_text(['garden/watered: {"litres":5}'])
 
+    def test_an_approval_that_waits_for_a_reload(self, page: Page) -> None:
+        self.ask(page, "Order some seeds")
+        expect(page.get_by_role("button", name="Reject")).to_be_visible()
+        page.locator("openai-chatkit").evaluate("async (chat) => { await chat.fetchUpdates() }")
+        page.get_by_role("button", name="Approve").click()
+        expect(page.get_by_role("log")).to_contain_text("Done. 3 packets of kale are ordered.")
+        expect(page.get_by_role("log")).to_contain_text("Approved.")
+        expect(page.get_by_role("button", name="Approve")).to_have_count(0)
+        expect(self.told(page)).to_have_text(['garden/ordered: {"plant":"kale","packets":3}'])
+
+    def test_a_rejection_with_a_reason(self, page: Page) -> None:
+        self.ask(page, "Order some seeds")
+        page.get_by_placeholder("Reason for rejecting (optional)").fill("Too many")
+        page.get_by_role("button", name="Reject").click()
+        expect(page.get_by_role("log")).to_contain_text("Done. The user rejected this call. The user's reason: Too many")
+        expect(page.get_by_role("log")).to_contain_text("Rejected: Too many")
+
     def test_sources_and_mentions(self, page: Page) -> None:
         self.ask(page, "Describe them")
         page.get_by_role("button", name="Runner bean").click()

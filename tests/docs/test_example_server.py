@@ -70,6 +70,30 @@ def test_widget_and_its_actions(caller: Caller) -> None:
     assert "Kale (chosen)" in kept[1].model_dump_json()
 
 
+@pytest.mark.parametrize(
+    ("button", "effects", "said"),
+    [
+        ("confirm", [{"plant": "kale", "packets": 3}], "Done. 3 packets of kale are ordered."),
+        ("cancel", [], "Done. The user rejected this call."),
+    ],
+)
+def test_approval(caller: Caller, button: str, effects: Any, said: str) -> None:
+    thread_id, events = caller.create("Order some seeds")
+    (card,) = items(events, "widget")
+    action = card.widget.model_dump()[button]["action"]
+    sent = {"type": action["type"], "payload": action["payload"]}
+    events = list(caller.stream("threads.custom_action", thread_id=thread_id, item_id=card.id, action=sent))
+    assert [event.data for event in of_type(events, "client_effect")] == effects
+    assert texts(events) == [said]
+
+
+def test_message_instead_of_approval(caller: Caller) -> None:
+    thread_id, _ = caller.create("Order some seeds")
+    events = caller.say(thread_id, "Hello")
+    (replaced,) = of_type(events, "thread.item.replaced")
+    assert "confirm" not in replaced.item.widget.model_dump()
+
+
 def test_client_tool(caller: Caller) -> None:
     thread_id, events = caller.create("Which bed is it?")
     (call,) = items(events, "client_tool_call")

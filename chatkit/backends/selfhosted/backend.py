@@ -9,11 +9,12 @@ from functools import partial
 
 import chatkit.logger
 from chatkit.backends.interface import Session
-from chatkit.backends.selfhosted.chat.assistants import make_openai_client, make_servers
+from chatkit.backends.selfhosted.chat.assistants import find_mcp_servers, make_openai_client, make_servers
 from chatkit.backends.selfhosted.chat.blueprint import blueprint
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.drafts import Drafts
+from chatkit.backends.selfhosted.chat.mcp_connections import McpConnection
 from chatkit.backends.selfhosted.chat.model_shutdowns import configured_models, warn_of_shutdowns
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.titles import Titles
@@ -66,7 +67,12 @@ class SelfhostedBackend:
         concurrency = ChatConcurrency(redis_client(settings), settings.turn_seconds)
         usage = UsageStore(engine, store, settings.tokens_per_day)
         self.blueprints = [blueprint(servers, self._sessions, limits, concurrency, settings.agent_headers, composer, usage)]
-        self.background: list[Callable[[], Awaitable[None]]] = [self._maintain, usage.finish_at_shutdown]
+        connections = [McpConnection(server) for server in find_mcp_servers(settings)]
+        self.background: list[Callable[[], Awaitable[None]]] = [
+            self._maintain,
+            usage.finish_at_shutdown,
+            *(connection.run for connection in connections),
+        ]
         if client is not None:
             self.background.append(partial(warn_of_shutdowns, client, configured_models(settings)))
 

@@ -20,7 +20,14 @@ from sqlalchemy import Connection, Delete, Engine, bindparam, case, delete, inse
 from chatkit.backends.interface import Session
 from chatkit.backends.selfhosted.database import engine as database
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE
-from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, SessionRow, ThreadRow, UsageRow
+from chatkit.backends.selfhosted.database.tables import (
+    AttachmentRow,
+    ItemRow,
+    PausedRunRow,
+    SessionRow,
+    ThreadRow,
+    UsageRow,
+)
 from chatkit.identity.user import Primitive, User
 from chatkit.web import errors
 
@@ -53,6 +60,7 @@ _SELECT_HIDDEN_CANDIDATES = select(ItemRow.position, ItemRow.data).where(
     ItemRow.thread_id.in_(bindparam("threads", expanding=True)),
     or_(*(ItemRow.data.contains(f'"type":"{type_}"', autoescape=True) for type_ in HIDDEN_ITEM_TYPES)),
 )
+_DELETE_PAUSED_RUNS = delete(PausedRunRow).where(PausedRunRow.thread_id.in_(bindparam("threads", expanding=True)))
 _DELETE_ITEM = delete(ItemRow).where(ItemRow.position == bindparam("item"))
 _END_SESSIONS = (
     update(SessionRow).where(SessionRow.user_id == bindparam("visitor"), SessionRow.expires_at > _now).values(expires_at=_now)
@@ -201,8 +209,8 @@ class SessionStore:
     def transfer_conversations(self, visitor: User, user: User) -> None:
         """Transfer the conversations of ``visitor`` to ``user`` and end the visitor's sessions, in one transaction.
 
-        Hidden items are deleted: an attacker who planted the visitor's cookie may have planted instructions in them that the
-        user could not see. A response that is in progress in one of the conversations ends with an error.
+        Hidden items and paused runs are deleted: an attacker who planted the visitor's cookie may have planted instructions in
+        them that the user could not see. A response that is in progress in one of the conversations ends with an error.
 
         Raises:
             DatabaseUnavailable: nothing has changed.
@@ -212,7 +220,9 @@ class SessionStore:
             thread_ids = connection.execute(_TRANSFER_THREADS.values(new_owner), params).scalars().all()
             connection.execute(_TRANSFER_ATTACHMENTS.values(new_owner), params)
             for start in range(0, len(thread_ids), THREAD_BATCH):
-                _delete_hidden_items(connection, thread_ids[start : start + THREAD_BATCH])
+                batch = thread_ids[start : start + THREAD_BATCH]
+                _delete_hidden_items(connection, batch)
+                connection.execute(_DELETE_PAUSED_RUNS, {"threads": batch})
             connection.execute(_END_SESSIONS, params)
 
     def _purge(self, statement: Delete, oldest: float | date) -> bool:

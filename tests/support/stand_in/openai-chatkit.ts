@@ -285,14 +285,24 @@ class StandIn extends HTMLElement implements Interface {
     }
   }
 
-  /** Only what the tests' cards have: titles, texts and buttons. */
+  /** Only what the tests' cards have: titles, texts, inputs, buttons, and a card's own two buttons, which send its inputs. */
   private drawWidget(item: any): void {
+    const inputs: HTMLInputElement[] = []
+    const button = (label: string, action: () => any, disabled?: boolean) => {
+      const drawn = element('button', { type: 'button', ...(disabled && { disabled: '' }) }, label)
+      drawn.addEventListener('click', () => void this.act(action(), item).catch((reason) => this.fail(reason)))
+      return drawn
+    }
     const children = (item.widget.children ?? []).map((child: any) => {
-      if (child.type !== 'Button') return element('span', {}, child.value ?? '')
-      const button = element('button', { type: 'button', ...(child.disabled && { disabled: '' }) }, child.label)
-      button.addEventListener('click', () => void this.act(child.onClickAction, item).catch((reason) => this.fail(reason)))
-      return button
+      if (child.type === 'Button') return button(child.label, () => child.onClickAction, child.disabled)
+      if (child.type !== 'Input') return element('span', {}, child.value ?? '')
+      inputs.push(element('input', { name: child.name, placeholder: child.placeholder ?? '' }))
+      return inputs.at(-1)!
     })
+    for (const own of [item.widget.confirm, item.widget.cancel]) {
+      const filled = () => ({ ...own.action.payload, ...Object.fromEntries(inputs.map(({ name, value }) => [name, value])) })
+      if (own) children.push(button(own.label, () => ({ ...own.action, payload: filled() })))
+    }
     this.line(item.id, item.type).replaceChildren(...children)
   }
 

@@ -15,7 +15,7 @@ from sqlalchemy import MetaData, create_engine, insert, text
 
 from chatkit.backends.selfhosted import user_data
 from chatkit.backends.selfhosted.database.engine import make_engine, open_database
-from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, ThreadRow, UsageRow
+from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, PausedRunRow, ThreadRow, UsageRow
 from chatkit.backends.selfhosted.user_data import UserData
 from chatkit.web.asgi import AsgiFlask
 from tests.support.applications import MakeApp
@@ -59,6 +59,8 @@ def with_data(app: AsgiFlask, database: str, name: str) -> Person:
         connection.execute(
             insert(UsageRow), {"user_id": someone.user, "day": date(2026, 11, 23), **USAGE, "agent": f"of {name}"}
         )
+        paused = {"thread_id": someone.thread, "user_id": someone.user, "decisions": "{}", "state": f"{WORDS} of {name}"}
+        connection.execute(insert(PausedRunRow), paused)
     return someone
 
 
@@ -97,6 +99,7 @@ def everything(database: str) -> str:
         "chat_attachments",
         "chat_imports",
         "chat_usage",
+        "chat_paused_runs",
     } <= metadata.tables.keys()
     with engine.connect() as connection:
         return "\n".join(str(tuple(row)) for table in metadata.tables.values() for row in connection.execute(table.select()))

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import agents
 import openai
+from agents._run_state_agent_identity import _iter_agent_graph
+from agents.mcp import MCPServer
 from pydantic import BaseModel
 
 import chatkit.agents
+from chatkit.actions import Action
 from chatkit.agents import AgentContext
-from chatkit.backends.selfhosted.chat import exported_workflow
+from chatkit.backends.selfhosted.chat import approvals, exported_workflow
 from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with_tool_choice
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources
@@ -32,7 +35,15 @@ from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.errors import CustomStreamError
 from chatkit.server import ChatKitServer
 from chatkit.settings import PROJECT, Settings, SettingsError
-from chatkit.types import ClientToolCallItem, ThreadItemDoneEvent, ThreadMetadata, ThreadStreamEvent, UserMessageItem
+from chatkit.types import (
+    ClientToolCallItem,
+    SyncCustomActionResponse,
+    ThreadItemDoneEvent,
+    ThreadMetadata,
+    ThreadStreamEvent,
+    UserMessageItem,
+    WidgetItem,
+)
 from chatkit.web import logs
 
 if TYPE_CHECKING:
@@ -55,16 +66,11 @@ class AgentServer(DefaultServer):
         self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
     ) -> AsyncIterator[ThreadStreamEvent]:
         self._chatkit_resources.titles.set(thread, input_user_message, context)
-        agent = self._agent
-        if not isinstance(agent, agents.Agent):
-            # In a separate task, because the operator's code may cancel the task that it runs in.
-            agent, error = await asyncio.create_task(outcome(_call(agent, context)))
-            if error:
-                raise error
-        if not isinstance(agent, agents.Agent):
-            raise TypeError(f"the agents' function returned {type(agent).__name__}, not an Agents SDK agent")
+        agent = await self._agent_for(context)
         agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
         history = await load_history(self.store, thread.id, context)
+        async for event in approvals.discard(agent_context, history):
+            yield event
         # After a client tool call, the message to answer is still the user's last one.
         newest = newest_user_message(history)
         options = self._chatkit_resources.composer.options(input_user_message, newest)
@@ -74,11 +80,47 @@ class AgentServer(DefaultServer):
                 raise CustomStreamError("This tool can't be used here.", allow_retry=False)
             agent = with_tool_choice(agent, tool.id)
         messages = await to_model_input(history, newest)
-        run_config = with_model(None, options.model)
-        result = agents.Runner.run_streamed(agent, messages, context=agent_context, run_config=run_config)
-        async with aclosing(agent_events(agent_context, result)) as events:
+        result = agents.Runner.run_streamed(agent, messages, context=agent_context, run_config=with_model(None, options.model))
+        async with aclosing(approvals.run_events(agent_context, result)) as events:
             async for event in events:
                 yield event
+
+    async def action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        """Take the user's decision on a tool call, and resume the run after the last one. See ``approvals``."""
+        if action.type != approvals.ACTION:
+            async for event in super().action(thread, action, sender, context):
+                yield event
+            return
+        if sender is None:
+            return
+        agent = await self._agent_for(context)
+        newest = newest_user_message(await load_history(self.store, thread.id, context))
+        options = self._chatkit_resources.composer.options(None, newest)
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        resumed = approvals.resume(agent, agent_context, action, sender, with_model(None, options.model))
+        async with aclosing(resumed) as events:
+            async for event in events:
+                yield event
+
+    async def sync_action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> SyncCustomActionResponse:
+        if action.type == approvals.ACTION:  # the widgets' actions are streamed
+            return SyncCustomActionResponse()
+        return await super().sync_action(thread, action, sender, context)
+
+    async def _agent_for(self, context: ChatContext) -> agents.Agent[Any]:
+        agent = self._agent
+        if not isinstance(agent, agents.Agent):
+            # In a separate task, because the operator's code may cancel the task that it runs in.
+            agent, error = await asyncio.create_task(outcome(_call(agent, context)))
+            if error:
+                raise error
+        if not isinstance(agent, agents.Agent):
+            raise TypeError(f"the agents' function returned {type(agent).__name__}, not an Agents SDK agent")
+        return agent
 
 
 async def _call(function: Callable[[ChatContext], Any], context: ChatContext) -> Any:
@@ -171,6 +213,21 @@ def make_servers(settings: Settings, resources: Resources) -> dict[str | None, G
         servers[name] = _create(shape, "CHATKIT_AGENTS", resources)
         log.info("Users whose %s is %r are answered by %s", settings.agent_claim, name, found)
     return servers
+
+
+def find_mcp_servers(settings: Settings) -> list[MCPServer]:
+    """Return the MCP servers at the top level of the configured modules, and those of the agents there.
+
+    Agents to hand over to and agents that are used as tools are included. ``make_servers`` has to be called first.
+    """
+    found: dict[MCPServer, None] = {}
+    for name in filter(None, (settings.agent, *settings.agents.values())):
+        for value in vars(sys.modules[name.partition(":")[0]]).values():
+            if isinstance(value, MCPServer):
+                found[value] = None
+            elif isinstance(value, agents.Agent):
+                found.update((server, None) for agent in _iter_agent_graph(value) for server in agent.mcp_servers)
+    return list(found)
 
 
 def _create(shape: Shape, variable: str, resources: Resources) -> GuardedServer:

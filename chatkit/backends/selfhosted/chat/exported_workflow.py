@@ -12,6 +12,7 @@ The user sees the messages of agents with text output, and items that tools stre
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -25,6 +26,7 @@ from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with
 from chatkit.backends.selfhosted.chat.context import current_context
 from chatkit.backends.selfhosted.chat.events import KEEP_REFUSED_MESSAGE, agent_events, assistant_text, outcome
 from chatkit.backends.selfhosted.chat.run_hooks import metering
+from chatkit.errors import CustomStreamError
 from chatkit.types import (
     AssistantMessageItem,
     InferenceOptions,
@@ -32,6 +34,8 @@ from chatkit.types import (
     ThreadItemRemovedEvent,
     ThreadStreamEvent,
 )
+
+log = logging.getLogger(__name__)
 
 _current: ContextVar[WorkflowRun | None] = ContextVar("workflow_run", default=None)
 
@@ -126,6 +130,9 @@ class _Runner(AgentRunner):
         async with aclosing(agent_events(context, result, show_messages=shown)) as events:
             async for event in events:
                 await run.emit(event)
+        if result.interruptions:
+            log.error("The agent %s has a tool with needs_approval, for which an exported workflow can't wait", agent.name)
+            raise CustomStreamError("This needs an approval, which is not possible here.", allow_retry=False)
         return result  # type: ignore[no-any-return]  # has what the exported code reads of a RunResult
 
 

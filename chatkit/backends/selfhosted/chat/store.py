@@ -7,6 +7,7 @@ grows within a thread, so they stay correct while items are added and when two i
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 import uuid
@@ -38,7 +39,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.timestamps import in_local_time, in_utc
 from chatkit.backends.selfhosted.database import engine as database
-from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, ThreadRow
+from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, PausedRunRow, ThreadRow
 from chatkit.errors import ErrorCode, StreamError
 from chatkit.store import NotFoundError, Store
 from chatkit.types import (
@@ -49,6 +50,7 @@ from chatkit.types import (
     ThreadItem,
     ThreadMetadata,
     UserMessageItem,
+    WidgetItem,
     WorkflowItem,
 )
 
@@ -85,7 +87,9 @@ class ThreadGone(NotFoundError, StreamError):
 
 # Statements are built once: building one takes longer than running it. Each names the user.
 
-_threads, _items, _attachments = (cast(Table, row.__table__) for row in (ThreadRow, ItemRow, AttachmentRow))
+_threads, _items, _attachments, _paused_runs = (
+    cast(Table, row.__table__) for row in (ThreadRow, ItemRow, AttachmentRow, PausedRunRow)
+)
 _user: Any = bindparam("user")
 _own_thread = and_(_threads.c.id == bindparam("thread"), _threads.c.user_id == _user)
 _own_items = and_(_items.c.thread_id == bindparam("thread"), _items.c.user_id == _user)
@@ -136,6 +140,11 @@ _UPDATE_ATTACHMENT = (
     update(_attachments).where(_own_attachment).values(data=bindparam("new_data"), thread_id=bindparam("new_thread"))
 )
 _DELETE_ATTACHMENT = delete(_attachments).where(_own_attachment)
+_own_paused_run = and_(_paused_runs.c.thread_id == bindparam("thread"), _paused_runs.c.user_id == _user)
+_SELECT_PAUSED_RUN = select(_paused_runs.c.decisions, _paused_runs.c.state).where(_own_paused_run)
+_INSERT_PAUSED_RUN = insert(_paused_runs)
+_UPDATE_DECISIONS = update(_paused_runs).where(_own_paused_run).values(decisions=bindparam("new_decisions"))
+_DELETE_PAUSED_RUN = delete(_paused_runs).where(_own_paused_run)
 
 
 @dataclass(frozen=True)
@@ -201,6 +210,16 @@ _THREAD_PAGES = _PageQuery.for_table(
     _threads, _threads.c.user_id == _user, and_(_threads.c.id == bindparam("after"), _threads.c.user_id == _user)
 )
 _ITEM_PAGES = _PageQuery.for_table(_items, _own_items, and_(_own_items, _items.c.id == bindparam("after")))
+
+
+@dataclass(frozen=True)
+class PausedRun:
+    """A run of an agent that waits for the user's decisions on tool calls."""
+
+    state: str
+    """The Agents SDK's ``RunState`` as JSON."""
+    decisions: dict[str, Any]
+    """By the id of a call's widget, in the order of the calls; ``None`` while there is no decision."""
 
 
 class SqlStore(Store[ChatContext]):
@@ -461,6 +480,73 @@ class SqlStore(Store[ChatContext]):
         params = {"user": context.user, "thread": thread_id, "items": item_ids, "kind": kind}
         await self._run(lambda connection: _require_match(connection.execute(_UPDATE_FEEDBACK, params)))
 
+    # Runs that wait for the user's decisions
+
+    async def pause_run(self, run: PausedRun, thread_id: str, widgets: Iterable[WidgetItem], context: ChatContext) -> list[str]:
+        """Store a run and the widgets of its calls. It replaces the thread's paused run.
+
+        Returns:
+            The ids of the other run's widgets.
+        """
+        owner = {"thread_id": thread_id, "user_id": context.user}
+
+        def work(connection: Connection) -> list[str]:
+            discarded = _discard_run(connection, thread_id, context)
+            connection.execute(_INSERT_PAUSED_RUN, {**owner, "state": run.state, "decisions": json.dumps(run.decisions)})
+            for widget in widgets:
+                connection.execute(_INSERT_ITEM, {**owner, "id": widget.id, "data": in_utc(widget).model_dump_json()})
+            return discarded
+
+        return await self._write(thread_id, context, work)
+
+    async def discard_run(self, thread_id: str, context: ChatContext) -> list[str]:
+        """Delete the thread's paused run, if it has one. Return the ids of its widgets."""
+        return await self._write(thread_id, context, lambda connection: _discard_run(connection, thread_id, context))
+
+    async def decide(
+        self,
+        widget: WidgetItem,
+        decision: Any,
+        decided: Callable[[WidgetItem], WidgetItem],
+        not_pending: Callable[[WidgetItem], WidgetItem],
+        context: ChatContext,
+    ) -> tuple[WidgetItem, PausedRun | None]:
+        """Store a decision on a call of the thread's paused run, if the call is pending, and the call's widget.
+
+        Args:
+            widget: the widget, of any state; the stored one is used.
+            decision: the decision.
+            decided: changes the widget if the call was pending.
+            not_pending: changes the widget otherwise.
+            context: the context of the request.
+
+        Returns:
+            The widget, and the run if this was its last decision. The run is deleted with that, so no other request gets it.
+
+        Raises:
+            NotFoundError: the widget was deleted.
+        """
+        params = {"user": context.user, "thread": widget.thread_id, "item": widget.id}
+
+        def work(connection: Connection) -> tuple[WidgetItem, PausedRun | None]:
+            row = connection.execute(_SELECT_PAUSED_RUN, params).one_or_none()
+            run = PausedRun(row.state, json.loads(row.decisions)) if row else None
+            is_pending = run is not None and run.decisions.get(widget.id, decision) is None
+            stored = cast(WidgetItem, _read_item(_one_or_not_found(connection.execute(_SELECT_ITEM, params))))
+            changed = (decided if is_pending else not_pending)(stored)
+            new = {"thread_id": widget.thread_id, "user_id": context.user, "id": widget.id}
+            connection.execute(_SAVE_ITEM[connection.dialect.name], {**new, "data": in_utc(changed).model_dump_json()})
+            if run is None or not is_pending:
+                return changed, None
+            run.decisions[widget.id] = decision
+            if None in run.decisions.values():
+                connection.execute(_UPDATE_DECISIONS, {**params, "new_decisions": json.dumps(run.decisions)})
+                return changed, None
+            connection.execute(_DELETE_PAUSED_RUN, params)
+            return changed, run
+
+        return await self._write(widget.thread_id, context, work)
+
     # Attachments' metadata
 
     async def save_attachment(self, attachment: Attachment, context: ChatContext) -> None:
@@ -483,6 +569,13 @@ class SqlStore(Store[ChatContext]):
     async def delete_attachment(self, attachment_id: str, context: ChatContext) -> None:
         params = {"user": context.user, "attachment": attachment_id}
         await self._run(lambda connection: _require_match(connection.execute(_DELETE_ATTACHMENT, params)))
+
+
+def _discard_run(connection: Connection, thread_id: str, context: ChatContext) -> list[str]:
+    params = {"user": context.user, "thread": thread_id}
+    row = connection.execute(_SELECT_PAUSED_RUN, params).one_or_none()
+    connection.execute(_DELETE_PAUSED_RUN, params)
+    return list(json.loads(row.decisions)) if row else []
 
 
 def new_id(item_type: str) -> str:

@@ -117,3 +117,24 @@ class UsageRow(Base):
         UniqueConstraint("user_id", "day", "agent", name="uq_chat_usage_user_id_day_agent"),
         Index("ix_chat_usage_day", "day"),
     )
+
+
+class PausedRunRow(Base):
+    """A run of an agent that waits for the user's decisions on tool calls. A thread has at most one."""
+
+    __tablename__ = "chat_paused_runs"
+
+    thread_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user_id: Mapped[str] = mapped_column(String(512))
+    decisions: Mapped[str] = mapped_column(Text)  # PausedRun.decisions as JSON
+    state: Mapped[str] = mapped_column(Text)  # the Agents SDK's RunState as JSON
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["thread_id", "user_id"],
+            ["chat_threads.id", "chat_threads.user_id"],
+            name="fk_chat_paused_runs_thread",
+            ondelete="CASCADE",
+            onupdate="CASCADE",
+        ),
+    )

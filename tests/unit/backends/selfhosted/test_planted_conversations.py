@@ -15,7 +15,7 @@ from tests.support.applications import MakeApp
 from tests.support.chat import user_input
 from tests.support.people import Person, chat
 from tests.support.provider import SECRET, shared
-from tests.support.responses_api import says, streaming
+from tests.support.responses_api import calls, says, streaming
 from tests.support.upstream import Upstream
 
 PLANTED = "instructions-of-the-attacker"
@@ -106,3 +106,22 @@ def test_only_hidden_items_are_dropped(app: Flask, database: str, monkeypatch: p
     kept = [("user:ada", thread, kind) for user, thread, kind in before if user != visitor or "hidden" not in kind]
     assert stored(database) == kept
     assert len(kept) == 20 * 2 + 20 * 4
+
+
+def test_a_planted_run_can_not_be_resumed(make_app: MakeApp, database: str, upstream: Upstream) -> None:
+    upstream.behaviour = streaming(calls("delete_file", path="a.txt"), says("Never said"))
+    agent = {"CHATKIT_AGENT": "tests.support.approving_agents:careful", "DATABASE_URL": database}
+    app = make_app(CHATKIT_BACKEND="selfhosted", AUTH_JWT_SECRET=SECRET, AUTH_KEEP_CONVERSATIONS="true", **agent)
+    attacker = Person(app.test_client(), {})
+    attacker.mint()
+    planted = create_thread(attacker)
+    (widget,) = [item for item in visible(attacker, planted) if item["type"] == "widget"]
+    browser = Person(attacker.client, AS_USER)
+    browser.mint()
+    with create_engine(database).connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM chat_paused_runs")).scalar_one() == 0
+    action = {"type": "chatkit.approval", "payload": {"approved": True}}
+    params = {"thread_id": planted, "item_id": widget["id"], "action": action}
+    answer = chat(browser, {"type": "threads.custom_action", "params": params})
+    assert "This can't be decided any more." in answer.text
+    assert len(upstream.received) == 1

@@ -27,6 +27,7 @@ AGENTS = {
     "Own server": f"{SERVERS}:Able",
 }
 ACTION = {"type": "press", "payload": {"button": "red"}}
+APPROVING = {"Agent": "careful", "Function": "for_user", "Own server": "OwnServer"}
 COMPOSER = {
     "models": [{"id": "gpt-best", "label": "Best"}],
     "tools": [{"id": "weather", "label": "Weather", "icon": "globe"}],
@@ -135,6 +136,17 @@ def actions_in_code(start: Start, upstream: Upstream, agent: str) -> None:
     assert answer.json()["updated_item"]["id"] == "msg_sync"
 
 
+def approval(start: Start, upstream: Upstream, agent: str) -> None:
+    (shape,) = [shape for shape, own in AGENTS.items() if own == agent]
+    caller = start(f"tests.support.approving_agents:{APPROVING[shape]}")
+    upstream.behaviour = streaming(calls("delete_file", path="a.txt"), says("It is gone"))
+    thread_id, events = caller.create("Delete it")
+    (widget,) = done(events, "widget")
+    action = {"type": "chatkit.approval", "payload": {"approved": True}}
+    decided = list(caller.stream("threads.custom_action", thread_id=thread_id, item_id=widget.id, action=action))
+    assert texts(decided) == ["It is gone"]
+
+
 def rich_input(start: Start, upstream: Upstream, agent: str) -> None:
     tag = {"type": "input_tag", "id": "art_1", "text": "Future", "data": {}}
     content = [{"type": "input_text", "text": "About "}, tag]
@@ -208,6 +220,7 @@ ABILITIES: dict[str, tuple[Check, set[str]]] = {
     "locking or closing a conversation": (locks, ALL),
     "widget actions are told to the model": (actions_to_the_model, ALL),
     "widget actions are handled in code": (actions_in_code, {"Own server"}),
+    "approval of tool calls": (approval, ALL - {"Exported workflow"}),
     "quoted text and mentions reach the model": (rich_input, ALL),
     "the composer's model and tool": (choices, ALL - {"Own server"}),
     "titles of the first words": (titles, ALL - {"Own server"}),

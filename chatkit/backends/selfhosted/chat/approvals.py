@@ -1,0 +1,278 @@
+"""Approval of tool calls by the user.
+
+A run whose model calls a tool with ``needs_approval`` is paused: its state is stored, and each of these calls is shown in a
+widget with two buttons. When the user has decided on all of them, the run is resumed, in any process. A new response in the
+thread discards the run.
+
+A state contains what the model was given and what it answered, but neither the context nor credentials.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from datetime import datetime
+from typing import Any, cast
+
+from agents import (
+    Agent,
+    ModelBehaviorError,
+    RunConfig,
+    Runner,
+    RunResultStreaming,
+    RunState,
+    ToolApprovalItem,
+    UserError,
+)
+
+from chatkit.actions import Action
+from chatkit.agents import AgentContext
+from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.events import agent_events
+from chatkit.backends.selfhosted.chat.store import PausedRun, SqlStore, new_id
+from chatkit.errors import CustomStreamError
+from chatkit.types import (
+    ClientToolCallItem,
+    DurationSummary,
+    ThreadItem,
+    ThreadItemDoneEvent,
+    ThreadItemReplacedEvent,
+    ThreadMetadata,
+    ThreadStreamEvent,
+    WidgetItem,
+)
+from chatkit.widgets import DynamicWidgetRoot
+
+ACTION = "chatkit.approval"
+"""The type of the action that the buttons send."""
+MAX_STATE_BYTES = 2 * 1024 * 1024
+MAX_REASON = 1000  # characters
+
+_SUPERSEDED = "Not carried out, because the conversation went on."
+
+log = logging.getLogger(__name__)
+
+
+async def discard(context: AgentContext[ChatContext], history: list[ThreadItem]) -> AsyncGenerator[ThreadStreamEvent]:
+    """Discard the thread's paused run, because a new response begins. Its widgets change, also in ``history``.
+
+    Args:
+        context: the context for the response.
+        history: the thread's newest items, at least those since the last response began.
+    """
+    if not any(isinstance(item, WidgetItem) and _is_pending(item) for item in history):
+        return
+    # None are left if the last decision was stored since ``history`` was loaded: that run is being resumed.
+    discarded = await cast(SqlStore, context.store).discard_run(context.thread.id, context.request_context)
+    for index, item in enumerate(history):
+        if item.id in discarded and isinstance(item, WidgetItem):
+            history[index] = closed = _close(item, _SUPERSEDED)
+            yield ThreadItemReplacedEvent(item=closed)
+
+
+async def run_events(context: AgentContext[ChatContext], result: RunResultStreaming) -> AsyncGenerator[ThreadStreamEvent]:
+    """Stream a run as ``agent_events`` does. If it needs the user's approval, pause it.
+
+    Raises:
+        CustomStreamError: the state is too large to be kept.
+    """
+    client_tool_call = None
+    async with aclosing(agent_events(context, result)) as events:
+        async for event in events:
+            if result.interruptions and isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, ClientToolCallItem):
+                client_tool_call = event  # has to be the thread's last item
+            else:
+                yield event
+    if result.interruptions:
+        async for event in _pause(context, result):
+            yield event
+    if client_tool_call:
+        yield client_tool_call
+
+
+async def resume(
+    agent: Agent[Any],
+    context: AgentContext[ChatContext],
+    action: Action[str, Any],
+    sender: WidgetItem,
+    run_config: RunConfig | None = None,
+) -> AsyncGenerator[ThreadStreamEvent]:
+    """Store the user's decision on the call that ``sender`` shows. After the last decision, resume and stream the run.
+
+    A decision on a call that is not pending changes nothing.
+
+    Args:
+        agent: the agent that the run began with.
+        context: a context for this response.
+        action: an action of type ``ACTION``.
+        sender: the widget.
+        run_config: for the run.
+
+    Raises:
+        CustomStreamError: the agent has changed and can't resume the run.
+    """
+    store = cast(SqlStore, context.store)
+    widget, run = await _decide(store, action, sender, context.request_context)
+    yield ThreadItemReplacedEvent(item=widget)
+    if run is None:
+        return
+    try:
+        state = await _restore(run, agent, context)
+    except Exception as error:  # noqa: BLE001  the SDK raises many kinds for a state that does not fit
+        reason = error
+    else:
+        result = Runner.run_streamed(agent, state, run_config=run_config)
+        responses = len(result.raw_responses)
+        try:
+            async with aclosing(run_events(context, result)) as events:
+                async for event in events:
+                    yield event
+            return
+        except (ModelBehaviorError, UserError) as error:
+            if error.__cause__ or len(result.raw_responses) > responses:
+                raise
+            reason = error  # raised before a call is executed: the agent does not have its tool any more
+    log.error("A paused run can't be resumed by the agent %s, which has changed (%s)", agent.name, type(reason).__name__)
+    for item_id in run.decisions:
+        yield await _replaced(store, context, item_id, "Not carried out, because the assistant has changed.")
+    raise CustomStreamError("The assistant has changed in the meantime. Please ask again.", allow_retry=False)
+
+
+async def _pause(context: AgentContext[ChatContext], result: RunResultStreaming) -> AsyncIterator[ThreadStreamEvent]:
+    """Store an interrupted run, and stream a widget for each call that waits for a decision."""
+    if item := context.workflow_item:  # left open by the bridge for the next run, but the widgets come in between
+        item.workflow.summary = DurationSummary(duration=int((datetime.now() - item.created_at).total_seconds()))  # noqa: DTZ005
+        item.workflow.expanded = False
+        yield ThreadItemDoneEvent(item=item)
+    run_state = result.to_state()
+    state = _serialize(run_state)
+    if len(state) > MAX_STATE_BYTES:
+        log.error("A run that needs approval was not kept: its state has %d bytes", len(state))
+        raise CustomStreamError("This needs your approval, but is too large to be kept until then.", allow_retry=False)
+    store = cast(SqlStore, context.store)
+    widgets = [_widget(context.thread, call) for call in run_state.get_interruptions()]
+    run = PausedRun(state, {widget.id: None for widget in widgets})
+    for item_id in await store.pause_run(run, context.thread.id, widgets, context.request_context):
+        yield await _replaced(store, context, item_id, _SUPERSEDED)
+    for widget in widgets:
+        yield ThreadItemDoneEvent(item=widget)
+
+
+async def _decide(
+    store: SqlStore, action: Action[str, Any], sender: WidgetItem, context: ChatContext
+) -> tuple[WidgetItem, PausedRun | None]:
+    """Store a decision. Return the widget as it is now, and the run if it is to be resumed."""
+    payload = action.payload if isinstance(action.payload, dict) else {}
+    approved = payload.get("approved") is True
+    reason = str(payload.get("reason") or "")[:MAX_REASON]
+    outcome = "Approved." if approved else f"Rejected: {reason}" if reason else "Rejected."
+
+    def decided(item: WidgetItem) -> WidgetItem:
+        return _close(item, outcome)
+
+    def not_pending(item: WidgetItem) -> WidgetItem:
+        return _close(item, "This can't be decided any more.") if _is_pending(item) else item
+
+    return await store.decide(sender, {"approved": approved, "reason": reason}, decided, not_pending, context)
+
+
+async def _restore(run: PausedRun, agent: Agent[Any], context: AgentContext[ChatContext]) -> RunState[Any]:
+    """Return the state of ``run`` with the user's decisions."""
+    state = await RunState.from_string(agent, run.state, context_deserializer=lambda _: context, strict_context=True)
+    for call, decision in zip(state.get_interruptions(), run.decisions.values(), strict=True):
+        if decision["approved"]:
+            state.approve(call)
+        else:
+            reason = f" The user's reason: {decision['reason']}" if decision["reason"] else ""
+            state.reject(call, rejection_message=f"The user rejected this call.{reason}")
+    return state
+
+
+async def _replaced(store: SqlStore, context: AgentContext[ChatContext], item_id: str, outcome: str) -> ThreadItemReplacedEvent:
+    item = cast(WidgetItem, await store.load_item(context.thread.id, item_id, context.request_context))
+    return ThreadItemReplacedEvent(item=_close(item, outcome))
+
+
+def _serialize(run_state: RunState[Any]) -> str:
+    state = run_state.to_json(context_serializer=lambda _: {}, strict_context=True)
+    _drop_credentials(state)
+    _drop_images(state)
+    return json.dumps(state, separators=(",", ":"))
+
+
+def _drop_credentials(state: dict[str, Any]) -> None:
+    """Drop the configurations of hosted MCP tools, which may have headers. They are read from the agent on resuming."""
+    response = state["last_processed_response"] or {}
+    for request in response.get("mcp_approval_requests", ()):
+        request["mcp_tool"] = {"name": request["mcp_tool"].get("name")}
+    for call in response.get("functions", ()):
+        if nested := call.get("agent_run_state"):
+            _drop_credentials(nested)
+
+
+def _drop_images(state: dict[str, Any]) -> None:
+    """Replace the images of earlier turns, which would exceed the limit, by a note for the model."""
+    for message in state["original_input"] if isinstance(state["original_input"], list) else ():
+        content = message.get("content")
+        for index, part in enumerate(content if isinstance(content, list) else ()):
+            if part.get("type") == "input_image" and str(part.get("image_url")).startswith("data:"):
+                content[index] = {"type": "input_text", "text": "(This image is not shown to you.)"}
+
+
+def _widget(thread: ThreadMetadata, call: ToolApprovalItem) -> WidgetItem:
+    name = call.qualified_name or call.name or "a tool"
+    if label := _field(call.raw_item, "server_label"):
+        name = f"{name} ({label})"
+    children: list[dict[str, Any]] = [{"type": "Title", "value": f"Allow {_plain(name)}?", "size": "sm"}]
+    for argument, value in _arguments(call.arguments or "").items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        children.append({"type": "Caption", "value": _plain(argument)})
+        children.append({"type": "Text", "value": _plain(text)})
+    children.append({"type": "Input", "name": "reason", "placeholder": "Reason for rejecting (optional)"})
+    card = {
+        "type": "Card",
+        "asForm": True,
+        "children": children,
+        "confirm": {"label": "Approve", "action": {"type": ACTION, "payload": {"approved": True}}},
+        "cancel": {"label": "Reject", "action": {"type": ACTION, "payload": {"approved": False}}},
+    }
+    return WidgetItem(
+        id=new_id("message"),
+        thread_id=thread.id,
+        created_at=datetime.now(),  # noqa: DTZ005  as in the SDK's own items
+        widget=DynamicWidgetRoot.model_validate(card),
+        copy_text=f"{_plain(name)} {_plain(call.arguments or '')}",
+    )
+
+
+def _arguments(arguments: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(arguments)
+    except ValueError:
+        parsed = arguments
+    return parsed if isinstance(parsed, dict) else {"": parsed} if parsed else {}
+
+
+def _plain(text: str) -> str:
+    """Show characters that are invisible or change the direction of text, so that the user sees what is approved."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)
+
+
+def _field(raw_item: Any, name: str) -> Any:
+    return raw_item.get(name) if isinstance(raw_item, dict) else getattr(raw_item, name, None)
+
+
+def _is_pending(item: WidgetItem) -> bool:
+    """Whether ``item`` is a widget of ``_widget`` that still has its buttons."""
+    confirm = item.widget.model_dump().get("confirm") or {}
+    return bool(confirm.get("action", {}).get("type") == ACTION)
+
+
+def _close(item: WidgetItem, outcome: str) -> WidgetItem:
+    """Return the widget without buttons and with a last line that says what became of the call."""
+    card = item.widget.model_dump()
+    children = [child for child in card["children"] if child["type"] != "Input"]
+    children.append({"type": "Text", "value": outcome, "weight": "semibold"})
+    return item.model_copy(update={"widget": DynamicWidgetRoot.model_validate({"type": "Card", "children": children})})

@@ -1,0 +1,79 @@
+"""Connections to the MCP servers of the agents, for as long as the process serves.
+
+The Agents SDK fails a run whose agent has an MCP server that is not connected. Here the agent has no tools of that server then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import Any
+
+from agents.mcp import MCPServer
+from agents.mcp._logging import get_mcp_server_log_name
+
+CONNECT_SECONDS = 10
+RETRY_SECONDS = 15
+CLEANUP_SECONDS = 5
+
+log = logging.getLogger(__name__)
+
+
+class McpConnection:
+    """Keeps an MCP server connected. While it is not, agents have no tools of it."""
+
+    def __init__(self, server: MCPServer) -> None:
+        self._server = server
+        self._name = get_mcp_server_log_name(server.name)  # without the credentials of an address
+        self._list_tools = partial(type(server).list_tools, server)
+        self._connected = self._reported = False
+        self._lost = asyncio.Event()
+        server.list_tools = self._list_connected_tools  # type: ignore[method-assign]
+
+    async def run(self) -> None:
+        """Connect the server, and again when the connection is lost, until cancelled."""
+        while True:
+            # A task of its own, because MCP's client cancels the task that it runs in when the connection is lost.
+            connection = asyncio.create_task(self._stay_connected())
+            try:
+                await asyncio.wait([connection])
+            finally:
+                self._connected = False
+                connection.cancel()
+                await asyncio.wait([connection])
+            if connection.cancelled() or (error := connection.exception()) is None:
+                self._report("the connection was lost")
+            else:
+                self._report(type(error).__name__)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _stay_connected(self) -> None:
+        server: Any = self._server
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await server.connect()
+        log.info("The MCP server %s is connected", self._name)
+        self._lost.clear()
+        self._connected, self._reported = True, False
+        try:
+            await self._lost.wait()
+        finally:
+            async with asyncio.timeout(CLEANUP_SECONDS):
+                await server.cleanup()
+
+    async def _list_connected_tools(self, *arguments: Any, **named: Any) -> Any:
+        """Replace the server's ``list_tools``."""
+        if not self._connected:
+            return []
+        try:
+            return await self._list_tools(*arguments, **named)
+        except Exception as error:  # noqa: BLE001  whatever it is, the agent answers without these tools
+            self._report(type(error).__name__)
+            self._lost.set()
+            return []
+
+    def _report(self, reason: str) -> None:
+        """Log once that there is no connection. The text of an error may contain the server's address, with a key."""
+        if not self._reported:
+            log.error("The MCP server %s can't be used (%s); agents answer without it", self._name, reason)
+            self._reported = True

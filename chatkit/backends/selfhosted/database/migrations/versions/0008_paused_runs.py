@@ -1,0 +1,36 @@
+"""Create the table of runs that wait for the user's decisions."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "chat_paused_runs",
+        sa.Column("thread_id", sa.String(64), nullable=False),
+        sa.Column("user_id", sa.String(512), nullable=False),
+        sa.Column("decisions", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("thread_id", name="pk_chat_paused_runs"),
+        sa.ForeignKeyConstraint(
+            ["thread_id", "user_id"],
+            ["chat_threads.id", "chat_threads.user_id"],
+            name="fk_chat_paused_runs_thread",
+            ondelete="CASCADE",
+            onupdate="CASCADE",
+        ),
+    )
+    if op.get_bind().dialect.name == "sqlite":  # for the sqlite3 shell, see 0005
+        delete = "DELETE FROM chat_paused_runs WHERE thread_id = OLD.id;"
+        op.execute(f"CREATE TRIGGER chat_threads_delete_paused_run AFTER DELETE ON chat_threads BEGIN {delete} END")
+
+
+def downgrade() -> None:
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute("DROP TRIGGER chat_threads_delete_paused_run")
+    op.drop_table("chat_paused_runs")

@@ -1,0 +1,31 @@
+"""Agents with an MCP server that is started with them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from agents import Agent, function_tool
+from agents.mcp import MCPServerStdio
+
+from tests.support.service import PROJECT
+
+
+@function_tool
+async def weather(city: str) -> str:
+    """The weather in a city."""
+    return f"Sun in {city}"
+
+
+stdio = MCPServerStdio(
+    {"command": sys.executable, "args": ["-m", "tests.support.mcp_server"], "cwd": PROJECT},
+    require_approval=os.environ.get("TEST_MCP_APPROVAL", "never"),  # type: ignore[arg-type]
+    client_session_timeout_seconds=30,
+)
+local = Agent(name="Local", model="gpt-test", tools=[weather], mcp_servers=[stdio])
+handing_over = Agent(name="Handing over", model="gpt-first", handoffs=[local])
+
+
+def local_for_user(user: str) -> Agent[Any]:
+    return local.clone(instructions=f"You serve {user}.")

@@ -1,0 +1,134 @@
+"""Agents with tools that need the user's approval."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from agents import Agent, HostedMCPTool, RunContextWrapper, Runner, StopAtTools, function_tool
+from chatkit.actions import Action
+from chatkit.agents import AgentContext, ClientToolCall, simple_to_agent_input
+from chatkit.server import ChatKitServer
+from chatkit.types import ThreadMetadata, ThreadStreamEvent, UserMessageItem, WidgetItem
+from pydantic import BaseModel
+
+from chatkit.backends.selfhosted.chat import approvals
+from chatkit.backends.selfhosted.chat.context import ChatContext
+
+SECRET_OF_MCP = "a-secret-of-the-mcp-server-1c8e2f"
+
+executed: list[str] = []
+"""The calls of the tools, in this process."""
+
+
+@function_tool(needs_approval=True)
+async def delete_file(context: RunContextWrapper[AgentContext[Any]], path: str) -> str:
+    """Delete a file."""
+    executed.append(f"delete {path} of {context.context.request_context.user}")
+    return f"{path} is deleted"
+
+
+async def _is_expensive(context: Any, arguments: dict[str, Any], call_id: str) -> bool:
+    return bool(arguments["euros"] > 10)
+
+
+@function_tool(needs_approval=_is_expensive)
+async def pay(euros: int) -> str:
+    """Pay."""
+    executed.append(f"pay {euros}")
+    return f"{euros} euros are paid"
+
+
+@function_tool
+async def look_up(path: str) -> str:
+    """Look something up, which nobody has to approve."""
+    executed.append(f"look up {path}")
+    return f"{path} exists"
+
+
+@function_tool
+async def returns_much() -> str:
+    """Return more than a paused run may keep."""
+    return "x" * 3_000_000
+
+
+@function_tool(needs_approval=True, failure_error_function=None)
+async def fail() -> str:
+    """Fail, and not in words for the model."""
+    executed.append("fail")
+    raise RuntimeError("in the middle")
+
+
+@function_tool
+async def ask_page(context: RunContextWrapper[AgentContext[Any]], question: str) -> None:
+    """Ask the page that the user looks at."""
+    context.context.client_tool_call = ClientToolCall(name="ask_page", arguments={"question": question})
+
+
+careful = Agent(name="Careful", model="gpt-test", tools=[delete_file, pay, look_up, returns_much])
+failing = Agent(name="Failing", model="gpt-test", tools=[fail])
+asking = Agent(
+    name="Asking",
+    model="gpt-test",
+    tools=[delete_file, ask_page],
+    tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"]),
+)
+asking_under_a_name = asking.clone(name="Careful", tools=[ask_page])
+boss = Agent(name="Boss", model="gpt-boss", tools=[careful.as_tool("clerk", "Ask the clerk.")])
+handing_over = Agent(name="Handing over", model="gpt-first", handoffs=[careful])
+hosted_mcp = Agent(
+    name="With hosted MCP",
+    model="gpt-test",
+    tools=[
+        HostedMCPTool(
+            tool_config={
+                "type": "mcp",
+                "server_label": "crm",
+                "server_url": "https://crm.example.com/mcp",
+                "headers": {"Authorization": f"Bearer {SECRET_OF_MCP}"},
+                "require_approval": "always",
+            }
+        )
+    ],
+)
+
+tools_of_users: list[Any] = [delete_file]
+"""What the agent of ``for_user`` has; a test changes it, as an operator does with a new version."""
+
+
+def for_user(user: str) -> Agent[Any]:
+    if not tools_of_users:
+        raise SystemExit("no tools")
+    return Agent(name="Personal", model="gpt-test", instructions=f"You serve {user}.", tools=list(tools_of_users))
+
+
+class OwnServer(ChatKitServer[ChatContext]):
+    """An operator's server, written as the guide has it."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        items = await self.store.load_thread_items(thread.id, after=None, limit=20, order="desc", context=context)
+        async for event in approvals.discard(agent_context, items.data):
+            yield event
+        result = Runner.run_streamed(careful, await simple_to_agent_input(items.data[::-1]), context=agent_context)
+        async for event in approvals.run_events(agent_context, result):
+            yield event
+
+    async def action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        if action.type == approvals.ACTION and sender:
+            agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+            async for event in approvals.resume(careful, agent_context, action, sender):
+                yield event
+
+
+class WorkflowInput(BaseModel):
+    input_as_text: str
+
+
+async def workflow(workflow_input: WorkflowInput) -> Any:
+    result = await Runner.run(careful, workflow_input.input_as_text)
+    return {"output_text": result.final_output_as(str)}

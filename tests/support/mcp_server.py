@@ -1,0 +1,22 @@
+"""An MCP server of the tests: ``python -m tests.support.mcp_server [port]``, over stdio, or over HTTP on ``port``."""
+
+from __future__ import annotations
+
+import sys
+
+from mcp.server.mcpserver import MCPServer
+
+server = MCPServer("crm")
+
+
+@server.tool()
+def find_customer(who: str) -> str:
+    """Find a customer."""
+    return f"{who} is customer 7"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        server.run("streamable-http", port=int(sys.argv[1]))
+    else:
+        server.run()

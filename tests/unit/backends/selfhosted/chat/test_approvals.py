@@ -1,0 +1,607 @@
+"""Tool calls that need the user's approval, decided in the chat."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from chatkit.backends.selfhosted.chat.store import SqlStore
+from tests.support import approving_agents
+from tests.support.applications import Start
+from tests.support.approving_agents import SECRET_OF_MCP, executed
+from tests.support.chat import Caller, errors, texts, user_input
+from tests.support.leaks import Recorder
+from tests.support.provider import SECRET, shared
+from tests.support.responses_api import Events, asked, calls, draws, says, streaming, thinks
+from tests.support.upstream import Upstream
+from tests.support.waiting import wait_for
+
+AGENTS = "tests.support.approving_agents"
+SHAPES = [f"{AGENTS}:careful", f"{AGENTS}:OwnServer"]
+APPROVE = {"type": "chatkit.approval", "payload": {"approved": True}}
+REJECT = {"type": "chatkit.approval", "payload": {"approved": False}}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_executed() -> None:
+    executed.clear()
+    approving_agents.tools_of_users[:] = [approving_agents.delete_file]
+
+
+def calling(name: str, call_id: str = "call_1", **arguments: Any) -> Events:
+    """A call with an id of its own, for responses with several."""
+    events = json.loads(json.dumps(calls(name, **arguments)).replace("call_1", call_id).replace("fc_of", f"fc_{call_id}_of"))
+    return list(events)
+
+
+def widgets(caller: Caller, thread_id: str) -> list[Any]:
+    return [item for item in caller.items(thread_id, order="asc").data if item.type == "widget"]
+
+
+def is_open(widget: Any) -> bool:
+    """Whether the page draws buttons."""
+    card = widget.widget.model_dump()
+    return "confirm" in card or "cancel" in card or "Input" in json.dumps(card)
+
+
+def lines(widget: Any) -> list[str]:
+    """What the user reads on it."""
+    return [child["value"] for child in widget.widget.model_dump()["children"] if "value" in child]
+
+
+def decide(caller: Caller, widget: Any, action: Any) -> list[Any]:
+    return list(caller.stream("threads.custom_action", thread_id=widget.thread_id, item_id=widget.id, action=action))
+
+
+def outputs(body: Any) -> list[str]:
+    """What the model was told of its calls."""
+    return [item["output"] for item in body["input"] if item.get("type") == "function_call_output"]
+
+
+def paused(address: str) -> list[Any]:
+    with create_engine(address).connect() as connection:
+        return list(connection.execute(text("SELECT user_id, thread_id, decisions, state FROM chat_paused_runs")).all())
+
+
+@pytest.fixture
+def address(tmp_path: Any) -> str:
+    """The database of the applications of ``start``."""
+    return f"sqlite:///{tmp_path}/chatkit.db"
+
+
+@pytest.mark.parametrize("agent", [*SHAPES, f"{AGENTS}:for_user"])
+def test_an_approved_call_is_executed(start: Start, upstream: Upstream, database: str, agent: str) -> None:
+    caller = start(agent, DATABASE_URL=database)
+    upstream.behaviour = streaming([*says("I will."), *calling("delete_file", path="a.txt")], says("It is gone"))
+    thread_id, events = caller.create("Delete a.txt")
+    assert texts(events) == ["I will."]
+    assert errors(events) == []
+    shown = events[-1].item
+    assert (events[-1].type, shown.type) == ("thread.item.done", "widget")
+    assert lines(shown) == ["Allow delete_file?", "path", "a.txt"]
+    card = shown.widget.model_dump()
+    assert [card[button]["label"] for button in ("confirm", "cancel")] == ["Approve", "Reject"]
+    assert [card[button]["action"]["handler"] for button in ("confirm", "cancel")] == ["server", "server"]
+    assert executed == []
+    assert len(upstream.received) == 1
+
+    (kept,) = widgets(caller, thread_id)
+    assert kept == shown, "the same after a reload"
+    events = decide(
+        caller, kept, card["confirm"]["action"] | {"payload": {**card["confirm"]["action"]["payload"], "reason": ""}}
+    )
+    (replaced,) = [event.item for event in events if event.type == "thread.item.replaced"]
+    assert lines(replaced) == ["Allow delete_file?", "path", "a.txt", "Approved."]
+    assert not is_open(replaced)
+    assert texts(events) == ["It is gone"]
+    assert len(executed) == 1
+    assert executed[0].startswith("delete a.txt of anonymous:"), "the tool knows the user"
+    assert outputs(upstream.received[1].body) == ["a.txt is deleted"]
+    assert widgets(caller, thread_id) == [replaced]
+    assert [item.type for item in caller.items(thread_id, order="asc").data] == [
+        "user_message",
+        "assistant_message",
+        "widget",
+        "assistant_message",
+    ]
+    assert paused(database) == []
+
+    upstream.behaviour = streaming(says("You're welcome"))
+    assert texts(caller.say(thread_id, "Thanks")) == ["You're welcome"]
+    assert "Approved." in json.dumps(asked(upstream.received[-1].body))
+
+
+@pytest.mark.parametrize("agent", SHAPES)
+@pytest.mark.parametrize(
+    ("reason", "told", "shown"),
+    [
+        ("", "The user rejected this call.", "Rejected."),
+        (
+            "Not <b>that</b> one",
+            "The user rejected this call. The user's reason: Not <b>that</b> one",
+            "Rejected: Not <b>that</b> one",
+        ),
+        ("x" * 5000, f"The user rejected this call. The user's reason: {'x' * 1000}", f"Rejected: {'x' * 1000}"),
+    ],
+)
+def test_a_rejected_call_is_not_executed(
+    start: Start, upstream: Upstream, agent: str, reason: str, told: str, shown: str
+) -> None:
+    caller = start(agent)
+    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Then not"))
+    thread_id, _ = caller.create("Delete a.txt")
+    (widget,) = widgets(caller, thread_id)
+    events = decide(caller, widget, {**REJECT, "payload": {"approved": False, "reason": reason}})
+    assert texts(events) == ["Then not"]
+    assert executed == []
+    assert outputs(upstream.received[1].body) == [told]
+    (widget,) = widgets(caller, thread_id)
+    assert lines(widget)[-1] == shown
+    assert not is_open(widget)
+
+
+@pytest.mark.parametrize("approved", ["true", 1, None, "missing"])
+def test_only_true_is_an_approval(start: Start, upstream: Upstream, approved: Any) -> None:
+    caller = start(f"{AGENTS}:careful")
+    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Then not"))
+    thread_id, _ = caller.create("Delete a.txt")
+    (widget,) = widgets(caller, thread_id)
+    payload = None if approved == "missing" else {"approved": approved}
+    assert texts(decide(caller, widget, {**APPROVE, "payload": payload})) == ["Then not"]
+    assert executed == []
+
+
+def test_each_of_several_calls_is_decided(start: Start, upstream: Upstream, database: str) -> None:
+    caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
+    upstream.behaviour = streaming(
+        [
+            *calling("delete_file", "call_a", path="a.txt"),
+            *calling("look_up", "call_b", path="b.txt"),
+            *calling("pay", "call_c", euros=11),
+            *calling("pay", "call_d", euros=9),
+        ],
+        says("Done"),
+    )
+    thread_id, _ = caller.create("Go")
+    first, second = widgets(caller, thread_id)
+    assert (lines(first)[0], lines(second)[0]) == ("Allow delete_file?", "Allow pay?")
+    assert sorted(executed) == ["look up b.txt", "pay 9"], "what needs no approval is not held back"
+    events = decide(caller, second, REJECT)
+    assert texts(events) == []
+    assert len(upstream.received) == 1, "the other call is still pending"
+    first, second = widgets(caller, thread_id)
+    assert (is_open(first), is_open(second)) == (True, False)
+    events = decide(caller, first, APPROVE)
+    assert texts(events) == ["Done"]
+    assert len(executed) == 3
+    told = outputs(upstream.received[1].body)
+    assert sorted(told) == ["9 euros are paid", "The user rejected this call.", "a.txt is deleted", "b.txt exists"]
+
+
+def test_a_run_may_be_paused_again(start: Start, upstream: Upstream) -> None:
+    caller = start(f"{AGENTS}:careful")
+    upstream.behaviour = streaming(
+        calling("delete_file", "call_a", path="a.txt"), calling("delete_file", "call_b", path="b.txt"), says("Done")
+    )
+    thread_id, _ = caller.create("Go")
+    events = decide(caller, widgets(caller, thread_id)[0], APPROVE)
+    assert texts(events) == []
+    assert len(executed) == 1
+    first, second = widgets(caller, thread_id)
+    assert (is_open(first), is_open(second)) == (False, True)
+    assert texts(decide(caller, second, APPROVE)) == ["Done"]
+    assert len(executed) == 2
+
+
+def test_a_decision_that_is_made_twice(start: Start, upstream: Upstream, database: str) -> None:
+    caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
+    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("It is gone", pause=0.3))
+    thread_id, _ = caller.create("Go")
+    (widget,) = widgets(caller, thread_id)
+    with ThreadPoolExecutor(5) as pool:  # as many responses as a user may have at once
+        answers = list(pool.map(lambda action: decide(caller, widget, action), [APPROVE] * 3 + [REJECT] * 2))
+    assert sum(texts(events) != [] for events in answers) == 1
+    assert [errors(events) for events in answers] == [[]] * 5
+    assert len(upstream.received) == 2
+    (widget,) = widgets(caller, thread_id)
+    assert lines(widget)[-1] == ("Approved." if executed else "Rejected.")
+    shown = [event.item for events in answers for event in events if event.type == "thread.item.replaced"]
+    assert shown == [widget] * 5
+    before = len(executed)
+    assert [event.item for event in decide(caller, widget, APPROVE) if event.type == "thread.item.replaced"] == [widget]
+    assert len(executed) == before
+
+
+def test_concurrent_decisions_on_several_calls_resume_the_run_once(start: Start, upstream: Upstream, database: str) -> None:
+    caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
+    upstream.behaviour = streaming(
+        [event for n in range(6) for event in calling("pay", f"call_{n}x", euros=20 + n)], says("Done")
+    )
+    thread_id, _ = caller.create("Go")
+    shown = widgets(caller, thread_id)
+    with ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(lambda widget: decide(caller, widget, APPROVE), shown))
+    assert [text for events in answers for text in texts(events)] == ["Done"]
+    assert sorted(executed) == [f"pay {20 + n}" for n in range(6)]
+
+
+def test_foreign_and_unknown_calls_are_not_decided(start: Start, upstream: Upstream, address: str) -> None:
+    caller = start(f"{AGENTS}:careful")
+    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Hello"))
+    thread_id, _ = caller.create("Go")
+    (widget,) = widgets(caller, thread_id)
+    stranger = Caller(caller.url)
+    own, _ = stranger.create("Hi")
+    before = paused(address)
+    for other, item in ((thread_id, widget.id), (own, widget.id), (thread_id, "msg_unknown")):
+        answer = stranger.post("threads.custom_action", thread_id=other, item_id=item, action=APPROVE)
+        assert answer.status_code == 404, (other, item)
+    message = stranger.items(own).data[0]
+    assert errors(decide(stranger, message, APPROVE)), "not a widget"
+    assert list(stranger.stream("threads.custom_action", thread_id=own, action=APPROVE))[1:] == []
+    assert stranger.post("threads.sync_custom_action", thread_id=own, action=APPROVE).json() == {}
+    assert [item.type for item in stranger.items(own).data] == ["assistant_message", "user_message"], "nothing is noted"
+    assert executed == []
+    assert paused(address) == before
+    assert len(before) == 1
+
+
+@pytest.mark.parametrize("agent", SHAPES)
+def test_a_new_message_discards_what_is_pending(start: Start, upstream: Upstream, database: str, agent: str) -> None:
+    caller = start(agent, DATABASE_URL=database)
+    two = [*calling("delete_file", "call_a", path="a.txt"), *calling("delete_file", "call_b", path="b.txt")]
+    upstream.behaviour = streaming(two, says("As you like"))
+    thread_id, _ = caller.create("Go")
+    first, second = widgets(caller, thread_id)
+    decide(caller, first, APPROVE)
+    events = caller.say(thread_id, "No, wait")
+    assert texts(events) == ["As you like"]
+    shown = widgets(caller, thread_id)
+    replaced = [event.item for event in events if event.type == "thread.item.replaced"]
+    assert sorted(replaced, key=str) == sorted(shown, key=str)
+    assert [lines(widget)[3:] for widget in shown] == [
+        ["Approved.", "Not carried out, because the conversation went on."],
+        ["Not carried out, because the conversation went on."],
+    ]
+    assert not any(is_open(widget) for widget in shown)
+    assert paused(database) == []
+    assert json.dumps(asked(upstream.received[-1].body)).count("Not carried out") == 2, "the model knows"
+    (event,) = [event for event in decide(caller, second, APPROVE) if event.type == "thread.item.replaced"]
+    assert event.item == shown[1]
+    assert executed == []
+    assert len(upstream.received) == 2
+    assert [event.type for event in caller.say(thread_id, "Go on") if event.type == "thread.item.replaced"] == []
+
+
+def test_a_message_does_not_discard_a_run_that_is_being_resumed(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decision comes after the message's turn has loaded the thread."""
+    caller = start(f"{AGENTS}:careful")
+    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("It is gone"))
+    thread_id, _ = caller.create("Go")
+    (widget,) = widgets(caller, thread_id)
+    discard_run = SqlStore.discard_run
+
+    async def decide_first(*arguments: Any) -> list[str]:
+        await asyncio.to_thread(decide, caller, widget, APPROVE)
+        return await discard_run(*arguments)
+
+    monkeypatch.setattr(SqlStore, "discard_run", decide_first)
+    assert texts(caller.say(thread_id, "No, wait")) == ["It is gone"]
+    assert len(executed) == 1
+    assert lines(widgets(caller, thread_id)[0])[-1] == "Approved."
+
+
+def test_a_retry_discards_what_is_pending(start: Start, upstream: Upstream, address: str) -> None:
+    caller = start(f"{AGENTS}:careful")
+    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), calling("delete_file", path="b.txt"), says("Done"))
+    thread_id, _ = caller.create("Go")
+    (first,) = widgets(caller, thread_id)
+    message = caller.items(thread_id, order="asc").data[0]
+    list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
+    (second,) = widgets(caller, thread_id)
+    assert second.id != first.id
+    (row,) = paused(address)
+    assert list(json.loads(row.decisions)) == [second.id]
+    assert texts(decide(caller, second, APPROVE)) == ["Done"]
+    assert len(executed) == 1
+    assert "b.txt" in executed[0]
+
+
+def test_a_thread_has_one_paused_run(start: Start, upstream: Upstream, address: str) -> None:
+    """Two turns in one thread at once, as of a user with two tabs."""
+    caller = start(f"{AGENTS}:careful")
+    upstream.behaviour = streaming(says("Hello"), [0.7, *calling("pay", euros=11)])
+    thread_id, _ = caller.create("Hi")
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda said: caller.say(thread_id, said), ["one", "two"]))
+    assert [errors(events) for events in answers] == [[], []]
+    shown = widgets(caller, thread_id)
+    assert sorted(is_open(widget) for widget in shown) == [False, True]
+    assert sorted(lines(widget)[-1] for widget in shown) == ["11", "Not carried out, because the conversation went on."]
+    (row,) = paused(address)
+    (pending,) = [widget for widget in shown if is_open(widget)]
+    assert list(json.loads(row.decisions)) == [pending.id]
+
+
+def test_a_widget_without_its_run_is_closed(start: Start, upstream: Upstream, address: str) -> None:
+    """As a process leaves it that is killed between the last decision and the update of the page."""
+    caller = start(f"{AGENTS}:careful")
+    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Never said"))
+    thread_id, _ = caller.create("Go")
+    (widget,) = widgets(caller, thread_id)
+    with create_engine(address).begin() as connection:
+        connection.execute(text("DELETE FROM chat_paused_runs"))
+    events = decide(caller, widget, APPROVE)
+    assert (errors(events), texts(events), executed) == ([], [], [])
+    (widget,) = widgets(caller, thread_id)
+    assert lines(widget)[-1] == "This can't be decided any more."
+    assert not is_open(widget)
+
+
+def test_a_deleted_thread_takes_its_run_along(start: Start, upstream: Upstream, database: str) -> None:
+    caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
+    upstream.behaviour = streaming(calling("delete_file", path="a.txt"))
+    thread_id, _ = caller.create("Go")
+    (widget,) = widgets(caller, thread_id)
+    assert len(paused(database)) == 1
+    assert caller.post("threads.delete", thread_id=thread_id).status_code == 200
+    assert paused(database) == []
+    answer = caller.post("threads.custom_action", thread_id=thread_id, item_id=widget.id, action=APPROVE)
+    assert answer.status_code == 404
+
+
+CHANGED = "The assistant has changed in the meantime. Please ask again."
+ABANDONED = ["Approved.", "Not carried out, because the assistant has changed."]
+
+
+@pytest.mark.parametrize("replacement", ["simple", f"{AGENTS}:asking_under_a_name"])
+def test_another_agent_does_not_resume_the_run(
+    start: Start, upstream: Upstream, address: str, replacement: str, recorder: Recorder
+) -> None:
+    caller = start(f"{AGENTS}:careful")
+    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Never said"))
+    thread_id, _ = caller.create("Go")
+    (widget,) = widgets(caller, thread_id)
+    later = start(replacement)
+    later.secret = caller.secret
+    recorder.lines.clear()
+    events = decide(later, widget, APPROVE)
+    assert errors(events) == [("custom", CHANGED, False)]
+    assert texts(events) == []
+    assert [line for line in recorder.lines if "has changed" in line and "ERROR" in line]
+    (widget,) = widgets(later, thread_id)
+    assert lines(widget)[-2:] == ABANDONED
+    assert not is_open(widget)
+    assert paused(address) == []
+    assert (executed, len(upstream.received)) == ([], 1)
+    assert texts(later.say(thread_id, "Hello?")) == ["Never said"], "the thread goes on"
+
+
+def test_an_agent_that_lost_its_tool(start: Start, upstream: Upstream) -> None:
+    caller = start(f"{AGENTS}:for_user")
+    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Never said"))
+    thread_id, _ = caller.create("Go")
+    approving_agents.tools_of_users[:] = [approving_agents.pay]
+    events = decide(caller, widgets(caller, thread_id)[0], APPROVE)
+    assert errors(events) == [("custom", CHANGED, False)]
+    assert lines(widgets(caller, thread_id)[0])[-2:] == ABANDONED
+    assert (executed, len(upstream.received)) == ([], 1)
+
+
+def test_an_agent_that_can_not_be_made_for_now(start: Start, upstream: Upstream) -> None:
+    caller = start(f"{AGENTS}:for_user")
+    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
+    thread_id, _ = caller.create("Go")
+    (widget,) = widgets(caller, thread_id)
+    approving_agents.tools_of_users.clear()
+    assert errors(decide(caller, widget, APPROVE)) == [("stream.error", None, True)]
+    assert widgets(caller, thread_id) == [widget], "it is still pending"
+    approving_agents.tools_of_users[:] = [approving_agents.delete_file]
+    assert texts(decide(caller, widget, APPROVE)) == ["Done"]
+
+
+def test_a_call_that_fails_after_its_approval(start: Start, upstream: Upstream) -> None:
+    """It was carried out, at least in part, so the widget says no more than that it was approved."""
+    caller = start(f"{AGENTS}:failing")
+    upstream.behaviour = streaming(calling("fail"), says("Never said"))
+    thread_id, _ = caller.create("Go")
+    events = decide(caller, widgets(caller, thread_id)[0], APPROVE)
+    assert errors(events) == [("stream.error", None, True)]
+    assert executed == ["fail"]
+    assert lines(widgets(caller, thread_id)[0]) == ["Allow fail?", "Approved."]
+
+
+@pytest.mark.parametrize(("action", "told"), [(APPROVE, "a.txt is deleted"), (REJECT, "The user rejected this call.")])
+def test_another_process_resumes_the_run(start: Start, upstream: Upstream, database: str, action: Any, told: str) -> None:
+    caller = start(f"{AGENTS}:boss", DATABASE_URL=database)
+    upstream.behaviour = streaming(
+        calling("clerk", "call_boss", input="Delete a.txt"),
+        calling("delete_file", "call_clerk", path="a.txt"),
+        says("The clerk is done"),
+        says("All done"),
+    )
+    thread_id, events = caller.create("Go")
+    assert errors(events) == []
+    (widget,) = widgets(caller, thread_id)
+    assert lines(widget) == ["Allow delete_file?", "path", "a.txt"], "a call of an agent that is used as a tool"
+    later = start(f"{AGENTS}:boss", DATABASE_URL=database)
+    later.secret = caller.secret
+    events = decide(later, widget, action)
+    assert (errors(events), texts(events)) == ([], ["All done"])
+    assert len(executed) == (action is APPROVE)
+    assert outputs(upstream.received[2].body) == [told]
+    assert outputs(upstream.received[3].body) == ["The clerk is done"]
+
+
+def test_after_a_handoff(start: Start, upstream: Upstream) -> None:
+    caller = start(f"{AGENTS}:handing_over")
+    upstream.behaviour = streaming(
+        calling("transfer_to_careful", "call_0"), calling("delete_file", "call_1x", path="a.txt"), says("Done")
+    )
+    thread_id, _ = caller.create("Go")
+    assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
+    assert [received.body["model"] for received in upstream.received] == ["gpt-first", "gpt-test", "gpt-test"]
+
+
+@pytest.mark.parametrize(("action", "approved"), [(APPROVE, True), (REJECT, False)])
+def test_a_tool_of_a_hosted_mcp_server(start: Start, upstream: Upstream, address: str, action: Any, approved: bool) -> None:
+    request = {
+        "id": "mcpr_1",
+        "type": "mcp_approval_request",
+        "server_label": "crm",
+        "name": "delete_customer",
+        "arguments": '{"customer": 7}',
+    }
+    wants: Events = [
+        {"type": "response.output_item.added", "output_index": 0, "item": request},
+        {"type": "response.output_item.done", "output_index": 0, "item": request},
+    ]
+    caller = start(f"{AGENTS}:hosted_mcp")
+    upstream.behaviour = streaming(wants, says("Done"))
+    thread_id, events = caller.create("Go")
+    assert errors(events) == []
+    (widget,) = widgets(caller, thread_id)
+    assert lines(widget) == ["Allow delete_customer (crm)?", "customer", "7"]
+    (row,) = paused(address)
+    assert SECRET_OF_MCP not in row.state
+    assert SECRET_OF_MCP in json.dumps(upstream.received[0].body), "the search would have found it"
+    assert texts(decide(caller, widget, action)) == ["Done"]
+    (response,) = [item for item in upstream.received[1].body["input"] if item["type"] == "mcp_approval_response"]
+    assert (response["approve"], response["approval_request_id"]) == (approved, "mcpr_1")
+
+
+def test_a_state_has_no_secrets(start: Start, upstream: Upstream, address: str) -> None:
+    url = start(
+        f"{AGENTS}:careful",
+        AUTH_JWT_SECRET=SECRET,
+        CHATKIT_STATE_CLAIMS="plan",
+        CHATKIT_AGENT_HEADERS="X-Org-Id",
+    ).url
+    caller = Caller(url, shared(plan="claim-of-the-user"))
+    caller.http.headers["X-Org-Id"] = "header-of-the-page"
+    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
+    body = {"type": "threads.create", "params": {"input": user_input("Go")}, "metadata": {"page": "metadata-of-the-page"}}
+    assert caller.send(body).status_code == 200
+    (row,) = paused(address)
+    assert row.user_id == "user:ada"
+    assert "a.txt" in row.state
+    for secret in ("claim-of-the-user", "header-of-the-page", "metadata-of-the-page", "user:ada", "sk-test", caller.secret):
+        assert secret not in row.state, secret
+
+
+def test_a_state_that_is_too_large(start: Start, upstream: Upstream, address: str, recorder: Recorder) -> None:
+    caller = start(f"{AGENTS}:careful")
+    upstream.behaviour = streaming(
+        calling("returns_much", "call_a"), calling("delete_file", "call_b", path="a.txt"), says("Hm")
+    )
+    recorder.lines.clear()
+    thread_id, events = caller.create("Go")
+    assert errors(events) == [("custom", "This needs your approval, but is too large to be kept until then.", False)]
+    assert (paused(address), widgets(caller, thread_id), executed) == ([], [], [])
+    assert [line for line in recorder.lines if "was not kept" in line]
+
+
+def test_images_of_earlier_turns_are_not_kept(start: Start, upstream: Upstream, address: str) -> None:
+    caller = start(f"{AGENTS}:careful")
+    drawing = [*draws("iVBO" * 600_000), *says("Here")]
+    upstream.behaviour = streaming(drawing, calling("delete_file", path="a.txt"), says("Done"))
+    thread_id, _ = caller.create("Draw")
+    assert errors(caller.say(thread_id, "Delete it")) == []
+    assert "iVBO" in json.dumps(upstream.received[1].body)
+    (row,) = paused(address)
+    assert "iVBO" not in row.state
+    assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
+    assert "(This image is not shown to you.)" in json.dumps(upstream.received[2].body)
+
+
+def test_the_chosen_model_stays(start: Start, upstream: Upstream) -> None:
+    offered = {"models": [{"id": "gpt-test", "label": "Small"}, {"id": "gpt-large", "label": "Large"}]}
+    caller = start(f"{AGENTS}:careful", CHATKIT_COMPOSER=json.dumps(offered))
+    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
+    events = list(caller.stream("threads.create", input=user_input("Go", model="gpt-large")))
+    assert texts(decide(caller, widgets(caller, events[0].thread.id)[0], APPROVE)) == ["Done"]
+    assert [received.body["model"] for received in upstream.received] == ["gpt-large", "gpt-large"]
+
+
+def test_reasoning_before_the_call_is_finished(start: Start, upstream: Upstream) -> None:
+    caller = start(f"{AGENTS}:careful")
+    upstream.behaviour = streaming(
+        [*thinks("The user wants it gone"), *calling("delete_file", path="a.txt")], [*thinks("It is gone"), *says("Done")]
+    )
+    thread_id, events = caller.create("Go")
+    (done,) = [event.item for event in events if event.type == "thread.item.done" and event.item.type == "workflow"]
+    assert done.workflow.summary is not None
+    assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
+    kept = caller.items(thread_id, order="asc").data
+    assert [item.type for item in kept] == ["user_message", "workflow", "widget", "workflow", "assistant_message"]
+    assert all(item.workflow.summary for item in kept if item.type == "workflow")
+    assert [item["type"] for item in upstream.received[1].body["input"][1:]] == [
+        "reasoning",
+        "function_call",
+        "function_call_output",
+    ]
+
+
+def test_a_client_tool_call_beside_a_pending_one(start: Start, upstream: Upstream) -> None:
+    """The page answers at once, and the answer continues the conversation."""
+    caller = start(f"{AGENTS}:asking")
+    both = [*calling("delete_file", "call_a", path="a.txt"), *calling("ask_page", "call_b", question="Which?")]
+    upstream.behaviour = streaming(both, says("I see"))
+    thread_id, events = caller.create("Go")
+    assert [event.item.type for event in events if event.type == "thread.item.done"][-2:] == ["widget", "client_tool_call"]
+    events = list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"answer": "that one"}))
+    assert (errors(events), texts(events)) == ([], ["I see"])
+    (widget,) = widgets(caller, thread_id)
+    assert not is_open(widget)
+    assert executed == []
+
+
+def test_an_exported_workflow_can_not_wait(start: Start, upstream: Upstream, address: str, recorder: Recorder) -> None:
+    caller = start(f"{AGENTS}:workflow")
+    upstream.behaviour = streaming(calling("delete_file", path="a.txt"))
+    recorder.lines.clear()
+    thread_id, events = caller.create("Go")
+    assert errors(events) == [("custom", "This needs an approval, which is not possible here.", False)]
+    assert [line for line in recorder.lines if "needs_approval" in line and "Careful" in line]
+    assert (paused(address), widgets(caller, thread_id), executed) == ([], [], [])
+
+
+def test_the_user_sees_all_of_a_call(start: Start, upstream: Upstream) -> None:
+    caller = start(f"{AGENTS}:careful")
+    hidden = "a.txt\u202egnp.\u200b" + " " * 5000 + "and b.txt"
+    upstream.behaviour = streaming(calling("delete_file", path=hidden, more={"of": ["it", "ü"]}), says("Done"))
+    thread_id, _ = caller.create("Go")
+    (widget,) = widgets(caller, thread_id)
+    shown = "a.txt\\u202egnp.\\u200b" + " " * 5000 + "and b.txt"
+    assert lines(widget) == ["Allow delete_file?", "path", shown, "more", '{"of": ["it", "ü"]}']
+    assert {child["type"] for child in widget.widget.model_dump()["children"]} == {"Title", "Caption", "Text", "Input"}
+
+
+def test_arguments_that_are_no_json_object(start: Start, upstream: Upstream) -> None:
+    caller = start(f"{AGENTS}:careful")
+    events = json.loads(json.dumps(calling("delete_file")).replace('"{}"', '"[1, 2]"'))
+    upstream.behaviour = streaming(events, says("Done"))
+    thread_id, _ = caller.create("Go")
+    assert lines(widgets(caller, thread_id)[0]) == ["Allow delete_file?", "", "[1, 2]"]
+
+
+@pytest.mark.parametrize("agent", SHAPES)
+def test_usage_before_and_after_the_decision_adds_up(start: Start, upstream: Upstream, agent: str, address: str) -> None:
+    upstream.behaviour = streaming(calls("delete_file", path="a.txt"), says("It is gone"))
+    caller = start(agent)
+    thread_id, _ = caller.create("Delete a.txt")
+
+    def used() -> list[tuple[Any, ...]]:
+        with create_engine(address).connect() as connection:
+            return [tuple(row) for row in connection.execute(text("SELECT agent, requests, total_tokens FROM chat_usage"))]
+
+    wait_for(lambda: used() == [("Careful", 1, 2)])
+    decide(caller, widgets(caller, thread_id)[0], APPROVE)
+    wait_for(lambda: used() == [("Careful", 2, 4)])

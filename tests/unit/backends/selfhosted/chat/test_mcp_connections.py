@@ -1,0 +1,155 @@
+"""MCP servers of agents: connected while the process serves, and nothing that the chat depends on."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from chatkit.backends.selfhosted.chat import mcp_connections
+from tests.support import processes
+from tests.support.applications import Start, served
+from tests.support.chat import Caller, errors, texts
+from tests.support.leaks import Recorder
+from tests.support.responses_api import calls, says, streaming
+from tests.support.service import PROJECT, free_port
+from tests.support.upstream import Upstream
+
+AGENTS, REMOTE = "tests.support.agents_with_mcp", "tests.support.agent_with_remote_mcp"
+FIND = calls("find_customer", who="Ada")
+
+
+@pytest.fixture(autouse=True)
+def _new_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp_connections, "RETRY_SECONDS", 0.2)
+    for module in (AGENTS, REMOTE):
+        sys.modules.pop(module, None)
+
+
+def stdio_servers() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "tests.support.mcp_server" in child.cmdline()]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def lines(recorder: Recorder, words: str) -> list[str]:
+    return [line for line in recorder.lines if words in line]
+
+
+def outputs(upstream: Upstream) -> list[str]:
+    calls = [item for item in upstream.received[-1].body["input"] if item.get("type") == "function_call_output"]
+    return [part["text"] for call in calls for part in call["output"] if isinstance(part, dict)]
+
+
+def tools(upstream: Upstream) -> list[str]:
+    return [tool["name"] for tool in upstream.received[-1].body["tools"]]
+
+
+@pytest.mark.parametrize("agent", ["local", "local_for_user", "handing_over"])
+def test_a_server_over_stdio(make_app: Any, upstream: Upstream, recorder: Recorder, agent: str) -> None:
+    recorder.lines.clear()
+    handing_over = json.loads(json.dumps(calls("transfer_to_local")).replace("call_1", "call_0"))
+    handoff = [handing_over] if agent == "handing_over" else []
+    upstream.behaviour = streaming(*handoff, FIND, says("It is 7"))
+    assert stdio_servers() == []
+    with served(make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_AGENT=f"{AGENTS}:{agent}")) as url:
+        wait_for(lambda: lines(recorder, "MCP server stdio"))
+        _, events = Caller(url).create("Who is Ada?")
+        assert texts(events) == ["It is 7"]
+        assert outputs(upstream)[-1] == "Ada is customer 7"
+        assert len(stdio_servers()) == 1
+    wait_for(lambda: stdio_servers() == [])
+    assert not [line for line in lines(recorder, "MCP server") if "ERROR" in line or "WARNING" in line]
+
+
+def test_a_call_that_needs_approval(start: Start, upstream: Upstream, recorder: Recorder, monkeypatch: Any) -> None:
+    monkeypatch.setenv("TEST_MCP_APPROVAL", "always")
+    recorder.lines.clear()
+    upstream.behaviour = streaming(FIND, says("It is 7"))
+    caller = start(f"{AGENTS}:local")
+    wait_for(lambda: lines(recorder, "is connected"))
+    thread_id, events = caller.create("Who is Ada?")
+    (widget,) = [event.item for event in events if event.type == "thread.item.done" and event.item.type == "widget"]
+    action = {"type": "chatkit.approval", "payload": {"approved": True}}
+    events = list(caller.stream("threads.custom_action", thread_id=thread_id, item_id=widget.id, action=action))
+    assert texts(events) == ["It is 7"]
+    assert outputs(upstream) == ["Ada is customer 7"]
+
+
+def test_a_server_that_is_down_comes_and_goes(
+    start: Start, upstream: Upstream, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = str(free_port())
+    monkeypatch.setenv("TEST_MCP_PORT", port)
+    recorder.lines.clear()
+    upstream.behaviour = streaming(says("Hello"))
+    caller = start(f"{REMOTE}:remote")
+    wait_for(lambda: lines(recorder, "can't be used"))
+    time.sleep(1)  # several attempts
+    _, events = caller.create("Hi")
+    assert (errors(events), texts(events)) == ([], ["Hello"])
+    assert tools(upstream) == ["weather"]
+    assert len(lines(recorder, "can't be used")) == 1
+    assert len([line for line in recorder.lines if "WARNING" in line or "ERROR" in line]) == 1 + len(
+        lines(recorder, "CHATKIT_ALLOWED_ORIGINS")
+    )
+
+    command = [sys.executable, "-m", "tests.support.mcp_server", port]
+    server: subprocess.Popen[Any] = processes.start(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: lines(recorder, "is connected"))
+        upstream.behaviour = streaming(FIND, says("It is 7"))
+        _, events = caller.create("Who is Ada?")
+        assert (texts(events), outputs(upstream)) == (["It is 7"], ["Ada is customer 7"])
+    finally:
+        server.send_signal(signal.SIGKILL)
+        server.wait(10)
+    upstream.behaviour = streaming(says("I can't say"))
+    _, events = caller.create("Who is Ada?")
+    assert (errors(events), texts(events)) == ([], ["I can't say"])
+    assert tools(upstream) == ["weather"]
+    wait_for(lambda: len(lines(recorder, "can't be used")) == 2)
+    assert not [line for line in lines(recorder, "key-in-the-address") if "DEBUG" not in line]
+
+
+def test_a_server_over_stdio_that_dies_is_started_again(start: Start, upstream: Upstream, recorder: Recorder) -> None:
+    recorder.lines.clear()
+    upstream.behaviour = streaming(says("Hello"))
+    caller = start(f"{AGENTS}:local")
+    wait_for(lambda: lines(recorder, "is connected"))
+    (process,) = stdio_servers()
+    process.kill()
+    process.wait(10)
+    _, events = caller.create("Hi")
+    assert (errors(events), texts(events)) == ([], ["Hello"])
+    wait_for(lambda: len(lines(recorder, "is connected")) == 2)
+    upstream.behaviour = streaming(FIND, says("It is 7"))
+    assert texts(caller.create("Who is Ada?")[1]) == ["It is 7"]
+
+
+def test_a_server_that_never_answers(
+    start: Start, upstream: Upstream, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mcp_connections, "CONNECT_SECONDS", 0.5)
+    module = importlib.import_module(AGENTS)
+    module.stdio.params.args = ["-c", "import time; time.sleep(100)"]
+    recorder.lines.clear()
+    upstream.behaviour = streaming(says("Hello"))
+    caller = start(f"{AGENTS}:local")
+    assert texts(caller.create("Hi")[1]) == ["Hello"], "while it is being connected"
+    wait_for(lambda: lines(recorder, "can't be used (TimeoutError)"))
+    assert texts(caller.create("Hi")[1]) == ["Hello"]

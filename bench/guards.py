@@ -13,8 +13,8 @@ from pathlib import Path
 
 from bench.server import PROCFILE, running
 from bench.sessions import certificates, failures, fake_sessions_api
+from tests.support.identity_provider import SECRET, IdentityProvider, claims, shared
 from tests.support.load import callers
-from tests.support.provider import SECRET, Provider, claims, shared
 from tests.support.redis_server import Redis
 
 ROUNDS = 3  # designs take turns, so that a slow minute of the machine affects all of them
@@ -23,7 +23,7 @@ ISSUER = "https://login.example.com/"
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as name, Redis() as redis, Provider() as provider:
+    with tempfile.TemporaryDirectory() as name, Redis() as redis, IdentityProvider() as provider:
         folder = Path(name)
         certificates(folder)
         hs256, rs256 = f"Bearer {shared()}", f"Bearer {provider.token(claims(iss=ISSUER))}"

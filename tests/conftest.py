@@ -21,9 +21,9 @@ from tests.support import processes, programs, scheduling, service
 from tests.support.applications import MakeApp, Start, served
 from tests.support.browser import Visitor, chromium
 from tests.support.chat import Caller
+from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI
 from tests.support.leaks import Recorder, leaks
 from tests.support.postgres import new_postgres_database
-from tests.support.upstream import API_KEY, WORKFLOW_ID, Upstream
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -67,8 +67,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> scheduling.S
 
 
 @pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with Upstream() as running:
+def fake_openai() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI() as running:
         yield running
 
 
@@ -104,11 +104,11 @@ def visitor(browser: Browser) -> Iterator[Visitor]:
 
 
 @pytest.fixture
-def make_app(upstream: Upstream, tmp_path: object) -> MakeApp:
+def make_app(fake_openai: FakeOpenAI, tmp_path: object) -> MakeApp:
     """Make an application, by default with the hosted backend and complete settings."""
 
     def make(**variables: str) -> AsgiFlask:
-        hosted = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": upstream.url}
+        hosted = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": fake_openai.url}
         defaults = {"SECRET_KEY": service.SECRET_KEY, "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db"}
         return create_app(Settings.load({**defaults, **hosted, "RATE_LIMIT": "1000000", **variables}))
 

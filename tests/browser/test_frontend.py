@@ -19,10 +19,10 @@ import requests
 from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.support.browser import FRONTEND, Visitor, answer_to, axe_violations, say
+from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, failing, issue_session, issuing
+from tests.support.identity_provider import SECRET, shared
 from tests.support.next_app import NextApp
-from tests.support.provider import SECRET, shared
 from tests.support.service import Service, free_port
-from tests.support.upstream import API_KEY, WORKFLOW_ID, Upstream, failing, mint, minting
 
 LOADED = "Chat interface loaded"
 UNMOUNT = "<script>parent.postMessage('unmount', '*')</script>"
@@ -61,14 +61,14 @@ def selfhosted(app: NextApp, tmp_path: Path) -> Callable[..., Service]:
 
 
 @pytest.fixture
-def hosted(hosted_app: NextApp, upstream: Upstream) -> Callable[..., Service]:
+def hosted(hosted_app: NextApp, fake_openai: FakeOpenAI) -> Callable[..., Service]:
     def make(**variables: str) -> Service:
         return Service(
             **{
                 "PORT": str(PORT),
                 "CHATKIT_BACKEND": "hosted",
                 "CHATKIT_ALLOWED_ORIGINS": hosted_app.url,
-                "CHATKIT_API_BASE": upstream.url,
+                "CHATKIT_API_BASE": fake_openai.url,
                 "OPENAI_API_KEY": API_KEY,
                 "CHATKIT_WORKFLOW_ID": WORKFLOW_ID,
                 **variables,
@@ -509,9 +509,9 @@ class TestHostedErrors:
         hosted_app: NextApp,
         hosted: Callable[..., Service],
         visitor: Visitor,
-        upstream: Upstream,
+        fake_openai: FakeOpenAI,
     ) -> None:
-        upstream.behaviour = behaviour
+        fake_openai.behaviour = behaviour
         with hosted():
             page = visitor.open(hosted_app.url)
             expect(shown_error(page)).to_contain_text(sentence)
@@ -519,7 +519,7 @@ class TestHostedErrors:
             expect(page.get_by_label("Message the AI")).to_be_attached()  # ChatKit has requested a secret as well
             for call in visitor.calls():
                 assert call.response()  # and got a response
-            upstream.behaviour = mint
+            fake_openai.behaviour = issue_session
             TestErrors.try_again(page)
         for secret in (API_KEY, WORKFLOW_ID):
             assert secret not in page.content() + "".join(visitor.console)
@@ -546,7 +546,7 @@ class TestHostedErrors:
 
 class TestHosted:
     def test_conversation_with_openai_continues_after_expiry(
-        self, hosted_app: NextApp, hosted: Callable[..., Service], visitor: Visitor, upstream: Upstream
+        self, hosted_app: NextApp, hosted: Callable[..., Service], visitor: Visitor, fake_openai: FakeOpenAI
     ) -> None:
         """A route stands in for OpenAI's chat, and refuses expired secrets."""
         messages: list[str] = []
@@ -570,9 +570,9 @@ class TestHosted:
         def issue_short_session(handler: Any) -> None:
             secret = f"ek_test_{len(expiry)}"
             expiry[secret] = int(time.time()) + 4
-            minting(client_secret=secret, expires_at=int(expiry[secret]))(handler)
+            issuing(client_secret=secret, expires_at=int(expiry[secret]))(handler)
 
-        upstream.behaviour = issue_short_session
+        fake_openai.behaviour = issue_short_session
         visitor.context.route("https://api.openai.com/**", converse)
         with hosted():
             page = visitor.open(hosted_app.url)
@@ -584,7 +584,7 @@ class TestHosted:
             expect(page.get_by_text("Heard two")).to_be_visible()
         assert messages == ["one", "two"]
         assert secrets == ["ek_test_0", "ek_test_1"]
-        assert len(visitor.calls()) == len(upstream.received) == 2
+        assert len(visitor.calls()) == len(fake_openai.received) == 2
 
     def test_on_message_is_called_for_messages_of_the_app(
         self, hosted_app: NextApp, hosted: Callable[..., Service], visitor: Visitor

@@ -16,8 +16,8 @@ from chatkit.backends.selfhosted.chat.demo import INTRODUCTION
 from chatkit.web import errors
 from tests.support.applications import MakeApp
 from tests.support.browser import FRONTEND, Visitor, axe_violations
+from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, failing, issue_session
 from tests.support.service import PROJECT, Service, free_port
-from tests.support.upstream import API_KEY, WORKFLOW_ID, Upstream, failing, mint
 
 REPLY_END = INTRODUCTION.format(said="Hello!")[-30:]
 
@@ -87,10 +87,10 @@ def expect_all_ok(page: Page) -> None:
         expect(step(page, name)).to_have_attribute("data-state", "ok")
 
 
-def hosted(upstream: Upstream, **variables: str) -> Service:
+def hosted(fake_openai: FakeOpenAI, **variables: str) -> Service:
     """A hosted service in production, where the page's own origin has to be listed."""
     port = str(free_port())
-    complete = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": upstream.url}
+    complete = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": fake_openai.url}
     own = {"PORT": port, "CHATKIT_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}"}
     return Service(**{"CHATKIT_BACKEND": "hosted", **own, **complete, **variables})
 
@@ -214,8 +214,8 @@ class TestInTheBrowser:
             assert chat["width"] > status["width"]
             assert chat["y"] + chat["height"] <= 600
 
-    def test_hosted_backend(self, upstream: Upstream, visitor: Visitor) -> None:
-        with hosted(upstream) as service:
+    def test_hosted_backend(self, fake_openai: FakeOpenAI, visitor: Visitor) -> None:
+        with hosted(fake_openai) as service:
             page = visitor.open(service.url)
             expect_all_ok(page)
             expect(step(page, "Session")).to_contain_text("cksess_")
@@ -229,9 +229,9 @@ class TestErrors:
         ("status", "advice"),
         [(401, "Set another OPENAI_API_KEY"), (404, "another project"), (429, "limits"), (503, "Try again")],
     )
-    def test_errors_of_openai(self, status: int, advice: str, upstream: Upstream, visitor: Visitor) -> None:
-        upstream.behaviour = failing(status, "some_code")
-        with hosted(upstream) as service:
+    def test_errors_of_openai(self, status: int, advice: str, fake_openai: FakeOpenAI, visitor: Visitor) -> None:
+        fake_openai.behaviour = failing(status, "some_code")
+        with hosted(fake_openai) as service:
             page = visitor.open(service.url)
             expect(step(page, "Session")).to_have_attribute("data-state", "failed")
             expect(page.get_by_role("alert")).to_contain_text(advice)
@@ -240,7 +240,7 @@ class TestErrors:
             expect(page.locator("openai-chatkit")).to_be_visible()  # it is ready, but unusable
             expect(step(page, "Chat")).to_contain_text("not without a session")
             assert axe_violations(page) == []
-            upstream.behaviour = mint
+            fake_openai.behaviour = issue_session
             page.get_by_role("button", name="New session").click()
             expect_all_ok(page)
             expect(page.get_by_role("alert")).to_be_hidden()
@@ -248,27 +248,27 @@ class TestErrors:
             assert API_KEY not in page.content()
 
     @pytest.mark.parametrize("missing", ["OPENAI_API_KEY", "CHATKIT_WORKFLOW_ID"])
-    def test_missing_setting(self, missing: str, upstream: Upstream, visitor: Visitor) -> None:
-        with hosted(upstream, **{missing: ""}) as service:
+    def test_missing_setting(self, missing: str, fake_openai: FakeOpenAI, visitor: Visitor) -> None:
+        with hosted(fake_openai, **{missing: ""}) as service:
             page = visitor.open(service.url)
             expect(step(page, "Settings")).to_have_attribute("data-state", "failed")
             expect(step(page, "Settings")).to_contain_text(missing)
             expect(page.get_by_role("alert")).to_contain_text(f"Set {missing} and restart")
 
-    def test_two_missing_settings(self, upstream: Upstream, visitor: Visitor) -> None:
-        with hosted(upstream, OPENAI_API_KEY="", CHATKIT_WORKFLOW_ID="") as service:
+    def test_two_missing_settings(self, fake_openai: FakeOpenAI, visitor: Visitor) -> None:
+        with hosted(fake_openai, OPENAI_API_KEY="", CHATKIT_WORKFLOW_ID="") as service:
             page = visitor.open(service.url)
             expect(page.get_by_role("alert")).to_contain_text("Set OPENAI_API_KEY and CHATKIT_WORKFLOW_ID and restart")
 
-    def test_unlisted_own_origin(self, upstream: Upstream, visitor: Visitor) -> None:
+    def test_unlisted_own_origin(self, fake_openai: FakeOpenAI, visitor: Visitor) -> None:
         """On a platform that does not pass the service its host name."""
-        with hosted(upstream, CHATKIT_ALLOWED_ORIGINS="") as service:
+        with hosted(fake_openai, CHATKIT_ALLOWED_ORIGINS="") as service:
             page = visitor.open(service.url)
             expect(step(page, "Session")).to_have_attribute("data-state", "failed")
             expect(page.get_by_role("alert")).to_contain_text(f"add {service.url} to CHATKIT_ALLOWED_ORIGINS")
             assert "list this service's own origin" in (log := service.stop())
             assert f"the page's origin is '{service.url}'" in log
-        assert upstream.received == []
+        assert fake_openai.received == []
 
     def test_blocked_cdn(self, shared: Service, visitor: Visitor) -> None:
         script, visitor.cdn_script = visitor.cdn_script, None

@@ -10,24 +10,24 @@ from pathlib import Path
 from sqlalchemy import create_engine, text
 
 from tests.support.chat import Caller, deltas, texts
+from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI
 from tests.support.responses_api import calls, says, streaming
 from tests.support.service import PROJECT, Service, environment
 from tests.support.threads_api import Project, answers, asks
-from tests.support.upstream import API_KEY, WORKFLOW_ID, Upstream
 
 GUIDE = (PROJECT / "docs" / "moving-from-agent-builder.md").read_text()
 
 
-def test_visitor_and_endpoint_stay_the_same(upstream: Upstream, tmp_path: Path) -> None:
-    before = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": upstream.url}
+def test_visitor_and_endpoint_stay_the_same(fake_openai: FakeOpenAI, tmp_path: Path) -> None:
+    before = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": fake_openai.url}
     with Service(**before) as hosted:
         page = Caller(hosted.url)
     assert page.secret.startswith("ek_test_")
-    visitor = upstream.received[0].body["user"]
+    visitor = fake_openai.received[0].body["user"]
 
     address = f"sqlite:///{tmp_path}/chatkit.db"
     after = {"CHATKIT_BACKEND": "selfhosted", "CHATKIT_AGENT": "examples.travel_desk:run_workflow", "DATABASE_URL": address}
-    upstream.behaviour = project = Project()
+    fake_openai.behaviour = project = Project()
     project.add(visitor, asks("Where to?"), answers("Paris"), title="Before the move")
     imported = subprocess.run(
         [sys.executable, "-m", "flask", "--app", "app", "import-hosted"],
@@ -47,7 +47,7 @@ def test_visitor_and_endpoint_stay_the_same(upstream: Upstream, tmp_path: Path) 
         (thread,) = page.post("threads.list").json()["data"]
         assert thread["title"] == "Before the move"
         assert [item.content[0].text for item in page.items(thread["id"], order="asc").data] == ["Where to?", "Paris"]
-        upstream.behaviour = streaming(
+        fake_openai.behaviour = streaming(
             says('{"category":"booking"}'), calls("seats_left", flight="LH1"), says("There are 4 seats"), says("{}")
         )
         _, events = page.create("A seat to Paris, please")

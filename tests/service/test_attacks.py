@@ -25,48 +25,57 @@ from hypothesis import strategies as st
 from chatkit import create_app
 from chatkit.settings import Settings
 from tests.support.endpoint import ENDPOINT
+from tests.support.fake_openai import API_KEY, FakeOpenAI
 from tests.support.hosted import COMPLETE
+from tests.support.identity_provider import (
+    SECRET,
+    IdentityProvider,
+    claims,
+    encoded,
+    private_key,
+    public_jwk,
+    shared,
+    signed_with,
+)
 from tests.support.leaks import Recorder
-from tests.support.provider import SECRET, Provider, claims, encoded, private_key, public_jwk, shared, signed_with
 from tests.support.service import SECRET_KEY, Service
-from tests.support.upstream import API_KEY, Upstream
 
 NESTED = b"{" + b'"a":{' * 800
 ISSUER, AUDIENCE = "https://login.example.com/", "chat"
 PAGE = "http://localhost:3000"
-Forgery = Callable[[Provider, Provider], str]
+Forgery = Callable[[IdentityProvider, IdentityProvider], str]
 
 
 @pytest.fixture(scope="module")
-def openai_side() -> Iterator[Upstream]:
-    with Upstream() as running:
+def openai() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def provider() -> Iterator[Provider]:
-    with Provider() as running:
+def provider() -> Iterator[IdentityProvider]:
+    with IdentityProvider() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def attacker() -> Iterator[Provider]:
+def attacker() -> Iterator[IdentityProvider]:
     """A key server of the attacker, which the service never contacts."""
-    with Provider() as running:
+    with IdentityProvider() as running:
         running.publish({**public_jwk(attackers_key()), "kid": "attacker"})
         yield running
 
 
 @pytest.fixture(scope="module")
-def with_keys(openai_side: Upstream, provider: Provider) -> Iterator[Service]:
+def with_keys(openai: FakeOpenAI, provider: IdentityProvider) -> Iterator[Service]:
     variables = {"AUTH_JWKS_URL": provider.url, "AUTH_JWT_ISSUER": ISSUER, "AUTH_JWT_AUDIENCE": AUDIENCE}
-    with Service(**COMPLETE, CHATKIT_API_BASE=openai_side.url, **variables) as running:
+    with Service(**COMPLETE, CHATKIT_API_BASE=openai.url, **variables) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def with_secret(openai_side: Upstream) -> Iterator[Service]:
-    with Service(**COMPLETE, CHATKIT_API_BASE=openai_side.url, AUTH_JWT_SECRET=SECRET) as running:
+def with_secret(openai: FakeOpenAI) -> Iterator[Service]:
+    with Service(**COMPLETE, CHATKIT_API_BASE=openai.url, AUTH_JWT_SECRET=SECRET) as running:
         yield running
 
 
@@ -91,18 +100,18 @@ def public_bytes(key: Any, form: str) -> bytes:
     return pem.strip() if form == "pem stripped" else pem
 
 
-def header(provider: Provider, **changes: Any) -> dict[str, Any]:
+def header(provider: IdentityProvider, **changes: Any) -> dict[str, Any]:
     return {"typ": "JWT", "kid": provider.key_id, **changes}
 
 
-def resigned(provider: Provider, token: str, **changes: Any) -> str:
+def resigned(provider: IdentityProvider, token: str, **changes: Any) -> str:
     """``token`` with changed claims and its original signature."""
     head, payload, signature = token.split(".")
     whole = json.loads(base64.urlsafe_b64decode(payload + "=="))
     return f"{head}.{encoded({**whole, **changes})}.{signature}"
 
 
-def by_attacker(provider: Provider, **changes: Any) -> str:
+def by_attacker(provider: IdentityProvider, **changes: Any) -> str:
     """A token signed with the attacker's key, with the right ``kid`` unless ``changes`` say otherwise."""
     return jwt.encode(good(), attackers_key(), "RS256", header(provider, **changes))
 
@@ -208,21 +217,23 @@ def refused(response: requests.Response, status: int, code: str) -> bool:
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_forged_tokens(with_keys: Service, provider: Provider, attacker: Provider, openai_side: Upstream, forgery: str) -> None:
-    before = len(openai_side.received)
+def test_forged_tokens(
+    with_keys: Service, provider: IdentityProvider, attacker: IdentityProvider, openai: FakeOpenAI, forgery: str
+) -> None:
+    before = len(openai.received)
     token = FORGERIES[forgery](provider, attacker)
-    response = with_keys.mint(headers={"Authorization": f"Bearer {token}", "Origin": PAGE})
+    response = with_keys.create_session(headers={"Authorization": f"Bearer {token}", "Origin": PAGE})
     assert refused(response, 401, "invalid_token")
     assert response.json()["message"] == "Invalid or expired token"
     assert response.headers["WWW-Authenticate"].startswith("Bearer")
     assert response.headers["Access-Control-Allow-Origin"] == PAGE
-    assert len(openai_side.received) == before
+    assert len(openai.received) == before
     assert attacker.fetches == 0
 
 
-def test_unforged_token_is_accepted(with_keys: Service, provider: Provider, openai_side: Upstream) -> None:
-    assert with_keys.mint(headers={"Authorization": f"Bearer {provider.token(good())}"}).status_code == 200
-    assert openai_side.received[-1].body["user"] == "user:ada"
+def test_unforged_token_is_accepted(with_keys: Service, provider: IdentityProvider, openai: FakeOpenAI) -> None:
+    assert with_keys.create_session(headers={"Authorization": f"Bearer {provider.token(good())}"}).status_code == 200
+    assert openai.received[-1].body["user"] == "user:ada"
 
 
 @pytest.mark.parametrize(
@@ -240,10 +251,10 @@ def test_unforged_token_is_accepted(with_keys: Service, provider: Provider, open
     ],
     ids=["another-secret", "cookie-key", "none", "HS384", "RS256", "EdDSA", "audience", "cut-off", "expired"],
 )
-def test_forged_tokens_with_a_shared_secret(with_secret: Service, openai_side: Upstream, token: str) -> None:
-    before = len(openai_side.received)
-    assert refused(with_secret.mint(headers={"Authorization": f"Bearer {token}"}), 401, "invalid_token")
-    assert len(openai_side.received) == before
+def test_forged_tokens_with_a_shared_secret(with_secret: Service, openai: FakeOpenAI, token: str) -> None:
+    before = len(openai.received)
+    assert refused(with_secret.create_session(headers={"Authorization": f"Bearer {token}"}), 401, "invalid_token")
+    assert len(openai.received) == before
 
 
 @pytest.fixture(scope="module")
@@ -330,18 +341,18 @@ def raw(service: Service, *lines: str, method: str = "POST", path: str = ENDPOIN
     ],
     ids=lambda value: value[0][:60] if isinstance(value, list) else str(value),
 )
-def test_authorization_header(with_secret: Service, openai_side: Upstream, lines: list[str], status: Any) -> None:
-    before = len(openai_side.received)
+def test_authorization_header(with_secret: Service, openai: FakeOpenAI, lines: list[str], status: Any) -> None:
+    before = len(openai.received)
     request = [line.replace("{good}", shared()).replace("{bad}", "e30.e30.x") for line in lines]
     returned, text = raw(with_secret, *request)
     if isinstance(status, int):
         assert returned == status, text
         assert '"status":' in text
-        assert len(openai_side.received) == before
+        assert len(openai.received) == before
         assert "Set-Cookie" not in text
     else:
         assert returned == 200
-        assert openai_side.received[-1].body["user"].startswith("user:ada" if status == "ada" else "anonymous:")
+        assert openai.received[-1].body["user"].startswith("user:ada" if status == "ada" else "anonymous:")
 
 
 # Cookies
@@ -357,9 +368,9 @@ def visitor_cookie(
 VICTIM = {"visitor": "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f", "_permanent": True}
 
 
-def test_unforged_cookie_is_accepted(with_secret: Service, openai_side: Upstream) -> None:
-    with_secret.mint(headers={"Cookie": f"chatkit_visitor={visitor_cookie(VICTIM)}"})
-    assert openai_side.received[-1].body["user"] == f"anonymous:{VICTIM['visitor']}"
+def test_unforged_cookie_is_accepted(with_secret: Service, openai: FakeOpenAI) -> None:
+    with_secret.create_session(headers={"Cookie": f"chatkit_visitor={visitor_cookie(VICTIM)}"})
+    assert openai.received[-1].body["user"] == f"anonymous:{VICTIM['visitor']}"
 
 
 @pytest.mark.parametrize(
@@ -385,25 +396,25 @@ def test_unforged_cookie_is_accepted(with_secret: Service, openai_side: Upstream
         ";" * 4000,
     ],
 )
-def test_forged_cookies(with_secret: Service, openai_side: Upstream, cookie: str) -> None:
+def test_forged_cookies(with_secret: Service, openai: FakeOpenAI, cookie: str) -> None:
     status, _ = raw(with_secret, f"Cookie: {cookie}")
     assert status == 200
-    user = openai_side.received[-1].body["user"]
+    user = openai.received[-1].body["user"]
     assert user.startswith("anonymous:")
     assert VICTIM["visitor"] not in user
 
 
-def test_cookie_is_refused_as_a_token(with_secret: Service, openai_side: Upstream) -> None:
-    before = len(openai_side.received)
-    response = with_secret.mint(headers={"Authorization": f"Bearer {visitor_cookie(VICTIM)}"})
+def test_cookie_is_refused_as_a_token(with_secret: Service, openai: FakeOpenAI) -> None:
+    before = len(openai.received)
+    response = with_secret.create_session(headers={"Authorization": f"Bearer {visitor_cookie(VICTIM)}"})
     assert refused(response, 401, "invalid_token")
-    assert len(openai_side.received) == before
+    assert len(openai.received) == before
 
 
-def test_token_takes_precedence_over_a_planted_cookie(with_secret: Service, openai_side: Upstream) -> None:
+def test_token_takes_precedence_over_a_planted_cookie(with_secret: Service, openai: FakeOpenAI) -> None:
     headers = {"Cookie": f"chatkit_visitor={visitor_cookie(VICTIM)}", "Authorization": f"Bearer {shared()}"}
-    assert with_secret.mint(headers=headers).status_code == 200
-    assert openai_side.received[-1].body["user"] == "user:ada"
+    assert with_secret.create_session(headers=headers).status_code == 200
+    assert openai.received[-1].body["user"] == "user:ada"
 
 
 # Other sites, other hosts
@@ -435,8 +446,8 @@ def test_token_takes_precedence_over_a_planted_cookie(with_secret: Service, open
     ],
 )
 @pytest.mark.parametrize(("method", "path"), [("POST", ENDPOINT), ("DELETE", f"{ENDPOINT}/cksess_1"), ("OPTIONS", ENDPOINT)])
-def test_cross_site_requests(with_secret: Service, openai_side: Upstream, origin: str, method: str, path: str) -> None:
-    before = len(openai_side.received)
+def test_cross_site_requests(with_secret: Service, openai: FakeOpenAI, origin: str, method: str, path: str) -> None:
+    before = len(openai.received)
     lines = [f"Origin: {origin}", f"Cookie: chatkit_visitor={visitor_cookie(VICTIM)}", "Access-Control-Request-Method: POST"]
     status, text = raw(with_secret, *lines, method=method, path=path)
     if origin.strip() == PAGE:  # whitespace around a value is not part of it (RFC 9110)
@@ -444,16 +455,16 @@ def test_cross_site_requests(with_secret: Service, openai_side: Upstream, origin
     assert status == 403
     assert '"code":"origin_not_allowed"' in text
     assert "Access-Control-Allow-Origin" not in text
-    assert len(openai_side.received) == before
+    assert len(openai.received) == before
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
-def test_form_of_another_site(with_secret: Service, openai_side: Upstream, content_type: str) -> None:
+def test_form_of_another_site(with_secret: Service, openai: FakeOpenAI, content_type: str) -> None:
     """Content types that a page can send without a preflight, even from a browser that omits ``Origin``."""
-    before = len(openai_side.received)
-    response = with_secret.mint(headers={"Content-Type": content_type}, data=b'{"user_id": "x"}')
+    before = len(openai.received)
+    response = with_secret.create_session(headers={"Content-Type": content_type}, data=b'{"user_id": "x"}')
     assert refused(response, 415, "unsupported_media_type")
-    assert len(openai_side.received) == before
+    assert len(openai.received) == before
 
 
 @pytest.mark.parametrize(
@@ -465,10 +476,10 @@ def test_form_of_another_site(with_secret: Service, openai_side: Upstream, conte
         ["X-HTTP-Method-Override: DELETE", "Origin: https://evil.test"],
     ],
 )
-def test_misleading_host_headers(with_secret: Service, openai_side: Upstream, lines: list[str]) -> None:
-    before = len(openai_side.received)
+def test_misleading_host_headers(with_secret: Service, openai: FakeOpenAI, lines: list[str]) -> None:
+    before = len(openai.received)
     assert raw(with_secret, *lines)[0] in (400, 403)
-    assert len(openai_side.received) == before
+    assert len(openai.received) == before
 
 
 # Injection
@@ -497,8 +508,8 @@ FIELDS: dict[str, tuple[str, str, list[str]]] = {
 }
 
 
-def test_header_and_log_injection(openai_side: Upstream) -> None:
-    with Service(**COMPLETE, CHATKIT_API_BASE=openai_side.url, AUTH_JWT_SECRET=SECRET) as service:
+def test_header_and_log_injection(openai: FakeOpenAI) -> None:
+    with Service(**COMPLETE, CHATKIT_API_BASE=openai.url, AUTH_JWT_SECRET=SECRET) as service:
         for (field, (method, path, lines)), escape in itertools.product(FIELDS.items(), ("\x1b", "%1b")):
             sent = [line.replace("\x1b", escape) for line in lines]
             status, text = raw(service, *sent, method=method, path=path.replace("\x1b", escape))
@@ -506,7 +517,7 @@ def test_header_and_log_injection(openai_side: Upstream) -> None:
             assert status < 500, field
             assert "\r\nX-Forged" not in head, field
         for token in (shared(sub="a\r\nFORGED"), shared(sub="a", aud="\r\nFORGED"), shared(iss="\nFORGED", exp=1)):
-            service.mint(headers={"Authorization": f"Bearer {token}"})
+            service.create_session(headers={"Authorization": f"Bearer {token}"})
     for line in service.log.splitlines():
         assert isinstance(json.loads(line), dict), line
         assert "\x1b" not in line

@@ -8,29 +8,29 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from tests.support import upstream as u
 from tests.support.chat import Caller, user_input
+from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, failing, issue_session
+from tests.support.fake_server import Behaviour, Handler, responding
 from tests.support.responses_api import calls, says, streaming
 from tests.support.service import Service
-from tests.support.upstream import API_KEY, WORKFLOW_ID, Behaviour, Handler, Upstream
 
 SESSIONS = "/api/chatkit/sessions"
 
 
 @pytest.fixture(scope="module")
-def openai() -> Iterator[Upstream]:
-    with Upstream() as running:
+def openai() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI() as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def reset(openai: Upstream) -> None:
+def reset(openai: FakeOpenAI) -> None:
     openai.received.clear()
-    openai.behaviour = u.mint
+    openai.behaviour = issue_session
 
 
 @pytest.fixture(scope="module")
-def hosted(openai: Upstream) -> Iterator[Service]:
+def hosted(openai: FakeOpenAI) -> Iterator[Service]:
     with Service(
         OPENAI_API_KEY=API_KEY, CHATKIT_WORKFLOW_ID=WORKFLOW_ID, CHATKIT_API_BASE=openai.url, WEB_CONCURRENCY="1"
     ) as running:
@@ -38,7 +38,7 @@ def hosted(openai: Upstream) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def agent(openai: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def agent(openai: FakeOpenAI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The self-hosted chat with an agent that calls a tool."""
     with Service(
         CHATKIT_BACKEND="selfhosted",
@@ -56,7 +56,7 @@ def caller(agent: Service) -> Caller:
     return Caller(agent.url)
 
 
-def received(openai: Upstream) -> list[str | None]:
+def received(openai: FakeOpenAI) -> list[str | None]:
     return [call.headers.get("x-client-request-id") for call in openai.received]
 
 
@@ -76,7 +76,7 @@ def say(caller: Caller, text: str, request_id: str) -> str:
         return response.text
 
 
-def test_issuing_and_ending_a_session(hosted: Service, openai: Upstream) -> None:
+def test_issuing_and_ending_a_session(hosted: Service, openai: FakeOpenAI) -> None:
     browser = requests.Session()
     created = browser.post(hosted.url + SESSIONS, headers={"X-Request-ID": "id-of-the-page"}, timeout=10)
     session_id = created.json()["data"]["session_id"]
@@ -86,31 +86,31 @@ def test_issuing_and_ending_a_session(hosted: Service, openai: Upstream) -> None
 
 
 @pytest.mark.parametrize("given", [None, "not an id", "x" * 129])
-def test_generated_id_without_a_valid_one(hosted: Service, openai: Upstream, given: str | None) -> None:
-    response = hosted.mint(headers={"X-Request-ID": given} if given else {})
+def test_generated_id_without_a_valid_one(hosted: Service, openai: FakeOpenAI, given: str | None) -> None:
+    response = hosted.create_session(headers={"X-Request-ID": given} if given else {})
     assert received(openai) == [response.headers["X-Request-ID"]]
     assert response.headers["X-Request-ID"] != given
 
 
-def test_retry_after_a_broken_connection(hosted: Service, openai: Upstream) -> None:
-    openai.behaviour = in_turn(Handler.hang_up, u.mint)
-    assert hosted.mint(headers={"X-Request-ID": "twice"}).status_code == 200
+def test_retry_after_a_broken_connection(hosted: Service, openai: FakeOpenAI) -> None:
+    openai.behaviour = in_turn(Handler.hang_up, issue_session)
+    assert hosted.create_session(headers={"X-Request-ID": "twice"}).status_code == 200
     assert received(openai) == ["twice", "twice"]
 
 
-def test_every_model_call_of_a_turn(caller: Caller, openai: Upstream) -> None:
+def test_every_model_call_of_a_turn(caller: Caller, openai: FakeOpenAI) -> None:
     openai.behaviour = streaming(calls("weather", city="Oslo"), says("Sun in Oslo"))
     assert "Sun in Oslo" in say(caller, "Weather?", "of-the-turn")
     assert received(openai) == ["of-the-turn", "of-the-turn"]
 
 
-def test_retried_model_call(caller: Caller, openai: Upstream) -> None:
-    openai.behaviour = in_turn(u.failing(500, "server_error"), streaming(says("Here I am")))
+def test_retried_model_call(caller: Caller, openai: FakeOpenAI) -> None:
+    openai.behaviour = in_turn(failing(500, "server_error"), streaming(says("Here I am")))
     assert "Here I am" in say(caller, "Hello", "of-both-tries")
     assert received(openai) == ["of-both-tries", "of-both-tries"]
 
 
-def test_concurrent_turns(agent: Service, openai: Upstream) -> None:
+def test_concurrent_turns(agent: Service, openai: FakeOpenAI) -> None:
     openai.behaviour = streaming(says("one two three", pause=0.1))
     callers = [Caller(agent.url) for _ in range(4)]
     names = [f"turn-{number}" for number in range(4)]
@@ -120,8 +120,8 @@ def test_concurrent_turns(agent: Service, openai: Upstream) -> None:
     assert ids == {name: name for name in names}
 
 
-def test_dictation(caller: Caller, openai: Upstream) -> None:
-    openai.behaviour = u.answering(200, {"text": "Hello there"})
+def test_dictation(caller: Caller, openai: FakeOpenAI) -> None:
+    openai.behaviour = responding(200, {"text": "Hello there"})
     body = {"type": "input.transcribe", "params": {"audio_base64": "aGVsbG8=", "mime_type": "audio/webm"}}
     assert caller.send(body, stream=False, **{"X-Request-ID": "spoken"}).json() == {"text": "Hello there"}
     assert received(openai) == ["spoken"]

@@ -17,9 +17,10 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from tests.support import processes, service
+from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI
+from tests.support.fake_server import Handler
 from tests.support.service import PROJECT, Service, environment, free_port
 from tests.support.threads_api import Project, answers, asks
-from tests.support.upstream import API_KEY, WORKFLOW_ID, Handler, Upstream
 
 Flask = Callable[..., "subprocess.Popen[Any]"]
 FLASK = """
@@ -33,18 +34,18 @@ on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-def project(upstream: Upstream) -> Project:
-    upstream.behaviour = project = Project()
+def project(fake_openai: FakeOpenAI) -> Project:
+    fake_openai.behaviour = project = Project()
     return project
 
 
 @pytest.fixture
-def flask(upstream: Upstream, database: str) -> Flask:
+def flask(fake_openai: FakeOpenAI, database: str) -> Flask:
     """Starts a command."""
 
     def start(*arguments: str, options: dict[str, Any] | None = None, **variables: str) -> subprocess.Popen[Any]:
         hosted = {"CHATKIT_BACKEND": "hosted", "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "OPENAI_API_KEY": API_KEY}
-        settings = {**hosted, "CHATKIT_API_BASE": upstream.url, "CHATKIT_ALLOWED_ORIGINS": "https://app.example.com"}
+        settings = {**hosted, "CHATKIT_API_BASE": fake_openai.url, "CHATKIT_ALLOWED_ORIGINS": "https://app.example.com"}
         return processes.start(
             [sys.executable, "-c", FLASK, "--app", "app", *arguments],
             cwd=PROJECT,
@@ -107,11 +108,11 @@ def test_import_that_is_ended_in_the_middle(project: Project, flask: Flask, data
 
 @pytest.mark.parametrize("backend", ["hosted", "selfhosted"])
 def test_import_beside_a_running_service(
-    upstream: Upstream, project: Project, flask: Flask, database: str, backend: str
+    fake_openai: FakeOpenAI, project: Project, flask: Flask, database: str, backend: str
 ) -> None:
     fill(project, 30)
     variables = {"CHATKIT_BACKEND": backend, "OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID}
-    with Service(**variables, DATABASE_URL=database, CHATKIT_API_BASE=upstream.url, WEB_CONCURRENCY="1") as running:
+    with Service(**variables, DATABASE_URL=database, CHATKIT_API_BASE=fake_openai.url, WEB_CONCURRENCY="1") as running:
         code, output, _ = outcome(flask("import-hosted", CHATKIT_BACKEND=backend))
         assert (code, "30 new threads" in output) == (0, True)
     assert "ERROR" not in running.log

@@ -67,7 +67,7 @@ def responses(received: bytes) -> list[tuple[int, Any]]:
 
 
 def assert_serving(service: Service) -> None:
-    assert service.mint().status_code == 200
+    assert service.create_session().status_code == 200
     assert requests.get(f"{service.url}/healthz", timeout=1).status_code == 200
 
 

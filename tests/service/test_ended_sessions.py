@@ -11,14 +11,14 @@ import pytest
 import requests
 from flask.testing import FlaskClient
 
-from tests.support import upstream as u
 from tests.support.applications import MakeApp
 from tests.support.chat import Caller, texts, user_input
-from tests.support.endpoint import ENDPOINT, USER, error_of, mint
+from tests.support.endpoint import ENDPOINT, USER, create_session, error_of
+from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, failing, session
+from tests.support.fake_server import Handler, responding
 from tests.support.hosted import COMPLETE, sessions_api, what_counts
-from tests.support.provider import SECRET, shared
+from tests.support.identity_provider import SECRET, shared
 from tests.support.service import Service
-from tests.support.upstream import API_KEY, Upstream, answering, failing
 
 NOT_ENDED = (500, "openai_session_not_ended", "OpenAI service error: Could not end session")
 NOT_FOUND = (404, "not_found", "Not found")
@@ -28,8 +28,8 @@ def bearer(subject: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {shared(sub=subject)}"}
 
 
-def cancelled(upstream: Upstream) -> list[str]:
-    return [received.path for received in upstream.received if received.path.endswith("/cancel")]
+def cancelled(fake_openai: FakeOpenAI) -> list[str]:
+    return [received.path for received in fake_openai.received if received.path.endswith("/cancel")]
 
 
 @pytest.fixture(params=["hosted", "selfhosted"])
@@ -40,7 +40,7 @@ def app(request: pytest.FixtureRequest, make_app: MakeApp) -> Any:
 @pytest.mark.parametrize("headers", [{}, bearer("ada")], ids=["visitor", "signed in"])
 def test_ending_is_idempotent(app: Any, headers: dict[str, str]) -> None:
     client = app.test_client()
-    session_id = mint(client, **headers)
+    session_id = create_session(client, **headers)
     for _ in range(3):
         response = client.delete(f"{ENDPOINT}/{session_id}", headers=headers)
         assert response.status_code == 200
@@ -48,9 +48,9 @@ def test_ending_is_idempotent(app: Any, headers: dict[str, str]) -> None:
         assert response.headers["Cache-Control"] == "no-store"
 
 
-def test_sessions_of_others_are_not_found(app: Any, upstream: Upstream) -> None:
+def test_sessions_of_others_are_not_found(app: Any, fake_openai: FakeOpenAI) -> None:
     visitor, other = app.test_client(), app.test_client()
-    of_visitor, of_ada, of_other = mint(visitor), mint(visitor, **bearer("ada")), mint(other)
+    of_visitor, of_ada, of_other = create_session(visitor), create_session(visitor, **bearer("ada")), create_session(other)
     never_issued = of_ada[:-6] + "AAAAAA"
     attempts: list[tuple[Any, str, dict[str, str]]] = [
         (other, of_visitor, {}),
@@ -70,7 +70,7 @@ def test_sessions_of_others_are_not_found(app: Any, upstream: Upstream) -> None:
         assert error_of(response) == NOT_FOUND
         bodies.add(response.text)
     assert len(bodies) == 1
-    assert cancelled(upstream) == []
+    assert cancelled(fake_openai) == []
     assert visitor.delete(f"{ENDPOINT}/{of_visitor}").status_code == 200
     assert visitor.delete(f"{ENDPOINT}/{of_ada}", headers=bearer("ada")).status_code == 200
 
@@ -78,7 +78,7 @@ def test_sessions_of_others_are_not_found(app: Any, upstream: Upstream) -> None:
 @pytest.mark.parametrize("headers", [{"Authorization": "Bearer e30.e30.x"}, {"Authorization": "Bearer"}])
 def test_invalid_token(app: Any, headers: dict[str, str]) -> None:
     client = app.test_client()
-    session_id = mint(client)
+    session_id = create_session(client)
     assert error_of(client.delete(f"{ENDPOINT}/{session_id}", headers=headers))[:2] == (401, "invalid_token")
 
 
@@ -86,17 +86,17 @@ def test_invalid_token(app: Any, headers: dict[str, str]) -> None:
     "session_id",
     ["..", "%2e%2e%2fthreads", "a%00b", "a%0d%0aX-Forged: 1", "x" * 201, "ses_ü", "' OR 1=1 --", "a;b", "a%3Fb", "*"],
 )
-def test_invalid_session_id(app: Any, upstream: Upstream, session_id: str) -> None:
+def test_invalid_session_id(app: Any, fake_openai: FakeOpenAI, session_id: str) -> None:
     client = app.test_client()
-    mint(client)
-    calls = len(upstream.received)
+    create_session(client)
+    calls = len(fake_openai.received)
     assert error_of(client.delete(f"{ENDPOINT}/{session_id}")) == NOT_FOUND
-    assert len(upstream.received) == calls
+    assert len(fake_openai.received) == calls
 
 
 def test_unlisted_origin_is_refused(app: Any) -> None:
     client = app.test_client()
-    session_id = mint(client)
+    session_id = create_session(client)
     for origin in ("https://evil.test", "null", "http://localhost:3000.evil.test"):
         response = client.delete(f"{ENDPOINT}/{session_id}", headers={"Origin": origin})
         assert error_of(response) == (403, "origin_not_allowed", "Origin not allowed")
@@ -114,11 +114,11 @@ def test_other_methods(app: Any) -> None:
 # Hosted
 
 
-def test_request_equals_the_one_of_openais_sdk(upstream: Upstream) -> None:
-    with openai.OpenAI(api_key=API_KEY, base_url=f"{upstream.url}/v1", max_retries=0) as sdk:
+def test_request_equals_the_one_of_openais_sdk(fake_openai: FakeOpenAI) -> None:
+    with openai.OpenAI(api_key=API_KEY, base_url=f"{fake_openai.url}/v1", max_retries=0) as sdk:
         sdk.beta.chatkit.sessions.cancel("cksess_1")
-    sessions_api(upstream.url).end("cksess_1", USER)
-    by_them, by_us = map(what_counts, upstream.received)
+    sessions_api(fake_openai.url).end("cksess_1", USER)
+    by_them, by_us = map(what_counts, fake_openai.received)
     assert by_us[:2] == by_them[:2] == ("POST", "/v1/chatkit/sessions/cksess_1/cancel")
     for name in ("authorization", "openai-beta"):
         assert by_us[3][name] == by_them[3][name]
@@ -128,56 +128,58 @@ def test_request_equals_the_one_of_openais_sdk(upstream: Upstream) -> None:
 @pytest.mark.parametrize(
     ("behaviour", "expected"),
     [
-        (answering(200, u.session(status="cancelled")), None),
+        (responding(200, session(status="cancelled")), None),
         (failing(404, "not_found"), None),
         (failing(400, "invalid_request_error"), None),
         (failing(409, "conflict"), None),
         (failing(401, "invalid_api_key"), (401, "openai_authentication_failed", "OpenAI authentication failed")),
         (failing(403, "forbidden"), NOT_ENDED),
-        (answering(302, Location="http://x.test"), NOT_ENDED),
+        (responding(302, Location="http://x.test"), NOT_ENDED),
         (failing(429, "rate_limit"), (429, "openai_rate_limited", "Rate limited by OpenAI. Please try again in a moment.")),
         (failing(500, "server_error"), (503, "openai_unavailable", "OpenAI service temporarily unavailable")),
-        (u.Handler.hang_up, (503, "openai_unavailable", "OpenAI service temporarily unavailable")),
+        (Handler.hang_up, (503, "openai_unavailable", "OpenAI service temporarily unavailable")),
     ],
     ids=["200", "404", "400", "409", "401", "403", "302", "429", "500", "connection closed"],
 )
-def test_responses_of_openai(client: FlaskClient, upstream: Upstream, behaviour: Any, expected: Any) -> None:
-    session_id = mint(client)
-    upstream.behaviour = behaviour
+def test_responses_of_openai(client: FlaskClient, fake_openai: FakeOpenAI, behaviour: Any, expected: Any) -> None:
+    session_id = create_session(client)
+    fake_openai.behaviour = behaviour
     response = client.delete(f"{ENDPOINT}/{session_id}")
     if expected is None:
         assert response.status_code == 200
     else:
         assert error_of(response) == expected
-    assert u.WORKFLOW_ID not in response.text
+    assert WORKFLOW_ID not in response.text
     assert API_KEY not in response.text
 
 
 def test_missing_api_key(make_app: MakeApp) -> None:
     client = make_app().test_client()
-    session_id = mint(client)
+    session_id = create_session(client)
     other = make_app(OPENAI_API_KEY="").test_client()
     other._cookies = client._cookies
     assert error_of(other.delete(f"{ENDPOINT}/{session_id}"))[:2] == (500, "openai_api_key_missing")
 
 
-def test_ten_newest_sessions_of_a_browser_are_known_to_every_process(upstream: Upstream) -> None:
-    variables = {**COMPLETE, "CHATKIT_API_BASE": upstream.url}
+def test_ten_newest_sessions_of_a_browser_are_known_to_every_process(fake_openai: FakeOpenAI) -> None:
+    variables = {**COMPLETE, "CHATKIT_API_BASE": fake_openai.url}
     browser = requests.Session()
     with Service(**variables) as first, Service(**variables) as second:
         ids = [browser.post(f"{first.url}{ENDPOINT}", timeout=10).json()["data"]["session_id"] for _ in range(12)]
         statuses = [browser.delete(f"{second.url}{ENDPOINT}/{session_id}", timeout=10).status_code for session_id in ids]
     assert statuses == [404] * 2 + [200] * 10
-    assert cancelled(upstream) == [f"/v1/chatkit/sessions/{session_id}/cancel" for session_id in ids[2:]]
+    assert cancelled(fake_openai) == [f"/v1/chatkit/sessions/{session_id}/cancel" for session_id in ids[2:]]
     assert len(str(browser.cookies.get_dict())) < 1000
 
 
 @pytest.mark.parametrize("part", range(3))
-def test_edited_cookie_is_no_proof_of_ownership(client: FlaskClient, make_app: MakeApp, upstream: Upstream, part: int) -> None:
+def test_edited_cookie_is_no_proof_of_ownership(
+    client: FlaskClient, make_app: MakeApp, fake_openai: FakeOpenAI, part: int
+) -> None:
     """Each part of one visitor's cookie in place of that of another's."""
     mine, theirs = make_app().test_client(), make_app().test_client()
-    session_id = mint(theirs)
-    mint(mine)
+    session_id = create_session(theirs)
+    create_session(mine)
 
     def value(client: FlaskClient) -> list[str]:
         cookie = client.get_cookie("chatkit_visitor")
@@ -189,7 +191,7 @@ def test_edited_cookie_is_no_proof_of_ownership(client: FlaskClient, make_app: M
     mine.set_cookie("chatkit_visitor", ".".join(swapped))
     if swapped != value(theirs):
         assert error_of(mine.delete(f"{ENDPOINT}/{session_id}")) == NOT_FOUND
-    assert cancelled(upstream) == []
+    assert cancelled(fake_openai) == []
 
 
 # Self-hosted

@@ -1,4 +1,4 @@
-"""One user or address can't starve the others: hanging upstream, floods of feedback, large bodies."""
+"""One user or address can't starve the others: hanging fake_openai, floods of feedback, large bodies."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ import requests
 
 from tests.support.applications import MakeApp, Start, served
 from tests.support.chat import Caller, user_input
+from tests.support.fake_openai import FakeOpenAI
+from tests.support.fake_server import dripping
 from tests.support.hosted import COMPLETE
 from tests.support.load import callers
 from tests.support.responses_api import says, streaming
 from tests.support.service import Service
-from tests.support.upstream import Upstream, dripping
 
 MIB = 1024 * 1024
 
@@ -53,11 +54,11 @@ def health_checks(service: Service) -> Iterator[list[float]]:
 def test_hanging_upstream(addresses: int, refused: int) -> None:
     """Its calls hold threads. One address gets a quarter of them. If none is free, requests are refused at once."""
     threads, workers = 32, 2
-    with Upstream() as upstream:
-        upstream.behaviour = dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n", 30, pause=1)
+    with FakeOpenAI() as fake_openai:
+        fake_openai.behaviour = dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n", 30, pause=1)
         variables = {"GUNICORN_THREADS": str(threads), "WEB_CONCURRENCY": str(workers)}
         with (
-            Service(**{**COMPLETE, "CHATKIT_API_BASE": upstream.url}, **variables) as service,
+            Service(**{**COMPLETE, "CHATKIT_API_BASE": fake_openai.url}, **variables) as service,
             health_checks(service) as checks,
         ):
             outcome = asyncio.run(callers(service.port, 200, calls=1, addresses=addresses))
@@ -111,9 +112,9 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 @pytest.mark.parametrize(("number", "status"), [(1, 200), (100, 200), (101, 400)])
-def test_limit_of_items_in_feedback(start: Start, upstream: Upstream, number: int, status: int) -> None:
+def test_limit_of_items_in_feedback(start: Start, fake_openai: FakeOpenAI, number: int, status: int) -> None:
     caller = start("simple")
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
     message = caller.items(thread_id).data[0]
     item_ids = [message.id, *(f"msg_{other}" for other in range(number - 1))]
@@ -165,9 +166,9 @@ def test_large_bodies_other_than_dictation_are_not_parsed(tmp_path: Path, kind: 
         assert max(checks) < 1
 
 
-def test_dictation_of_eight_mebibytes_is_accepted(start: Start, upstream: Upstream) -> None:
+def test_dictation_of_eight_mebibytes_is_accepted(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple")
-    upstream.behaviour = lambda handler: handler.answer(200, {"text": "a long speech"})
+    fake_openai.behaviour = lambda handler: handler.respond(200, {"text": "a long speech"})
     body = large("audio").replace(b"x" * 4, b"eHh4")
     headers = {"Authorization": f"Bearer {caller.secret}", "Content-Type": "application/json"}
     response = requests.post(f"{caller.url}/api/chatkit", data=body[: 8 * MIB], headers=headers, timeout=60)

@@ -22,33 +22,36 @@ import pytest
 import requests
 from sqlalchemy import create_engine, text
 
+from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, delayed
+from tests.support.fake_server import dripping
 from tests.support.load import Outcome, callers
 from tests.support.postgres import new_postgres_database
 from tests.support.service import PROJECT, Service, environment
-from tests.support.upstream import API_KEY, WORKFLOW_ID, Upstream, delayed, dripping
 
 ORIGIN = "http://localhost:3000"
 
 
-def hosted(upstream: Upstream, **variables: str) -> Service:
-    return Service(OPENAI_API_KEY=API_KEY, CHATKIT_WORKFLOW_ID=WORKFLOW_ID, CHATKIT_API_BASE=upstream.url, **variables)
+def hosted(fake_openai: FakeOpenAI, **variables: str) -> Service:
+    return Service(OPENAI_API_KEY=API_KEY, CHATKIT_WORKFLOW_ID=WORKFLOW_ID, CHATKIT_API_BASE=fake_openai.url, **variables)
 
 
 @pytest.fixture(scope="module")
-def shared_upstream() -> Iterator[Upstream]:
-    with Upstream() as running:
+def shared_openai() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def running(shared_upstream: Upstream) -> Iterator[Service]:
+def running(shared_openai: FakeOpenAI) -> Iterator[Service]:
     """A hosted service shared by the tests that do not change it."""
-    with hosted(shared_upstream) as service:
+    with hosted(shared_openai) as service:
         yield service
 
 
 def test_session_for_another_origin(running: Service) -> None:
-    response = running.mint(headers={"Origin": ORIGIN, "Content-Type": "application/json", "X-Request-ID": "from-the-page"})
+    response = running.create_session(
+        headers={"Origin": ORIGIN, "Content-Type": "application/json", "X-Request-ID": "from-the-page"}
+    )
     assert response.status_code == 200
     assert response.json()["data"]["client_secret"].startswith("ek_test_")
     assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
@@ -56,13 +59,13 @@ def test_session_for_another_origin(running: Service) -> None:
     assert response.headers["Cache-Control"] == "no-store"
 
 
-def test_own_origin_behind_a_proxy(shared_upstream: Upstream) -> None:
+def test_own_origin_behind_a_proxy(shared_openai: FakeOpenAI) -> None:
     forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9", "Host": "chat.example.com"}
-    with hosted(shared_upstream, CHATKIT_ALLOWED_ORIGINS="https://chat.example.com") as service:
-        response = service.mint(headers={"Origin": "https://chat.example.com", **forwarded})
+    with hosted(shared_openai, CHATKIT_ALLOWED_ORIGINS="https://chat.example.com") as service:
+        response = service.create_session(headers={"Origin": "https://chat.example.com", **forwarded})
         assert response.status_code == 200
         assert "Secure" in response.headers["Set-Cookie"]
-        assert service.mint(headers={"Origin": "https://evil.test", **forwarded}).status_code == 403
+        assert service.create_session(headers={"Origin": "https://evil.test", **forwarded}).status_code == 403
 
 
 def raw(service: Service, data: bytes) -> tuple[int, dict[str, str], Any]:
@@ -121,7 +124,7 @@ def test_malformed_request_gets_the_error_envelope(running: Service, case: str) 
     assert headers["content-type"] == "application/json"
     assert headers["cache-control"] == "no-store"
     assert re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])
-    assert running.mint().status_code == 200
+    assert running.create_session().status_code == 200
 
 
 def test_chunked_body(running: Service) -> None:
@@ -132,16 +135,16 @@ def test_chunked_body(running: Service) -> None:
 
 
 def test_slow_upstream_times_out_after_ten_seconds_without_delaying_others() -> None:
-    with Upstream() as upstream, hosted(upstream, WEB_CONCURRENCY="1") as service, ThreadPoolExecutor(21) as pool:
-        upstream.behaviour = dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n", 30, pause=1)
+    with FakeOpenAI() as fake_openai, hosted(fake_openai, WEB_CONCURRENCY="1") as service, ThreadPoolExecutor(21) as pool:
+        fake_openai.behaviour = dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n", 30, pause=1)
         started = time.monotonic()
-        slow = [pool.submit(service.mint) for _ in range(20)]
-        while len(upstream.received) < 20:
+        slow = [pool.submit(service.create_session) for _ in range(20)]
+        while len(fake_openai.received) < 20:
             time.sleep(0.05)
-        upstream.behaviour = lambda handler: handler.answer(200, {"id": "cksess_1", "client_secret": "ek_test_1"})
+        fake_openai.behaviour = lambda handler: handler.respond(200, {"id": "cksess_1", "client_secret": "ek_test_1"})
         while not all(call.done() for call in slow):
             before = time.monotonic()
-            assert service.mint().status_code == 200
+            assert service.create_session().status_code == 200
             assert requests.get(f"{service.url}/healthz", timeout=1).status_code == 200
             assert time.monotonic() - before < 1
             time.sleep(0.2)
@@ -153,12 +156,12 @@ def test_slow_upstream_times_out_after_ten_seconds_without_delaying_others() -> 
 
 def test_shutdown_under_load_loses_no_request() -> None:
     """Callers keep sending, on open and on new connections, until connections are refused."""
-    with Upstream() as upstream, hosted(upstream) as service:
-        upstream.behaviour = delayed(0.5)
+    with FakeOpenAI() as fake_openai, hosted(fake_openai) as service:
+        fake_openai.behaviour = delayed(0.5)
 
         async def load_and_stop() -> Outcome:
             load = asyncio.create_task(callers(service.port, 60, seconds=20, addresses=30))
-            while len(upstream.received) < 90:
+            while len(fake_openai.received) < 90:
                 await asyncio.sleep(0.01)
             service.process.send_signal(signal.SIGTERM)
             return await load
@@ -182,7 +185,7 @@ def test_killed_worker_is_replaced(running: Service) -> None:
     while len(workers()) < len(before) or before[0] in workers():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert running.mint().status_code == 200
+    assert running.create_session().status_code == 200
 
 
 def test_two_services_share_a_database(database: str) -> None:
@@ -192,7 +195,7 @@ def test_two_services_share_a_database(database: str) -> None:
         first, second = pool.map(lambda _: Service(**variables), range(2))
         with first, second:
             cookies = requests.Session()
-            responses = list(pool.map(lambda number: (first, second)[number % 2].mint(), range(100)))
+            responses = list(pool.map(lambda number: (first, second)[number % 2].create_session(), range(100)))
             assert {response.status_code for response in responses} == {200}
             for service in (first, second):
                 assert cookies.post(f"{service.url}/api/chatkit/sessions", timeout=10).status_code == 200
@@ -208,7 +211,7 @@ def test_start_without_key_and_workflow_is_logged_once() -> None:
         assert (ready.status_code, ready.json()["code"]) == (503, "not_ready")
         assert ready.json()["message"] == "Not ready. Missing: OPENAI_API_KEY, CHATKIT_WORKFLOW_ID"
         assert requests.get(f"{service.url}/healthz", timeout=5).json() == {"status": "success", "data": {"alive": True}}
-        response = service.mint()
+        response = service.create_session()
         assert (response.status_code, response.json()["message"]) == (500, "OpenAI API key not configured")
     assert service.log.count("OPENAI_API_KEY, CHATKIT_WORKFLOW_ID") == 2  # at start-up and by /readyz
     assert service.log.count("sessions can't be issued") == 1
@@ -235,9 +238,9 @@ def test_setting_error_is_one_line(variables: dict[str, str], expected_text: str
     assert "hunter2" not in service.log
 
 
-def test_log_has_one_json_line_per_request(shared_upstream: Upstream) -> None:
-    with hosted(shared_upstream) as service:
-        session_id = service.mint(headers={"X-Request-ID": "mine"}).json()["data"]["session_id"]
+def test_log_has_one_json_line_per_request(shared_openai: FakeOpenAI) -> None:
+    with hosted(shared_openai) as service:
+        session_id = service.create_session(headers={"X-Request-ID": "mine"}).json()["data"]["session_id"]
         requests.get(f"{service.url}/nothing?secret=1", timeout=5)
         raw(service, b"hello\r\n\r\n")
     lines = [json.loads(line) for line in service.stop().splitlines()]
@@ -264,12 +267,12 @@ def test_hosted_does_not_import_selfhosted_packages() -> None:
         assert f"'{costly}'" not in loaded
 
 
-def test_idle_connections_hold_no_threads_and_do_not_delay_shutdown(shared_upstream: Upstream) -> None:
+def test_idle_connections_hold_no_threads_and_do_not_delay_shutdown(shared_openai: FakeOpenAI) -> None:
     """More idle connections than threads."""
-    with hosted(shared_upstream, GUNICORN_THREADS="8") as service:
+    with hosted(shared_openai, GUNICORN_THREADS="8") as service:
         idle = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(100)]
         started = time.monotonic()
-        assert service.mint().status_code == 200
+        assert service.create_session().status_code == 200
         assert time.monotonic() - started < 2
         started = time.monotonic()
         service.stop()
@@ -283,7 +286,7 @@ def test_disconnected_callers_do_not_harm_the_service(running: Service) -> None:
         with socket.create_connection(("127.0.0.1", running.port)) as sock:
             sock.sendall(POST + b"\r\n")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-    assert running.mint().status_code == 200
+    assert running.create_session().status_code == 200
 
 
 @pytest.fixture

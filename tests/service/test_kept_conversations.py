@@ -12,8 +12,8 @@ from sqlalchemy import create_engine, text
 from tests.support.applications import MakeApp
 from tests.support.chat import Caller
 from tests.support.endpoint import ENDPOINT, error_of
+from tests.support.identity_provider import SECRET, shared
 from tests.support.postgres import new_postgres_database
-from tests.support.provider import SECRET, shared
 from tests.support.service import Service
 
 

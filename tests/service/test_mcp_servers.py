@@ -8,19 +8,19 @@ from pathlib import Path
 import psutil
 
 from tests.support.chat import Caller, texts
+from tests.support.fake_openai import API_KEY, FakeOpenAI
 from tests.support.responses_api import calls, says, streaming
 from tests.support.service import Service
-from tests.support.upstream import API_KEY, Upstream
 
 
-def test_a_stop_ends_the_mcp_servers(tmp_path: Path, upstream: Upstream) -> None:
-    upstream.behaviour = streaming(calls("find_customer", who="Ada"), says("It is 7"))
+def test_a_stop_ends_the_mcp_servers(tmp_path: Path, fake_openai: FakeOpenAI) -> None:
+    fake_openai.behaviour = streaming(calls("find_customer", who="Ada"), says("It is 7"))
     variables = {
         "CHATKIT_BACKEND": "selfhosted",
         "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db",
         "CHATKIT_AGENT": "tests.support.agents_with_mcp:local",
         "OPENAI_API_KEY": API_KEY,
-        "CHATKIT_API_BASE": upstream.url,
+        "CHATKIT_API_BASE": fake_openai.url,
         "WEB_CONCURRENCY": "2",
     }
     with Service(**variables) as service:

@@ -8,8 +8,9 @@ import pytest
 import requests
 
 from tests.support.chat import Caller
+from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, issue_session
+from tests.support.fake_server import Behaviour, responding, sending
 from tests.support.service import Service
-from tests.support.upstream import API_KEY, WORKFLOW_ID, Behaviour, Upstream, answering, mint, sending
 
 TEXT = "quoted-by-OpenAI-7"
 ERROR = {"error": {"message": f"Incorrect key: {TEXT}", "type": f"a {TEXT}", "code": f"{TEXT} code", "param": TEXT}}
@@ -17,13 +18,13 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 NOT = b"HTTP/1.1 400 No\r\nContent-Type: application/json\r\n"
 
 FAILURES: dict[str, Behaviour] = {
-    **{f"error, {status}": answering(status, ERROR, X_Request_Id="req_7") for status in (400, 401, 403, 404, 429, 500)},
-    "text": answering(400, TEXT.encode(), Content_Type="text/plain"),
-    "request id": answering(400, ERROR, X_Request_Id=f"{TEXT} 1"),
-    "Retry-After": answering(429, ERROR, Retry_After=TEXT),
-    "redirect": answering(302, Location=f"/{TEXT}"),
-    "unknown encoding": answering(400, ERROR, Content_Encoding=TEXT),
-    "wrong encoding": answering(400, ERROR, Content_Encoding="gzip"),
+    **{f"error, {status}": responding(status, ERROR, X_Request_Id="req_7") for status in (400, 401, 403, 404, 429, 500)},
+    "text": responding(400, TEXT.encode(), Content_Type="text/plain"),
+    "request id": responding(400, ERROR, X_Request_Id=f"{TEXT} 1"),
+    "Retry-After": responding(429, ERROR, Retry_After=TEXT),
+    "redirect": responding(302, Location=f"/{TEXT}"),
+    "unknown encoding": responding(400, ERROR, Content_Encoding=TEXT),
+    "wrong encoding": responding(400, ERROR, Content_Encoding="gzip"),
     "reason phrase": sending(f"HTTP/1.1 400 {TEXT}\r\nContent-Length: 0\r\n\r\n".encode()),
     "invalid status": sending(f"HTTP/1.1 {TEXT} No\r\n\r\n".encode()),
     "not http": sending(f"{TEXT}\r\n\r\n".encode()),
@@ -31,29 +32,29 @@ FAILURES: dict[str, Behaviour] = {
     "invalid length": sending(NOT + f"Content-Length: {TEXT}\r\n\r\n".encode()),
     "invalid chunks": sending(NOT + f"Transfer-Encoding: chunked\r\n\r\n{TEXT}\r\n".encode()),
     "truncated response": sending(OK + f'Content-Length: 500\r\n\r\n{{"text": "{TEXT}'.encode()),
-    "success, invalid json": answering(200, f'{{"text": "{TEXT}'.encode()),
-    "success, text": answering(200, TEXT.encode(), Content_Type="text/plain"),
-    "success, array": answering(200, f'["{TEXT}"]'.encode()),
-    "success, nested": answering(200, {"text": {"a": TEXT}, "id": [TEXT], "client_secret": {"a": TEXT}}),
+    "success, invalid json": responding(200, f'{{"text": "{TEXT}'.encode()),
+    "success, text": responding(200, TEXT.encode(), Content_Type="text/plain"),
+    "success, array": responding(200, f'["{TEXT}"]'.encode()),
+    "success, nested": responding(200, {"text": {"a": TEXT}, "id": [TEXT], "client_secret": {"a": TEXT}}),
 }
 
 
 @pytest.fixture(scope="module")
-def openai() -> Iterator[Upstream]:
-    with Upstream() as running:
+def openai() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI() as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def well_behaved(openai: Upstream) -> None:
-    openai.behaviour = mint
+def well_behaved(openai: FakeOpenAI) -> None:
+    openai.behaviour = issue_session
 
 
-def variables(openai: Upstream) -> dict[str, str]:
+def variables(openai: FakeOpenAI) -> dict[str, str]:
     return {"OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": openai.url, "WEB_CONCURRENCY": "1"}
 
 
-def test_hosted_sessions(openai: Upstream) -> None:
+def test_hosted_sessions(openai: FakeOpenAI) -> None:
     with Service(**variables(openai), CHATKIT_WORKFLOW_ID=WORKFLOW_ID) as service:
         browser = requests.Session()
         url = f"{service.url}/api/chatkit/sessions"
@@ -69,7 +70,7 @@ def test_hosted_sessions(openai: Upstream) -> None:
     assert "OpenAI answered 404 (request req_7)" in service.log
 
 
-def test_dictation(openai: Upstream, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_dictation(openai: FakeOpenAI, tmp_path_factory: pytest.TempPathFactory) -> None:
     database = f"sqlite:///{tmp_path_factory.mktemp('db')}/chatkit.db"
     with Service(**variables(openai), CHATKIT_BACKEND="selfhosted", DATABASE_URL=database) as service:
         caller = Caller(service.url)

@@ -33,7 +33,7 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "10.0.0.7:8000", "intranet.example"])
 def test_rebound_page_is_refused(production: Service, host: str) -> None:
     """DNS rebinding: the attacker's name resolves to the service's address, so Origin and Host agree."""
-    response = production.mint(headers={"Host": host, "Origin": f"http://{host}"})
+    response = production.create_session(headers={"Host": host, "Origin": f"http://{host}"})
     assert (response.status_code, response.json()["code"]) == (403, "origin_not_allowed")
     assert "Set-Cookie" not in response.headers
 
@@ -41,12 +41,12 @@ def test_rebound_page_is_refused(production: Service, host: str) -> None:
 def test_rebound_page_with_proxy_headers_is_refused(production: Service) -> None:
     """To the browser it is same-origin, so it may set any header but Host and Origin."""
     forwarded = {"X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http", "X-Forwarded-For": "10.0.0.1"}
-    response = production.mint(headers={"Host": "evil.example", "Origin": "http://evil.example", **forwarded})
+    response = production.create_session(headers={"Host": "evil.example", "Origin": "http://evil.example", **forwarded})
     assert response.status_code == 403
 
 
 def test_request_without_an_origin(production: Service) -> None:
-    assert production.mint(headers={"Host": "intranet.example"}).status_code == 200
+    assert production.create_session(headers={"Host": "intranet.example"}).status_code == 200
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

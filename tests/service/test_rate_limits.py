@@ -25,19 +25,19 @@ from chatkit.web.errors import ServiceBusy, TooManyRequests
 from tests.support.applications import MakeApp
 from tests.support.chat import Caller, user_input
 from tests.support.endpoint import ENDPOINT, error_of
+from tests.support.fake_openai import FakeOpenAI
 from tests.support.hosted import COMPLETE
-from tests.support.provider import SECRET, shared
+from tests.support.identity_provider import SECRET, shared
 from tests.support.redis_server import Redis
 from tests.support.service import Service
-from tests.support.upstream import Upstream
 
 TOO_MANY = (429, "too_many_requests", "Too many requests. Please try again in a moment.")
 PAGE = {"Origin": "http://localhost:3000"}
 
 
 @pytest.fixture(scope="module")
-def upstream_of_all() -> Iterator[Upstream]:
-    with Upstream() as running:
+def shared_openai() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI() as running:
         yield running
 
 
@@ -64,10 +64,10 @@ def bearer(subject: str) -> str:
 # One process
 
 
-def test_limit_without_a_cookie(make_app: MakeApp, upstream: Upstream) -> None:
+def test_limit_without_a_cookie(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
     client = make_app(RATE_LIMIT="5").test_client()
     assert statuses(client, 8) == [200] * 5 + [429] * 3
-    assert len(upstream.received) == 5
+    assert len(fake_openai.received) == 5
     response = client.post(ENDPOINT, headers=PAGE)
     assert error_of(response) == TOO_MANY
     assert 1 <= int(response.headers["Retry-After"]) <= 60
@@ -179,16 +179,16 @@ def test_default_limit(make_app: MakeApp) -> None:
 # Several processes, and Redis
 
 
-def services(number: int, upstream: Upstream, **variables: str) -> Iterator[Service]:
+def services(number: int, fake_openai: FakeOpenAI, **variables: str) -> Iterator[Service]:
     for _ in range(number):
-        yield Service(**COMPLETE, CHATKIT_API_BASE=upstream.url, WEB_CONCURRENCY="1", **variables)
+        yield Service(**COMPLETE, CHATKIT_API_BASE=fake_openai.url, WEB_CONCURRENCY="1", **variables)
 
 
-def test_services_share_the_limit_through_redis(redis: Redis, upstream: Upstream) -> None:
+def test_services_share_the_limit_through_redis(redis: Redis, fake_openai: FakeOpenAI) -> None:
     seen: Counter[int] = Counter()
     with ExitStack() as running:
         urls = [
-            running.enter_context(service).url for service in services(3, upstream, RATE_LIMIT="30,30", REDIS_URL=redis.url)
+            running.enter_context(service).url for service in services(3, fake_openai, RATE_LIMIT="30,30", REDIS_URL=redis.url)
         ]
 
         def call(url: str) -> None:
@@ -201,17 +201,17 @@ def test_services_share_the_limit_through_redis(redis: Redis, upstream: Upstream
         for caller in callers:
             caller.join()
     assert seen == {200: 30, 429: 60}
-    assert len(upstream.received) == 30
+    assert len(fake_openai.received) == 30
 
 
-def test_redis_outages_under_load(redis: Redis, upstream: Upstream) -> None:
+def test_redis_outages_under_load(redis: Redis, fake_openai: FakeOpenAI) -> None:
     seen: Counter[int] = Counter()
     longest = [0.0]
     over = threading.Event()
     with ExitStack() as running:
         first, second = (
             running.enter_context(service)
-            for service in services(2, upstream, RATE_LIMIT="1000000", AUTH_JWT_SECRET=SECRET, REDIS_URL=redis.url)
+            for service in services(2, fake_openai, RATE_LIMIT="1000000", AUTH_JWT_SECRET=SECRET, REDIS_URL=redis.url)
         )
 
         def call(url: str) -> None:
@@ -251,12 +251,12 @@ def test_redis_outages_under_load(redis: Redis, upstream: Upstream) -> None:
         assert "Traceback" not in service.log
 
 
-def test_start_without_redis(upstream: Upstream) -> None:
+def test_start_without_redis(fake_openai: FakeOpenAI) -> None:
     redis = Redis()
-    (service,) = services(1, upstream, RATE_LIMIT="3", REDIS_URL=redis.url)
+    (service,) = services(1, fake_openai, RATE_LIMIT="3", REDIS_URL=redis.url)
     with service:
         started = time.monotonic()
-        assert [service.mint().status_code for _ in range(5)] == [200] * 3 + [429] * 2
+        assert [service.create_session().status_code for _ in range(5)] == [200] * 3 + [429] * 2
         assert time.monotonic() - started < 2
     assert service.log.count("Redis can't be used") == 1
     assert Redis.PASSWORD not in service.log

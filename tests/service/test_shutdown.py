@@ -17,9 +17,9 @@ import pytest
 import requests
 
 from tests.support.chat import Caller, deltas, errors, texts, user_input
+from tests.support.fake_openai import API_KEY, FakeOpenAI
 from tests.support.responses_api import calls, says, streaming
 from tests.support.service import Service
-from tests.support.upstream import API_KEY, Upstream
 
 
 def selfhosted(tmp_path: Path, **variables: str) -> dict[str, str]:
@@ -96,11 +96,11 @@ def test_draining_process_is_not_ready_and_serves(tmp_path: Path) -> None:
             ready = requests.get(f"{service.url}/readyz", timeout=2)
             assert (ready.status_code, ready.json()["code"]) == (503, "not_ready")
             assert requests.get(f"{service.url}/healthz", timeout=2).status_code == 200
-            assert service.mint().status_code == 200
+            assert service.create_session().status_code == 200
             time.sleep(0.2)
         service.process.wait(10)
         with pytest.raises(requests.ConnectionError):
-            service.mint()
+            service.create_session()
         assert 3 < time.monotonic() - started < 9
 
 
@@ -114,12 +114,12 @@ def test_workers_end_after_their_master(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("agent", ["exiting", "exiting_workflow"])
 def test_agent_that_exits_ends_only_its_turn(tmp_path: Path, agent: str) -> None:
-    with Upstream() as upstream:
+    with FakeOpenAI() as fake_openai:
         variables = selfhosted(tmp_path, WEB_CONCURRENCY="1", CHATKIT_TURN_SECONDS="5")
-        key = {"OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": upstream.url}
+        key = {"OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": fake_openai.url}
         named = f"tests.support.agents_under_test:{agent}"
         with Service(**variables, **key, CHATKIT_AGENT=named) as service:
-            upstream.behaviour = streaming(says("one two three four five six", pause=0.4), calls("exits"))
+            fake_openai.behaviour = streaming(says("one two three four five six", pause=0.4), calls("exits"))
             caller, other = Caller(service.url), Caller(service.url)
             (worker,) = psutil.Process(service.process.pid).children()
             if agent == "exiting":
@@ -136,27 +136,27 @@ def test_agent_that_exits_ends_only_its_turn(tmp_path: Path, agent: str) -> None
 
 def test_blocked_event_loop_is_logged_and_its_worker_replaced(tmp_path: Path) -> None:
     """An agent's async function that blocks."""
-    with Upstream() as upstream:
-        variables = selfhosted(tmp_path, WEB_CONCURRENCY="1", OPENAI_API_KEY=API_KEY, CHATKIT_API_BASE=upstream.url)
+    with FakeOpenAI() as fake_openai:
+        variables = selfhosted(tmp_path, WEB_CONCURRENCY="1", OPENAI_API_KEY=API_KEY, CHATKIT_API_BASE=fake_openai.url)
         sooner = "--timeout 6"  # instead of 30
         with Service(
             **variables, CHATKIT_AGENT="tests.support.agents_under_test:blocking_the_loop", GUNICORN_CMD_ARGS=sooner
         ) as service:
-            upstream.behaviour = streaming(calls("blocks_the_loop", seconds=4), says("There"))
+            fake_openai.behaviour = streaming(calls("blocks_the_loop", seconds=4), says("There"))
             caller = Caller(service.url)
             (worker,) = psutil.Process(service.process.pid).children()
             assert texts(caller.create("Block")[1]) == ["There"]
             assert "time.sleep(seconds)" in service.log_so_far()
             time.sleep(1)
             assert "the event loop is running again" in service.log_so_far()
-            upstream.behaviour = streaming(calls("blocks_the_loop", seconds=120))
+            fake_openai.behaviour = streaming(calls("blocks_the_loop", seconds=120))
             blocked = threading.Thread(
                 target=read_to_its_end, args=(caller.stream("threads.create", input=user_input("Block")),)
             )
             blocked.start()
             blocked.join(60)
             worker.wait(20)
-            assert service.mint().status_code == 200
+            assert service.create_session().status_code == 200
         assert len(re.findall("the event loop has been blocked for", service.log)) == 2
 
 
@@ -169,7 +169,7 @@ def test_worker_starts_while_another_shuts_down(tmp_path: Path) -> None:
         for event in stream:
             events.append(event)
             if len(events) % 10 == 0:
-                assert service.mint().status_code == 200
+                assert service.create_session().status_code == 200
         assert texts(events)[0].endswith("CHATKIT_AGENT.")
 
 

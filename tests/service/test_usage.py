@@ -13,18 +13,19 @@ from typing import Any
 import pytest
 
 from tests.support.chat import Caller, texts, user_input
+from tests.support.fake_openai import API_KEY, FakeOpenAI
+from tests.support.fake_server import Handler
 from tests.support.responses_api import calls, says, streaming
 from tests.support.service import Service
-from tests.support.upstream import API_KEY, Handler, Upstream
 from tests.support.waiting import wait_for
 
 
-def variables(upstream: Upstream, tmp_path: Path, **more: str) -> dict[str, str]:
+def variables(fake_openai: FakeOpenAI, tmp_path: Path, **more: str) -> dict[str, str]:
     return {
         "CHATKIT_BACKEND": "selfhosted",
         "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db",
         "OPENAI_API_KEY": API_KEY,
-        "CHATKIT_API_BASE": upstream.url,
+        "CHATKIT_API_BASE": fake_openai.url,
         "CHATKIT_AGENT": "tests.support.agents_under_test:with_tool",
         **more,
     }
@@ -36,14 +37,14 @@ def used(tmp_path: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with Upstream() as running:
+def fake_openai() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI() as running:
         yield running
 
 
-def test_the_limit_of_two_processes(upstream: Upstream, tmp_path: Path) -> None:
-    upstream.behaviour = streaming(says("Hello"))
-    with Service(**variables(upstream, tmp_path, WEB_CONCURRENCY="2", CHATKIT_TOKENS_PER_DAY="6")) as service:
+def test_the_limit_of_two_processes(fake_openai: FakeOpenAI, tmp_path: Path) -> None:
+    fake_openai.behaviour = streaming(says("Hello"))
+    with Service(**variables(fake_openai, tmp_path, WEB_CONCURRENCY="2", CHATKIT_TOKENS_PER_DAY="6")) as service:
         caller = Caller(service.url)
         for number in range(1, 4):
             assert texts(caller.create("Hello")[1]) == ["Hello"]
@@ -57,9 +58,9 @@ def test_the_limit_of_two_processes(upstream: Upstream, tmp_path: Path) -> None:
     assert "more than 6 tokens per day of one user" in service.log
 
 
-def test_what_a_shutdown_interrupts_is_counted(upstream: Upstream, tmp_path: Path) -> None:
-    upstream.behaviour = streaming(calls("weather", city="Paris"), [*says("A long"), 30.0])
-    with Service(**variables(upstream, tmp_path, WEB_CONCURRENCY="1", CHATKIT_STOP_SECONDS="3")) as service:
+def test_what_a_shutdown_interrupts_is_counted(fake_openai: FakeOpenAI, tmp_path: Path) -> None:
+    fake_openai.behaviour = streaming(calls("weather", city="Paris"), [*says("A long"), 30.0])
+    with Service(**variables(fake_openai, tmp_path, WEB_CONCURRENCY="1", CHATKIT_STOP_SECONDS="3")) as service:
         stream = Caller(service.url).stream("threads.create", input=user_input("Hello"))
         while next(stream).type != "thread.item.updated":
             pass
@@ -67,17 +68,17 @@ def test_what_a_shutdown_interrupts_is_counted(upstream: Upstream, tmp_path: Pat
     assert used(tmp_path) == [("With a tool", 1, 2)]
 
 
-def test_each_process_asks_for_the_models_once(upstream: Upstream, tmp_path: Path) -> None:
+def test_each_process_asks_for_the_models_once(fake_openai: FakeOpenAI, tmp_path: Path) -> None:
     ends = str(datetime.now(UTC).date() + timedelta(days=30))
     model = {"id": "gpt-test", "object": "model", "created": 1, "owned_by": "openai", "shutdown_date": ends}
     asked = []
 
     def list_models(handler: Handler) -> None:
         asked.append(handler.path)
-        handler.answer(200, {"object": "list", "data": [model]})
+        handler.respond(200, {"object": "list", "data": [model]})
 
-    upstream.list_models = list_models
-    with Service(**variables(upstream, tmp_path, WEB_CONCURRENCY="2")) as service:
+    fake_openai.list_models = list_models
+    with Service(**variables(fake_openai, tmp_path, WEB_CONCURRENCY="2")) as service:
         wait_for(lambda: service.log_so_far().count("OpenAI shuts down the model gpt-test") == 2, 15)
     assert len(asked) == 2
     (line, _) = [json.loads(line) for line in service.log.splitlines() if "shuts down the model" in line]

@@ -20,11 +20,11 @@ from chatkit.limits.concurrency import SharedLeases
 from chatkit.limits.rate import redis_client
 from chatkit.settings import Settings
 from tests.support.chat import Caller, user_input
+from tests.support.fake_openai import API_KEY, FakeOpenAI, delayed
 from tests.support.hosted import COMPLETE
 from tests.support.redis_server import Redis
 from tests.support.responses_api import calls, streaming
 from tests.support.service import SECRET_KEY, Service
-from tests.support.upstream import API_KEY, Upstream, delayed
 
 CHAT = b"POST /api/chatkit HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
@@ -143,9 +143,9 @@ def test_late_redis_command_leaves_no_lease() -> None:
 
 def test_log_line_after_a_disconnect_has_the_request_id() -> None:
     """gunicorn cancels the request 3 s after the disconnect, while the view continues in its thread."""
-    with Upstream() as upstream:
-        upstream.behaviour = delayed(4.5)
-        with Service(**{**COMPLETE, "CHATKIT_API_BASE": upstream.url}, WEB_CONCURRENCY="1") as service:
+    with FakeOpenAI() as fake_openai:
+        fake_openai.behaviour = delayed(4.5)
+        with Service(**{**COMPLETE, "CHATKIT_API_BASE": fake_openai.url}, WEB_CONCURRENCY="1") as service:
             post = b"POST /api/chatkit/sessions HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nX-Request-ID: the-id\r\n\r\n"
             sock = connect(service, post)
             time.sleep(0.5)
@@ -197,9 +197,9 @@ def test_slow_steady_reader_is_not_disconnected(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL], ids=["immediate stop", "master killed"])
 def test_tool_in_a_thread_does_not_delay_shutdown(tmp_path: Path, sign: signal.Signals) -> None:
     """At exit, Python waits for all threads of a pool."""
-    with Upstream() as upstream:
-        upstream.behaviour = streaming(calls("sleeps", seconds=60))
-        key = {"OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": upstream.url}
+    with FakeOpenAI() as fake_openai:
+        fake_openai.behaviour = streaming(calls("sleeps", seconds=60))
+        key = {"OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": fake_openai.url}
         # After the master's death only the time for open streams applies, so it is shortened.
         stopping = {"CHATKIT_STOP_SECONDS": "25" if sign is signal.SIGINT else "3"}
         with Service(

@@ -25,6 +25,6 @@ def error_of(response: TestResponse) -> tuple[int, str, str]:
     return response.status_code, body["code"], body["message"]
 
 
-def mint(client: FlaskClient, **headers: str) -> str:
+def create_session(client: FlaskClient, **headers: str) -> str:
     session_id: str = client.post(ENDPOINT, headers=headers).get_json()["data"]["session_id"]
     return session_id

@@ -6,8 +6,9 @@ from typing import Any
 
 from chatkit.backends.hosted.sessions_api import SessionsApi
 from chatkit.settings import Settings
+from tests.support.fake_openai import API_KEY, WORKFLOW_ID
+from tests.support.fake_server import Received
 from tests.support.service import SECRET_KEY
-from tests.support.upstream import API_KEY, WORKFLOW_ID, Received
 
 COMPLETE = {"SECRET_KEY": SECRET_KEY, "OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID}
 

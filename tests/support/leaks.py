@@ -8,9 +8,9 @@ import re
 from pythonjsonlogger.json import JsonFormatter
 
 from chatkit.web import logs
-from tests.support.provider import SECRET
+from tests.support.fake_openai import API_KEY, SECRET_PREFIX
+from tests.support.identity_provider import SECRET
 from tests.support.service import SECRET_KEY
-from tests.support.upstream import API_KEY, SECRET_PREFIX
 
 SHAPES = [
     API_KEY,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tests.support.upstream import Behaviour, Handler
+from tests.support.fake_server import Behaviour, Handler
 
 Events = list[dict[str, Any] | float]
 """A model's output in one response. A number is a pause in seconds."""
@@ -147,7 +147,7 @@ def streaming(*turns: Events) -> Behaviour:
         events = left.pop(0) if len(left) > 1 else left[0]
         if not handler.received.body.get("stream"):
             *_, completed = whole(events)
-            handler.answer(200, completed["response"])  # type: ignore[index]
+            handler.respond(200, completed["response"])  # type: ignore[index]
             return
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")

@@ -105,6 +105,6 @@ class Service:
         """Return the log of the running service."""
         return Path(self._written.name).read_text()
 
-    def mint(self, **options: object) -> requests.Response:
+    def create_session(self, **options: object) -> requests.Response:
         """``POST /api/chatkit/sessions``."""
         return requests.post(f"{self.url}/api/chatkit/sessions", timeout=30, **options)  # type: ignore[arg-type]

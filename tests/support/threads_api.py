@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.support.upstream import API_KEY, Behaviour, Handler
+from tests.support.fake_openai import API_KEY
+from tests.support.fake_server import Behaviour, Handler
 
 BEGIN = 1_750_000_000  # the first thread's time; everything after it is a minute later than what was before
 
@@ -66,7 +67,7 @@ class Project:
         if fault:
             return fault(handler)
         if handler.headers["Authorization"] != f"Bearer {API_KEY}" or handler.headers["OpenAI-Beta"] != "chatkit_beta=v1":
-            return handler.answer(401, {"error": {"code": "invalid_api_key", "message": f"Incorrect: {API_KEY}"}})
+            return handler.respond(401, {"error": {"code": "invalid_api_key", "message": f"Incorrect: {API_KEY}"}})
         url = urlsplit(handler.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         match url.path.split("/")[1:]:
@@ -75,23 +76,23 @@ class Project:
                 return self._list(handler, owned, query)
             case ["v1", "chatkit", "threads", thread_id, "items"] if thread_id in self.items:
                 return self._list(handler, self.items[thread_id], query)
-        return handler.answer(404, {"error": {"code": "not_found", "message": "No such thing"}})
+        return handler.respond(404, {"error": {"code": "not_found", "message": "No such thing"}})
 
     def _list(self, handler: Handler, stored: Sequence[Any], query: dict[str, str]) -> None:
         limit = int(query.get("limit", 20))
         if limit > 100 or query.keys() - {"limit", "order", "after", "user"}:
-            return handler.answer(400, {"error": {"code": "invalid_request_error"}})
+            return handler.respond(400, {"error": {"code": "invalid_request_error"}})
         ordered = list(stored) if query.get("order") == "asc" else list(stored)[::-1]
         if "after" in query:
             ids = [_id(element) for element in ordered]
             if query["after"] not in ids:
-                return handler.answer(400, {"error": {"code": "invalid_request_error"}})
+                return handler.respond(400, {"error": {"code": "invalid_request_error"}})
             ordered = ordered[ids.index(query["after"]) + 1 :]
         page = ordered[: min(limit, self.largest_page)]
         more = len(page) < len(ordered)
         ends = {"first_id": _id(page[0]), "last_id": _id(page[-1])} if page else {"first_id": None, "last_id": None}
         body = {"object": "list", "data": page, **ends, "has_more": more}
-        return handler.answer(200, json.dumps(body).encode())
+        return handler.respond(200, json.dumps(body).encode())
 
 
 def _id(element: Any) -> Any:

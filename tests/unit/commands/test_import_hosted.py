@@ -15,9 +15,10 @@ from sqlalchemy import create_engine, text
 from chatkit.backends.hosted import threads_api
 from chatkit.commands import import_hosted
 from tests.support.applications import MakeApp
+from tests.support.fake_openai import API_KEY, FakeOpenAI, failing
+from tests.support.fake_server import Handler
 from tests.support.responses_api import says, streaming
 from tests.support.threads_api import DESCRIBED, Project, answers, asks
-from tests.support.upstream import API_KEY, Handler, Upstream, failing
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +27,8 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def project(upstream: Upstream) -> Project:
-    upstream.behaviour = project = Project()
+def project(fake_openai: FakeOpenAI) -> Project:
+    fake_openai.behaviour = project = Project()
     return project
 
 
@@ -100,10 +101,10 @@ def test_visitor_finds_their_conversations(project: Project, importing: Import, 
     assert [datetime.fromisoformat(item["created_at"]) for item in items] == times
 
 
-def test_conversation_can_be_continued(upstream: Upstream, project: Project, importing: Import) -> None:
+def test_conversation_can_be_continued(fake_openai: FakeOpenAI, project: Project, importing: Import) -> None:
     thread = project.add("anonymous:ada", *DESCRIBED, {"type": "chatkit.hologram", "text": "unknown words"})
     importing.run()
-    upstream.behaviour = streaming(says("Welcome back"))
+    fake_openai.behaviour = streaming(says("Welcome back"))
     app = importing.make_app(CHATKIT_BACKEND="selfhosted", DATABASE_URL=importing.database)
     visitor = app.test_client()
     with visitor.session_transaction() as cookie:
@@ -114,7 +115,7 @@ def test_conversation_can_be_continued(upstream: Upstream, project: Project, imp
     response = visitor.post("/api/chatkit", json=body, headers={"Authorization": f"Bearer {secret}"}, buffered=True)
     assert "Welcome back" in response.text
     assert '"type":"error"' not in response.text
-    sent = json.dumps(upstream.received[-1].body["input"])
+    sent = json.dumps(fake_openai.received[-1].body["input"])
     assert all(words in sent for words in ("See there", "What of this?", "get_color"))
     assert "unknown words" not in sent
 
@@ -259,12 +260,14 @@ def test_it_goes_on_where_it_was_broken_off(project: Project, importing: Import)
     assert len(importing.users()) == 10
 
 
-def test_thread_that_can_not_be_read_does_not_stop_the_others(upstream: Upstream, project: Project, on_sqlite: Import) -> None:
+def test_thread_that_can_not_be_read_does_not_stop_the_others(
+    fake_openai: FakeOpenAI, project: Project, on_sqlite: Import
+) -> None:
     for number in range(5):
         project.add(f"user:{number}", asks("Hello"))
     gone, broken = project.threads[1]["id"], project.threads[3]["id"]
     del project.items[gone]
-    upstream.behaviour = lambda handler: (failing(500, "server_error") if broken in handler.path else project)(handler)
+    fake_openai.behaviour = lambda handler: (failing(500, "server_error") if broken in handler.path else project)(handler)
     result = on_sqlite.run()
     assert result.exit_code == 1
     assert sorted(on_sqlite.users()) == ["user:0", "user:2", "user:4"]
@@ -314,7 +317,7 @@ def test_database_that_fails_in_the_middle(project: Project, on_sqlite: Import) 
     def break_database(handler: Handler) -> None:
         with sqlite3.connect(on_sqlite.database.removeprefix("sqlite:///")) as shell:
             shell.execute("ALTER TABLE chat_imports RENAME TO elsewhere")
-        handler.answer(200, {"object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None})
+        handler.respond(200, {"object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None})
 
     project.faults = {3: break_database}
     result = on_sqlite.run(CHATKIT_BACKEND="hosted")

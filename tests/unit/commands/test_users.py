@@ -19,7 +19,7 @@ from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, 
 from chatkit.backends.selfhosted.user_data import UserData
 from chatkit.web.asgi import AsgiFlask
 from tests.support.applications import MakeApp
-from tests.support.people import Person, begin_conversation, chat, person
+from tests.support.chat_users import ChatUser, begin_conversation, chat, chat_user
 from tests.support.redis_server import Redis
 
 WORDS = "Purple elephants ✓"
@@ -47,9 +47,9 @@ def run(app: AsgiFlask, *arguments: str, answer: str | None = None) -> Result:
     return result
 
 
-def with_data(app: AsgiFlask, database: str, name: str) -> Person:
+def with_data(app: AsgiFlask, database: str, name: str) -> ChatUser:
     """A visitor with a session, a thread with feedback, and an attachment."""
-    someone = person(app, "anonymous", name)
+    someone = chat_user(app, "anonymous", name)
     begin_conversation(someone, f"{WORDS} of {name}")
     rated = {"thread_id": someone.thread, "item_ids": [someone.item], "kind": "negative"}
     assert chat(someone, {"type": "items.feedback", "params": rated}).status_code == 200
@@ -125,7 +125,7 @@ def test_export_has_everything_of_the_user(app: AsgiFlask, database: str) -> Non
     assert not any(word in result.output for word in (eve.user, eve.thread, "of eve", "atc_eve"))
 
 
-def items_of(someone: Person) -> dict[str, Any]:
+def items_of(someone: ChatUser) -> dict[str, Any]:
     return {"type": "items.list", "params": {"thread_id": someone.thread, "limit": 100, "order": "asc"}}
 
 

@@ -17,11 +17,11 @@ from sqlalchemy import create_engine, text
 
 from chatkit.backends.selfhosted.chat import demo
 from tests.support.applications import MakeApp
+from tests.support.chat_users import CHAT, ChatUser, begin_conversation, chat, chat_user
 from tests.support.endpoint import ENDPOINT
-from tests.support.people import CHAT, Person, begin_conversation, chat, person
+from tests.support.fake_openai import FakeOpenAI
+from tests.support.identity_provider import SECRET, shared
 from tests.support.protocol import PROTOCOL, REQUEST_TYPES, leaves, replaced
-from tests.support.provider import SECRET, shared
-from tests.support.upstream import Upstream
 
 MARK = "words-of-the-victim"
 KINDS = ["anonymous", "user"]
@@ -30,13 +30,13 @@ KINDS = ["anonymous", "user"]
 # The protocol: each type with the attacker's own identifiers, replaced one by one with each of the victim's
 
 
-def with_ids(template: dict[str, Any], person: Person) -> dict[str, Any]:
-    whole = json.dumps(template).replace('"T"', f'"{person.thread}"').replace('"I"', f'"{person.item}"')
+def with_ids(template: dict[str, Any], user: ChatUser) -> dict[str, Any]:
+    whole = json.dumps(template).replace('"T"', f'"{user.thread}"').replace('"I"', f'"{user.item}"')
     named: dict[str, Any] = json.loads(whole)
     return named
 
 
-def attempts_of(type_: str, own: dict[str, Any], victim: Person) -> Iterator[dict[str, Any]]:
+def attempts_of(type_: str, own: dict[str, Any], victim: ChatUser) -> Iterator[dict[str, Any]]:
     yield {"type": type_, "params": with_ids(PROTOCOL[type_], victim)}
     for path, theirs in itertools.product(list(leaves(own)), victim.ids()):
         yield {"type": type_, "params": replaced(own, path, theirs)}
@@ -44,7 +44,7 @@ def attempts_of(type_: str, own: dict[str, Any], victim: Person) -> Iterator[dic
         yield {"type": type_, "params": {**own, name: theirs}, name: theirs, "metadata": {name: theirs}}
 
 
-def protocol_attempts(me: Person, victim: Person) -> Iterator[dict[str, Any]]:
+def protocol_attempts(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
     for type_ in sorted(
         PROTOCOL, key=lambda name: name == "threads.delete"
     ):  # last, because it deletes the attacker's own thread
@@ -54,7 +54,7 @@ def protocol_attempts(me: Person, victim: Person) -> Iterator[dict[str, Any]]:
 # The endpoints
 
 
-def variations(method: str, path: str, me: Person, victim: Person, **request: Any) -> Iterator[dict[str, Any]]:
+def variations(method: str, path: str, me: ChatUser, victim: ChatUser, **request: Any) -> Iterator[dict[str, Any]]:
     """Yield the request itself, and with the victim's identifiers in the query, the headers and the cookies."""
     headers = request.pop("headers", me.headers)
     yield {"method": method, "path": path, "headers": headers, **request}
@@ -69,7 +69,7 @@ def variations(method: str, path: str, me: Person, victim: Person, **request: An
             yield {"method": method, "path": path, "headers": {**headers, "Cookie": f"{name}={theirs}"}, **request}
 
 
-def issuing(me: Person, victim: Person) -> Iterator[dict[str, Any]]:
+def issuing(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
     yield from variations("POST", ENDPOINT, me, victim)
     for theirs in victim.ids():
         for name in ("user_id", "user", "sub", "session_id", "visitor", "thread_id"):
@@ -79,12 +79,12 @@ def issuing(me: Person, victim: Person) -> Iterator[dict[str, Any]]:
     yield {"method": "POST", "path": ENDPOINT, "headers": {"Authorization": f"Bearer {shared(sub=victim.user)}"}}
 
 
-def ending(me: Person, victim: Person) -> Iterator[dict[str, Any]]:
+def ending(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
     for theirs in victim.ids():
         yield from variations("DELETE", f"{ENDPOINT}/{theirs}", me, victim)
 
 
-def chatting(me: Person, victim: Person) -> Iterator[dict[str, Any]]:
+def chatting(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
     bearer = {"Authorization": f"Bearer {me.secret}"}
     for body in protocol_attempts(me, victim):
         yield {"method": "POST", "path": CHAT, "headers": bearer, "json": body}
@@ -92,11 +92,11 @@ def chatting(me: Person, victim: Person) -> Iterator[dict[str, Any]]:
     yield from variations("POST", CHAT, me, victim, headers=bearer, json=listing)
 
 
-def checking(path: str) -> Callable[[Person, Person], Iterator[dict[str, Any]]]:
+def checking(path: str) -> Callable[[ChatUser, ChatUser], Iterator[dict[str, Any]]]:
     return lambda me, victim: variations("GET", path, me, victim)
 
 
-TABLE: dict[tuple[str, str], Callable[[Person, Person], Iterator[dict[str, Any]]]] = {
+TABLE: dict[tuple[str, str], Callable[[ChatUser, ChatUser], Iterator[dict[str, Any]]]] = {
     ("POST", ENDPOINT): issuing,
     ("DELETE", f"{ENDPOINT}/<session_id>"): ending,
     ("POST", CHAT): chatting,
@@ -126,7 +126,7 @@ def test_tenant_isolation(
     monkeypatch.setattr(demo, "SECONDS_PER_WORD", 0)
     often = {"CHATKIT_MAX_REQUESTS_PER_MINUTE": "1000000", "AUTH_JWT_SECRET": SECRET}
     app = make_app(CHATKIT_BACKEND="selfhosted", DATABASE_URL=database, OPENAI_API_KEY="", **often)
-    victim, me = person(app, victim_is, "victim"), person(app, attacker_is, "attacker")
+    victim, me = chat_user(app, victim_is, "victim"), chat_user(app, attacker_is, "attacker")
     begin_conversation(victim, MARK)
     begin_conversation(me, "of the attacker")
 
@@ -148,7 +148,7 @@ def test_tenant_isolation(
             assert victim.secret not in response.text
             seen.add(response.status_code)
             if path.startswith(ENDPOINT) and request["method"] == "POST" and response.status_code == 200:
-                issued = Person(me.client, {}, secret=response.get_json()["data"]["client_secret"])
+                issued = ChatUser(me.client, {}, secret=response.get_json()["data"]["client_secret"])
                 assert MARK not in chat(issued, {"type": "threads.list", "params": {}}).text, request
     assert seen <= {200, 400, 401, 403, 404, 500, 503}
     assert belongings() == before
@@ -158,19 +158,21 @@ def test_tenant_isolation(
 
 @pytest.mark.parametrize("attacker_is", KINDS)
 @pytest.mark.parametrize("victim_is", KINDS)
-def test_tenant_isolation_of_hosted_sessions(make_app: MakeApp, upstream: Upstream, victim_is: str, attacker_is: str) -> None:
+def test_tenant_isolation_of_hosted_sessions(
+    make_app: MakeApp, fake_openai: FakeOpenAI, victim_is: str, attacker_is: str
+) -> None:
     """Knowing a ``user`` value is enough to read that user's threads at OpenAI."""
     app = make_app(AUTH_JWT_SECRET=SECRET)
-    victim, me = person(app, victim_is, "victim"), person(app, attacker_is, "attacker")
-    assert upstream.received[0].body["user"] == victim.user
-    upstream.received.clear()
+    victim, me = chat_user(app, victim_is, "victim"), chat_user(app, attacker_is, "attacker")
+    assert fake_openai.received[0].body["user"] == victim.user
+    fake_openai.received.clear()
     for endpoint in (issuing, ending):
         for request in endpoint(me, victim):
             client = app.test_client() if "Cookie" in request["headers"] else me.client
             response = client.open(request.pop("path"), **request)
             assert victim.secret not in response.text
-    users = {received.body["user"] for received in upstream.received if isinstance(received.body, dict)}
+    users = {received.body["user"] for received in fake_openai.received if isinstance(received.body, dict)}
     assert me.user in users
     assert victim.user not in users
-    assert not [received.path for received in upstream.received if received.path.endswith("/cancel")]
+    assert not [received.path for received in fake_openai.received if received.path.endswith("/cancel")]
     assert victim.client.delete(f"{ENDPOINT}/{victim.session_id}", headers=victim.headers).status_code == 200

@@ -1,4 +1,4 @@
-"""The contract's errors: status, code, message and headers. Those of the upstream are in test_sessions_api_faults.py."""
+"""The contract's errors: status, code, message and headers. Those of the fake_openai are in test_sessions_api_faults.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from flask.testing import FlaskClient
 
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT, error_of
-from tests.support.provider import SECRET, shared
-from tests.support.upstream import Upstream, minting
+from tests.support.fake_openai import FakeOpenAI, issuing
+from tests.support.identity_provider import SECRET, shared
 
 
 @pytest.mark.parametrize("backend", ["hosted", "selfhosted"])
@@ -63,12 +63,12 @@ def test_invalid_body(client: FlaskClient, body: bytes) -> None:
 
 
 @pytest.mark.parametrize(("length", "status"), [(200, 200), (201, 404)])
-def test_length_of_a_session_id(client: FlaskClient, upstream: Upstream, length: int, status: int) -> None:
+def test_length_of_a_session_id(client: FlaskClient, fake_openai: FakeOpenAI, length: int, status: int) -> None:
     session_id = "s" * length
-    upstream.behaviour = minting(id=session_id)
+    fake_openai.behaviour = issuing(id=session_id)
     client.post(ENDPOINT)
     assert client.delete(f"{ENDPOINT}/{session_id}").status_code == status
-    assert len(upstream.received) == (2 if status == 200 else 1)
+    assert len(fake_openai.received) == (2 if status == 200 else 1)
 
 
 def test_user_id_of_another_user(client: FlaskClient) -> None:

@@ -16,12 +16,12 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from sqlalchemy import create_engine, text
 
 from chatkit.identity import jwks
-from tests.support import upstream as u
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT, error_of
+from tests.support.fake_openai import WORKFLOW_ID, FakeOpenAI
+from tests.support.fake_server import Handler, dripping, endless, responding, silent
+from tests.support.identity_provider import SECRET, IdentityProvider, claims, private_key, public_jwk, shared
 from tests.support.leaks import Recorder
-from tests.support.provider import SECRET, Provider, claims, private_key, public_jwk, shared
-from tests.support.upstream import WORKFLOW_ID, Upstream
 
 INVALID = (401, "invalid_token", "Invalid or expired token")
 UNAVAILABLE = (503, "sign_in_unavailable", "Sign-in temporarily unavailable")
@@ -29,13 +29,13 @@ ISSUER = "https://login.example.com/"
 
 
 @pytest.fixture
-def provider() -> Iterator[Provider]:
-    with Provider() as running:
+def provider() -> Iterator[IdentityProvider]:
+    with IdentityProvider() as running:
         yield running
 
 
 @pytest.fixture
-def with_keys(make_app: MakeApp, provider: Provider) -> FlaskClient:
+def with_keys(make_app: MakeApp, provider: IdentityProvider) -> FlaskClient:
     """A client of a service that trusts the provider's JWKS."""
     return make_app(AUTH_JWKS_URL=provider.url, AUTH_JWT_ISSUER=ISSUER).test_client()
 
@@ -62,8 +62,8 @@ def issue(client: FlaskClient, token: str, **options: Any) -> Any:
     return client.post(ENDPOINT, headers=bearer(token), **options)
 
 
-def user_of(upstream: Upstream) -> str:
-    user: str = upstream.received[-1].body["user"]
+def user_of(fake_openai: FakeOpenAI) -> str:
+    user: str = fake_openai.received[-1].body["user"]
     return user
 
 
@@ -183,21 +183,21 @@ PROVIDERS: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any], str]]
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
 @pytest.mark.parametrize("shape", PROVIDERS)
-def test_tokens_of_common_providers(make_app: MakeApp, upstream: Upstream, shape: str, algorithm: str) -> None:
+def test_tokens_of_common_providers(make_app: MakeApp, fake_openai: FakeOpenAI, shape: str, algorithm: str) -> None:
     """Also after key rotation, with the old key still published and without it."""
     variables, headers, payload, subject = PROVIDERS[shape]
-    with Provider(algorithm) as provider:
+    with IdentityProvider(algorithm) as provider:
         client = make_app(AUTH_JWKS_URL=provider.url, **variables).test_client()
         for keep in (None, True, False):
             if keep is not None:
                 provider.rotate(algorithm, keep=keep)
             response = issue(client, provider.token(claims(**payload), headers))
             assert response.status_code == 200, response.text
-            assert user_of(upstream) == f"user:{subject}"
+            assert user_of(fake_openai) == f"user:{subject}"
         for other in ({"iss": "https://other.example.com"}, {"aud": "other", "client_id": "other", "azp": "other"}):
             if "AUTH_JWT_AUDIENCE" in variables or "iss" in other:
                 assert error_of(issue(client, provider.token(claims(**{**payload, **other})))) == INVALID
-    assert len(upstream.received) == 3
+    assert len(fake_openai.received) == 3
 
 
 @pytest.mark.parametrize(
@@ -214,11 +214,11 @@ def test_tokens_of_common_providers(make_app: MakeApp, upstream: Upstream, shape
     ids=["Supabase, legacy secret", "Auth.js, signed", "Auth.js, by email"],
 )
 def test_tokens_signed_with_a_shared_secret(
-    make_app: MakeApp, upstream: Upstream, variables: dict[str, str], payload: dict[str, Any], subject: str
+    make_app: MakeApp, fake_openai: FakeOpenAI, variables: dict[str, str], payload: dict[str, Any], subject: str
 ) -> None:
     client = make_app(AUTH_JWT_SECRET=SECRET, **variables).test_client()
     assert issue(client, shared(claims(**payload))).status_code == 200
-    assert user_of(upstream) == f"user:{subject}"
+    assert user_of(fake_openai) == f"user:{subject}"
 
 
 def test_token_size_limit(with_secret: FlaskClient) -> None:
@@ -258,40 +258,40 @@ def test_supabase_anon_key_is_refused(make_app: MakeApp) -> None:
 # The caller
 
 
-def test_visitor_and_signed_in_user(with_secret: FlaskClient, upstream: Upstream) -> None:
+def test_visitor_and_signed_in_user(with_secret: FlaskClient, fake_openai: FakeOpenAI) -> None:
     assert with_secret.post(ENDPOINT).status_code == 200
-    visitor = user_of(upstream)
+    visitor = user_of(fake_openai)
     assert visitor.startswith("anonymous:")
     assert issue(with_secret, shared()).status_code == 200
-    assert user_of(upstream) == "user:ada"
+    assert user_of(fake_openai) == "user:ada"
     assert with_secret.post(ENDPOINT).status_code == 200
-    assert user_of(upstream) == visitor
+    assert user_of(fake_openai) == visitor
 
 
-def test_subject_that_looks_like_a_visitor_is_a_user(with_secret: FlaskClient, upstream: Upstream) -> None:
+def test_subject_that_looks_like_a_visitor_is_a_user(with_secret: FlaskClient, fake_openai: FakeOpenAI) -> None:
     with_secret.post(ENDPOINT)
-    visitor = user_of(upstream)
+    visitor = user_of(fake_openai)
     issue(with_secret, shared(sub=visitor))
     issue(with_secret, shared(sub=visitor.partition(":")[2]))
-    assert len({received.body["user"] for received in upstream.received}) == 3
+    assert len({received.body["user"] for received in fake_openai.received}) == 3
 
 
-def test_user_id_must_match_the_token(with_secret: FlaskClient, upstream: Upstream) -> None:
+def test_user_id_must_match_the_token(with_secret: FlaskClient, fake_openai: FakeOpenAI) -> None:
     me, other = "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f", "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e50"
     token = shared(sub=me.upper())
     assert issue(with_secret, token, json={"user_id": me}).status_code == 200
     refused = issue(with_secret, token, json={"user_id": other})
     assert error_of(refused) == (403, "user_mismatch", "user_id is not the user who is asking")
-    assert len(upstream.received) == 1
+    assert len(fake_openai.received) == 1
 
 
-def test_visitor_is_refused_if_auth_is_required(make_app: MakeApp, upstream: Upstream) -> None:
+def test_visitor_is_refused_if_auth_is_required(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
     client = make_app(AUTH_REQUIRED="true", AUTH_JWT_SECRET=SECRET).test_client()
     response = client.post(ENDPOINT)
     assert error_of(response) == (401, "authentication_required", "Authentication required")
     assert response.headers["WWW-Authenticate"] == "Bearer"
     assert "Set-Cookie" not in response.headers
-    assert upstream.received == []
+    assert fake_openai.received == []
     assert issue(client, shared()).status_code == 200
 
 
@@ -302,11 +302,11 @@ def test_invalid_token_has_the_header_of_rfc_6750(with_secret: FlaskClient) -> N
 
 
 def test_without_auth_settings_tokens_are_refused_and_basic_auth_is_ignored(
-    client: FlaskClient, upstream: Upstream, recorder: Recorder
+    client: FlaskClient, fake_openai: FakeOpenAI, recorder: Recorder
 ) -> None:
     for value in (f"Bearer {shared()}", "bearer x", "Bearer"):
         assert error_of(client.post(ENDPOINT, headers={"Authorization": value})) == INVALID
-    assert upstream.received == []
+    assert fake_openai.received == []
     assert client.post(ENDPOINT, headers={"Authorization": "Basic c3RhZ2luZzpwYXNzd29yZA=="}).status_code == 200
     assert "neither AUTH_JWT_SECRET nor AUTH_JWKS_URL" in "\n".join(recorder.lines[-30:])
 
@@ -371,10 +371,10 @@ CLAIMS: dict[str, Any] = {
 }
 
 
-def test_only_listed_claims_become_state_variables(make_app: MakeApp, upstream: Upstream) -> None:
+def test_only_listed_claims_become_state_variables(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
     client = make_app(AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS=STATE).test_client()
     assert issue(client, shared(claims(**CLAIMS))).status_code == 200
-    assert upstream.received[0].body["workflow"]["state_variables"] == {
+    assert fake_openai.received[0].body["workflow"]["state_variables"] == {
         "plan": "pro",
         "seats": 3,
         "admin": False,
@@ -384,7 +384,7 @@ def test_only_listed_claims_become_state_variables(make_app: MakeApp, upstream: 
         "https://example.com/role": "editor",
     }
     client.post(ENDPOINT)
-    assert "state_variables" not in upstream.received[1].body["workflow"]
+    assert "state_variables" not in fake_openai.received[1].body["workflow"]
 
 
 @pytest.mark.parametrize(
@@ -400,12 +400,12 @@ def test_only_listed_claims_become_state_variables(make_app: MakeApp, upstream: 
         ("app_metadata.plan", {"app_metadata": {"plan": "team"}, "user_metadata": {"plan": "pro"}}, "wf_test_team"),
     ],
 )
-def test_workflow_by_claim(make_app: MakeApp, upstream: Upstream, claim: str, held: dict[str, Any], workflow: str) -> None:
+def test_workflow_by_claim(make_app: MakeApp, fake_openai: FakeOpenAI, claim: str, held: dict[str, Any], workflow: str) -> None:
     variables = {"CHATKIT_AGENT_CLAIM": claim, "CHATKIT_WORKFLOWS": "pro=wf_test_pro,team=wf_test_team"}
     client = make_app(AUTH_JWT_SECRET=SECRET, **variables).test_client()
     response = issue(client, shared(claims(**held)))
     assert response.status_code == 200
-    assert upstream.received[0].body["workflow"] == {"id": workflow}
+    assert fake_openai.received[0].body["workflow"] == {"id": workflow}
     assert "wf_test" not in response.text
 
 
@@ -425,7 +425,7 @@ def test_only_listed_claims_are_stored(make_app: MakeApp, database: str) -> None
 # JWKS
 
 
-def test_concurrent_requests_fetch_the_keys_once(with_keys: FlaskClient, provider: Provider) -> None:
+def test_concurrent_requests_fetch_the_keys_once(with_keys: FlaskClient, provider: IdentityProvider) -> None:
     token = provider.token(iss=ISSUER)
 
     def ask(_: int) -> int:
@@ -437,7 +437,9 @@ def test_concurrent_requests_fetch_the_keys_once(with_keys: FlaskClient, provide
     assert provider.fetches == 1
 
 
-def test_fetches_for_unknown_key_ids_are_limited(with_keys: FlaskClient, provider: Provider, clock: list[float]) -> None:
+def test_fetches_for_unknown_key_ids_are_limited(
+    with_keys: FlaskClient, provider: IdentityProvider, clock: list[float]
+) -> None:
     for number in range(50):
         assert error_of(issue(with_keys, provider.token(headers={"kid": f"made-up-{number}"}))) == INVALID
     assert provider.fetches == 3
@@ -448,7 +450,9 @@ def test_fetches_for_unknown_key_ids_are_limited(with_keys: FlaskClient, provide
     assert issue(with_keys, provider.token(iss=ISSUER)).status_code == 200, "after a minute at the latest"
 
 
-def test_withdrawn_key_is_refused_after_a_few_minutes(with_keys: FlaskClient, provider: Provider, clock: list[float]) -> None:
+def test_withdrawn_key_is_refused_after_a_few_minutes(
+    with_keys: FlaskClient, provider: IdentityProvider, clock: list[float]
+) -> None:
     old = provider.token(iss=ISSUER)
     assert issue(with_keys, old).status_code == 200
     provider.rotate()
@@ -460,11 +464,11 @@ def test_withdrawn_key_is_refused_after_a_few_minutes(with_keys: FlaskClient, pr
 
 
 def test_key_server_outage_and_recovery(
-    with_keys: FlaskClient, provider: Provider, clock: list[float], recorder: Recorder
+    with_keys: FlaskClient, provider: IdentityProvider, clock: list[float], recorder: Recorder
 ) -> None:
     token = provider.token(iss=ISSUER)
     assert issue(with_keys, token).status_code == 200
-    provider.server.behaviour = u.Handler.hang_up
+    provider.server.behaviour = Handler.hang_up
     before = len(recorder.lines)
     for clock[0] in (301, 400, 3590):
         assert issue(with_keys, token).status_code == 200, "the keys of before are good for a while"
@@ -484,18 +488,18 @@ def test_key_server_outage_and_recovery(
 @pytest.mark.parametrize(
     "behaviour",
     [
-        u.answering(500),
-        u.answering(302, Location="http://127.0.0.1:9/keys"),
-        u.answering(200, b"<html>", Content_Type="text/html"),
-        u.answering(200, b"[]"),
-        u.answering(200, {"keys": {"kid": "x"}}),
-        u.answering(200, {"keys": []}),
-        u.answering(200, b'{"keys":' + b"[" * 100_000),
-        u.answering(200, b'{"keys": [' + b" " * 300_000 + b"]}"),
-        u.Handler.hang_up,
-        u.endless,
-        u.silent(10),
-        u.dripping(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"),
+        responding(500),
+        responding(302, Location="http://127.0.0.1:9/keys"),
+        responding(200, b"<html>", Content_Type="text/html"),
+        responding(200, b"[]"),
+        responding(200, {"keys": {"kid": "x"}}),
+        responding(200, {"keys": []}),
+        responding(200, b'{"keys":' + b"[" * 100_000),
+        responding(200, b'{"keys": [' + b" " * 300_000 + b"]}"),
+        Handler.hang_up,
+        endless,
+        silent(10),
+        dripping(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"),
     ],
     ids=[
         "500",
@@ -512,7 +516,7 @@ def test_key_server_outage_and_recovery(
         "slow",
     ],
 )
-def test_failing_key_server(with_keys: FlaskClient, provider: Provider, behaviour: Callable[[Any], None]) -> None:
+def test_failing_key_server(with_keys: FlaskClient, provider: IdentityProvider, behaviour: Callable[[Any], None]) -> None:
     provider.server.behaviour = behaviour
     started = time.monotonic()
     assert error_of(issue(with_keys, provider.token(iss=ISSUER))) == UNAVAILABLE
@@ -520,14 +524,14 @@ def test_failing_key_server(with_keys: FlaskClient, provider: Provider, behaviou
 
 
 @pytest.mark.parametrize(("size", "good"), [(256 * 1024, True), (256 * 1024 + 1, False)])
-def test_size_of_a_jwks(with_keys: FlaskClient, provider: Provider, size: int, good: bool) -> None:
+def test_size_of_a_jwks(with_keys: FlaskClient, provider: IdentityProvider, size: int, good: bool) -> None:
     document = json.dumps({"keys": provider.published}).encode()
-    provider.server.behaviour = u.answering(200, document.ljust(size))
+    provider.server.behaviour = responding(200, document.ljust(size))
     assert issue(with_keys, provider.token(iss=ISSUER)).status_code == (200 if good else 503)
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
-def test_private_key_in_a_jwks_is_not_used(with_keys: FlaskClient, provider: Provider, algorithm: str) -> None:
+def test_private_key_in_a_jwks_is_not_used(with_keys: FlaskClient, provider: IdentityProvider, algorithm: str) -> None:
     """Everybody has it, so anybody can sign with it."""
     provider.rotate(algorithm)
     kinds: dict[str, Any] = {"RS256": RSAAlgorithm, "ES256": ECAlgorithm, "EdDSA": OKPAlgorithm}
@@ -540,14 +544,14 @@ def test_private_key_in_a_jwks_is_not_used(with_keys: FlaskClient, provider: Pro
 
 
 @pytest.mark.parametrize(("algorithm", "good"), [("RS256", True), ("RS512", False), ("PS256", False)])
-def test_other_algorithms_are_not_used(with_keys: FlaskClient, provider: Provider, algorithm: str, good: bool) -> None:
+def test_other_algorithms_are_not_used(with_keys: FlaskClient, provider: IdentityProvider, algorithm: str, good: bool) -> None:
     provider.publish({**provider.published[-1], "alg": algorithm}, {**public_jwk(private_key("EdDSA", 99)), "kid": "another"})
     token = jwt.encode(claims(iss=ISSUER), provider.key, algorithm, {"kid": provider.key_id})
     assert (issue(with_keys, token).status_code == 200) is good
 
 
 def test_known_keys_are_used_while_they_are_fetched_again(
-    with_keys: FlaskClient, provider: Provider, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    with_keys: FlaskClient, provider: IdentityProvider, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jwks, "FETCH_SECONDS", 30)
     token = provider.token(iss=ISSUER)
@@ -555,7 +559,7 @@ def test_known_keys_are_used_while_they_are_fetched_again(
     asked, go_on = threading.Event(), threading.Event()
     published = provider.server.behaviour
 
-    def late(handler: u.Handler) -> None:
+    def late(handler: Handler) -> None:
         asked.set()
         go_on.wait(20)
         published(handler)
@@ -596,7 +600,7 @@ def test_known_keys_are_used_while_they_are_fetched_again(
     ],
 )
 def test_unusable_keys_are_ignored(
-    make_app: MakeApp, provider: Provider, reason: str, algorithm: str, changes: dict[str, Any]
+    make_app: MakeApp, provider: IdentityProvider, reason: str, algorithm: str, changes: dict[str, Any]
 ) -> None:
     client = make_app(AUTH_JWKS_URL=provider.url, AUTH_JWT_ISSUER=ISSUER).test_client()
     provider.rotate(algorithm)
@@ -608,7 +612,7 @@ def test_unusable_keys_are_ignored(
     assert issue(client, by_good).status_code == 200, "the other keys are still used"
 
 
-def test_short_rsa_key_is_refused(with_keys: FlaskClient, provider: Provider) -> None:
+def test_short_rsa_key_is_refused(with_keys: FlaskClient, provider: IdentityProvider) -> None:
     key = private_key("RS256", 7, 1024)
     provider.publish({**public_jwk(key), "kid": "short"})
     with pytest.warns(jwt.warnings.InsecureKeyLengthWarning):
@@ -616,7 +620,7 @@ def test_short_rsa_key_is_refused(with_keys: FlaskClient, provider: Provider) ->
     assert error_of(issue(with_keys, token)) == INVALID
 
 
-def test_key_without_an_id(with_keys: FlaskClient, provider: Provider) -> None:
+def test_key_without_an_id(with_keys: FlaskClient, provider: IdentityProvider) -> None:
     published = dict(provider.published[0])
     del published["kid"]
     provider.publish(published)
@@ -624,18 +628,18 @@ def test_key_without_an_id(with_keys: FlaskClient, provider: Provider) -> None:
     assert issue(with_keys, token).status_code == 200
 
 
-def test_token_without_a_key_id(with_keys: FlaskClient, provider: Provider) -> None:
+def test_token_without_a_key_id(with_keys: FlaskClient, provider: IdentityProvider) -> None:
     assert issue(with_keys, jwt.encode(claims(iss=ISSUER), provider.key, "RS256")).status_code == 200
 
 
-def test_token_without_key_id_is_refused_if_there_are_two_keys(with_keys: FlaskClient, provider: Provider) -> None:
+def test_token_without_key_id_is_refused_if_there_are_two_keys(with_keys: FlaskClient, provider: IdentityProvider) -> None:
     first = provider.key
     provider.rotate(keep=True)
     for key in (first, provider.key):
         assert error_of(issue(with_keys, jwt.encode(claims(iss=ISSUER), key, "RS256"))) == INVALID
 
 
-def test_key_without_an_algorithm(with_keys: FlaskClient, provider: Provider) -> None:
+def test_key_without_an_algorithm(with_keys: FlaskClient, provider: IdentityProvider) -> None:
     for algorithm in ("RS256", "ES256", "EdDSA"):
         provider.rotate(algorithm)
         published = {name: value for name, value in provider.published[-1].items() if name not in ("alg", "use")}
@@ -643,7 +647,7 @@ def test_key_without_an_algorithm(with_keys: FlaskClient, provider: Provider) ->
         assert issue(with_keys, provider.token(iss=ISSUER)).status_code == 200, algorithm
 
 
-def test_keys_are_not_fetched_before_the_first_token(make_app: MakeApp, provider: Provider) -> None:
+def test_keys_are_not_fetched_before_the_first_token(make_app: MakeApp, provider: IdentityProvider) -> None:
     client = make_app(AUTH_JWKS_URL=provider.url, AUTH_JWT_ISSUER=ISSUER).test_client()
     assert client.post(ENDPOINT).status_code == 200
     assert provider.fetches == 0

@@ -7,9 +7,9 @@ from copy import copy
 from flask.testing import FlaskClient
 
 from tests.support.applications import MakeApp
-from tests.support.endpoint import ENDPOINT, mint
+from tests.support.endpoint import ENDPOINT, create_session
+from tests.support.fake_openai import FakeOpenAI, users
 from tests.support.service import SECRET_KEY
-from tests.support.upstream import Upstream, users
 
 NEW = f"{SECRET_KEY}-2"
 NEWER = f"{SECRET_KEY}-3"
@@ -22,35 +22,35 @@ def restarted(client: FlaskClient, make_app: MakeApp, **variables: str) -> Flask
     return later
 
 
-def test_fallback_key_keeps_the_visitor(make_app: MakeApp, upstream: Upstream) -> None:
+def test_fallback_key_keeps_the_visitor(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
     client = make_app().test_client()
-    mint(client)
-    mint(restarted(client, make_app, SECRET_KEY=NEW, SECRET_KEY_FALLBACKS=SECRET_KEY))
-    mint(restarted(client, make_app, SECRET_KEY=NEWER, SECRET_KEY_FALLBACKS=f"{NEW}, {SECRET_KEY}"))
-    first, *later = users(upstream)
+    create_session(client)
+    create_session(restarted(client, make_app, SECRET_KEY=NEW, SECRET_KEY_FALLBACKS=SECRET_KEY))
+    create_session(restarted(client, make_app, SECRET_KEY=NEWER, SECRET_KEY_FALLBACKS=f"{NEW}, {SECRET_KEY}"))
+    first, *later = users(fake_openai)
     assert later == [first, first]
 
 
-def test_visitor_is_new_without_the_fallback_key(make_app: MakeApp, upstream: Upstream) -> None:
+def test_visitor_is_new_without_the_fallback_key(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
     client = make_app().test_client()
-    mint(client)
-    mint(restarted(client, make_app, SECRET_KEY=NEWER))
-    mint(restarted(client, make_app, SECRET_KEY=NEWER, SECRET_KEY_FALLBACKS=NEW))
-    assert len(set(users(upstream))) == 3
+    create_session(client)
+    create_session(restarted(client, make_app, SECRET_KEY=NEWER))
+    create_session(restarted(client, make_app, SECRET_KEY=NEWER, SECRET_KEY_FALLBACKS=NEW))
+    assert len(set(users(fake_openai))) == 3
 
 
-def test_cookie_is_signed_again_with_the_new_key(make_app: MakeApp, upstream: Upstream) -> None:
+def test_cookie_is_signed_again_with_the_new_key(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
     client = make_app().test_client()
-    mint(client)
+    create_session(client)
     second = restarted(client, make_app, SECRET_KEY=NEW, SECRET_KEY_FALLBACKS=SECRET_KEY)
-    mint(second)
-    mint(restarted(second, make_app, SECRET_KEY=NEW))
-    first, *later = users(upstream)
+    create_session(second)
+    create_session(restarted(second, make_app, SECRET_KEY=NEW))
+    first, *later = users(fake_openai)
     assert later == [first, first]
 
 
 def test_fallback_key_keeps_the_sessions_of_a_browser(make_app: MakeApp) -> None:
     client = make_app().test_client()
-    url = f"{ENDPOINT}/{mint(client)}"
+    url = f"{ENDPOINT}/{create_session(client)}"
     assert restarted(client, make_app, SECRET_KEY=NEW).delete(url).status_code == 404
     assert restarted(client, make_app, SECRET_KEY=NEW, SECRET_KEY_FALLBACKS=SECRET_KEY).delete(url).status_code == 200

@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT, error_of
-from tests.support.provider import SECRET, Provider, claims, signed_with
+from tests.support.identity_provider import SECRET, IdentityProvider, claims, signed_with
 
 ISSUER = "https://login.example.com/"
 INVALID = (401, "invalid_token", "Invalid or expired token")
@@ -18,13 +18,13 @@ LOGOUT: dict[str, Any] = {"http://schemas.openid.net/event/backchannel-logout": 
 
 
 @pytest.fixture(scope="module")
-def provider() -> Iterator[Provider]:
-    with Provider() as running:
+def provider() -> Iterator[IdentityProvider]:
+    with IdentityProvider() as running:
         yield running
 
 
 @pytest.fixture(params=["published key", "shared secret"])
-def send(request: pytest.FixtureRequest, make_app: MakeApp, provider: Provider) -> Any:
+def send(request: pytest.FixtureRequest, make_app: MakeApp, provider: IdentityProvider) -> Any:
     """Send a token with the given header and claims, signed with the right key, and return the response."""
     shared = request.param == "shared secret"
     app = make_app(**({"AUTH_JWT_SECRET": SECRET} if shared else {"AUTH_JWKS_URL": provider.url, "AUTH_JWT_ISSUER": ISSUER}))

@@ -13,8 +13,8 @@ from werkzeug.test import TestResponse
 
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT
-from tests.support.provider import SECRET, shared
-from tests.support.upstream import Upstream, users
+from tests.support.fake_openai import FakeOpenAI, users
+from tests.support.identity_provider import SECRET, shared
 
 HTTPS = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "chat.example.com"}
 
@@ -24,10 +24,10 @@ def cookie_of(response: TestResponse) -> str:
     return header
 
 
-def test_visitor_is_kept(client: FlaskClient, upstream: Upstream) -> None:
+def test_visitor_is_kept(client: FlaskClient, fake_openai: FakeOpenAI) -> None:
     client.post(ENDPOINT)
     client.post(ENDPOINT)
-    first, second = users(upstream)
+    first, second = users(fake_openai)
     assert first == second
     assert re.fullmatch(r"anonymous:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", first)
 
@@ -41,25 +41,25 @@ def test_cookie_is_kept_for_a_year(make_app: MakeApp, backend: str, token: str) 
     assert expires - datetime.now(UTC) == pytest.approx(timedelta(days=365), abs=timedelta(minutes=5))
 
 
-def test_visitor_is_new_without_a_cookie(make_app: MakeApp, upstream: Upstream) -> None:
+def test_visitor_is_new_without_a_cookie(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
     app = make_app()
     app.test_client().post(ENDPOINT)
     app.test_client().post(ENDPOINT)
-    first, second = users(upstream)
+    first, second = users(fake_openai)
     assert first != second
 
 
-def test_visitor_is_kept_over_a_restart_with_the_same_key(make_app: MakeApp, upstream: Upstream) -> None:
+def test_visitor_is_kept_over_a_restart_with_the_same_key(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
     value = cookie_of(make_app().test_client().post(ENDPOINT)).split(";")[0]
     for app in (make_app(), make_app(SECRET_KEY="another key than before, of the tests")):
         client = app.test_client(use_cookies=False)
         assert client.post(ENDPOINT, headers={"Cookie": value}).status_code == 200
-    first, restarted, other_key = users(upstream)
+    first, restarted, other_key = users(fake_openai)
     assert first == restarted
     assert first != other_key
 
 
-def test_edited_cookie_is_ignored(make_app: MakeApp, upstream: Upstream) -> None:
+def test_edited_cookie_is_ignored(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
     app = make_app()
     name, _, value = cookie_of(app.test_client().post(ENDPOINT)).split(";")[0].partition("=")
     victim = "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f"
@@ -78,7 +78,7 @@ def test_edited_cookie_is_ignored(make_app: MakeApp, upstream: Upstream) -> None
     ]
     for value in forged:
         assert client.post(ENDPOINT, headers={"Cookie": f"{name}={value}"}).status_code == 200
-    visitors = users(upstream)
+    visitors = users(fake_openai)
     assert len(set(visitors)) == len(forged) + 1
     assert f"anonymous:{victim}" not in visitors
 
@@ -133,8 +133,8 @@ def test_attributes(make_app: MakeApp, situation: str, headers: dict[str, str], 
     assert set(rest) - {expires} == {"HttpOnly", "Path=/", *attributes}
 
 
-def test_cookie_is_kept_over_https(client: FlaskClient, upstream: Upstream) -> None:
+def test_cookie_is_kept_over_https(client: FlaskClient, fake_openai: FakeOpenAI) -> None:
     for _ in range(2):
         client.post(ENDPOINT, headers=HTTPS, base_url="https://chat.example.com")
-    first, second = users(upstream)
+    first, second = users(fake_openai)
     assert first == second

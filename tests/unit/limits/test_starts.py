@@ -20,8 +20,9 @@ from tests.support import agents_under_test
 from tests.support.agents_under_test import simple
 from tests.support.applications import Start
 from tests.support.chat import Caller, texts
+from tests.support.fake_openai import FakeOpenAI
+from tests.support.fake_server import Handler
 from tests.support.responses_api import says, streaming
-from tests.support.upstream import Handler, Upstream
 
 
 async def entered(starts: Starts, *holders: str) -> tuple[list[str], dict[str, list[Callable[[], None]]]]:
@@ -154,8 +155,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return users
 
 
-def test_burst_from_one_address_does_not_delay_others(start: Start, upstream: Upstream, started: list[str]) -> None:
-    upstream.behaviour = streaming(says("Hi."))
+def test_burst_from_one_address_does_not_delay_others(start: Start, fake_openai: FakeOpenAI, started: list[str]) -> None:
+    fake_openai.behaviour = streaming(says("Hi."))
     url = start("choose_late").url
     burst = [visitor_at(url, "10.0.0.1") for _ in range(10)]
     other = visitor_at(url, "10.0.0.2")
@@ -180,7 +181,7 @@ def visitor_at(url: str, address: str) -> Caller:
 
 @pytest.mark.parametrize("agent", ["simple", "tests.support.servers_under_test:Plain"])
 def test_turn_that_waits_for_its_model_does_not_count(
-    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, agent: str
+    start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
     """The model responds only after all have asked it."""
     monkeypatch.setattr(server, "START_SECONDS", 60)
@@ -193,7 +194,7 @@ def test_turn_that_waits_for_its_model_does_not_count(
         asked_by_all.wait(20)
         speak(handler)
 
-    upstream.behaviour = behave
+    fake_openai.behaviour = behave
     with ThreadPoolExecutor(len(burst)) as threads:
         for turn in [threads.submit(visitor.create, "Hello") for visitor in burst]:
             assert texts(turn.result()[1]) == ["Hi."]

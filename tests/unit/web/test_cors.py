@@ -7,7 +7,7 @@ from flask.testing import FlaskClient
 
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT
-from tests.support.upstream import Upstream, failing
+from tests.support.fake_openai import FakeOpenAI, failing
 
 LISTED = "http://localhost:3000"
 
@@ -22,7 +22,7 @@ def test_listed_origin(client: FlaskClient) -> None:
     assert "Origin" in response.vary
 
 
-def test_preflight(client: FlaskClient, upstream: Upstream) -> None:
+def test_preflight(client: FlaskClient, fake_openai: FakeOpenAI) -> None:
     requested = {
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization, content-type, x-request-id",
@@ -35,7 +35,7 @@ def test_preflight(client: FlaskClient, upstream: Upstream) -> None:
     assert response.headers["Access-Control-Allow-Headers"] == "authorization, content-type, x-request-id"
     assert response.headers["Access-Control-Max-Age"] == "600"
     assert "Set-Cookie" not in response.headers
-    assert upstream.received == []
+    assert fake_openai.received == []
 
 
 def test_preflight_for_the_headers_of_chatkits_component(client: FlaskClient) -> None:
@@ -64,13 +64,15 @@ def test_preflight_for_the_headers_of_chatkits_component(client: FlaskClient) ->
     ],
 )
 @pytest.mark.parametrize("method", ["POST", "OPTIONS"])
-def test_other_origins_are_refused_before_any_work(client: FlaskClient, upstream: Upstream, origin: str, method: str) -> None:
+def test_other_origins_are_refused_before_any_work(
+    client: FlaskClient, fake_openai: FakeOpenAI, origin: str, method: str
+) -> None:
     headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
     response = client.open(ENDPOINT, method=method, headers=headers)
     assert response.status_code == 403
     assert not [name for name, _ in response.headers if name.startswith("Access-Control")]
     assert "Set-Cookie" not in response.headers
-    assert upstream.received == []
+    assert fake_openai.received == []
 
 
 def test_request_without_an_origin(client: FlaskClient) -> None:
@@ -106,9 +108,9 @@ def test_host_header_does_not_allow_an_origin(make_app: MakeApp, headers: dict[s
     ],
 )
 def test_errors_have_cors_headers(
-    client: FlaskClient, upstream: Upstream, method: str, path: str, body: bytes, status: int
+    client: FlaskClient, fake_openai: FakeOpenAI, method: str, path: str, body: bytes, status: int
 ) -> None:
-    upstream.behaviour = failing(404, "not_found")
+    fake_openai.behaviour = failing(404, "not_found")
     response = client.open(path, method=method, data=body, content_type="application/json", headers={"Origin": LISTED})
     assert response.status_code == status
     assert response.headers["Access-Control-Allow-Origin"] == LISTED

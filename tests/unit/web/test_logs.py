@@ -16,9 +16,9 @@ from chatkit.web import logs
 from tests.support import service
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT
+from tests.support.fake_openai import API_KEY, SECRET_PREFIX, WORKFLOW_ID, FakeOpenAI
+from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder, leaks
-from tests.support.provider import SECRET, shared
-from tests.support.upstream import API_KEY, SECRET_PREFIX, WORKFLOW_ID, Upstream
 
 
 def written(name: str, *, readable: bool) -> str:
@@ -98,12 +98,12 @@ def test_search_finds_secrets(secret: str) -> None:
     assert leaks(f"before {secret} after")
 
 
-def test_search_covers_all_logs(make_app: MakeApp, recorder: Recorder, upstream: Upstream) -> None:
+def test_search_covers_all_logs(make_app: MakeApp, recorder: Recorder, fake_openai: FakeOpenAI) -> None:
     """Both from applications in this process and from services in their own processes."""
     for backend, session_id in (("hosted", r"cksess_[0-9a-f]{48}"), ("selfhosted", r"ses_[A-Za-z0-9_-]{32}")):
         before = len(recorder.lines)
         make_app(CHATKIT_BACKEND=backend).test_client().post(ENDPOINT, buffered=True)
         assert re.search(session_id, "\n".join(recorder.lines[before:]))
-    with service.Service(OPENAI_API_KEY=API_KEY, CHATKIT_WORKFLOW_ID=WORKFLOW_ID, CHATKIT_API_BASE=upstream.url) as running:
-        assert running.mint().status_code == 200
+    with service.Service(OPENAI_API_KEY=API_KEY, CHATKIT_WORKFLOW_ID=WORKFLOW_ID, CHATKIT_API_BASE=fake_openai.url) as running:
+        assert running.create_session().status_code == 200
     assert re.search(r"cksess_[0-9a-f]{48}", service.output[-1])

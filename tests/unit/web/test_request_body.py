@@ -16,7 +16,7 @@ from chatkit.web.errors import ErrorSchema
 from chatkit.web.schemas import read_session_request
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT
-from tests.support.upstream import Upstream
+from tests.support.fake_openai import FakeOpenAI
 
 JSON = "application/json"
 VALID = "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f"
@@ -179,11 +179,11 @@ def test_uuid_is_read(user_id: Any) -> None:
     assert read_session_request(json.dumps({"user_id": str(user_id)}).encode()) == {"user_id": str(user_id)}
 
 
-def test_refused_requests_reach_no_upstream(make_app: MakeApp, upstream: Upstream) -> None:
+def test_refused_requests_reach_no_upstream(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
     client = make_app().test_client()
     for body in MALFORMED.values():
         assert client.post(ENDPOINT, data=body, content_type=JSON).status_code == 400
-    assert upstream.received == []
+    assert fake_openai.received == []
 
 
 def test_validation_error_is_chained() -> None:

@@ -20,9 +20,10 @@ from flask.testing import FlaskClient
 from chatkit.identity.user import User
 from chatkit.settings import Settings
 from tests.support.endpoint import ENDPOINT, USER
+from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, delayed, issue_session, issuing, session
+from tests.support.fake_server import responding
 from tests.support.hosted import COMPLETE, sessions_api, what_counts
 from tests.support.service import SECRET_KEY
-from tests.support.upstream import API_KEY, WORKFLOW_ID, Upstream, answering, delayed, mint, minting, session
 
 ARGUMENTS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "nothing set": ({}, {}),
@@ -56,12 +57,12 @@ ARGUMENTS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", ARGUMENTS)
-def test_request_equals_the_one_of_openais_sdk(upstream: Upstream, case: str) -> None:
+def test_request_equals_the_one_of_openais_sdk(fake_openai: FakeOpenAI, case: str) -> None:
     variables, arguments = ARGUMENTS[case]
-    with openai.OpenAI(api_key=API_KEY, base_url=f"{upstream.url}/v1", max_retries=0) as sdk:
+    with openai.OpenAI(api_key=API_KEY, base_url=f"{fake_openai.url}/v1", max_retries=0) as sdk:
         theirs = sdk.beta.chatkit.sessions.create(**cast(Any, {"user": USER.id, "workflow": {"id": WORKFLOW_ID}, **arguments}))
-    ours = sessions_api(upstream.url, **variables).issue(USER)
-    sent_by_them, sent_by_us = map(what_counts, upstream.received)
+    ours = sessions_api(fake_openai.url, **variables).issue(USER)
+    sent_by_them, sent_by_us = map(what_counts, fake_openai.received)
     assert sent_by_us == sent_by_them
     assert ours.client_secret.startswith("ek_test_")
     assert theirs.client_secret.startswith("ek_test_")
@@ -70,67 +71,67 @@ def test_request_equals_the_one_of_openais_sdk(upstream: Upstream, case: str) ->
 SIGNED_IN = User("user", "ada", claims={"email": "ada@example.com", "seats": 3, "share": 0.5, "admin": False})
 
 
-def test_workflow_and_state_variables_of_a_user(upstream: Upstream) -> None:
+def test_workflow_and_state_variables_of_a_user(fake_openai: FakeOpenAI) -> None:
     variables = {"CHATKIT_WORKFLOW_VERSION": "3", "CHATKIT_WORKFLOWS": "pro=wf_test_pro"}
-    issuer = sessions_api(upstream.url, CHATKIT_AGENT_CLAIM="plan", **variables)
-    with openai.OpenAI(api_key=API_KEY, base_url=f"{upstream.url}/v1", max_retries=0) as sdk:
+    issuer = sessions_api(fake_openai.url, CHATKIT_AGENT_CLAIM="plan", **variables)
+    with openai.OpenAI(api_key=API_KEY, base_url=f"{fake_openai.url}/v1", max_retries=0) as sdk:
         for workflow in ({"id": "wf_test_pro"}, {"id": WORKFLOW_ID, "version": "3"}):
             state: Any = {**workflow, "state_variables": dict(SIGNED_IN.claims)}
             sdk.beta.chatkit.sessions.create(user="user:ada", workflow=state)
     issuer.issue(replace(SIGNED_IN, agent="pro"))
     issuer.issue(SIGNED_IN)
-    theirs, ours = upstream.received[:2], upstream.received[2:]
+    theirs, ours = fake_openai.received[:2], fake_openai.received[2:]
     assert [received.body for received in ours] == [received.body for received in theirs]
 
 
-def test_unset_options_are_not_sent(upstream: Upstream) -> None:
-    sessions_api(upstream.url).issue(USER)
-    assert upstream.received[0].body == {"user": USER.id, "workflow": {"id": WORKFLOW_ID}}
+def test_unset_options_are_not_sent(fake_openai: FakeOpenAI) -> None:
+    sessions_api(fake_openai.url).issue(USER)
+    assert fake_openai.received[0].body == {"user": USER.id, "workflow": {"id": WORKFLOW_ID}}
 
 
-def test_openai_is_told_the_id_of_the_request(client: FlaskClient, upstream: Upstream) -> None:
+def test_openai_is_told_the_id_of_the_request(client: FlaskClient, fake_openai: FakeOpenAI) -> None:
     response = client.post(ENDPOINT)
-    assert upstream.received[0].headers["x-client-request-id"] == response.headers["X-Request-ID"]
+    assert fake_openai.received[0].headers["x-client-request-id"] == response.headers["X-Request-ID"]
 
 
-def test_connection_is_reused(upstream: Upstream) -> None:
-    issuer = sessions_api(upstream.url)
+def test_connection_is_reused(fake_openai: FakeOpenAI) -> None:
+    issuer = sessions_api(fake_openai.url)
     for _ in range(10):
         issuer.issue(USER)
-    assert upstream.connections == 1
-    upstream.behaviour = answering(401, b'{"error": {}}')
+    assert fake_openai.connections == 1
+    fake_openai.behaviour = responding(401, b'{"error": {}}')
     for _ in range(3):
         with pytest.raises(Exception, match="401"):
             issuer.issue(USER)
-    assert upstream.connections == 1
+    assert fake_openai.connections == 1
 
 
-def test_concurrent_calls_do_not_wait_for_each_other(upstream: Upstream) -> None:
-    upstream.behaviour = delayed(1)
-    issuer = sessions_api(upstream.url, GUNICORN_THREADS="20")
+def test_concurrent_calls_do_not_wait_for_each_other(fake_openai: FakeOpenAI) -> None:
+    fake_openai.behaviour = delayed(1)
+    issuer = sessions_api(fake_openai.url, GUNICORN_THREADS="20")
     started = time.monotonic()
     with ThreadPoolExecutor(20) as pool:
         ids = {issued.session_id for issued in pool.map(issuer.issue, [USER] * 20)}
     assert len(ids) == 20
     assert time.monotonic() - started < 10
-    assert upstream.connections == 20
+    assert fake_openai.connections == 20
 
 
-def test_upstream_cookies_are_not_kept_between_users(upstream: Upstream) -> None:
-    upstream.behaviour = lambda handler: handler.answer(200, session(), Set_Cookie="who=first; Path=/")
-    issuer = sessions_api(upstream.url)
+def test_upstream_cookies_are_not_kept_between_users(fake_openai: FakeOpenAI) -> None:
+    fake_openai.behaviour = lambda handler: handler.respond(200, session(), Set_Cookie="who=first; Path=/")
+    issuer = sessions_api(fake_openai.url)
     issuer.issue(USER)
     issuer.issue(USER)
-    assert "cookie" not in upstream.received[1].headers
+    assert "cookie" not in fake_openai.received[1].headers
 
 
-def test_proxy_variables_and_netrc_are_ignored(upstream: Upstream, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_proxy_variables_and_netrc_are_ignored(fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login someone password else\n")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    sessions_api(upstream.url).issue(USER)
-    assert upstream.received[0].headers["authorization"] == f"Bearer {API_KEY}"
+    sessions_api(fake_openai.url).issue(USER)
+    assert fake_openai.received[0].headers["authorization"] == f"Bearer {API_KEY}"
 
 
 @pytest.mark.parametrize(
@@ -146,16 +147,16 @@ def test_proxy_variables_and_netrc_are_ignored(upstream: Upstream, monkeypatch: 
         (None, "30", 30),
     ],
 )
-def test_expiry(upstream: Upstream, expires_at: Any, ttl: str, expected: int) -> None:
+def test_expiry(fake_openai: FakeOpenAI, expires_at: Any, ttl: str, expected: int) -> None:
     if isinstance(expires_at, int | float):
         expires_at = time.time() + expires_at
-    upstream.behaviour = minting(expires_at=expires_at)
-    issued = sessions_api(upstream.url, CHATKIT_SESSION_TTL=ttl).issue(USER)
+    fake_openai.behaviour = issuing(expires_at=expires_at)
+    issued = sessions_api(fake_openai.url, CHATKIT_SESSION_TTL=ttl).issue(USER)
     assert (issued.expires_at - datetime.now(UTC)).total_seconds() == pytest.approx(expected, abs=2)
 
 
-def test_secrets_are_not_in_repr(upstream: Upstream) -> None:
-    assert "ek_test_" not in repr(sessions_api(upstream.url).issue(USER))
+def test_secrets_are_not_in_repr(fake_openai: FakeOpenAI) -> None:
+    assert "ek_test_" not in repr(sessions_api(fake_openai.url).issue(USER))
     assert API_KEY not in repr(Settings.load(COMPLETE))
     assert WORKFLOW_ID not in repr(Settings.load(COMPLETE))
     assert SECRET_KEY not in repr(Settings.load(COMPLETE))
@@ -184,24 +185,24 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture
-def tls_upstream(authority: trustme.CA) -> Iterator[Upstream]:
+def tls_openai(authority: trustme.CA) -> Iterator[FakeOpenAI]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
-    with Upstream(tls=context) as running:
+    with FakeOpenAI(tls=context) as running:
         yield running
 
 
-def test_tls(tls_upstream: Upstream, authority: trustme.CA, tmp_path: Any) -> None:
-    issuer = sessions_api(tls_upstream.url)
+def test_tls(tls_openai: FakeOpenAI, authority: trustme.CA, tmp_path: Any) -> None:
+    issuer = sessions_api(tls_openai.url)
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     issuer.http.verify = str(tmp_path / "ca.pem")
-    tls_upstream.behaviour = mint
+    tls_openai.behaviour = issue_session
     for _ in range(3):
         assert re.match("cksess_", issuer.issue(USER).session_id)
-    assert tls_upstream.connections == 1
+    assert tls_openai.connections == 1
 
 
-def test_untrusted_certificate_is_refused(tls_upstream: Upstream) -> None:
+def test_untrusted_certificate_is_refused(tls_openai: FakeOpenAI) -> None:
     with pytest.raises(Exception, match="no response from OpenAI"):
-        sessions_api(tls_upstream.url).issue(USER)
-    assert tls_upstream.received == []
+        sessions_api(tls_openai.url).issue(USER)
+    assert tls_openai.received == []

@@ -11,17 +11,18 @@ import pytest
 from chatkit.backends.hosted import threads_api
 from chatkit.backends.hosted.threads_api import AccessDenied, ReadFailed, ThreadsApi
 from chatkit.settings import Settings
+from tests.support.fake_openai import API_KEY, FakeOpenAI, failing
+from tests.support.fake_server import Handler, responding, sending
 from tests.support.hosted import COMPLETE
 from tests.support.service import free_port
 from tests.support.threads_api import DESCRIBED, Project, answers, asks
-from tests.support.upstream import API_KEY, Handler, Upstream, answering, failing, sending
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
 @pytest.fixture
-def project(upstream: Upstream) -> Project:
-    upstream.behaviour = project = Project()
+def project(fake_openai: FakeOpenAI) -> Project:
+    fake_openai.behaviour = project = Project()
     return project
 
 
@@ -31,18 +32,18 @@ def waits() -> list[float]:
 
 
 @pytest.fixture
-def api(upstream: Upstream, waits: list[float]) -> ThreadsApi:
-    return ThreadsApi(Settings.load({**COMPLETE, "CHATKIT_API_BASE": upstream.url}), waits.append)
+def api(fake_openai: FakeOpenAI, waits: list[float]) -> ThreadsApi:
+    return ThreadsApi(Settings.load({**COMPLETE, "CHATKIT_API_BASE": fake_openai.url}), waits.append)
 
 
-def test_requests_are_those_that_openais_sdk_sends(upstream: Upstream, project: Project, api: ThreadsApi) -> None:
+def test_requests_are_those_that_openais_sdk_sends(fake_openai: FakeOpenAI, project: Project, api: ThreadsApi) -> None:
     thread = project.add("user:a b&c", *DESCRIBED)
     list(api.threads("user:a b&c"))
     list(api.items(thread))
-    with openai.OpenAI(api_key=API_KEY, base_url=f"{upstream.url}/v1", max_retries=0) as sdk:
+    with openai.OpenAI(api_key=API_KEY, base_url=f"{fake_openai.url}/v1", max_retries=0) as sdk:
         threads = list(sdk.beta.chatkit.threads.list(user="user:a b&c", limit=100, order="asc"))
         items = list(sdk.beta.chatkit.threads.list_items(thread, limit=100, order="asc"))
-    ours, theirs = upstream.received[:2], upstream.received[2:]
+    ours, theirs = fake_openai.received[:2], fake_openai.received[2:]
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.method == "GET"
         assert sorted(mine.path.partition("?")[2].split("&")) == sorted(other.path.partition("?")[2].split("&"))
@@ -76,13 +77,13 @@ def test_next_page_is_requested_only_when_it_is_needed(project: Project, api: Th
 BROKEN = {
     "busy": failing(429, "rate_limit_exceeded"),
     "server error": failing(500, "server_error"),
-    "bad gateway": answering(502, b"<html>"),
-    "timeout": answering(408),
+    "bad gateway": responding(502, b"<html>"),
+    "timeout": responding(408),
     "hangs up": Handler.hang_up,
     "cut in the middle": sending(HEAD + b'Content-Length: 5000\r\n\r\n{"object":"list","data":['),
-    "no JSON": answering(200, b'{"data":['),
-    "no list": answering(200, {"object": "list", "data": None, "has_more": False}),
-    "no word on more": answering(200, {"object": "list", "data": []}),
+    "no JSON": responding(200, b'{"data":['),
+    "no list": responding(200, {"object": "list", "data": None, "has_more": False}),
+    "no word on more": responding(200, {"object": "list", "data": []}),
 }
 
 
@@ -142,11 +143,11 @@ def test_other_responses_are_not_requested_again(project: Project, api: ThreadsA
 
 
 @pytest.mark.parametrize("data", [[], [{"id": "cthr_1"}], [{"id": None}], ["x"]])
-def test_list_without_end_is_not_read_for_ever(upstream: Upstream, api: ThreadsApi, data: list[Any]) -> None:
-    upstream.behaviour = answering(200, {"object": "list", "data": data, "has_more": True, "last_id": None})
+def test_list_without_end_is_not_read_for_ever(fake_openai: FakeOpenAI, api: ThreadsApi, data: list[Any]) -> None:
+    fake_openai.behaviour = responding(200, {"object": "list", "data": data, "has_more": True, "last_id": None})
     with pytest.raises(ReadFailed, match="does not say after which element"):
         list(api.threads())
-    assert len(upstream.received) <= 2
+    assert len(fake_openai.received) <= 2
 
 
 def test_page_that_is_too_long(monkeypatch: pytest.MonkeyPatch, project: Project, api: ThreadsApi) -> None:
@@ -156,9 +157,9 @@ def test_page_that_is_too_long(monkeypatch: pytest.MonkeyPatch, project: Project
         list(api.items(thread))
 
 
-def test_lone_surrogates_are_replaced(upstream: Upstream, api: ThreadsApi) -> None:
+def test_lone_surrogates_are_replaced(fake_openai: FakeOpenAI, api: ThreadsApi) -> None:
     body = b'{"object": "list", "has_more": false, "data": [{"id": "cthr_1", "title": "\\uD800 \\ud83d\\ude00 \\u0000"}]}'
-    upstream.behaviour = answering(200, body)
+    fake_openai.behaviour = responding(200, body)
     (thread,) = api.threads()
     assert thread["title"] == "? \U0001f600 \0"
     json.dumps(thread, ensure_ascii=False).encode()

@@ -13,10 +13,11 @@ from sqlalchemy import create_engine, text
 
 from tests.support.applications import Start
 from tests.support.chat import Caller, deltas, errors, texts, user_input
-from tests.support.provider import SECRET, shared
+from tests.support.fake_openai import FakeOpenAI
+from tests.support.fake_server import responding
+from tests.support.identity_provider import SECRET, shared
 from tests.support.responses_api import asked, calls, cites, draws, says, streaming, thinks
 from tests.support.service import PROJECT
-from tests.support.upstream import Upstream, answering
 from tests.support.waiting import wait_for
 
 SERVERS = "tests.support.servers_under_test"
@@ -43,60 +44,60 @@ def of_type(events: list[Any], type_: str) -> list[Any]:
     return [event for event in events if event.type == type_]
 
 
-def words(start: Start, upstream: Upstream, agent: str) -> None:
-    upstream.behaviour = streaming(says("one two three"))
+def words(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    fake_openai.behaviour = streaming(says("one two three"))
     _, events = start(agent).create("Count")
     assert deltas(events) == ["one", " two", " three"]
 
 
-def history(start: Start, upstream: Upstream, agent: str) -> None:
+def history(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(says("Hello Ada"), says("You are Ada"))
+    fake_openai.behaviour = streaming(says("Hello Ada"), says("You are Ada"))
     thread_id, _ = caller.create("I am Ada")
     caller.say(thread_id, "Who am I?")
-    assert asked(upstream.received[1].body) == [("user", "I am Ada"), ("assistant", "Hello Ada"), ("user", "Who am I?")]
+    assert asked(fake_openai.received[1].body) == [("user", "I am Ada"), ("assistant", "Hello Ada"), ("user", "Who am I?")]
 
 
-def knowledge(start: Start, upstream: Upstream, agent: str) -> None:
+def knowledge(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     url = start(agent, AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan", CHATKIT_AGENT_HEADERS="X-Org").url
     caller = Caller(url, shared(plan="pro"))
     caller.http.headers["X-Org"] = "o1"
-    upstream.behaviour = streaming(calls("what_is_known"), says("I see"))
+    fake_openai.behaviour = streaming(calls("what_is_known"), says("I see"))
     caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}, "metadata": {"page": 7}})
-    (output,) = [item["output"] for item in upstream.received[1].body["input"] if item.get("type") == "function_call_output"]
+    (output,) = [item["output"] for item in fake_openai.received[1].body["input"] if item.get("type") == "function_call_output"]
     assert output == "user:ada {'plan': 'pro'} {'X-Org': 'o1'} {'page': 7}"
 
 
-def widgets(start: Start, upstream: Upstream, agent: str) -> None:
+def widgets(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(calls("shows_a_widget"), says("Look"))
+    fake_openai.behaviour = streaming(calls("shows_a_widget"), says("Look"))
     thread_id, events = caller.create("Show me")
     assert len(done(events, "widget")) == 1
     assert "widget" in [item.type for item in caller.items(thread_id).data]
 
 
-def reports(start: Start, upstream: Upstream, agent: str) -> None:
-    upstream.behaviour = streaming(calls("reports"), says("There"))
+def reports(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    fake_openai.behaviour = streaming(calls("reports"), says("There"))
     _, events = start(agent).create("Report")
     assert [event.text for event in of_type(events, "progress_update") if event.text] == ["On it"]
     assert [(event.name, event.data) for event in of_type(events, "client_effect")] == [("changed", {"by": "tool"})]
     assert [note.source.id for item in done(events, "assistant_message") for note in item.content[0].annotations] == ["art_1"]
 
 
-def client_tools(start: Start, upstream: Upstream, agent: str) -> None:
+def client_tools(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("Blue"))
+    fake_openai.behaviour = streaming(calls("ask_page", question="Colour?"), says("Blue"))
     thread_id, events = caller.create("Which colour?")
     assert [call.name for call in done(events, "client_tool_call")] == ["ask_page"]
     answered = list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
     assert texts(answered) == ["Blue"]
-    outputs = [item["output"] for item in upstream.received[1].body["input"] if item.get("type") == "function_call_output"]
+    outputs = [item["output"] for item in fake_openai.received[1].body["input"] if item.get("type") == "function_call_output"]
     assert outputs == ['{"colour": "blue"}']
 
 
-def reasoning(start: Start, upstream: Upstream, agent: str) -> None:
+def reasoning(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     url = {"type": "url_citation", "start_index": 0, "end_index": 5, "url": "https://example.com", "title": "An example"}
-    upstream.behaviour = streaming([*thinks("First"), *draws("iVBORw0KGgo="), *cites("Hello", url)])
+    fake_openai.behaviour = streaming([*thinks("First"), *draws("iVBORw0KGgo="), *cites("Hello", url)])
     caller = start(agent)
     thread_id, _ = caller.create("Go")
     kept = {item.type: item for item in caller.items(thread_id).data}
@@ -104,30 +105,30 @@ def reasoning(start: Start, upstream: Upstream, agent: str) -> None:
     assert kept["assistant_message"].content[0].annotations[0].source.url == "https://example.com"
 
 
-def guardrails(start: Start, upstream: Upstream, agent: str) -> None:
+def guardrails(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(says("the secret word"))
+    fake_openai.behaviour = streaming(says("the secret word"))
     thread_id, events = caller.create("Hello")
     assert errors(events) == [("custom", "This can't be answered here.", False)]
     assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
 
 
-def locks(start: Start, upstream: Upstream, agent: str) -> None:
+def locks(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(calls("locks"), says("Support will write"))
+    fake_openai.behaviour = streaming(calls("locks"), says("Support will write"))
     thread_id, _ = caller.create("Help")
     assert caller.post("threads.add_user_message", thread_id=thread_id, input=user_input("Hello?")).status_code == 403
 
 
-def actions_to_the_model(start: Start, upstream: Upstream, agent: str) -> None:
+def actions_to_the_model(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(says("Hello"), says("You pressed it"))
+    fake_openai.behaviour = streaming(says("Hello"), says("You pressed it"))
     thread_id, _ = caller.create("Hello")
     assert texts(list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))) == ["You pressed it"]
-    assert "press with {'button': 'red'}" in str(upstream.received[1].body["input"])
+    assert "press with {'button': 'red'}" in str(fake_openai.received[1].body["input"])
 
 
-def actions_in_code(start: Start, upstream: Upstream, agent: str) -> None:
+def actions_in_code(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(f"{SERVERS}:Overriding")
     thread_id, _ = caller.create("Hello")
     events = list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))
@@ -136,10 +137,10 @@ def actions_in_code(start: Start, upstream: Upstream, agent: str) -> None:
     assert answer.json()["updated_item"]["id"] == "msg_sync"
 
 
-def approval(start: Start, upstream: Upstream, agent: str) -> None:
+def approval(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     (shape,) = [shape for shape, own in AGENTS.items() if own == agent]
     caller = start(f"tests.support.approving_agents:{APPROVING[shape]}")
-    upstream.behaviour = streaming(calls("delete_file", path="a.txt"), says("It is gone"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("It is gone"))
     thread_id, events = caller.create("Delete it")
     (widget,) = done(events, "widget")
     action = {"type": "chatkit.approval", "payload": {"approved": True}}
@@ -147,67 +148,67 @@ def approval(start: Start, upstream: Upstream, agent: str) -> None:
     assert texts(decided) == ["It is gone"]
 
 
-def rich_input(start: Start, upstream: Upstream, agent: str) -> None:
+def rich_input(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     tag = {"type": "input_tag", "id": "art_1", "text": "Future", "data": {}}
     content = [{"type": "input_text", "text": "About "}, tag]
-    upstream.behaviour = streaming(says("I see"))
+    fake_openai.behaviour = streaming(says("I see"))
     list(start(agent).stream("threads.create", input={**user_input(""), "content": content, "quoted_text": "a sentence"}))
-    given = " ".join(said for _, said in asked(upstream.received[0].body))
+    given = " ".join(said for _, said in asked(fake_openai.received[0].body))
     assert all(part in given for part in ("About @Future", "a sentence", "@Future stands for art_1"))
 
 
-def choices(start: Start, upstream: Upstream, agent: str) -> None:
-    upstream.behaviour = streaming(calls("weather", city="Paris"), says("Sunny"))
+def choices(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    fake_openai.behaviour = streaming(calls("weather", city="Paris"), says("Sunny"))
     chosen = user_input("Weather?", model="gpt-best", tool_choice={"id": "weather"})
     list(start(agent, **LISTED).stream("threads.create", input=chosen))
-    first = upstream.received[0].body
+    first = fake_openai.received[0].body
     assert (first["model"], first["tool_choice"]) == ("gpt-best", {"type": "function", "name": "weather"})
 
 
-def titles(start: Start, upstream: Upstream, agent: str) -> None:
+def titles(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("My first words")
     assert caller.thread(thread_id).title == "My first words"
 
 
-def dictation(start: Start, upstream: Upstream, agent: str) -> None:
+def dictation(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = answering(200, {"text": "Hello there"})
+    fake_openai.behaviour = responding(200, {"text": "Hello there"})
     assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm").json() == {"text": "Hello there"}
 
 
-def limits(start: Start, upstream: Upstream, agent: str) -> None:
+def limits(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent, CHATKIT_TURN_SECONDS="1")
-    upstream.behaviour = streaming([*says("half a")[:4], 5.0])
+    fake_openai.behaviour = streaming([*says("half a")[:4], 5.0])
     _, events = caller.create("Hello")
     assert errors(events) == [("custom", "The answer took too long. Please try again.", True)]
 
 
-def titles_by_a_model(start: Start, upstream: Upstream, agent: str) -> None:
+def titles_by_a_model(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent, CHATKIT_TITLE_MODEL="gpt-title")
-    upstream.behaviour = streaming(says("A title"))
+    fake_openai.behaviour = streaming(says("A title"))
     thread_id, _ = caller.create("My first words")
     wait_for(lambda: caller.thread(thread_id).title == "A title")
 
 
-def usage(start: Start, upstream: Upstream, agent: str) -> None:
+def usage(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent, CHATKIT_TOKENS_PER_DAY="1")
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
     answer = caller.post("threads.add_user_message", thread_id=thread_id, input=user_input("Hello"))
     assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests")
 
 
-def safety_identifiers(start: Start, upstream: Upstream, agent: str) -> None:
+def safety_identifiers(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent, AUTH_JWT_SECRET=SECRET)
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     Caller(caller.url, shared(sub="ada")).create("Hello")
-    assert upstream.received[0].body["safety_identifier"] == hashlib.sha256(b"user:ada").hexdigest()
+    assert fake_openai.received[0].body["safety_identifier"] == hashlib.sha256(b"user:ada").hexdigest()
 
 
 ALL = set(AGENTS)
-Check = Callable[[Start, Upstream, str], None]
+Check = Callable[[Start, FakeOpenAI, str], None]
 ABILITIES: dict[str, tuple[Check, set[str]]] = {
     "words as the model writes them": (words, ALL),
     "the model gets the earlier messages": (history, ALL),
@@ -235,13 +236,13 @@ ABILITIES: dict[str, tuple[Check, set[str]]] = {
 @pytest.mark.parametrize(
     ("ability", "shape"), [(ability, shape) for ability, (_, shapes) in ABILITIES.items() for shape in sorted(shapes)]
 )
-def test_ability(start: Start, upstream: Upstream, ability: str, shape: str) -> None:
+def test_ability(start: Start, fake_openai: FakeOpenAI, ability: str, shape: str) -> None:
     check, _ = ABILITIES[ability]
-    check(start, upstream, AGENTS[shape])
+    check(start, fake_openai, AGENTS[shape])
 
 
-def test_feedback_is_stored_in_every_shape(start: Start, upstream: Upstream, tmp_path: Path) -> None:
-    upstream.behaviour = streaming(says("Hello"))
+def test_feedback_is_stored_in_every_shape(start: Start, fake_openai: FakeOpenAI, tmp_path: Path) -> None:
+    fake_openai.behaviour = streaming(says("Hello"))
     for number, agent in enumerate(AGENTS.values(), start=1):
         caller = start(agent)
         thread_id, _ = caller.create("Hello")

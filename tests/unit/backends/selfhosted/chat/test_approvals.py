@@ -15,10 +15,10 @@ from tests.support import approving_agents
 from tests.support.applications import Start
 from tests.support.approving_agents import SECRET_OF_MCP, executed
 from tests.support.chat import Caller, errors, texts, user_input
+from tests.support.fake_openai import FakeOpenAI
+from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
-from tests.support.provider import SECRET, shared
 from tests.support.responses_api import Events, asked, calls, draws, says, streaming, thinks
-from tests.support.upstream import Upstream
 from tests.support.waiting import wait_for
 
 AGENTS = "tests.support.approving_agents"
@@ -75,9 +75,9 @@ def address(tmp_path: Any) -> str:
 
 
 @pytest.mark.parametrize("agent", [*SHAPES, f"{AGENTS}:for_user"])
-def test_an_approved_call_is_executed(start: Start, upstream: Upstream, database: str, agent: str) -> None:
+def test_an_approved_call_is_executed(start: Start, fake_openai: FakeOpenAI, database: str, agent: str) -> None:
     caller = start(agent, DATABASE_URL=database)
-    upstream.behaviour = streaming([*says("I will."), *calling("delete_file", path="a.txt")], says("It is gone"))
+    fake_openai.behaviour = streaming([*says("I will."), *calling("delete_file", path="a.txt")], says("It is gone"))
     thread_id, events = caller.create("Delete a.txt")
     assert texts(events) == ["I will."]
     assert errors(events) == []
@@ -88,7 +88,7 @@ def test_an_approved_call_is_executed(start: Start, upstream: Upstream, database
     assert [card[button]["label"] for button in ("confirm", "cancel")] == ["Approve", "Reject"]
     assert [card[button]["action"]["handler"] for button in ("confirm", "cancel")] == ["server", "server"]
     assert executed == []
-    assert len(upstream.received) == 1
+    assert len(fake_openai.received) == 1
 
     (kept,) = widgets(caller, thread_id)
     assert kept == shown, "the same after a reload"
@@ -101,7 +101,7 @@ def test_an_approved_call_is_executed(start: Start, upstream: Upstream, database
     assert texts(events) == ["It is gone"]
     assert len(executed) == 1
     assert executed[0].startswith("delete a.txt of anonymous:"), "the tool knows the user"
-    assert outputs(upstream.received[1].body) == ["a.txt is deleted"]
+    assert outputs(fake_openai.received[1].body) == ["a.txt is deleted"]
     assert widgets(caller, thread_id) == [replaced]
     assert [item.type for item in caller.items(thread_id, order="asc").data] == [
         "user_message",
@@ -111,9 +111,9 @@ def test_an_approved_call_is_executed(start: Start, upstream: Upstream, database
     ]
     assert paused(database) == []
 
-    upstream.behaviour = streaming(says("You're welcome"))
+    fake_openai.behaviour = streaming(says("You're welcome"))
     assert texts(caller.say(thread_id, "Thanks")) == ["You're welcome"]
-    assert "Approved." in json.dumps(asked(upstream.received[-1].body))
+    assert "Approved." in json.dumps(asked(fake_openai.received[-1].body))
 
 
 @pytest.mark.parametrize("agent", SHAPES)
@@ -130,25 +130,25 @@ def test_an_approved_call_is_executed(start: Start, upstream: Upstream, database
     ],
 )
 def test_a_rejected_call_is_not_executed(
-    start: Start, upstream: Upstream, agent: str, reason: str, told: str, shown: str
+    start: Start, fake_openai: FakeOpenAI, agent: str, reason: str, told: str, shown: str
 ) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Then not"))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Then not"))
     thread_id, _ = caller.create("Delete a.txt")
     (widget,) = widgets(caller, thread_id)
     events = decide(caller, widget, {**REJECT, "payload": {"approved": False, "reason": reason}})
     assert texts(events) == ["Then not"]
     assert executed == []
-    assert outputs(upstream.received[1].body) == [told]
+    assert outputs(fake_openai.received[1].body) == [told]
     (widget,) = widgets(caller, thread_id)
     assert lines(widget)[-1] == shown
     assert not is_open(widget)
 
 
 @pytest.mark.parametrize("approved", ["true", 1, None, "missing"])
-def test_only_true_is_an_approval(start: Start, upstream: Upstream, approved: Any) -> None:
+def test_only_true_is_an_approval(start: Start, fake_openai: FakeOpenAI, approved: Any) -> None:
     caller = start(f"{AGENTS}:careful")
-    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Then not"))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Then not"))
     thread_id, _ = caller.create("Delete a.txt")
     (widget,) = widgets(caller, thread_id)
     payload = None if approved == "missing" else {"approved": approved}
@@ -156,9 +156,9 @@ def test_only_true_is_an_approval(start: Start, upstream: Upstream, approved: An
     assert executed == []
 
 
-def test_each_of_several_calls_is_decided(start: Start, upstream: Upstream, database: str) -> None:
+def test_each_of_several_calls_is_decided(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
-    upstream.behaviour = streaming(
+    fake_openai.behaviour = streaming(
         [
             *calling("delete_file", "call_a", path="a.txt"),
             *calling("look_up", "call_b", path="b.txt"),
@@ -173,19 +173,19 @@ def test_each_of_several_calls_is_decided(start: Start, upstream: Upstream, data
     assert sorted(executed) == ["look up b.txt", "pay 9"], "what needs no approval is not held back"
     events = decide(caller, second, REJECT)
     assert texts(events) == []
-    assert len(upstream.received) == 1, "the other call is still pending"
+    assert len(fake_openai.received) == 1, "the other call is still pending"
     first, second = widgets(caller, thread_id)
     assert (is_open(first), is_open(second)) == (True, False)
     events = decide(caller, first, APPROVE)
     assert texts(events) == ["Done"]
     assert len(executed) == 3
-    told = outputs(upstream.received[1].body)
+    told = outputs(fake_openai.received[1].body)
     assert sorted(told) == ["9 euros are paid", "The user rejected this call.", "a.txt is deleted", "b.txt exists"]
 
 
-def test_a_run_may_be_paused_again(start: Start, upstream: Upstream) -> None:
+def test_a_run_may_be_paused_again(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:careful")
-    upstream.behaviour = streaming(
+    fake_openai.behaviour = streaming(
         calling("delete_file", "call_a", path="a.txt"), calling("delete_file", "call_b", path="b.txt"), says("Done")
     )
     thread_id, _ = caller.create("Go")
@@ -198,16 +198,16 @@ def test_a_run_may_be_paused_again(start: Start, upstream: Upstream) -> None:
     assert len(executed) == 2
 
 
-def test_a_decision_that_is_made_twice(start: Start, upstream: Upstream, database: str) -> None:
+def test_a_decision_that_is_made_twice(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
-    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("It is gone", pause=0.3))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("It is gone", pause=0.3))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     with ThreadPoolExecutor(5) as pool:  # as many responses as a user may have at once
         answers = list(pool.map(lambda action: decide(caller, widget, action), [APPROVE] * 3 + [REJECT] * 2))
     assert sum(texts(events) != [] for events in answers) == 1
     assert [errors(events) for events in answers] == [[]] * 5
-    assert len(upstream.received) == 2
+    assert len(fake_openai.received) == 2
     (widget,) = widgets(caller, thread_id)
     assert lines(widget)[-1] == ("Approved." if executed else "Rejected.")
     shown = [event.item for events in answers for event in events if event.type == "thread.item.replaced"]
@@ -217,9 +217,11 @@ def test_a_decision_that_is_made_twice(start: Start, upstream: Upstream, databas
     assert len(executed) == before
 
 
-def test_concurrent_decisions_on_several_calls_resume_the_run_once(start: Start, upstream: Upstream, database: str) -> None:
+def test_concurrent_decisions_on_several_calls_resume_the_run_once(
+    start: Start, fake_openai: FakeOpenAI, database: str
+) -> None:
     caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
-    upstream.behaviour = streaming(
+    fake_openai.behaviour = streaming(
         [event for n in range(6) for event in calling("pay", f"call_{n}x", euros=20 + n)], says("Done")
     )
     thread_id, _ = caller.create("Go")
@@ -230,9 +232,9 @@ def test_concurrent_decisions_on_several_calls_resume_the_run_once(start: Start,
     assert sorted(executed) == [f"pay {20 + n}" for n in range(6)]
 
 
-def test_foreign_and_unknown_calls_are_not_decided(start: Start, upstream: Upstream, address: str) -> None:
+def test_foreign_and_unknown_calls_are_not_decided(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     caller = start(f"{AGENTS}:careful")
-    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Hello"))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Hello"))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     stranger = Caller(caller.url)
@@ -252,10 +254,10 @@ def test_foreign_and_unknown_calls_are_not_decided(start: Start, upstream: Upstr
 
 
 @pytest.mark.parametrize("agent", SHAPES)
-def test_a_new_message_discards_what_is_pending(start: Start, upstream: Upstream, database: str, agent: str) -> None:
+def test_a_new_message_discards_what_is_pending(start: Start, fake_openai: FakeOpenAI, database: str, agent: str) -> None:
     caller = start(agent, DATABASE_URL=database)
     two = [*calling("delete_file", "call_a", path="a.txt"), *calling("delete_file", "call_b", path="b.txt")]
-    upstream.behaviour = streaming(two, says("As you like"))
+    fake_openai.behaviour = streaming(two, says("As you like"))
     thread_id, _ = caller.create("Go")
     first, second = widgets(caller, thread_id)
     decide(caller, first, APPROVE)
@@ -270,20 +272,20 @@ def test_a_new_message_discards_what_is_pending(start: Start, upstream: Upstream
     ]
     assert not any(is_open(widget) for widget in shown)
     assert paused(database) == []
-    assert json.dumps(asked(upstream.received[-1].body)).count("Not carried out") == 2, "the model knows"
+    assert json.dumps(asked(fake_openai.received[-1].body)).count("Not carried out") == 2, "the model knows"
     (event,) = [event for event in decide(caller, second, APPROVE) if event.type == "thread.item.replaced"]
     assert event.item == shown[1]
     assert executed == []
-    assert len(upstream.received) == 2
+    assert len(fake_openai.received) == 2
     assert [event.type for event in caller.say(thread_id, "Go on") if event.type == "thread.item.replaced"] == []
 
 
 def test_a_message_does_not_discard_a_run_that_is_being_resumed(
-    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+    start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The decision comes after the message's turn has loaded the thread."""
     caller = start(f"{AGENTS}:careful")
-    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("It is gone"))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("It is gone"))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     discard_run = SqlStore.discard_run
@@ -298,9 +300,9 @@ def test_a_message_does_not_discard_a_run_that_is_being_resumed(
     assert lines(widgets(caller, thread_id)[0])[-1] == "Approved."
 
 
-def test_a_retry_discards_what_is_pending(start: Start, upstream: Upstream, address: str) -> None:
+def test_a_retry_discards_what_is_pending(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     caller = start(f"{AGENTS}:careful")
-    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), calling("delete_file", path="b.txt"), says("Done"))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), calling("delete_file", path="b.txt"), says("Done"))
     thread_id, _ = caller.create("Go")
     (first,) = widgets(caller, thread_id)
     message = caller.items(thread_id, order="asc").data[0]
@@ -314,10 +316,10 @@ def test_a_retry_discards_what_is_pending(start: Start, upstream: Upstream, addr
     assert "b.txt" in executed[0]
 
 
-def test_a_thread_has_one_paused_run(start: Start, upstream: Upstream, address: str) -> None:
+def test_a_thread_has_one_paused_run(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     """Two turns in one thread at once, as of a user with two tabs."""
     caller = start(f"{AGENTS}:careful")
-    upstream.behaviour = streaming(says("Hello"), [0.7, *calling("pay", euros=11)])
+    fake_openai.behaviour = streaming(says("Hello"), [0.7, *calling("pay", euros=11)])
     thread_id, _ = caller.create("Hi")
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda said: caller.say(thread_id, said), ["one", "two"]))
@@ -330,10 +332,10 @@ def test_a_thread_has_one_paused_run(start: Start, upstream: Upstream, address: 
     assert list(json.loads(row.decisions)) == [pending.id]
 
 
-def test_a_widget_without_its_run_is_closed(start: Start, upstream: Upstream, address: str) -> None:
+def test_a_widget_without_its_run_is_closed(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     """As a process leaves it that is killed between the last decision and the update of the page."""
     caller = start(f"{AGENTS}:careful")
-    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Never said"))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Never said"))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     with create_engine(address).begin() as connection:
@@ -345,9 +347,9 @@ def test_a_widget_without_its_run_is_closed(start: Start, upstream: Upstream, ad
     assert not is_open(widget)
 
 
-def test_a_deleted_thread_takes_its_run_along(start: Start, upstream: Upstream, database: str) -> None:
+def test_a_deleted_thread_takes_its_run_along(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
-    upstream.behaviour = streaming(calling("delete_file", path="a.txt"))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     assert len(paused(database)) == 1
@@ -363,10 +365,10 @@ ABANDONED = ["Approved.", "Not carried out, because the assistant has changed."]
 
 @pytest.mark.parametrize("replacement", ["simple", f"{AGENTS}:asking_under_a_name"])
 def test_another_agent_does_not_resume_the_run(
-    start: Start, upstream: Upstream, address: str, replacement: str, recorder: Recorder
+    start: Start, fake_openai: FakeOpenAI, address: str, replacement: str, recorder: Recorder
 ) -> None:
     caller = start(f"{AGENTS}:careful")
-    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Never said"))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Never said"))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     later = start(replacement)
@@ -380,24 +382,24 @@ def test_another_agent_does_not_resume_the_run(
     assert lines(widget)[-2:] == ABANDONED
     assert not is_open(widget)
     assert paused(address) == []
-    assert (executed, len(upstream.received)) == ([], 1)
+    assert (executed, len(fake_openai.received)) == ([], 1)
     assert texts(later.say(thread_id, "Hello?")) == ["Never said"], "the thread goes on"
 
 
-def test_an_agent_that_lost_its_tool(start: Start, upstream: Upstream) -> None:
+def test_an_agent_that_lost_its_tool(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:for_user")
-    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Never said"))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Never said"))
     thread_id, _ = caller.create("Go")
     approving_agents.tools_of_users[:] = [approving_agents.pay]
     events = decide(caller, widgets(caller, thread_id)[0], APPROVE)
     assert errors(events) == [("custom", CHANGED, False)]
     assert lines(widgets(caller, thread_id)[0])[-2:] == ABANDONED
-    assert (executed, len(upstream.received)) == ([], 1)
+    assert (executed, len(fake_openai.received)) == ([], 1)
 
 
-def test_an_agent_that_can_not_be_made_for_now(start: Start, upstream: Upstream) -> None:
+def test_an_agent_that_can_not_be_made_for_now(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:for_user")
-    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     approving_agents.tools_of_users.clear()
@@ -407,10 +409,10 @@ def test_an_agent_that_can_not_be_made_for_now(start: Start, upstream: Upstream)
     assert texts(decide(caller, widget, APPROVE)) == ["Done"]
 
 
-def test_a_call_that_fails_after_its_approval(start: Start, upstream: Upstream) -> None:
+def test_a_call_that_fails_after_its_approval(start: Start, fake_openai: FakeOpenAI) -> None:
     """It was carried out, at least in part, so the widget says no more than that it was approved."""
     caller = start(f"{AGENTS}:failing")
-    upstream.behaviour = streaming(calling("fail"), says("Never said"))
+    fake_openai.behaviour = streaming(calling("fail"), says("Never said"))
     thread_id, _ = caller.create("Go")
     events = decide(caller, widgets(caller, thread_id)[0], APPROVE)
     assert errors(events) == [("stream.error", None, True)]
@@ -419,9 +421,9 @@ def test_a_call_that_fails_after_its_approval(start: Start, upstream: Upstream) 
 
 
 @pytest.mark.parametrize(("action", "told"), [(APPROVE, "a.txt is deleted"), (REJECT, "The user rejected this call.")])
-def test_another_process_resumes_the_run(start: Start, upstream: Upstream, database: str, action: Any, told: str) -> None:
+def test_another_process_resumes_the_run(start: Start, fake_openai: FakeOpenAI, database: str, action: Any, told: str) -> None:
     caller = start(f"{AGENTS}:boss", DATABASE_URL=database)
-    upstream.behaviour = streaming(
+    fake_openai.behaviour = streaming(
         calling("clerk", "call_boss", input="Delete a.txt"),
         calling("delete_file", "call_clerk", path="a.txt"),
         says("The clerk is done"),
@@ -436,22 +438,24 @@ def test_another_process_resumes_the_run(start: Start, upstream: Upstream, datab
     events = decide(later, widget, action)
     assert (errors(events), texts(events)) == ([], ["All done"])
     assert len(executed) == (action is APPROVE)
-    assert outputs(upstream.received[2].body) == [told]
-    assert outputs(upstream.received[3].body) == ["The clerk is done"]
+    assert outputs(fake_openai.received[2].body) == [told]
+    assert outputs(fake_openai.received[3].body) == ["The clerk is done"]
 
 
-def test_after_a_handoff(start: Start, upstream: Upstream) -> None:
+def test_after_a_handoff(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:handing_over")
-    upstream.behaviour = streaming(
+    fake_openai.behaviour = streaming(
         calling("transfer_to_careful", "call_0"), calling("delete_file", "call_1x", path="a.txt"), says("Done")
     )
     thread_id, _ = caller.create("Go")
     assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
-    assert [received.body["model"] for received in upstream.received] == ["gpt-first", "gpt-test", "gpt-test"]
+    assert [received.body["model"] for received in fake_openai.received] == ["gpt-first", "gpt-test", "gpt-test"]
 
 
 @pytest.mark.parametrize(("action", "approved"), [(APPROVE, True), (REJECT, False)])
-def test_a_tool_of_a_hosted_mcp_server(start: Start, upstream: Upstream, address: str, action: Any, approved: bool) -> None:
+def test_a_tool_of_a_hosted_mcp_server(
+    start: Start, fake_openai: FakeOpenAI, address: str, action: Any, approved: bool
+) -> None:
     request = {
         "id": "mcpr_1",
         "type": "mcp_approval_request",
@@ -464,20 +468,20 @@ def test_a_tool_of_a_hosted_mcp_server(start: Start, upstream: Upstream, address
         {"type": "response.output_item.done", "output_index": 0, "item": request},
     ]
     caller = start(f"{AGENTS}:hosted_mcp")
-    upstream.behaviour = streaming(wants, says("Done"))
+    fake_openai.behaviour = streaming(wants, says("Done"))
     thread_id, events = caller.create("Go")
     assert errors(events) == []
     (widget,) = widgets(caller, thread_id)
     assert lines(widget) == ["Allow delete_customer (crm)?", "customer", "7"]
     (row,) = paused(address)
     assert SECRET_OF_MCP not in row.state
-    assert SECRET_OF_MCP in json.dumps(upstream.received[0].body), "the search would have found it"
+    assert SECRET_OF_MCP in json.dumps(fake_openai.received[0].body), "the search would have found it"
     assert texts(decide(caller, widget, action)) == ["Done"]
-    (response,) = [item for item in upstream.received[1].body["input"] if item["type"] == "mcp_approval_response"]
+    (response,) = [item for item in fake_openai.received[1].body["input"] if item["type"] == "mcp_approval_response"]
     assert (response["approve"], response["approval_request_id"]) == (approved, "mcpr_1")
 
 
-def test_a_state_has_no_secrets(start: Start, upstream: Upstream, address: str) -> None:
+def test_a_state_has_no_secrets(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     url = start(
         f"{AGENTS}:careful",
         AUTH_JWT_SECRET=SECRET,
@@ -486,7 +490,7 @@ def test_a_state_has_no_secrets(start: Start, upstream: Upstream, address: str) 
     ).url
     caller = Caller(url, shared(plan="claim-of-the-user"))
     caller.http.headers["X-Org-Id"] = "header-of-the-page"
-    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
     body = {"type": "threads.create", "params": {"input": user_input("Go")}, "metadata": {"page": "metadata-of-the-page"}}
     assert caller.send(body).status_code == 200
     (row,) = paused(address)
@@ -496,9 +500,9 @@ def test_a_state_has_no_secrets(start: Start, upstream: Upstream, address: str) 
         assert secret not in row.state, secret
 
 
-def test_a_state_that_is_too_large(start: Start, upstream: Upstream, address: str, recorder: Recorder) -> None:
+def test_a_state_that_is_too_large(start: Start, fake_openai: FakeOpenAI, address: str, recorder: Recorder) -> None:
     caller = start(f"{AGENTS}:careful")
-    upstream.behaviour = streaming(
+    fake_openai.behaviour = streaming(
         calling("returns_much", "call_a"), calling("delete_file", "call_b", path="a.txt"), says("Hm")
     )
     recorder.lines.clear()
@@ -508,31 +512,31 @@ def test_a_state_that_is_too_large(start: Start, upstream: Upstream, address: st
     assert [line for line in recorder.lines if "was not kept" in line]
 
 
-def test_images_of_earlier_turns_are_not_kept(start: Start, upstream: Upstream, address: str) -> None:
+def test_images_of_earlier_turns_are_not_kept(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     caller = start(f"{AGENTS}:careful")
     drawing = [*draws("iVBO" * 600_000), *says("Here")]
-    upstream.behaviour = streaming(drawing, calling("delete_file", path="a.txt"), says("Done"))
+    fake_openai.behaviour = streaming(drawing, calling("delete_file", path="a.txt"), says("Done"))
     thread_id, _ = caller.create("Draw")
     assert errors(caller.say(thread_id, "Delete it")) == []
-    assert "iVBO" in json.dumps(upstream.received[1].body)
+    assert "iVBO" in json.dumps(fake_openai.received[1].body)
     (row,) = paused(address)
     assert "iVBO" not in row.state
     assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
-    assert "(This image is not shown to you.)" in json.dumps(upstream.received[2].body)
+    assert "(This image is not shown to you.)" in json.dumps(fake_openai.received[2].body)
 
 
-def test_the_chosen_model_stays(start: Start, upstream: Upstream) -> None:
+def test_the_chosen_model_stays(start: Start, fake_openai: FakeOpenAI) -> None:
     offered = {"models": [{"id": "gpt-test", "label": "Small"}, {"id": "gpt-large", "label": "Large"}]}
     caller = start(f"{AGENTS}:careful", CHATKIT_COMPOSER=json.dumps(offered))
-    upstream.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
     events = list(caller.stream("threads.create", input=user_input("Go", model="gpt-large")))
     assert texts(decide(caller, widgets(caller, events[0].thread.id)[0], APPROVE)) == ["Done"]
-    assert [received.body["model"] for received in upstream.received] == ["gpt-large", "gpt-large"]
+    assert [received.body["model"] for received in fake_openai.received] == ["gpt-large", "gpt-large"]
 
 
-def test_reasoning_before_the_call_is_finished(start: Start, upstream: Upstream) -> None:
+def test_reasoning_before_the_call_is_finished(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:careful")
-    upstream.behaviour = streaming(
+    fake_openai.behaviour = streaming(
         [*thinks("The user wants it gone"), *calling("delete_file", path="a.txt")], [*thinks("It is gone"), *says("Done")]
     )
     thread_id, events = caller.create("Go")
@@ -542,18 +546,18 @@ def test_reasoning_before_the_call_is_finished(start: Start, upstream: Upstream)
     kept = caller.items(thread_id, order="asc").data
     assert [item.type for item in kept] == ["user_message", "workflow", "widget", "workflow", "assistant_message"]
     assert all(item.workflow.summary for item in kept if item.type == "workflow")
-    assert [item["type"] for item in upstream.received[1].body["input"][1:]] == [
+    assert [item["type"] for item in fake_openai.received[1].body["input"][1:]] == [
         "reasoning",
         "function_call",
         "function_call_output",
     ]
 
 
-def test_a_client_tool_call_beside_a_pending_one(start: Start, upstream: Upstream) -> None:
+def test_a_client_tool_call_beside_a_pending_one(start: Start, fake_openai: FakeOpenAI) -> None:
     """The page answers at once, and the answer continues the conversation."""
     caller = start(f"{AGENTS}:asking")
     both = [*calling("delete_file", "call_a", path="a.txt"), *calling("ask_page", "call_b", question="Which?")]
-    upstream.behaviour = streaming(both, says("I see"))
+    fake_openai.behaviour = streaming(both, says("I see"))
     thread_id, events = caller.create("Go")
     assert [event.item.type for event in events if event.type == "thread.item.done"][-2:] == ["widget", "client_tool_call"]
     events = list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"answer": "that one"}))
@@ -563,9 +567,9 @@ def test_a_client_tool_call_beside_a_pending_one(start: Start, upstream: Upstrea
     assert executed == []
 
 
-def test_an_exported_workflow_can_not_wait(start: Start, upstream: Upstream, address: str, recorder: Recorder) -> None:
+def test_an_exported_workflow_can_not_wait(start: Start, fake_openai: FakeOpenAI, address: str, recorder: Recorder) -> None:
     caller = start(f"{AGENTS}:workflow")
-    upstream.behaviour = streaming(calling("delete_file", path="a.txt"))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"))
     recorder.lines.clear()
     thread_id, events = caller.create("Go")
     assert errors(events) == [("custom", "This needs an approval, which is not possible here.", False)]
@@ -573,10 +577,10 @@ def test_an_exported_workflow_can_not_wait(start: Start, upstream: Upstream, add
     assert (paused(address), widgets(caller, thread_id), executed) == ([], [], [])
 
 
-def test_the_user_sees_all_of_a_call(start: Start, upstream: Upstream) -> None:
+def test_the_user_sees_all_of_a_call(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:careful")
     hidden = "a.txt\u202egnp.\u200b" + " " * 5000 + "and b.txt"
-    upstream.behaviour = streaming(calling("delete_file", path=hidden, more={"of": ["it", "ü"]}), says("Done"))
+    fake_openai.behaviour = streaming(calling("delete_file", path=hidden, more={"of": ["it", "ü"]}), says("Done"))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     shown = "a.txt\\u202egnp.\\u200b" + " " * 5000 + "and b.txt"
@@ -584,17 +588,17 @@ def test_the_user_sees_all_of_a_call(start: Start, upstream: Upstream) -> None:
     assert {child["type"] for child in widget.widget.model_dump()["children"]} == {"Title", "Caption", "Text", "Input"}
 
 
-def test_arguments_that_are_no_json_object(start: Start, upstream: Upstream) -> None:
+def test_arguments_that_are_no_json_object(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:careful")
     events = json.loads(json.dumps(calling("delete_file")).replace('"{}"', '"[1, 2]"'))
-    upstream.behaviour = streaming(events, says("Done"))
+    fake_openai.behaviour = streaming(events, says("Done"))
     thread_id, _ = caller.create("Go")
     assert lines(widgets(caller, thread_id)[0]) == ["Allow delete_file?", "", "[1, 2]"]
 
 
 @pytest.mark.parametrize("agent", SHAPES)
-def test_usage_before_and_after_the_decision_adds_up(start: Start, upstream: Upstream, agent: str, address: str) -> None:
-    upstream.behaviour = streaming(calls("delete_file", path="a.txt"), says("It is gone"))
+def test_usage_before_and_after_the_decision_adds_up(start: Start, fake_openai: FakeOpenAI, agent: str, address: str) -> None:
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("It is gone"))
     caller = start(agent)
     thread_id, _ = caller.create("Delete a.txt")
 

@@ -15,36 +15,36 @@ from chatkit.backends.selfhosted.chat import exported_workflow
 from chatkit.backends.selfhosted.chat.assistants import _load
 from chatkit.settings import SettingsError
 from chatkit.web import asgi
-from tests.support import upstream as u
 from tests.support.agents_under_test import simple
 from tests.support.applications import Start
 from tests.support.chat import Caller, deltas, errors, texts, user_input
+from tests.support.fake_openai import API_KEY, FakeOpenAI, failing
+from tests.support.fake_server import Handler, responding
+from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
-from tests.support.provider import SECRET, shared
 from tests.support.responses_api import asked, calls, says, streaming
-from tests.support.upstream import API_KEY, Upstream, failing
 
 SERVERS = "tests.support.servers_under_test"
 PLAIN = f"{SERVERS}:Plain"
 
 
-def test_default_assistant(start: Start, upstream: Upstream) -> None:
+def test_default_assistant(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(CHATKIT_MODEL="gpt-mine", CHATKIT_INSTRUCTIONS="Speak like a pirate.")
-    upstream.behaviour = streaming(says("Ahoy, my friend"))
+    fake_openai.behaviour = streaming(says("Ahoy, my friend"))
     _, events = caller.create("Hello")
     assert texts(events) == ["Ahoy, my friend"]
     assert deltas(events) == ["Ahoy,", " my", " friend"]
-    assert (upstream.received[0].body["model"], upstream.received[0].body["instructions"]) == (
+    assert (fake_openai.received[0].body["model"], fake_openai.received[0].body["instructions"]) == (
         "gpt-mine",
         "Speak like a pirate.",
     )
-    assert upstream.received[0].headers["authorization"] == f"Bearer {API_KEY}"
+    assert fake_openai.received[0].headers["authorization"] == f"Bearer {API_KEY}"
 
 
 @pytest.mark.parametrize("agent", ["simple", "for_user", "for_user_later", "run_workflow", PLAIN])
-def test_deltas_are_streamed_as_they_arrive(start: Start, upstream: Upstream, agent: str) -> None:
+def test_deltas_are_streamed_as_they_arrive(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(says("one two three four", pause=0.3))
+    fake_openai.behaviour = streaming(says("one two three four", pause=0.3))
     stream = caller.stream("threads.create", input=user_input("Count"))
     arrivals = [(time.monotonic(), delta) for event in stream for delta in deltas([event])]
     assert [delta for _, delta in arrivals] == ["one", " two", " three", " four"]
@@ -54,21 +54,21 @@ def test_deltas_are_streamed_as_they_arrive(start: Start, upstream: Upstream, ag
 
 
 @pytest.mark.parametrize("agent", ["simple", "run_workflow", PLAIN])
-def test_history_precedes_the_new_message(start: Start, upstream: Upstream, agent: str) -> None:
+def test_history_precedes_the_new_message(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(says("Hello Ada"), says("You are Ada"))
+    fake_openai.behaviour = streaming(says("Hello Ada"), says("You are Ada"))
     thread_id, _ = caller.create("I am Ada")
     events = caller.say(thread_id, "Who am I?")
     assert texts(events) == ["You are Ada"]
-    assert asked(upstream.received[1].body) == [("user", "I am Ada"), ("assistant", "Hello Ada"), ("user", "Who am I?")]
+    assert asked(fake_openai.received[1].body) == [("user", "I am Ada"), ("assistant", "Hello Ada"), ("user", "Who am I?")]
 
 
-def test_agent_per_user(start: Start, upstream: Upstream) -> None:
+def test_agent_per_user(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("for_user")
-    upstream.behaviour = streaming(says("Yes"))
+    fake_openai.behaviour = streaming(says("Yes"))
     caller.create("Hello")
     Caller(caller.url).create("Hello")
-    served = [received.body["instructions"] for received in upstream.received]
+    served = [received.body["instructions"] for received in fake_openai.received]
     assert all(text.startswith("You serve anonymous:") for text in served)
     assert served[0] != served[1]
 
@@ -85,45 +85,45 @@ def test_agent_per_user(start: Start, upstream: Upstream) -> None:
         (None, "Be brief."),
     ],
 )
-def test_agent_by_claim(start: Start, upstream: Upstream, token: str | None, instructions: str) -> None:
+def test_agent_by_claim(start: Start, fake_openai: FakeOpenAI, token: str | None, instructions: str) -> None:
     agents = {"CHATKIT_AGENT_CLAIM": "plan", "CHATKIT_AGENTS": "pro=tests.support.agents_under_test:for_claims"}
     url = start("simple", AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan,email", **agents).url
-    upstream.behaviour = streaming(says("Yes"))
+    fake_openai.behaviour = streaming(says("Yes"))
     Caller(url, token).create("Hello")
-    assert upstream.received[0].body["instructions"] == instructions
+    assert fake_openai.received[0].body["instructions"] == instructions
 
 
 @pytest.mark.parametrize("agent", ["knowing", "knowing_workflow", f"{SERVERS}:WithKnowingTool"])
-def test_tools_see_the_request(start: Start, upstream: Upstream, agent: str) -> None:
+def test_tools_see_the_request(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     url = start(agent, AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan").url
-    upstream.behaviour = streaming(calls("what_is_known"), says("I see"))
+    fake_openai.behaviour = streaming(calls("what_is_known"), says("I see"))
     caller = Caller(url, shared(plan="pro", email="ada@example.com"))
     caller.http.headers["Accept-Language"] = "de"
     caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}, "metadata": {"page": 7}})
-    (output,) = [item["output"] for item in upstream.received[1].body["input"] if item.get("type") == "function_call_output"]
+    (output,) = [item["output"] for item in fake_openai.received[1].body["input"] if item.get("type") == "function_call_output"]
     assert output == "user:ada {'plan': 'pro'} {'Accept-Language': 'de'} {'page': 7}"
 
 
 @pytest.mark.parametrize("agent", ["with_tool", f"{SERVERS}:WithTool"])
-def test_tool_call(start: Start, upstream: Upstream, agent: str) -> None:
+def test_tool_call(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(calls("weather", city="Paris"), says("Sunny in Paris"))
+    fake_openai.behaviour = streaming(calls("weather", city="Paris"), says("Sunny in Paris"))
     _, events = caller.create("Weather?")
     assert texts(events) == ["Sunny in Paris"]
-    outputs = [item["output"] for item in upstream.received[1].body["input"] if item.get("type") == "function_call_output"]
+    outputs = [item["output"] for item in fake_openai.received[1].body["input"] if item.get("type") == "function_call_output"]
     assert outputs == ["Sun in Paris"]
 
 
 @pytest.mark.parametrize("agent", ["with_page", f"{SERVERS}:WithPage"])
-def test_client_tool_call_and_output(start: Start, upstream: Upstream, agent: str) -> None:
+def test_client_tool_call_and_output(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("It is blue"))
+    fake_openai.behaviour = streaming(calls("ask_page", question="Colour?"), says("It is blue"))
     thread_id, events = caller.create("What colour is my page?")
     (call,) = [event.item for event in events if event.type == "thread.item.done" and event.item.type == "client_tool_call"]
     assert (call.name, call.arguments, call.call_id, call.status) == ("ask_page", {"question": "Colour?"}, "call_1", "pending")
     answered = list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
     assert texts(answered) == ["It is blue"]
-    given = upstream.received[1].body["input"]
+    given = fake_openai.received[1].body["input"]
     assert [item.get("type") for item in given[1:]] == ["function_call", "function_call_output"]
     assert given[2]["output"] == '{"colour": "blue"}'
 
@@ -133,15 +133,15 @@ def test_client_tool_call_and_output(start: Start, upstream: Upstream, agent: st
     [("booking", True, "Help the traveller to book"), ("complaint", False, "Apologise")],
 )
 def test_exported_workflow_with_a_branch_runs_unchanged(
-    start: Start, upstream: Upstream, category: str, tool: bool, agent_instructions: str
+    start: Start, fake_openai: FakeOpenAI, category: str, tool: bool, agent_instructions: str
 ) -> None:
     caller = start("examples.travel_desk:run_workflow")
     turns = [calls("seats_left", flight="LH1")] if tool else []
-    upstream.behaviour = streaming(says(f'{{"category":"{category}"}}'), *turns, says("Here is what I can do"))
+    fake_openai.behaviour = streaming(says(f'{{"category":"{category}"}}'), *turns, says("Here is what I can do"))
     thread_id, events = caller.create("I need help")
     assert texts(events) == ["Here is what I can do"], "without the triage's output, and only once"
     assert deltas(events) == ["Here", " is", " what", " I", " can", " do"]
-    assert upstream.received[1].body["instructions"].startswith(agent_instructions)
+    assert fake_openai.received[1].body["instructions"].startswith(agent_instructions)
     assert [item.type for item in caller.items(thread_id, order="asc").data] == ["user_message", "assistant_message"]
 
 
@@ -153,58 +153,58 @@ def test_exported_workflow_with_a_branch_runs_unchanged(
         ("says_without_an_agent", ["You said Hello"]),
     ],
 )
-def test_workflow_result_becomes_the_reply(start: Start, upstream: Upstream, agent: str, reply: list[str]) -> None:
+def test_workflow_result_becomes_the_reply(start: Start, fake_openai: FakeOpenAI, agent: str, reply: list[str]) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(says("Well"))
+    fake_openai.behaviour = streaming(says("Well"))
     _, events = caller.create("Hello")
     assert texts(events) == reply
 
 
-def test_output_of_an_agent_used_as_a_tool_is_not_shown(start: Start, upstream: Upstream) -> None:
+def test_output_of_an_agent_used_as_a_tool_is_not_shown(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("runs_another_agent_as_tool")
-    upstream.behaviour = streaming(calls("expert", input="Weather?"), says("secret of the expert"), says("All is well"))
+    fake_openai.behaviour = streaming(calls("expert", input="Weather?"), says("secret of the expert"), says("All is well"))
     _, events = caller.create("Hello")
     assert texts(events) == ["All is well"]
-    given = upstream.received[-1].body["input"]
+    given = fake_openai.received[-1].body["input"]
     assert [item["output"] for item in given if item.get("type") == "function_call_output"] == ["secret of the expert"]
 
 
-def test_agents_running_in_parallel(start: Start, upstream: Upstream) -> None:
+def test_agents_running_in_parallel(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("runs_two_at_once")
-    upstream.behaviour = streaming(says("one of two", pause=0.05))
+    fake_openai.behaviour = streaming(says("one of two", pause=0.05))
     thread_id, events = caller.create("Hello")
     assert texts(events) == ["one of two", "one of two"]
     assert len(caller.items(thread_id).data) == 3
 
 
-def test_silent_stream_sends_heartbeats(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_stream_sends_heartbeats(start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "HEARTBEAT_SECONDS", 0.2)
     caller = start("simple")
-    upstream.behaviour = streaming([*says("after a while")[:2], 1.0, *says("after a while")[2:]])
+    fake_openai.behaviour = streaming([*says("after a while")[:2], 1.0, *says("after a while")[2:]])
     response = caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}})
     assert 2 <= response.text.count(": keep-alive\n\n") <= 5
     assert "after" in response.text
 
 
-def test_widget_action_is_passed_to_the_model(start: Start, upstream: Upstream) -> None:
+def test_widget_action_is_passed_to_the_model(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple")
-    upstream.behaviour = streaming(says("Hello"), says("You pressed it"))
+    fake_openai.behaviour = streaming(says("Hello"), says("You pressed it"))
     thread_id, _ = caller.create("Hello")
     action = {"type": "press", "payload": {"button": "red"}}
     assert caller.post("threads.sync_custom_action", thread_id=thread_id, action=action).json() == {}
     events = list(caller.stream("threads.custom_action", thread_id=thread_id, action=action))
     assert texts(events) == ["You pressed it"]
     reports = [
-        text for _, text in asked(upstream.received[1].body) if "acted on the page: press with {'button': 'red'}" in text
+        text for _, text in asked(fake_openai.received[1].body) if "acted on the page: press with {'button': 'red'}" in text
     ]
     assert len(reports) == 2
     assert [item.type for item in caller.items(thread_id, order="asc").data] == ["user_message", *["assistant_message"] * 2]
 
 
 @pytest.mark.parametrize("agent", ["simple", PLAIN])
-def test_messages_with_equal_ids_from_the_model_are_kept_apart(start: Start, upstream: Upstream, agent: str) -> None:
+def test_messages_with_equal_ids_from_the_model_are_kept_apart(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(says("first"), says("second"))
+    fake_openai.behaviour = streaming(says("first"), says("second"))
     thread_id, _ = caller.create("one")
     caller.say(thread_id, "two")
     kept = caller.items(thread_id, order="asc").data
@@ -223,25 +223,25 @@ STREAM_ERROR = ("stream.error", None)
         (failing(500, "server_error"), (*STREAM_ERROR, True)),
         (failing(401, "invalid_api_key"), (*STREAM_ERROR, False)),
         (failing(400, "invalid_request_error"), (*STREAM_ERROR, False)),
-        (u.Handler.hang_up, (*STREAM_ERROR, True)),
+        (Handler.hang_up, (*STREAM_ERROR, True)),
     ],
     ids=["429", "500", "401", "400", "connection closed"],
 )
-def test_failing_model(start: Start, upstream: Upstream, agent: str, behaviour: Any, expected: Any) -> None:
+def test_failing_model(start: Start, fake_openai: FakeOpenAI, agent: str, behaviour: Any, expected: Any) -> None:
     caller = start(agent)
-    upstream.behaviour = behaviour
+    fake_openai.behaviour = behaviour
     thread_id, events = caller.create("Hello")
     assert errors(events) == [expected]
     message = caller.items(thread_id, order="asc").data[0]
-    upstream.behaviour = streaming(says("Better now"))
+    fake_openai.behaviour = streaming(says("Better now"))
     again = list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
     assert texts(again) == ["Better now"]
 
 
 @pytest.mark.parametrize("agent", ["simple", "run_workflow", PLAIN])
-def test_stalled_model_times_out(start: Start, upstream: Upstream, agent: str) -> None:
+def test_stalled_model_times_out(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent, CHATKIT_TURN_SECONDS="2")
-    upstream.behaviour = streaming([*says("half a")[:4], 20.0])
+    fake_openai.behaviour = streaming([*says("half a")[:4], 20.0])
     started = time.monotonic()
     _, events = caller.create("Hello")
     assert time.monotonic() - started < 4
@@ -261,13 +261,13 @@ def test_exception_of_an_agent_is_logged_and_not_shown(start: Start, recorder: R
 
 
 @pytest.mark.parametrize("agent", ["simple", PLAIN])
-def test_dictation(start: Start, upstream: Upstream, agent: str) -> None:
+def test_dictation(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = u.answering(200, {"text": "Hello there"})
+    fake_openai.behaviour = responding(200, {"text": "Hello there"})
     response = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm;codecs=opus")
     assert (response.status_code, response.json()) == (200, {"text": "Hello there"})
-    assert upstream.received[0].path == "/v1/audio/transcriptions"
-    assert b"gpt-transcribe" in upstream.received[0].body
+    assert fake_openai.received[0].path == "/v1/audio/transcriptions"
+    assert b"gpt-transcribe" in fake_openai.received[0].body
 
 
 @pytest.mark.parametrize(
@@ -286,12 +286,12 @@ def test_dictation(start: Start, upstream: Upstream, agent: str) -> None:
         ("Audio/MPEG", "mpeg"),
     ],
 )
-def test_what_browsers_record(start: Start, upstream: Upstream, mime_type: str, extension: str) -> None:
+def test_what_browsers_record(start: Start, fake_openai: FakeOpenAI, mime_type: str, extension: str) -> None:
     """OpenAI tells the format by the name of the file."""
     caller = start("simple", CHATKIT_TRANSCRIPTION_MODEL="gpt-other-transcribe")
-    upstream.behaviour = u.answering(200, {"text": "Hello there"})
+    fake_openai.behaviour = responding(200, {"text": "Hello there"})
     assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type=mime_type).json() == {"text": "Hello there"}
-    (received,) = upstream.received
+    (received,) = fake_openai.received
     assert f'filename="audio.{extension}"'.encode() in received.body
     assert b"gpt-other-transcribe" in received.body
 
@@ -305,17 +305,17 @@ UNAVAILABLE = (503, "openai_unavailable")
         (failing(401, "invalid_api_key", X_Request_Id="req_7"), (401, "openai_authentication_failed")),
         (failing(429, "rate_limit_exceeded", X_Request_Id="req_7"), (429, "openai_rate_limited")),
         (failing(500, "server_error", X_Request_Id="req_7"), UNAVAILABLE),
-        (u.answering(200, b"{"), UNAVAILABLE),
-        (u.answering(200, b"text", Content_Type="text/plain"), UNAVAILABLE),
-        (u.answering(200, {"text": 7}), UNAVAILABLE),
-        (u.answering(200, {}), UNAVAILABLE),
-        (u.Handler.hang_up, UNAVAILABLE),
+        (responding(200, b"{"), UNAVAILABLE),
+        (responding(200, b"text", Content_Type="text/plain"), UNAVAILABLE),
+        (responding(200, {"text": 7}), UNAVAILABLE),
+        (responding(200, {}), UNAVAILABLE),
+        (Handler.hang_up, UNAVAILABLE),
     ],
     ids=["401", "429", "500", "invalid json", "text", "text is not a string", "no text", "connection closed"],
 )
-def test_failing_dictation(start: Start, upstream: Upstream, recorder: Recorder, behaviour: Any, expected: Any) -> None:
+def test_failing_dictation(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, behaviour: Any, expected: Any) -> None:
     caller = start("simple")
-    upstream.behaviour = behaviour
+    fake_openai.behaviour = behaviour
     before = len(recorder.lines)
     response = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm")
     assert (response.status_code, response.json()["code"]) == expected
@@ -325,11 +325,11 @@ def test_failing_dictation(start: Start, upstream: Upstream, recorder: Recorder,
 
 
 @pytest.mark.parametrize("mime_type", ["audio/webm\r\nX-Injected: yes", "text/html", "audio/" + "x" * 60_000, ""])
-def test_invalid_media_type_of_a_dictation_is_refused(start: Start, upstream: Upstream, mime_type: str) -> None:
+def test_invalid_media_type_of_a_dictation_is_refused(start: Start, fake_openai: FakeOpenAI, mime_type: str) -> None:
     """The media type becomes a header in the request to OpenAI."""
     caller = start("simple")
     assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type=mime_type).status_code == 400
-    assert upstream.received == []
+    assert fake_openai.received == []
 
 
 DESCRIPTIONS = {
@@ -378,9 +378,9 @@ def test_runner_outside_a_chat_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     "agent", ["raises_cancelled", "cancels_itself", "cancelling", "cancelling_workflow", "cancels_itself_for_user"]
 )
-def test_agent_that_cancels_itself(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
+def test_agent_that_cancels_itself(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(calls("is_cancelled"))
+    fake_openai.behaviour = streaming(calls("is_cancelled"))
     before = len(recorder.lines)
     started = time.monotonic()
     _, events = caller.create("Hello")
@@ -393,17 +393,17 @@ LEFT_BEHIND = ("was destroyed", "never retrieved", "never awaited")
 
 
 @pytest.mark.parametrize("agent", ["simple", "run_workflow", "guarded", "guarded_workflow", PLAIN, f"{SERVERS}:Guarded"])
-def test_no_task_is_left_pending(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
+def test_no_task_is_left_pending(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, agent: str) -> None:
     """However a stream ends, none of its tasks stays pending."""
     caller = start(agent, CHATKIT_TURN_SECONDS="1")
     before = len(recorder.lines)
-    for behaviour in (failing(500, "server_error"), u.Handler.hang_up, streaming([*says("half a")[:4], 20.0])):
-        upstream.behaviour = behaviour
+    for behaviour in (failing(500, "server_error"), Handler.hang_up, streaming([*says("half a")[:4], 20.0])):
+        fake_openai.behaviour = behaviour
         assert errors(caller.create("Hello")[1])
-    upstream.behaviour = streaming(says("a secret of many words", pause=0.05))
+    fake_openai.behaviour = streaming(says("a secret of many words", pause=0.05))
     caller.create("forbidden")
     caller.create("Hello")
-    upstream.behaviour = streaming(says("some words that take a while", pause=0.2))
+    fake_openai.behaviour = streaming(says("some words that take a while", pause=0.2))
     for events_read in range(1, 8):  # the reader disconnects
         stream = caller.stream("threads.create", input=user_input("Hello"))
         for _ in range(events_read):
@@ -415,10 +415,10 @@ def test_no_task_is_left_pending(start: Start, upstream: Upstream, recorder: Rec
     assert [line for line in recorder.lines[before:] if any(words in line for words in LEFT_BEHIND)] == []
 
 
-def test_widget_of_an_agent_with_an_output_type_is_shown(start: Start, upstream: Upstream) -> None:
+def test_widget_of_an_agent_with_an_output_type_is_shown(start: Start, fake_openai: FakeOpenAI) -> None:
     """In an exported workflow the agent's own output goes to the workflow only."""
     caller = start("typed_workflow")
-    upstream.behaviour = streaming(calls("shows_a_widget"), says('{"word":"a"}'))
+    fake_openai.behaviour = streaming(calls("shows_a_widget"), says('{"word":"a"}'))
     thread_id, _ = caller.create("Hello")
     kinds = [item.type for item in caller.items(thread_id, order="asc").data]
     assert kinds == ["user_message", "widget", "assistant_message"]
@@ -447,9 +447,9 @@ def test_agent_that_exits_ends_only_its_turn(start: Start, recorder: Recorder, a
 
 
 @pytest.mark.parametrize("agent", ["blocking", "blocks_for_user"])
-def test_blocking_function_delays_only_its_turn(start: Start, upstream: Upstream, agent: str) -> None:
+def test_blocking_function_delays_only_its_turn(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(calls("blocks"), says("Done")) if agent == "blocking" else streaming(says("Done"))
+    fake_openai.behaviour = streaming(calls("blocks"), says("Done")) if agent == "blocking" else streaming(says("Done"))
     with ThreadPoolExecutor() as pool:
         turn = pool.submit(Caller(caller.url).create, "Hello")
         delays = []

@@ -12,9 +12,9 @@ from chatkit.types import InferenceOptions, ToolChoice
 from tests.support.agents_under_test import seen
 from tests.support.applications import Start
 from tests.support.chat import Caller, errors, texts, user_input
+from tests.support.fake_openai import FakeOpenAI
 from tests.support.leaks import Recorder
 from tests.support.responses_api import calls, says, streaming
-from tests.support.upstream import Upstream
 
 COMPOSER = {
     "models": [
@@ -45,9 +45,9 @@ def ask(caller: Caller, text: str, **options: Any) -> tuple[str, list[Any]]:
     return events[0].thread.id, events
 
 
-def used(upstream: Upstream) -> list[tuple[str, Any]]:
+def used(fake_openai: FakeOpenAI) -> list[tuple[str, Any]]:
     """The model and the forced tool of each call."""
-    return [(received.body["model"], received.body.get("tool_choice")) for received in upstream.received]
+    return [(received.body["model"], received.body.get("tool_choice")) for received in fake_openai.received]
 
 
 @pytest.mark.parametrize("listed", [COMPOSER, {"models": COMPOSER["models"]}, {}])
@@ -63,15 +63,15 @@ def test_endpoint_returns_the_list(start: Start, listed: dict[str, Any]) -> None
     ids=str,
 )
 @pytest.mark.parametrize("agent", ["with_tool", "run_workflow", f"{SERVERS}:Knowing", ""])
-def test_unlisted_choice_is_refused(start: Start, upstream: Upstream, agent: str, options: dict[str, Any]) -> None:
+def test_unlisted_choice_is_refused(start: Start, fake_openai: FakeOpenAI, agent: str, options: dict[str, Any]) -> None:
     caller = start(agent, **LISTED)
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
-    asked = len(upstream.received)
+    asked = len(fake_openai.received)
     for type_, params in {"threads.create": {}, "threads.add_user_message": {"thread_id": thread_id}}.items():
         answer = caller.post(type_, input=user_input("Hello", **options), **params)
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request_body")
-    assert len(upstream.received) == asked
+    assert len(fake_openai.received) == asked
     assert len(caller.items(thread_id).data) == 2
 
 
@@ -88,88 +88,88 @@ def test_any_choice_is_refused_without_a_list(start: Start) -> None:
 
 
 @pytest.mark.parametrize("agent", ["with_tool", "with_tool_for_user", "tool_workflow"])
-def test_agent_runs_with_the_choice(start: Start, upstream: Upstream, agent: str) -> None:
+def test_agent_runs_with_the_choice(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent, **LISTED)
-    upstream.behaviour = streaming(calls("weather", city="Paris"), says("Sunny"), says("Hello"))
+    fake_openai.behaviour = streaming(calls("weather", city="Paris"), says("Sunny"), says("Hello"))
     thread_id, events = ask(caller, "Weather?", model="gpt-best", tool_choice=WEATHER)
     assert texts(events) == ["Sunny"]
-    assert used(upstream) == [("gpt-best", FORCED), ("gpt-best", None)], "the tool is forced once"
+    assert used(fake_openai) == [("gpt-best", FORCED), ("gpt-best", None)], "the tool is forced once"
     caller.say(thread_id, "Hello")
-    assert used(upstream)[2:] == [("gpt-test", None)], "the next message chooses anew"
+    assert used(fake_openai)[2:] == [("gpt-test", None)], "the next message chooses anew"
 
 
-def test_choice_and_handoffs(start: Start, upstream: Upstream) -> None:
+def test_choice_and_handoffs(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("handing_over", **LISTED)
-    upstream.behaviour = streaming(calls("transfer_to_simple"), says("Hello"))
+    fake_openai.behaviour = streaming(calls("transfer_to_simple"), says("Hello"))
     _, events = ask(caller, "Hello", model="gpt-best", tool_choice=WEATHER)
     assert texts(events) == ["Hello"]
-    assert used(upstream) == [("gpt-best", FORCED), ("gpt-best", None)]
+    assert used(fake_openai) == [("gpt-best", FORCED), ("gpt-best", None)]
 
 
-def test_choice_in_a_workflow_of_several_agents(start: Start, upstream: Upstream) -> None:
+def test_choice_in_a_workflow_of_several_agents(start: Start, fake_openai: FakeOpenAI) -> None:
     """The model is for what the user reads, the tool for the first agent that has it."""
     caller = start("sorting_workflow", **LISTED)
     answers = [says('{"word":"a"}'), calls("weather", city="Paris"), says("Sunny"), says("Bye")]
-    upstream.behaviour = streaming(*answers)
+    fake_openai.behaviour = streaming(*answers)
     ask(caller, "Weather?", model="gpt-best", tool_choice=WEATHER)
-    assert used(upstream) == [("gpt-test", None), ("gpt-best", FORCED), ("gpt-best", None), ("gpt-best", None)]
+    assert used(fake_openai) == [("gpt-test", None), ("gpt-best", FORCED), ("gpt-best", None), ("gpt-best", None)]
 
 
 @pytest.mark.parametrize("agent", ["with_tool", "with_tool_for_user"])
-def test_agent_without_the_chosen_tool(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
+def test_agent_without_the_chosen_tool(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, agent: str) -> None:
     caller = start(agent, **LISTED)
     _, events = ask(caller, "Search", tool_choice={"id": "search"})
     assert errors(events) == [("custom", "This tool can't be used here.", False)]
-    assert upstream.received == []
+    assert fake_openai.received == []
     assert any("lists the tool search, which the agent With a tool does not have" in line for line in recorder.lines)
 
 
-def test_workflow_without_the_chosen_tool(start: Start, upstream: Upstream, recorder: Recorder) -> None:
+def test_workflow_without_the_chosen_tool(start: Start, fake_openai: FakeOpenAI, recorder: Recorder) -> None:
     caller = start("tool_workflow", **LISTED)
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     _, events = ask(caller, "Search", tool_choice={"id": "search"})
     assert texts(events) == ["Hello"]
     assert any("lists the tool search, which no agent of the workflow has" in line for line in recorder.lines)
 
 
 @pytest.mark.parametrize("agent", ["with_page", "page_workflow"])
-def test_turn_after_a_client_tool_keeps_the_model(start: Start, upstream: Upstream, agent: str) -> None:
+def test_turn_after_a_client_tool_keeps_the_model(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent, **LISTED)
-    upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("Blue"))
+    fake_openai.behaviour = streaming(calls("ask_page", question="Colour?"), says("Blue"))
     thread_id, _ = ask(caller, "Colour?", model="gpt-best")
     list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
-    assert [model for model, _ in used(upstream)] == ["gpt-best", "gpt-best"]
+    assert [model for model, _ in used(fake_openai)] == ["gpt-best", "gpt-best"]
 
 
 @pytest.mark.parametrize("agent", ["with_tool", "tool_workflow"])
-def test_retry_with_a_choice_that_is_no_longer_listed(start: Start, upstream: Upstream, agent: str) -> None:
-    upstream.behaviour = streaming(says("Hello"))
+def test_retry_with_a_choice_that_is_no_longer_listed(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    fake_openai.behaviour = streaming(says("Hello"))
     earlier = start(agent, **LISTED)
     thread_id, _ = ask(earlier, "Weather?", model="gpt-best", tool_choice=WEATHER)
     caller = start(agent)
     caller.secret = earlier.secret
     message = caller.items(thread_id, order="asc").data[0]
     list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
-    assert used(upstream) == [("gpt-best", FORCED), ("gpt-test", None)]
+    assert used(fake_openai) == [("gpt-best", FORCED), ("gpt-test", None)]
 
 
-def test_turn_after_a_client_tool_with_a_model_that_is_no_longer_listed(start: Start, upstream: Upstream) -> None:
-    upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("Blue"))
+def test_turn_after_a_client_tool_with_a_model_that_is_no_longer_listed(start: Start, fake_openai: FakeOpenAI) -> None:
+    fake_openai.behaviour = streaming(calls("ask_page", question="Colour?"), says("Blue"))
     earlier = start("with_page", **LISTED)
     thread_id, _ = ask(earlier, "Colour?", model="gpt-best")
     caller = start("with_page")
     caller.secret = earlier.secret
     list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
-    assert [model for model, _ in used(upstream)] == ["gpt-best", "gpt-test"]
+    assert [model for model, _ in used(fake_openai)] == ["gpt-best", "gpt-test"]
 
 
-def test_retry_keeps_the_choice(start: Start, upstream: Upstream) -> None:
+def test_retry_keeps_the_choice(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("with_tool", **LISTED)
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = ask(caller, "Weather?", model="gpt-best", tool_choice=WEATHER)
     message = caller.items(thread_id, order="asc").data[0]
     list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
-    assert used(upstream) == [("gpt-best", FORCED), ("gpt-best", FORCED)]
+    assert used(fake_openai) == [("gpt-best", FORCED), ("gpt-best", FORCED)]
 
 
 def test_own_server_receives_the_choice(start: Start) -> None:

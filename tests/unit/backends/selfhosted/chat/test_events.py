@@ -16,9 +16,10 @@ from chatkit.agents import stream_agent_response
 
 from tests.support.applications import Start
 from tests.support.chat import errors, on_screen, texts
+from tests.support.fake_openai import FakeOpenAI
+from tests.support.fake_server import Behaviour, Handler
 from tests.support.leaks import Recorder
 from tests.support.responses_api import Events, calls, cites, draws, refuses, says, streaming, thinks, works
-from tests.support.upstream import Behaviour, Handler, Upstream
 
 SHAPES = ["simple", "for_user", "run_workflow", "tests.support.servers_under_test:Plain"]
 URL = {
@@ -200,10 +201,10 @@ def item(kept: Any) -> Any:
 
 @pytest.mark.parametrize("agent", SHAPES)
 @pytest.mark.parametrize("name", TABLE)
-def test_events(start: Start, upstream: Upstream, name: str, agent: str) -> None:
+def test_events(start: Start, fake_openai: FakeOpenAI, name: str, agent: str) -> None:
     row = TABLE[name]
     caller = start(agent)
-    upstream.behaviour = streaming(*row.output)
+    fake_openai.behaviour = streaming(*row.output)
     thread_id, events = caller.create("Go")
     assert errors(events) == []
     assert [words for event in events if (words := summary(event)) is not None] == row.events
@@ -217,10 +218,10 @@ def test_table_covers_every_event_that_the_bridge_converts() -> None:
 
 
 @pytest.mark.parametrize("agent", SHAPES)
-def test_refusal_is_shown_as_a_message(start: Start, upstream: Upstream, agent: str) -> None:
+def test_refusal_is_shown_as_a_message(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     """The Agents SDK raises an error for it, which arrives before some of the message's events."""
     caller = start(agent)
-    upstream.behaviour = streaming(refuses("I can't help with that"))
+    fake_openai.behaviour = streaming(refuses("I can't help with that"))
     thread_id, events = caller.create("Go")
     assert errors(events) == []
     assert texts(events) == ["I can't help with that"]
@@ -238,10 +239,10 @@ ERROR = {"type": "error", "code": "server_error", "message": "inner", "param": N
 @pytest.mark.parametrize("agent", SHAPES)
 @pytest.mark.parametrize("end", [FAILED, ERROR], ids=["failed", "error"])
 def test_response_that_fails_midway(
-    start: Start, upstream: Upstream, recorder: Recorder, agent: str, end: dict[str, Any]
+    start: Start, fake_openai: FakeOpenAI, recorder: Recorder, agent: str, end: dict[str, Any]
 ) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming([*says("half a")[:4], end])
+    fake_openai.behaviour = streaming([*says("half a")[:4], end])
     before = len(recorder.lines)
     _, events = caller.create("Go")
     assert errors(events) == [("stream.error", None, True)]
@@ -250,9 +251,9 @@ def test_response_that_fails_midway(
 
 
 @pytest.mark.parametrize("agent", SHAPES)
-def test_incomplete_response_keeps_its_text(start: Start, upstream: Upstream, agent: str) -> None:
+def test_incomplete_response_keeps_its_text(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming([*says("as far as it goes"), INCOMPLETE])
+    fake_openai.behaviour = streaming([*says("as far as it goes"), INCOMPLETE])
     thread_id, events = caller.create("Go")
     assert errors(events) == [("stream.error", None, True)]
     assert item(caller.items(thread_id, order="asc").data[1]) == ("message", "as far as it goes", [])
@@ -261,9 +262,9 @@ def test_incomplete_response_keeps_its_text(start: Start, upstream: Upstream, ag
 @pytest.mark.parametrize(
     "agent", ["with_tool", "with_tool_for_user", "tool_workflow", "tests.support.servers_under_test:WithTool"]
 )
-def test_reasoning_tool_call_and_citation(start: Start, upstream: Upstream, agent: str) -> None:
+def test_reasoning_tool_call_and_citation(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming([*thinks("Ask"), *calls("weather", city="Paris")], cites("Sunny", URL))
+    fake_openai.behaviour = streaming([*thinks("Ask"), *calls("weather", city="Paris")], cites("Sunny", URL))
     thread_id, events = caller.create("Weather?")
     assert errors(events) == []
     kept = caller.items(thread_id, order="asc").data[1:]
@@ -288,12 +289,12 @@ def completing(*deltas: dict[str, Any]) -> Behaviour:
     return behave
 
 
-def test_client_tool_call_does_not_overwrite_the_preceding_message(start: Start, upstream: Upstream) -> None:
+def test_client_tool_call_does_not_overwrite_the_preceding_message(start: Start, fake_openai: FakeOpenAI) -> None:
     """Outside the Responses API, messages and calls share one id: ``__fake_id__``."""
     caller = start("chat_completions")
     function = {"name": "ask_page", "arguments": '{"question": "Colour?"}'}
     call = {"tool_calls": [{"index": 0, "id": "call_9", "type": "function", "function": function}]}
-    upstream.behaviour = completing({"role": "assistant", "content": "Let me see"}, call)
+    fake_openai.behaviour = completing({"role": "assistant", "content": "Let me see"}, call)
     thread_id, events = caller.create("Go")
     assert errors(events) == []
     kept = caller.items(thread_id, order="asc").data
@@ -313,26 +314,26 @@ UNUSUAL_CITATIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("agent", ["simple", "run_workflow"])
 @pytest.mark.parametrize("annotation", UNUSUAL_CITATIONS)
-def test_citation_that_cannot_be_shown_is_skipped(start: Start, upstream: Upstream, annotation: str, agent: str) -> None:
+def test_citation_that_cannot_be_shown_is_skipped(start: Start, fake_openai: FakeOpenAI, annotation: str, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(cites("Hello", UNUSUAL_CITATIONS[annotation]))
+    fake_openai.behaviour = streaming(cites("Hello", UNUSUAL_CITATIONS[annotation]))
     _, events = caller.create("Go")
     assert (errors(events), texts(events)) == ([], ["Hello"])
 
 
-def test_refusal_keeps_the_preceding_text(start: Start, upstream: Upstream) -> None:
+def test_refusal_keeps_the_preceding_text(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("chat_completions")
-    upstream.behaviour = completing({"role": "assistant", "content": "Some of it. "}, {"refusal": "The rest I can't"})
+    fake_openai.behaviour = completing({"role": "assistant", "content": "Some of it. "}, {"refusal": "The rest I can't"})
     thread_id, events = caller.create("Go")
     assert errors(events) == []
     kept = caller.items(thread_id).data[0]
     assert "".join(part.text for part in kept.content) == "Some of it. The rest I can't"
 
 
-def test_failed_image_is_removed_from_the_page(start: Start, upstream: Upstream) -> None:
+def test_failed_image_is_removed_from_the_page(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple")
     failed: list[Any] = draws("AAAA", "AAA")
     failed[-1]["item"] = {**failed[-1]["item"], "status": "failed", "result": None}
-    upstream.behaviour = streaming([*failed, *says("It failed")])
+    fake_openai.behaviour = streaming([*failed, *says("It failed")])
     thread_id, events = caller.create("Draw")
     assert set(on_screen(events)) == {item.id for item in caller.items(thread_id).data}

@@ -8,8 +8,8 @@ import pytest
 
 from tests.support.applications import Start
 from tests.support.chat import errors, on_screen, texts
+from tests.support.fake_openai import FakeOpenAI
 from tests.support.responses_api import Events, calls, says, streaming, thinks
-from tests.support.upstream import Upstream
 
 STOPPED = [("custom", "This can't be answered here.", False)]
 SHAPES = ["guarded", "guarded_for_user", "guarded_workflow", "tests.support.servers_under_test:Guarded"]
@@ -32,34 +32,34 @@ REPLIES: dict[str, list[Events]] = {
 @pytest.mark.parametrize("agent", SHAPES)
 @pytest.mark.parametrize("message", ["forbidden words", "hello"], ids=["input", "output"])
 @pytest.mark.parametrize("reply", REPLIES)
-def test_tripped_guardrail(start: Start, upstream: Upstream, reply: str, message: str, agent: str) -> None:
+def test_tripped_guardrail(start: Start, fake_openai: FakeOpenAI, reply: str, message: str, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(*REPLIES[reply])
+    fake_openai.behaviour = streaming(*REPLIES[reply])
     thread_id, events = caller.create(message)
     assert errors(events) == STOPPED
     assert list(on_screen(events).values()) == ["user_message"]
     assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
 
-    before = len(upstream.received)
-    upstream.behaviour = streaming(says("All is well"))
+    before = len(fake_openai.received)
+    fake_openai.behaviour = streaming(says("All is well"))
     events = caller.say(thread_id, "something else")
     assert (errors(events), texts(events)) == ([], ["All is well"])
-    assert "secret" not in json.dumps(upstream.received[before].body["input"])
+    assert "secret" not in json.dumps(fake_openai.received[before].body["input"])
 
 
 @pytest.mark.parametrize("agent", SHAPES)
-def test_guardrail_that_passes(start: Start, upstream: Upstream, agent: str) -> None:
+def test_guardrail_that_passes(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(*REPLIES["reasoning and tool call, then text"][:1], says("the weather is fine"))
+    fake_openai.behaviour = streaming(*REPLIES["reasoning and tool call, then text"][:1], says("the weather is fine"))
     thread_id, events = caller.create("hello")
     assert (errors(events), texts(events)) == ([], ["the weather is fine"])
     kinds = ["user_message", "workflow", "assistant_message"]
     assert [item.type for item in caller.items(thread_id, order="asc").data] == kinds
 
 
-def test_workflow_that_catches_a_tripped_guardrail(start: Start, upstream: Upstream) -> None:
+def test_workflow_that_catches_a_tripped_guardrail(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("catches_the_guardrail")
-    upstream.behaviour = streaming(says("the secret word"))
+    fake_openai.behaviour = streaming(says("the secret word"))
     thread_id, events = caller.create("hello")
     assert errors(events) == []
     assert list(on_screen(events).values()) == ["user_message", "assistant_message"]
@@ -68,17 +68,17 @@ def test_workflow_that_catches_a_tripped_guardrail(start: Start, upstream: Upstr
     assert kept[1].content[0].text == "Let us talk of something else."
 
 
-def test_guardrail_of_a_tool(start: Start, upstream: Upstream) -> None:
+def test_guardrail_of_a_tool(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("guarded_tool")
-    upstream.behaviour = streaming(calls("guarded_weather", city="Paris"))
+    fake_openai.behaviour = streaming(calls("guarded_weather", city="Paris"))
     _, events = caller.create("hello")
     assert errors(events) == STOPPED
 
 
-def test_guardrail_removes_reasoning_after_a_client_tool(start: Start, upstream: Upstream) -> None:
+def test_guardrail_removes_reasoning_after_a_client_tool(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("asking_guarded")
     asks = [*thinks("Ask"), *calls("ask_page", question="Colour?")]
-    upstream.behaviour = streaming(asks, [*thinks("A secret thought"), *says("the secret word")])
+    fake_openai.behaviour = streaming(asks, [*thinks("A secret thought"), *says("the secret word")])
     thread_id, _ = caller.create("Hello")
     events = list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
     assert errors(events) == STOPPED

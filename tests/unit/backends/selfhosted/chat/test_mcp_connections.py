@@ -18,10 +18,10 @@ from chatkit.backends.selfhosted.chat import mcp_connections
 from tests.support import processes
 from tests.support.applications import Start, served
 from tests.support.chat import Caller, errors, texts
+from tests.support.fake_openai import FakeOpenAI
 from tests.support.leaks import Recorder
 from tests.support.responses_api import calls, says, streaming
 from tests.support.service import PROJECT, free_port
-from tests.support.upstream import Upstream
 
 AGENTS, REMOTE = "tests.support.agents_with_mcp", "tests.support.agent_with_remote_mcp"
 FIND = calls("find_customer", who="Ada")
@@ -50,36 +50,36 @@ def lines(recorder: Recorder, words: str) -> list[str]:
     return [line for line in recorder.lines if words in line]
 
 
-def outputs(upstream: Upstream) -> list[str]:
-    calls = [item for item in upstream.received[-1].body["input"] if item.get("type") == "function_call_output"]
+def outputs(fake_openai: FakeOpenAI) -> list[str]:
+    calls = [item for item in fake_openai.received[-1].body["input"] if item.get("type") == "function_call_output"]
     return [part["text"] for call in calls for part in call["output"] if isinstance(part, dict)]
 
 
-def tools(upstream: Upstream) -> list[str]:
-    return [tool["name"] for tool in upstream.received[-1].body["tools"]]
+def tools(fake_openai: FakeOpenAI) -> list[str]:
+    return [tool["name"] for tool in fake_openai.received[-1].body["tools"]]
 
 
 @pytest.mark.parametrize("agent", ["local", "local_for_user", "handing_over"])
-def test_a_server_over_stdio(make_app: Any, upstream: Upstream, recorder: Recorder, agent: str) -> None:
+def test_a_server_over_stdio(make_app: Any, fake_openai: FakeOpenAI, recorder: Recorder, agent: str) -> None:
     recorder.lines.clear()
     handing_over = json.loads(json.dumps(calls("transfer_to_local")).replace("call_1", "call_0"))
     handoff = [handing_over] if agent == "handing_over" else []
-    upstream.behaviour = streaming(*handoff, FIND, says("It is 7"))
+    fake_openai.behaviour = streaming(*handoff, FIND, says("It is 7"))
     assert stdio_servers() == []
     with served(make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_AGENT=f"{AGENTS}:{agent}")) as url:
         wait_for(lambda: lines(recorder, "MCP server stdio"))
         _, events = Caller(url).create("Who is Ada?")
         assert texts(events) == ["It is 7"]
-        assert outputs(upstream)[-1] == "Ada is customer 7"
+        assert outputs(fake_openai)[-1] == "Ada is customer 7"
         assert len(stdio_servers()) == 1
     wait_for(lambda: stdio_servers() == [])
     assert not [line for line in lines(recorder, "MCP server") if "ERROR" in line or "WARNING" in line]
 
 
-def test_a_call_that_needs_approval(start: Start, upstream: Upstream, recorder: Recorder, monkeypatch: Any) -> None:
+def test_a_call_that_needs_approval(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, monkeypatch: Any) -> None:
     monkeypatch.setenv("TEST_MCP_APPROVAL", "always")
     recorder.lines.clear()
-    upstream.behaviour = streaming(FIND, says("It is 7"))
+    fake_openai.behaviour = streaming(FIND, says("It is 7"))
     caller = start(f"{AGENTS}:local")
     wait_for(lambda: lines(recorder, "is connected"))
     thread_id, events = caller.create("Who is Ada?")
@@ -87,22 +87,22 @@ def test_a_call_that_needs_approval(start: Start, upstream: Upstream, recorder: 
     action = {"type": "chatkit.approval", "payload": {"approved": True}}
     events = list(caller.stream("threads.custom_action", thread_id=thread_id, item_id=widget.id, action=action))
     assert texts(events) == ["It is 7"]
-    assert outputs(upstream) == ["Ada is customer 7"]
+    assert outputs(fake_openai) == ["Ada is customer 7"]
 
 
 def test_a_server_that_is_down_comes_and_goes(
-    start: Start, upstream: Upstream, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+    start: Start, fake_openai: FakeOpenAI, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = str(free_port())
     monkeypatch.setenv("TEST_MCP_PORT", port)
     recorder.lines.clear()
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     caller = start(f"{REMOTE}:remote")
     wait_for(lambda: lines(recorder, "can't be used"))
     time.sleep(1)  # several attempts
     _, events = caller.create("Hi")
     assert (errors(events), texts(events)) == ([], ["Hello"])
-    assert tools(upstream) == ["weather"]
+    assert tools(fake_openai) == ["weather"]
     assert len(lines(recorder, "can't be used")) == 1
     assert len([line for line in recorder.lines if "WARNING" in line or "ERROR" in line]) == 1 + len(
         lines(recorder, "CHATKIT_ALLOWED_ORIGINS")
@@ -112,23 +112,23 @@ def test_a_server_that_is_down_comes_and_goes(
     server: subprocess.Popen[Any] = processes.start(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: lines(recorder, "is connected"))
-        upstream.behaviour = streaming(FIND, says("It is 7"))
+        fake_openai.behaviour = streaming(FIND, says("It is 7"))
         _, events = caller.create("Who is Ada?")
-        assert (texts(events), outputs(upstream)) == (["It is 7"], ["Ada is customer 7"])
+        assert (texts(events), outputs(fake_openai)) == (["It is 7"], ["Ada is customer 7"])
     finally:
         server.send_signal(signal.SIGKILL)
         server.wait(10)
-    upstream.behaviour = streaming(says("I can't say"))
+    fake_openai.behaviour = streaming(says("I can't say"))
     _, events = caller.create("Who is Ada?")
     assert (errors(events), texts(events)) == ([], ["I can't say"])
-    assert tools(upstream) == ["weather"]
+    assert tools(fake_openai) == ["weather"]
     wait_for(lambda: len(lines(recorder, "can't be used")) == 2)
     assert not [line for line in lines(recorder, "key-in-the-address") if "DEBUG" not in line]
 
 
-def test_a_server_over_stdio_that_dies_is_started_again(start: Start, upstream: Upstream, recorder: Recorder) -> None:
+def test_a_server_over_stdio_that_dies_is_started_again(start: Start, fake_openai: FakeOpenAI, recorder: Recorder) -> None:
     recorder.lines.clear()
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     caller = start(f"{AGENTS}:local")
     wait_for(lambda: lines(recorder, "is connected"))
     (process,) = stdio_servers()
@@ -137,18 +137,18 @@ def test_a_server_over_stdio_that_dies_is_started_again(start: Start, upstream: 
     _, events = caller.create("Hi")
     assert (errors(events), texts(events)) == ([], ["Hello"])
     wait_for(lambda: len(lines(recorder, "is connected")) == 2)
-    upstream.behaviour = streaming(FIND, says("It is 7"))
+    fake_openai.behaviour = streaming(FIND, says("It is 7"))
     assert texts(caller.create("Who is Ada?")[1]) == ["It is 7"]
 
 
 def test_a_server_that_never_answers(
-    start: Start, upstream: Upstream, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+    start: Start, fake_openai: FakeOpenAI, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mcp_connections, "CONNECT_SECONDS", 0.5)
     module = importlib.import_module(AGENTS)
     module.stdio.params.args = ["-c", "import time; time.sleep(100)"]
     recorder.lines.clear()
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     caller = start(f"{AGENTS}:local")
     assert texts(caller.create("Hi")[1]) == ["Hello"], "while it is being connected"
     wait_for(lambda: lines(recorder, "can't be used (TimeoutError)"))

@@ -12,8 +12,9 @@ import pytest
 from agents.models import get_default_model
 
 from tests.support.applications import Start
+from tests.support.fake_openai import API_KEY, FakeOpenAI, failing
+from tests.support.fake_server import Behaviour, Handler, responding
 from tests.support.leaks import Recorder
-from tests.support.upstream import API_KEY, Behaviour, Handler, Upstream, answering, failing
 from tests.support.waiting import wait_for
 
 COMPOSER = json.dumps({"models": [{"id": "gpt-best", "label": "Best"}, {"id": "gpt-test", "label": "The same"}], "tools": []})
@@ -27,22 +28,22 @@ def listing(**shutdowns: int | None) -> Behaviour:
         {"id": name, "object": "model", "created": 1, "owned_by": "openai", "shutdown_date": ends}
         for name, ends in dates.items()
     ]
-    return answering(200, {"object": "list", "data": models})
+    return responding(200, {"object": "list", "data": models})
 
 
 @pytest.fixture
-def warnings(start: Start, upstream: Upstream, recorder: Recorder) -> Callable[..., list[str]]:
+def warnings(start: Start, fake_openai: FakeOpenAI, recorder: Recorder) -> Callable[..., list[str]]:
     """Starts the service, and returns what it warns of when it has asked."""
 
     def warnings(agent: str = "", **variables: str) -> list[str]:
-        before, asked, list_models = len(recorder.lines), threading.Event(), upstream.list_models
+        before, asked, list_models = len(recorder.lines), threading.Event(), fake_openai.list_models
 
         def answer(handler: Handler) -> None:
             list_models(handler)
             assert handler.headers["Authorization"] == f"Bearer {API_KEY}"
             asked.set()
 
-        upstream.list_models = answer
+        fake_openai.list_models = answer
         start(agent, **variables)
         assert asked.wait(10)
         time.sleep(0.3)
@@ -61,8 +62,8 @@ def warnings(start: Start, upstream: Upstream, recorder: Recorder) -> Callable[.
         (None, None),
     ],
 )
-def test_when(warnings: Callable[..., list[str]], upstream: Upstream, days: int | None, message: str | None) -> None:
-    upstream.list_models = listing(gpt_test=days, gpt_other=1)
+def test_when(warnings: Callable[..., list[str]], fake_openai: FakeOpenAI, days: int | None, message: str | None) -> None:
+    fake_openai.list_models = listing(gpt_test=days, gpt_other=1)
     expected = [message.format(TODAY + timedelta(days or 0))] if message else []
     assert warnings(CHATKIT_MODEL="gpt-test") == expected
 
@@ -84,18 +85,18 @@ NAMED: dict[str, tuple[str, dict[str, str], list[str]]] = {
 
 
 @pytest.mark.parametrize("who", NAMED)
-def test_who_names_it(warnings: Callable[..., list[str]], upstream: Upstream, who: str) -> None:
+def test_who_names_it(warnings: Callable[..., list[str]], fake_openai: FakeOpenAI, who: str) -> None:
     agent, variables, sources = NAMED[who]
     model = get_default_model() if who == "the default model" else "gpt-test"
-    upstream.list_models = listing(**{model: 1})
+    fake_openai.list_models = listing(**{model: 1})
     ends = TODAY + timedelta(1)
     assert warnings(agent, **variables) == [
         f"OpenAI shuts down the model {model} on {ends}. It is named by: {', '.join(sources)}"
     ]
 
 
-def test_one_warning_for_each_model(warnings: Callable[..., list[str]], upstream: Upstream) -> None:
-    upstream.list_models = listing(gpt_test=1, gpt_best=2)
+def test_one_warning_for_each_model(warnings: Callable[..., list[str]], fake_openai: FakeOpenAI) -> None:
+    fake_openai.list_models = listing(gpt_test=1, gpt_best=2)
     found = warnings(CHATKIT_MODEL="gpt-test", CHATKIT_TITLE_MODEL="gpt-test", CHATKIT_COMPOSER=COMPOSER)
     assert [line.partition("It is named by: ")[2] for line in found] == [
         "CHATKIT_TITLE_MODEL, CHATKIT_COMPOSER, CHATKIT_MODEL",
@@ -105,42 +106,42 @@ def test_one_warning_for_each_model(warnings: Callable[..., list[str]], upstream
 
 FAILURES: dict[str, Behaviour] = {
     "401": failing(401, "invalid_api_key"),
-    "no JSON": answering(200, b"An internal detail"),
-    "another type": answering(200, {"data": [{"id": "gpt-test", "shutdown_date": "soon"}]}),
+    "no JSON": responding(200, b"An internal detail"),
+    "another type": responding(200, {"data": [{"id": "gpt-test", "shutdown_date": "soon"}]}),
     "hangs up": Handler.hang_up,
 }
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_failure_is_one_line(start: Start, upstream: Upstream, recorder: Recorder, failure: str) -> None:
+def test_a_failure_is_one_line(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, failure: str) -> None:
     before = len(recorder.lines)
-    upstream.list_models = FAILURES[failure]
+    fake_openai.list_models = FAILURES[failure]
     caller = start("", CHATKIT_MODEL="gpt-test")
     wait_for(lambda: any("OpenAI's models could not be listed" in line for line in recorder.lines[before:]), 15)
     assert "internal detail" not in "".join(recorder.lines[before:])
     assert caller.post("threads.list").status_code == 200
 
 
-def test_the_start_does_not_wait_for_it(start: Start, upstream: Upstream) -> None:
+def test_the_start_does_not_wait_for_it(start: Start, fake_openai: FakeOpenAI) -> None:
     asked, going_on = threading.Event(), threading.Event()
 
     def hang(handler: Handler) -> None:
         asked.set()
         going_on.wait(30)
 
-    upstream.list_models = hang
+    fake_openai.list_models = hang
     caller = start("simple")
     assert caller.post("threads.list").status_code == 200
     assert asked.wait(10)
     going_on.set()
 
 
-def test_nothing_is_asked_without_a_key(start: Start, upstream: Upstream) -> None:
+def test_nothing_is_asked_without_a_key(start: Start, fake_openai: FakeOpenAI) -> None:
     def refuse(handler: Handler) -> None:
         raise AssertionError
 
-    upstream.list_models = refuse
+    fake_openai.list_models = refuse
     caller = start("", OPENAI_API_KEY="")
     assert caller.post("threads.list").status_code == 200
     time.sleep(0.3)
-    assert upstream.connections == 0
+    assert fake_openai.connections == 0

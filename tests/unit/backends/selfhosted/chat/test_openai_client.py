@@ -9,53 +9,53 @@ import pytest
 from chatkit.backends.selfhosted.chat.openai_client import safety_identifier
 from tests.support.applications import Start
 from tests.support.chat import Caller
-from tests.support.provider import SECRET, shared
+from tests.support.fake_openai import FakeOpenAI
+from tests.support.identity_provider import SECRET, shared
 from tests.support.responses_api import calls, says, streaming
-from tests.support.upstream import Upstream
 
 SERVERS = "tests.support.servers_under_test"
 SIGNED_IN = {"AUTH_JWT_SECRET": SECRET}
 
 
-def identifiers(upstream: Upstream) -> list[str | None]:
-    return [received.body.get("safety_identifier") for received in upstream.received]
+def identifiers(fake_openai: FakeOpenAI) -> list[str | None]:
+    return [received.body.get("safety_identifier") for received in fake_openai.received]
 
 
 @pytest.mark.parametrize(
     "agent", ["", "with_tool", "with_tool_for_user", "tool_workflow", f"{SERVERS}:WithTool", "chat_completions"]
 )
-def test_each_call_names_the_user_by_a_hash(start: Start, upstream: Upstream, agent: str) -> None:
+def test_each_call_names_the_user_by_a_hash(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent, **SIGNED_IN)
     ada = Caller(caller.url, shared(sub="ada@example.com"))
-    upstream.behaviour = streaming(*([calls("weather", city="Paris")] if "ool" in agent else []), says("Sun"))
+    fake_openai.behaviour = streaming(*([calls("weather", city="Paris")] if "ool" in agent else []), says("Sun"))
     ada.create("Hello")
     expected = hashlib.sha256(b"user:ada@example.com").hexdigest()
-    assert set(identifiers(upstream)) == {expected}
-    assert len(identifiers(upstream)) == (2 if "ool" in agent else 1)
+    assert set(identifiers(fake_openai)) == {expected}
+    assert len(identifiers(fake_openai)) == (2 if "ool" in agent else 1)
     assert len(expected) == 64, "OpenAI's maximum"
-    assert "ada" not in str([received.body for received in upstream.received])
+    assert "ada" not in str([received.body for received in fake_openai.received])
 
     caller.create("Hello")
-    (visitors,) = set(identifiers(upstream)) - {expected}
+    (visitors,) = set(identifiers(fake_openai)) - {expected}
     assert visitors
 
 
-def test_an_agent_that_is_a_tool_names_the_user(start: Start, upstream: Upstream) -> None:
+def test_an_agent_that_is_a_tool_names_the_user(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("runs_another_agent_as_tool", **SIGNED_IN)
-    upstream.behaviour = streaming(calls("expert", input="The weather?"), says("Sun"), says("It is sunny"))
+    fake_openai.behaviour = streaming(calls("expert", input="The weather?"), says("Sun"), says("It is sunny"))
     Caller(caller.url, shared(sub="ada")).create("Hello")
-    assert identifiers(upstream) == [safety_identifier("user:ada")] * 3
+    assert identifiers(fake_openai) == [safety_identifier("user:ada")] * 3
 
 
-def test_a_new_secret_key_changes_nothing(start: Start, upstream: Upstream) -> None:
-    upstream.behaviour = streaming(says("Hello"))
+def test_a_new_secret_key_changes_nothing(start: Start, fake_openai: FakeOpenAI) -> None:
+    fake_openai.behaviour = streaming(says("Hello"))
     for key in ("a-first-key-of-this-test-and-no-other", "a-second-key-of-this-test-and-no-other"):
         Caller(start("simple", SECRET_KEY=key, **SIGNED_IN).url, shared(sub="ada")).create("Hello")
-    assert identifiers(upstream) == [safety_identifier("user:ada")] * 2
+    assert identifiers(fake_openai) == [safety_identifier("user:ada")] * 2
 
 
 @pytest.mark.parametrize("agent", ["identified", "identified_in_the_body", "identified_workflow"])
-def test_that_of_an_operator_is_kept(start: Start, upstream: Upstream, agent: str) -> None:
-    upstream.behaviour = streaming(says("Hello"))
+def test_that_of_an_operator_is_kept(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    fake_openai.behaviour = streaming(says("Hello"))
     start(agent).create("Hello")
-    assert identifiers(upstream) == ["the operator's"]
+    assert identifiers(fake_openai) == ["the operator's"]

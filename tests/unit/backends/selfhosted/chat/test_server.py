@@ -15,10 +15,11 @@ from chatkit.settings import SettingsError
 from tests.support.agents_under_test import seen, spoken
 from tests.support.applications import MakeApp, Start
 from tests.support.chat import Caller, errors, texts, user_input
+from tests.support.fake_openai import FakeOpenAI
+from tests.support.fake_server import Handler
+from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
-from tests.support.provider import SECRET, shared
 from tests.support.responses_api import asked, calls, draws, says, streaming
-from tests.support.upstream import Handler, Upstream
 
 SERVERS = "tests.support.servers_under_test"
 ACTION = {"type": "press", "payload": {"button": "red"}}
@@ -56,10 +57,10 @@ def test_context_of_a_request(start: Start) -> None:
     assert (message.content[1].id, message.content[1].data) == ("art_1", {"kind": "article"})
 
 
-def test_server_by_claim(start: Start, upstream: Upstream) -> None:
+def test_server_by_claim(start: Start, fake_openai: FakeOpenAI) -> None:
     agents = {"CHATKIT_AGENT_CLAIM": "plan", "CHATKIT_AGENTS": f"pro={SERVERS}:Knowing"}
     url = start("simple", AUTH_JWT_SECRET=SECRET, **agents).url
-    upstream.behaviour = streaming(says("I am the agent"))
+    fake_openai.behaviour = streaming(says("I am the agent"))
     assert texts(Caller(url, shared(plan="pro")).create("Hello")[1]) == ["accept-language: None"]
     assert texts(Caller(url, shared()).create("Hello")[1]) == ["I am the agent"]
 
@@ -82,9 +83,9 @@ def test_overrides_are_called(start: Start) -> None:
     assert user.startswith("anonymous:")
 
 
-def test_features_that_openais_samples_use(start: Start, upstream: Upstream) -> None:
+def test_features_that_openais_samples_use(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{SERVERS}:Desk")
-    upstream.behaviour = streaming(
+    fake_openai.behaviour = streaming(
         calls("note", text="the roof"),
         [*draws("iVBORw0KGgo=", "iVBORw0K", "iVBORw0KGg"), *says("Noted")],
         calls("ask_expert", input="A slate?"),
@@ -93,7 +94,7 @@ def test_features_that_openais_samples_use(start: Start, upstream: Upstream) -> 
     )
     thread_id, events = caller.create("Note the roof")
     assert (errors(events), texts(events)) == ([], ["Noted"])
-    first = upstream.received[0].body
+    first = fake_openai.received[0].body
     assert (first["temperature"], asked(first)[0][1][:19]) == (0.4, "<PROFILE>anonymous:")
     updates = [event.update for event in events if event.type == "thread.item.updated"]
     assert [update.progress for update in updates if update.type == "generated_image.updated"] == [0, 0.5]
@@ -123,15 +124,15 @@ def test_feedback_is_limited_to_100_items_of_own_threads(start: Start) -> None:
     assert status(caller, 100) == 200
 
 
-def test_defaults(start: Start, upstream: Upstream, tmp_path: Path) -> None:
+def test_defaults(start: Start, fake_openai: FakeOpenAI, tmp_path: Path) -> None:
     """The service's defaults take the place of the SDK's, which raise an exception or do nothing."""
     caller = start(f"{SERVERS}:Plain")
-    upstream.behaviour = streaming(says("Hello"), says("You pressed it"))
+    fake_openai.behaviour = streaming(says("Hello"), says("You pressed it"))
     thread_id, _ = caller.create("Hello")
     assert caller.thread(thread_id).title is None, "titles are its own business"
     assert caller.post("threads.sync_custom_action", thread_id=thread_id, action=ACTION).json() == {}
     assert texts(list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))) == ["You pressed it"]
-    assert str(upstream.received[1].body["input"]).count("acted on the page: press with {'button': 'red'}") == 2
+    assert str(fake_openai.received[1].body["input"]).count("acted on the page: press with {'button': 'red'}") == 2
     message = caller.items(thread_id).data[0]
     assert caller.post("items.feedback", thread_id=thread_id, item_ids=[message.id], kind="positive").status_code == 200
     with create_engine(f"sqlite:///{tmp_path}/chatkit.db").connect() as connection:
@@ -224,7 +225,7 @@ def test_disconnect_cancels_the_response(start: Start) -> None:
     assert 5 <= len(said) < 500
 
 
-def test_disconnect_cancels_the_model_call(start: Start, upstream: Upstream) -> None:
+def test_disconnect_cancels_the_model_call(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{SERVERS}:Plain")
     ended: list[float] = []
     speak = streaming(says("word " * 500, pause=0.02))
@@ -235,7 +236,7 @@ def test_disconnect_cancels_the_model_call(start: Start, upstream: Upstream) -> 
         except OSError:
             ended.append(time.monotonic())
 
-    upstream.behaviour = behave
+    fake_openai.behaviour = behave
     _, stream = read_words(caller, "Hello", 5)
     left = time.monotonic()
     stream.close()
@@ -263,9 +264,9 @@ def test_backpressure(start: Start) -> None:
     wait_for(lambda: seen == ["closed", ["msg_own"]])  # also where the disconnect meets a response that waits for its reader
 
 
-def test_retry_deletes_later_items(start: Start, upstream: Upstream) -> None:
+def test_retry_deletes_later_items(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{SERVERS}:Plain")
-    upstream.behaviour = streaming(says("one"), says("two"), says("again"))
+    fake_openai.behaviour = streaming(says("one"), says("two"), says("again"))
     thread_id, _ = caller.create("first")
     caller.say(thread_id, "second")
     message = caller.items(thread_id, order="asc").data[0]
@@ -289,7 +290,7 @@ def test_unusable_server(make_app: MakeApp, name: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_constructor_with_an_attachment_store(start: Start, upstream: Upstream) -> None:
+def test_constructor_with_an_attachment_store(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{SERVERS}:WithStores")
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     assert texts(caller.create("Hello")[1]) == ["Hello"]

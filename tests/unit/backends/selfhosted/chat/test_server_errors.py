@@ -23,10 +23,11 @@ from tests.support import jumping_loop
 from tests.support.applications import Start
 from tests.support.chat import errors as errors_of
 from tests.support.chat import user_input
+from tests.support.fake_openai import FakeOpenAI
+from tests.support.fake_server import silent
 from tests.support.hosted import COMPLETE
 from tests.support.responses_api import says, streaming
 from tests.support.store import ADA
-from tests.support.upstream import Upstream, silent
 
 
 @pytest.mark.parametrize(
@@ -38,16 +39,16 @@ from tests.support.upstream import Upstream, silent
         ("a" * 30 + " \n " + "b" * 29, "a" * 30 + " " + "b" * 29),
     ],
 )
-def test_title_has_sixty_characters_of_the_first_message(start: Start, upstream: Upstream, words: str, title: str) -> None:
-    upstream.behaviour = streaming(says("Hello"))
+def test_title_has_sixty_characters_of_the_first_message(start: Start, fake_openai: FakeOpenAI, words: str, title: str) -> None:
+    fake_openai.behaviour = streaming(says("Hello"))
     caller = start("simple")
     thread_id, _ = caller.create(words)
     assert caller.thread(thread_id).title == title
 
 
-def test_dictation_takes_a_minute_at_most(upstream: Upstream, tmp_path: object) -> None:
-    upstream.behaviour = silent(5)
-    variables = {"CHATKIT_BACKEND": "selfhosted", "CHATKIT_API_BASE": upstream.url, "CHATKIT_TURN_SECONDS": "300"}
+def test_dictation_takes_a_minute_at_most(fake_openai: FakeOpenAI, tmp_path: object) -> None:
+    fake_openai.behaviour = silent(5)
+    variables = {"CHATKIT_BACKEND": "selfhosted", "CHATKIT_API_BASE": fake_openai.url, "CHATKIT_TURN_SECONDS": "300"}
     store = SqlStore(open_database(f"sqlite:///{tmp_path}/chatkit.db"))
 
     async def dictate() -> float:

@@ -213,18 +213,18 @@ def test_pending_call_is_moved_to_the_end(store: SqlStore) -> None:
 
 def test_saving_a_thread_keeps_concurrent_changes(store: SqlStore) -> None:
     thread_id = new_thread(store)
-    answering, renaming = of(ADA.user), of(ADA.user)
-    answered = run(store.load_thread(thread_id, answering))
+    responding, renaming = of(ADA.user), of(ADA.user)
+    answered = run(store.load_thread(thread_id, responding))
     renamed = run(store.load_thread(thread_id, renaming))
     renamed.title = "Renamed"
     run(store.save_thread(renamed, renaming))
     answered.metadata = {"count": 1}
-    run(store.save_thread(answered, answering))
+    run(store.save_thread(answered, responding))
     assert answered.title == "Renamed", "so that the page gets the new title as well"
     stored = run(store.load_thread(thread_id, ADA))
     assert (stored.title, stored.metadata) == ("Renamed", {"count": 1})
     answered.title = "The agent's"
-    run(store.save_thread(answered, answering))
+    run(store.save_thread(answered, responding))
     assert run(store.load_thread(thread_id, ADA)).title == "The agent's"
 
 

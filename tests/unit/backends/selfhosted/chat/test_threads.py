@@ -15,9 +15,9 @@ from sqlalchemy import create_engine, text
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from tests.support.applications import Start
 from tests.support.chat import Caller, errors, texts, user_input
+from tests.support.fake_openai import FakeOpenAI, failing
 from tests.support.leaks import Recorder
 from tests.support.responses_api import asked, calls, draws, says, streaming, thinks
-from tests.support.upstream import Upstream, failing
 
 ACTION = {"type": "press", "payload": {"button": "red"}}
 PENDING_CALL = [*says("Let me see"), *calls("ask_page", question="Colour?")]
@@ -34,16 +34,16 @@ def other(caller: Caller) -> Caller:
     "status", [LockedStatus(reason="Escalated."), ClosedStatus(reason="Resolved.")], ids=lambda it: it.type
 )
 def test_inactive_thread_accepts_nothing_that_needs_a_reply(
-    start: Start, upstream: Upstream, tmp_path: Path, status: Any
+    start: Start, fake_openai: FakeOpenAI, tmp_path: Path, status: Any
 ) -> None:
     caller = start("with_page")
-    upstream.behaviour = streaming(PENDING_CALL)
+    fake_openai.behaviour = streaming(PENDING_CALL)
     thread_id, _ = caller.create("Hello")
     message = caller.items(thread_id, order="asc").data[0]
     with create_engine(f"sqlite:///{tmp_path}/chatkit.db").begin() as connection:
         changed = text("UPDATE chat_threads SET data = json_set(data, '$.status', json(:status))")
         connection.execute(changed, {"status": status.model_dump_json()})
-    before, calls_made = caller.thread(thread_id), len(upstream.received)
+    before, calls_made = caller.thread(thread_id), len(fake_openai.received)
     refused: dict[str, dict[str, Any]] = {
         "threads.add_user_message": {"input": user_input("And now?")},
         "threads.add_client_tool_output": {"result": {"colour": "blue"}},
@@ -58,7 +58,7 @@ def test_inactive_thread_accepts_nothing_that_needs_a_reply(
         assert response.json()["message"] == "This conversation takes no new messages"
     assert caller.thread(thread_id) == before
     assert before.status == status, "with its reason, which the page shows"
-    assert len(upstream.received) == calls_made
+    assert len(fake_openai.received) == calls_made
     kept: dict[str, dict[str, Any]] = {
         "items.feedback": {"item_ids": [message.id], "kind": "positive"},
         "threads.update": {"title": "Old"},
@@ -69,9 +69,9 @@ def test_inactive_thread_accepts_nothing_that_needs_a_reply(
 
 
 @pytest.mark.parametrize("agent", ["locking", "tests.support.servers_under_test:Locking"])
-def test_agent_locks_its_thread(start: Start, upstream: Upstream, agent: str) -> None:
+def test_agent_locks_its_thread(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(calls("locks"), says("Support will write to you"))
+    fake_openai.behaviour = streaming(calls("locks"), says("Support will write to you"))
     thread_id, events = caller.create("Help!")
     assert texts(events) == ["Support will write to you"]
     assert [event.thread.status.type for event in events if event.type == "thread.updated"][-1] == "locked"
@@ -79,9 +79,9 @@ def test_agent_locks_its_thread(start: Start, upstream: Upstream, agent: str) ->
     assert caller.post("threads.add_user_message", thread_id=thread_id, input=user_input("Hello?")).status_code == 403
 
 
-def test_rename_during_a_turn_is_kept(start: Start, upstream: Upstream) -> None:
+def test_rename_during_a_turn_is_kept(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("counting")
-    upstream.behaviour = streaming(says("Hello"), [0.5, *calls("counts")], says("one two three", pause=0.2))
+    fake_openai.behaviour = streaming(says("Hello"), [0.5, *calls("counts")], says("one two three", pause=0.2))
     thread_id, _ = caller.create("First")
     titles = []
     for event in caller.stream("threads.add_user_message", thread_id=thread_id, input=user_input("Count")):
@@ -93,36 +93,36 @@ def test_rename_during_a_turn_is_kept(start: Start, upstream: Upstream) -> None:
     assert set(titles) == {"Renamed"}, "the page never gets the old title"
 
 
-def test_sync_action_while_a_client_tool_is_pending(start: Start, upstream: Upstream) -> None:
+def test_sync_action_while_a_client_tool_is_pending(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("with_page")
-    upstream.behaviour = streaming(PENDING_CALL, says("It is blue"))
+    fake_openai.behaviour = streaming(PENDING_CALL, says("It is blue"))
     thread_id, _ = caller.create("What colour is my page?")
     assert caller.post("threads.sync_custom_action", thread_id=thread_id, action=ACTION).json() == {}
     answered = list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
     assert (errors(answered), texts(answered)) == ([], ["It is blue"])
-    given = upstream.received[1].body["input"]
+    given = fake_openai.received[1].body["input"]
     assert [item.get("type") for item in given[-2:]] == ["function_call", "function_call_output"]
-    assert "press with {'button': 'red'}" in str(asked(upstream.received[1].body)[-3])
+    assert "press with {'button': 'red'}" in str(asked(fake_openai.received[1].body)[-3])
 
 
 @pytest.mark.parametrize(("size", "status"), [(250 * 1024, 200), (260 * 1024, 413)])
-def test_size_limit_of_a_client_tool_output(start: Start, upstream: Upstream, size: int, status: int) -> None:
+def test_size_limit_of_a_client_tool_output(start: Start, fake_openai: FakeOpenAI, size: int, status: int) -> None:
     caller = start("with_page")
-    upstream.behaviour = streaming(PENDING_CALL, says("I have read it"))
+    fake_openai.behaviour = streaming(PENDING_CALL, says("I have read it"))
     thread_id, _ = caller.create("Read my page")
     response = caller.post("threads.add_client_tool_output", thread_id=thread_id, result={"page": "x" * size})
     assert response.status_code == status
     if status == 200:
-        roles = [role for role, _ in asked(upstream.received[1].body)]
+        roles = [role for role, _ in asked(fake_openai.received[1].body)]
         assert roles == ["user", "function_call", "function_call_output"], (
             "the tool output is given together with its user message"
         )
 
 
 @pytest.mark.parametrize("shape", ["threads.add_user_message", "items.feedback"])
-def test_size_limit_of_other_requests(start: Start, upstream: Upstream, shape: str) -> None:
+def test_size_limit_of_other_requests(start: Start, fake_openai: FakeOpenAI, shape: str) -> None:
     caller = start("simple")
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
     params: dict[str, Any] = (
         {"input": user_input("x" * 70_000)} if shape.startswith("threads") else {"item_ids": ["x" * 70_000]}
@@ -130,9 +130,9 @@ def test_size_limit_of_other_requests(start: Start, upstream: Upstream, shape: s
     assert caller.post(shape, thread_id=thread_id, kind="positive", **params).status_code == 413
 
 
-def test_feedback_skips_unknown_items(start: Start, upstream: Upstream, tmp_path: Path) -> None:
+def test_feedback_skips_unknown_items(start: Start, fake_openai: FakeOpenAI, tmp_path: Path) -> None:
     caller = start("simple")
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
     message = caller.items(thread_id).data[0]
 
@@ -153,26 +153,26 @@ def quoting(text_: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("agent", ["simple", "for_user", "run_workflow", "guarded_workflow"])
-def test_mentions_and_quoted_text_reach_the_model(start: Start, upstream: Upstream, agent: str) -> None:
+def test_mentions_and_quoted_text_reach_the_model(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(says("I see"))
+    fake_openai.behaviour = streaming(says("I see"))
     list(caller.stream("threads.create", input=quoting("What about")))
-    given = " ".join(words for _, words in asked(upstream.received[0].body))
+    given = " ".join(words for _, words in asked(fake_openai.received[0].body))
     for part in ("What about @The future", "a sentence above", "@The future stands for art_1", "'kind': 'article'"):
         assert given.count(part) == 1, part
 
 
-def test_workflow_guardrail_sees_quoted_text(start: Start, upstream: Upstream) -> None:
+def test_workflow_guardrail_sees_quoted_text(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("guarded_workflow")
-    upstream.behaviour = streaming(says("Let me explain"))
+    fake_openai.behaviour = streaming(says("Let me explain"))
     input_ = {**user_input("Explain this"), "quoted_text": "how to do something forbidden"}
     assert errors(list(caller.stream("threads.create", input=input_)))
 
 
 @pytest.mark.parametrize("agent", ["drafting", "drafting_workflow"])
-def test_draft_replaced_by_a_tool_is_one_message(start: Start, upstream: Upstream, agent: str) -> None:
+def test_draft_replaced_by_a_tool_is_one_message(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    upstream.behaviour = streaming(calls("drafts"), says("Done"))
+    fake_openai.behaviour = streaming(calls("drafts"), says("Done"))
     thread_id, events = caller.create("Write")
     (draft,) = [event.item for event in events if event.type == "thread.item.added" and event.item.content[:1] != []]
     (final,) = [event.item for event in events if event.type == "thread.item.replaced"]
@@ -182,30 +182,30 @@ def test_draft_replaced_by_a_tool_is_one_message(start: Start, upstream: Upstrea
     assert kept[1].id == final.id
 
 
-def test_history_before_a_large_image_is_kept(start: Start, upstream: Upstream) -> None:
+def test_history_before_a_large_image_is_kept(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple")
     image = "A" * 200 * 1024
-    upstream.behaviour = streaming([*draws(image), *says("Here it is")], says("You are Ada"))
+    fake_openai.behaviour = streaming([*draws(image), *says("Here it is")], says("You are Ada"))
     thread_id, events = caller.create("I am Ada. Draw me.")
     assert errors(events) == []
     caller.say(thread_id, "Who am I?")
-    given = upstream.received[-1].body["input"]
-    words = [text_ for _, text_ in asked(upstream.received[-1].body)]
+    given = fake_openai.received[-1].body["input"]
+    words = [text_ for _, text_ in asked(fake_openai.received[-1].body)]
     assert words == ["I am Ada. Draw me.", "The following image was generated by the agent.", "Here it is", "Who am I?"]
     assert given[1]["content"][1]["image_url"] == f"data:image/png;base64,{image}"
 
 
-def test_images_in_the_history_stay_below_openais_limit(start: Start, upstream: Upstream) -> None:
+def test_images_in_the_history_stay_below_openais_limit(start: Start, fake_openai: FakeOpenAI) -> None:
     """OpenAI accepts 50 MB per request. A thread with more could never get another reply."""
     caller = start("simple")
     image = "A" * 3_500_000
-    upstream.behaviour = streaming([event for _ in range(16) for event in draws(image)], says("A lot"))
+    fake_openai.behaviour = streaming([event for _ in range(16) for event in draws(image)], says("A lot"))
     thread_id, _ = caller.create("Draw")
     caller.say(thread_id, "What do you see?")
-    assert len(json.dumps(upstream.received[-1].body)) < 50_000_000
+    assert len(json.dumps(fake_openai.received[-1].body)) < 50_000_000
 
 
-def test_lock_is_kept_while_the_title_is_saved(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_is_kept_while_the_title_is_saved(start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tool changes the thread while the title is being written to a slow database."""
     run = SqlStore._run
 
@@ -215,15 +215,15 @@ def test_lock_is_kept_while_the_title_is_saved(start: Start, upstream: Upstream,
         return result
 
     caller = start("locking")
-    upstream.behaviour = streaming([*says("One moment"), 0.45, *calls("locks")], says("Support will write to you"))
+    fake_openai.behaviour = streaming([*says("One moment"), 0.45, *calls("locks")], says("Support will write to you"))
     monkeypatch.setattr(SqlStore, "_run", slow)
     thread_id, _ = caller.create("Help!")
     assert caller.thread(thread_id).status == LockedStatus(reason="Escalated to support.")
 
 
-def test_rename_is_kept_when_a_tool_loads_the_thread(start: Start, upstream: Upstream) -> None:
+def test_rename_is_kept_when_a_tool_loads_the_thread(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("loading")
-    upstream.behaviour = streaming(says("Hello"), calls("loads_and_notes"), says("Done"))
+    fake_openai.behaviour = streaming(says("Hello"), calls("loads_and_notes"), says("Done"))
     thread_id, _ = caller.create("First")
     for event in caller.stream("threads.add_user_message", thread_id=thread_id, input=user_input("Count")):
         if event.type == "thread.item.done" and event.item.type == "user_message":
@@ -231,11 +231,11 @@ def test_rename_is_kept_when_a_tool_loads_the_thread(start: Start, upstream: Ups
     assert caller.thread(thread_id).title == "Renamed"
 
 
-def test_metadata_of_concurrent_turns_is_merged(start: Start, upstream: Upstream, tmp_path: Path) -> None:
+def test_metadata_of_concurrent_turns_is_merged(start: Start, fake_openai: FakeOpenAI, tmp_path: Path) -> None:
     caller = start("noting")
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("First")
-    upstream.behaviour = streaming(calls("notes", key="a"), calls("notes", key="b"), says("Done"))
+    fake_openai.behaviour = streaming(calls("notes", key="a"), calls("notes", key="b"), says("Done"))
     same = other(caller)
     second = threading.Thread(target=lambda: same.say(thread_id, "One"))
     second.start()
@@ -247,11 +247,11 @@ def test_metadata_of_concurrent_turns_is_merged(start: Start, upstream: Upstream
 
 
 def test_sync_action_does_not_overwrite_a_client_tool_output(
-    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+    start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The output is saved between the action's read and its write."""
     caller = start("with_page")
-    upstream.behaviour = streaming([*says("Let me see"), *calls("ask_page", question="Colour?")], says("It is blue"))
+    fake_openai.behaviour = streaming([*says("Let me see"), *calls("ask_page", question="Colour?")], says("It is blue"))
     thread_id, _ = caller.create("What colour is my page?")
     same, add_before_call = other(caller), SqlStore.add_before_call
 
@@ -267,10 +267,12 @@ def test_sync_action_does_not_overwrite_a_client_tool_output(
     assert (kept[2].status, kept[2].output) == ("completed", {"colour": "blue"})
 
 
-def test_reasoning_continues_after_a_sync_action(start: Start, upstream: Upstream) -> None:
+def test_reasoning_continues_after_a_sync_action(start: Start, fake_openai: FakeOpenAI) -> None:
     """The SDK continues a workflow item that directly precedes the call."""
     caller = start("with_page")
-    upstream.behaviour = streaming([*thinks("Ask"), *calls("ask_page", question="Colour?")], [*thinks("I see"), *says("Blue")])
+    fake_openai.behaviour = streaming(
+        [*thinks("Ask"), *calls("ask_page", question="Colour?")], [*thinks("I see"), *says("Blue")]
+    )
     thread_id, _ = caller.create("What colour is my page?")
     caller.post("threads.sync_custom_action", thread_id=thread_id, action=ACTION)
     list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
@@ -278,58 +280,58 @@ def test_reasoning_continues_after_a_sync_action(start: Start, upstream: Upstrea
     assert kinds == ["user_message", "workflow", "client_tool_call", "assistant_message"]
 
 
-def test_action_while_a_client_tool_is_pending(start: Start, upstream: Upstream) -> None:
+def test_action_while_a_client_tool_is_pending(start: Start, fake_openai: FakeOpenAI) -> None:
     """The page may call sendCustomAction() while its tool runs."""
     caller = start("with_page")
-    upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("I see"), says("It is blue"))
+    fake_openai.behaviour = streaming(calls("ask_page", question="Colour?"), says("I see"), says("It is blue"))
     thread_id, _ = caller.create("What colour is my page?")
     list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))
     response = caller.post("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"})
     assert response.status_code == 200
 
 
-def test_quoted_text_is_given_after_a_client_tool(start: Start, upstream: Upstream) -> None:
+def test_quoted_text_is_given_after_a_client_tool(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("with_page")
-    upstream.behaviour = streaming(calls("ask_page", question="Colour?"), says("It is blue"))
+    fake_openai.behaviour = streaming(calls("ask_page", question="Colour?"), says("It is blue"))
     quoting = {**user_input("Explain this"), "quoted_text": "a sentence above"}
     created, *_ = list(caller.stream("threads.create", input=quoting))
     list(caller.stream("threads.add_client_tool_output", thread_id=created.thread.id, result={"colour": "blue"}))
-    assert "a sentence above" in json.dumps(upstream.received[1].body["input"])
+    assert "a sentence above" in json.dumps(fake_openai.received[1].body["input"])
 
 
-def test_quote_of_an_earlier_message_is_not_given_again(start: Start, upstream: Upstream) -> None:
+def test_quote_of_an_earlier_message_is_not_given_again(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("run_workflow")
-    upstream.behaviour = failing(400, "invalid_request_error")
+    fake_openai.behaviour = failing(400, "invalid_request_error")
     quoting = {**user_input("Explain"), "quoted_text": "the old quote"}
     created, *_ = list(caller.stream("threads.create", input=quoting))
-    upstream.behaviour = streaming(says("Well"))
+    fake_openai.behaviour = streaming(says("Well"))
     caller.say(created.thread.id, "Something else")
-    assert "the old quote" not in json.dumps(upstream.received[-1].body["input"])
+    assert "the old quote" not in json.dumps(fake_openai.received[-1].body["input"])
 
 
-def test_two_mentions_with_the_same_name(start: Start, upstream: Upstream) -> None:
+def test_two_mentions_with_the_same_name(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple")
-    upstream.behaviour = streaming(says("Well"))
+    fake_openai.behaviour = streaming(says("Well"))
     tag = {"type": "input_tag", "text": "Anna", "data": {}, "interactive": False}
     content = [{**tag, "id": "user_1"}, {**tag, "id": "user_2"}]
     list(caller.stream("threads.create", input={**user_input(""), "content": content}))
-    given = json.dumps(upstream.received[0].body["input"])
+    given = json.dumps(fake_openai.received[0].body["input"])
     assert ("user_1" in given, "user_2" in given) == (True, True)
 
 
-def test_title_of_a_message_with_mentions_only(start: Start, upstream: Upstream) -> None:
+def test_title_of_a_message_with_mentions_only(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple")
-    upstream.behaviour = streaming(says("I see"))
+    fake_openai.behaviour = streaming(says("I see"))
     tag = {"type": "input_tag", "id": "art_1", "text": "The future", "data": {}, "interactive": False}
     created, *_ = list(caller.stream("threads.create", input={**user_input(""), "content": [tag]}))
     assert caller.thread(created.thread.id).title == "@The future"
 
 
 @pytest.mark.parametrize("agent", ["simple", "counting", "run_workflow", "tests.support.servers_under_test:Plain"])
-def test_thread_deleted_during_its_turn(start: Start, upstream: Upstream, recorder: Recorder, agent: str) -> None:
+def test_thread_deleted_during_its_turn(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, agent: str) -> None:
     caller = start(agent)
     turn = [[*calls("counts"), 0.3]] if agent == "counting" else []
-    upstream.behaviour = streaming(says("Hello"), *turn, says("one two three", pause=0.2))
+    fake_openai.behaviour = streaming(says("Hello"), *turn, says("one two three", pause=0.2))
     thread_id, _ = caller.create("First")
     before = len(recorder.lines)
     events = []
@@ -344,9 +346,9 @@ def test_thread_deleted_during_its_turn(start: Start, upstream: Upstream, record
 
 
 @pytest.mark.parametrize("item", ["nowhere", "assistant_message"])
-def test_retry_of_anything_but_a_user_message_changes_nothing(start: Start, upstream: Upstream, item: str) -> None:
+def test_retry_of_anything_but_a_user_message_changes_nothing(start: Start, fake_openai: FakeOpenAI, item: str) -> None:
     caller = start("simple")
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
     caller.say(thread_id, "And now?")
     before = caller.items(thread_id)
@@ -357,10 +359,10 @@ def test_retry_of_anything_but_a_user_message_changes_nothing(start: Start, upst
 
 
 def test_retry_deletes_later_items_in_one_transaction(
-    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+    start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caller = start("simple")
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
     for _ in range(5):
         caller.say(thread_id, "Again")
@@ -381,9 +383,9 @@ def test_retry_deletes_later_items_in_one_transaction(
     assert [item.type for item in kept] == ["user_message", "assistant_message"] * 2
 
 
-def test_long_title_is_truncated(start: Start, upstream: Upstream) -> None:
+def test_long_title_is_truncated(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple")
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
     assert caller.post("threads.update", thread_id=thread_id, title="x" * 60_000).json()["title"] == "x" * 200
     assert caller.thread(thread_id).title == "x" * 200
@@ -402,9 +404,9 @@ def test_limit_of_answers_in_structured_input(start: Start) -> None:
     assert (answer(101), answer(100)) == (400, 200)
 
 
-def test_pages_are_limited_by_bytes(start: Start, upstream: Upstream) -> None:
+def test_pages_are_limited_by_bytes(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple")
-    upstream.behaviour = streaming([*(event for _ in range(6) for event in draws("A" * 1_500_000)), *says("Six")])
+    fake_openai.behaviour = streaming([*(event for _ in range(6) for event in draws("A" * 1_500_000)), *says("Six")])
     thread_id, _ = caller.create("Draw")
     for order in ("asc", "desc"):
         pages = [caller.items(thread_id, order=order)]

@@ -17,10 +17,11 @@ from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import UsageRow
 from tests.support.applications import Start
 from tests.support.chat import Caller, errors, texts, user_input
+from tests.support.fake_openai import FakeOpenAI
+from tests.support.fake_server import Behaviour, Handler, Received, responding
 from tests.support.leaks import Recorder
 from tests.support.responses_api import Events, asked, says, streaming
 from tests.support.store import MOMENT, of, run
-from tests.support.upstream import Behaviour, Handler, Received, Upstream, answering
 from tests.support.waiting import wait_for
 
 SAID = "What is the weather going to be like in Paris tomorrow, and do I need an umbrella?"
@@ -57,14 +58,14 @@ def create(caller: Caller) -> tuple[str, list[Any]]:
 
 
 @pytest.mark.parametrize("agent", ["", "simple", "for_user", "run_workflow"])
-def test_a_model_writes_it_beside_the_response(start: Start, upstream: Upstream, tmp_path: Any, agent: str) -> None:
+def test_a_model_writes_it_beside_the_response(start: Start, fake_openai: FakeOpenAI, tmp_path: Any, agent: str) -> None:
     caller = start(agent, **TITLE_MODEL)
-    upstream.behaviour = titling("\u201cParis in the\n rain\u201d", SLOWLY)
+    fake_openai.behaviour = titling("\u201cParis in the\n rain\u201d", SLOWLY)
     thread_id, events = create(caller)
     told = [event.thread.title for event in events if event.type == "thread.updated"]
     assert told == [FIRST_WORDS, "Paris in the rain"]
     assert caller.thread(thread_id).title == "Paris in the rain"
-    (call,) = filter(for_titles, upstream.received)
+    (call,) = filter(for_titles, fake_openai.received)
     assert asked(call.body) == [("user", SAID)]
     assert call.body["max_output_tokens"] == 2000
     assert len(call.body["safety_identifier"]) == 64
@@ -76,43 +77,43 @@ def test_a_model_writes_it_beside_the_response(start: Start, upstream: Upstream,
 
     wait_for(lambda: used() == [1])
     caller.say(thread_id, "And in Rome?")
-    assert len([*filter(for_titles, upstream.received)]) == 1
+    assert len([*filter(for_titles, fake_openai.received)]) == 1
 
 
-def test_without_the_setting_it_is_the_first_words(start: Start, upstream: Upstream) -> None:
+def test_without_the_setting_it_is_the_first_words(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple")
-    upstream.behaviour = streaming(SLOWLY)
+    fake_openai.behaviour = streaming(SLOWLY)
     thread_id, _ = create(caller)
     assert caller.thread(thread_id).title == FIRST_WORDS
-    assert len(upstream.received) == 1
+    assert len(fake_openai.received) == 1
 
 
 @pytest.mark.parametrize("agent", ["", "tests.support.servers_under_test:Plain"], ids=["the demo", "an own server"])
-def test_who_has_no_titles_of_a_model(start: Start, upstream: Upstream, agent: str) -> None:
+def test_who_has_no_titles_of_a_model(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent, **TITLE_MODEL, **({} if agent else {"OPENAI_API_KEY": ""}))
-    upstream.behaviour = titling("Never", SLOWLY)
+    fake_openai.behaviour = titling("Never", SLOWLY)
     thread_id, _ = create(caller)
     assert caller.thread(thread_id).title == (None if agent else FIRST_WORDS)
-    assert not [*filter(for_titles, upstream.received)]
+    assert not [*filter(for_titles, fake_openai.received)]
 
 
-def test_the_response_does_not_wait_for_it(start: Start, upstream: Upstream) -> None:
+def test_the_response_does_not_wait_for_it(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple", **TITLE_MODEL)
     write, go_on = held("Paris")
-    upstream.behaviour = titling(write)
+    fake_openai.behaviour = titling(write)
     thread_id, events = create(caller)
     assert texts(events) == ["Sun"]
     assert caller.thread(thread_id).title == FIRST_WORDS
-    wait_for(lambda: any(map(for_titles, upstream.received)))
+    wait_for(lambda: any(map(for_titles, fake_openai.received)))
     assert caller.thread(thread_id).title == FIRST_WORDS
     go_on()
     wait_for(lambda: caller.thread(thread_id).title == "Paris")
 
 
-def test_a_reader_that_leaves_still_gets_one(start: Start, upstream: Upstream) -> None:
+def test_a_reader_that_leaves_still_gets_one(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple", **TITLE_MODEL)
     write, go_on = held("Paris")
-    upstream.behaviour = titling(write, SLOWLY)
+    fake_openai.behaviour = titling(write, SLOWLY)
     stream: Any = caller.stream("threads.create", input=user_input(SAID))
     thread_id = next(stream).thread.id
     while next(stream).type != "thread.item.updated":
@@ -123,17 +124,17 @@ def test_a_reader_that_leaves_still_gets_one(start: Start, upstream: Upstream) -
 
 
 FAILURES: dict[str, Behaviour | str] = {
-    "an error": answering(400, {"error": {"message": "An internal detail"}}),
+    "an error": responding(400, {"error": {"message": "An internal detail"}}),
     "nothing": " \n",
-    "no JSON": answering(200, b"An internal detail"),
+    "no JSON": responding(200, b"An internal detail"),
 }
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_failure_leaves_the_first_words(start: Start, upstream: Upstream, recorder: Recorder, failure: str) -> None:
+def test_a_failure_leaves_the_first_words(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, failure: str) -> None:
     caller = start("simple", **TITLE_MODEL)
     before = len(recorder.lines)
-    upstream.behaviour = titling(FAILURES[failure], SLOWLY)
+    fake_openai.behaviour = titling(FAILURES[failure], SLOWLY)
     thread_id, events = create(caller)
     assert len(texts(events)) == 1
     assert caller.thread(thread_id).title == FIRST_WORDS
@@ -142,30 +143,32 @@ def test_a_failure_leaves_the_first_words(start: Start, upstream: Upstream, reco
     assert "internal detail" not in "".join(recorder.lines[before:])
 
 
-def test_the_time_is_limited(start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, recorder: Recorder) -> None:
+def test_the_time_is_limited(
+    start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, recorder: Recorder
+) -> None:
     monkeypatch.setattr(titles, "TITLE_SECONDS", 0.5)
     caller = start("simple", **TITLE_MODEL)
     before = len(recorder.lines)
     write, go_on = held("Paris")
-    upstream.behaviour = titling(write)
+    fake_openai.behaviour = titling(write)
     thread_id, _ = create(caller)
     wait_for(lambda: any("no title was written (TimeoutError)" in line for line in recorder.lines[before:]))
     go_on()
     assert caller.thread(thread_id).title == FIRST_WORDS
 
 
-def test_the_length_is_limited(start: Start, upstream: Upstream) -> None:
+def test_the_length_is_limited(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple", **TITLE_MODEL)
-    upstream.behaviour = titling("A title " * 1000, SLOWLY)
+    fake_openai.behaviour = titling("A title " * 1000, SLOWLY)
     thread_id, _ = caller.create("x" * 50_000)
     assert caller.thread(thread_id).title == " ".join(["A title"] * 7) + " A…"
-    (call,) = filter(for_titles, upstream.received)
+    (call,) = filter(for_titles, fake_openai.received)
     assert asked(call.body) == [("user", "x" * 2000)]
 
 
 @pytest.mark.parametrize("answer", [SLOWLY, says("Sun")], ids=["during the response", "after the response"])
 def test_a_title_of_the_user_stays(
-    start: Start, upstream: Upstream, database: str, answer: Events, monkeypatch: pytest.MonkeyPatch
+    start: Start, fake_openai: FakeOpenAI, database: str, answer: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replaced, replace = threading.Event(), SqlStore.replace_title
 
@@ -176,12 +179,12 @@ def test_a_title_of_the_user_stays(
     monkeypatch.setattr(SqlStore, "replace_title", replace_title)
     caller = start("counting", DATABASE_URL=database, **TITLE_MODEL)
     write, go_on = held("Paris")
-    upstream.behaviour = titling(write, answer)
+    fake_openai.behaviour = titling(write, answer)
     stream = caller.stream("threads.create", input=user_input(SAID))
     thread_id = next(stream).thread.id
     if answer is not SLOWLY:
         list(stream)
-    wait_for(lambda: any(map(for_titles, upstream.received)))
+    wait_for(lambda: any(map(for_titles, fake_openai.received)))
     assert caller.post("threads.update", thread_id=thread_id, title="The user's").status_code == 200
     go_on()
     list(stream)

@@ -24,12 +24,13 @@ from chatkit.backends.selfhosted.sessions import SessionStore
 from tests.support.agents_under_test import seen
 from tests.support.applications import Start
 from tests.support.chat import Caller, errors, texts, user_input
+from tests.support.fake_openai import FakeOpenAI
+from tests.support.fake_server import responding
+from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
 from tests.support.postgres import new_postgres_database
-from tests.support.provider import SECRET, shared
 from tests.support.responses_api import calls, says, streaming
 from tests.support.store import run
-from tests.support.upstream import Upstream, answering
 from tests.support.waiting import wait_for
 
 SERVERS = "tests.support.servers_under_test"
@@ -101,11 +102,11 @@ SHAPES: dict[str, tuple[list[Any], list[tuple[Any, ...]]]] = {
 
 @pytest.mark.parametrize("agent", SHAPES)
 def test_it_is_stored_for_each_agent(
-    start: Start, upstream: Upstream, agent: str, tmp_path: Any, lines: list[dict[str, Any]]
+    start: Start, fake_openai: FakeOpenAI, agent: str, tmp_path: Any, lines: list[dict[str, Any]]
 ) -> None:
     answers, rows = SHAPES[agent]
     caller = start(agent)
-    upstream.behaviour = streaming(*answers)
+    fake_openai.behaviour = streaming(*answers)
     _, events = caller.create("Hello")
     assert errors(events) == []
     wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == rows)
@@ -115,9 +116,9 @@ def test_it_is_stored_for_each_agent(
     assert [line[name] for name in ("model_requests", "input_tokens", "output_tokens", "total_tokens")] == totals
 
 
-def test_responses_add_up(start: Start, upstream: Upstream, database: str, lines: list[dict[str, Any]]) -> None:
+def test_responses_add_up(start: Start, fake_openai: FakeOpenAI, database: str, lines: list[dict[str, Any]]) -> None:
     caller = start("simple", DATABASE_URL=database)
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
     for _ in range(2):
         caller.say(thread_id, "And again")
@@ -145,10 +146,10 @@ ENDINGS: dict[str, tuple[str, list[Any], int]] = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_response_that_fails_is_counted(start: Start, upstream: Upstream, tmp_path: Any, ending: str) -> None:
+def test_a_response_that_fails_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: Any, ending: str) -> None:
     agent, answers, number = ENDINGS[ending]
     caller = start(agent)
-    upstream.behaviour = streaming(*answers)
+    fake_openai.behaviour = streaming(*answers)
     _, events = caller.create("forbidden" if ending == "an input guardrail" else "Hello")
     assert len(errors(events)) == 1
     wait_for(lambda: [row[1:] for row in used(f"sqlite:///{tmp_path}/chatkit.db")] == [requests_of("", number)[1:]])
@@ -156,9 +157,11 @@ def test_a_response_that_fails_is_counted(start: Start, upstream: Upstream, tmp_
 
 @pytest.mark.parametrize("how", ["the reader leaves", "the time limit"])
 @pytest.mark.parametrize("agent", ["with_tool", "tool_workflow", f"{SERVERS}:WithTool"])
-def test_a_response_that_is_cancelled_is_counted(start: Start, upstream: Upstream, tmp_path: Any, agent: str, how: str) -> None:
+def test_a_response_that_is_cancelled_is_counted(
+    start: Start, fake_openai: FakeOpenAI, tmp_path: Any, agent: str, how: str
+) -> None:
     caller = start(agent, CHATKIT_TURN_SECONDS="2" if how == "the time limit" else "30")
-    upstream.behaviour = streaming(calls("weather", city="Paris"), [*says("A long"), 5.0])
+    fake_openai.behaviour = streaming(calls("weather", city="Paris"), [*says("A long"), 5.0])
     stream: Any = caller.stream("threads.create", input=user_input("Hello"))
     if how == "the reader leaves":
         while next(stream).type != "thread.item.updated":
@@ -169,10 +172,10 @@ def test_a_response_that_is_cancelled_is_counted(start: Start, upstream: Upstrea
     wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [requests_of("With a tool", 1)])
 
 
-def test_a_run_that_outlives_its_response_is_counted(start: Start, upstream: Upstream, tmp_path: Any) -> None:
+def test_a_run_that_outlives_its_response_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:
     caller = start(f"{SERVERS}:Afterwards")
     going_on, answer = threading.Event(), streaming(says("Hello"))
-    upstream.behaviour = lambda handler: answer(handler) if going_on.wait(30) else None
+    fake_openai.behaviour = lambda handler: answer(handler) if going_on.wait(30) else None
     _, events = caller.create("Hello")
     assert texts(events) == ["Later"]
     assert used(f"sqlite:///{tmp_path}/chatkit.db") == []
@@ -184,39 +187,39 @@ TOKENS = {"type": "tokens", "input_tokens": 5, "output_tokens": 2, "total_tokens
 
 
 @pytest.mark.parametrize(("reported", "row"), [(TOKENS, (1, 5, 2, 7)), ({"type": "duration", "seconds": 3}, (1, 0, 0, 0))])
-def test_dictation_is_counted(start: Start, upstream: Upstream, tmp_path: Any, reported: Any, row: Any) -> None:
+def test_dictation_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: Any, reported: Any, row: Any) -> None:
     caller = start("simple")
-    upstream.behaviour = answering(200, {"text": "Hello", "usage": reported})
+    fake_openai.behaviour = responding(200, {"text": "Hello", "usage": reported})
     assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm").json() == {"text": "Hello"}
     wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [("Dictation", *row)])
 
 
-def test_own_hooks_are_called(start: Start, upstream: Upstream, tmp_path: Any) -> None:
+def test_own_hooks_are_called(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:
     seen.clear()
     caller = start("hooked_workflow")
-    upstream.behaviour = streaming(*TOOL)
+    fake_openai.behaviour = streaming(*TOOL)
     _, events = caller.create("Hello")
     assert texts(events) == ["Sun"]
     assert seen == ["start", "llm_start", "llm_end", "tool", "llm_start", "llm_end", "end", 4]
     wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [requests_of("With a tool", 2)])
 
 
-def test_a_database_that_cannot_store_it(start: Start, upstream: Upstream, database: str, recorder: Recorder) -> None:
+def test_a_database_that_cannot_store_it(start: Start, fake_openai: FakeOpenAI, database: str, recorder: Recorder) -> None:
     caller = start("simple", DATABASE_URL=database)
     with create_engine(database).begin() as connection:
         connection.execute(text("DROP TABLE chat_usage"))
     before = len(recorder.lines)
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     thread_id, events = caller.create("Hello")
     assert (errors(events), texts(events)) == ([], ["Hello"])
     wait_for(lambda: any("usage could not be stored (OperationalError)" in line for line in recorder.lines[before:]))
     assert texts(caller.say(thread_id, "Again")) == ["Hello"]
 
 
-def test_a_response_does_not_wait_for_it(start: Start, upstream: Upstream, postgres: str) -> None:
+def test_a_response_does_not_wait_for_it(start: Start, fake_openai: FakeOpenAI, postgres: str) -> None:
     address = new_postgres_database(postgres)
     caller = start("simple", DATABASE_URL=address)
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     with psycopg.connect(address) as connection:
         connection.execute("LOCK TABLE chat_usage")
         began = time.monotonic()
@@ -283,14 +286,14 @@ def turn(caller: Caller) -> Any:
 
 @pytest.mark.parametrize("who", ["visitor", "user"])
 @pytest.mark.parametrize(("limit", "turns"), [(1, 1), (2, 1), (3, 2), (4, 2)])
-def test_the_limit(start: Start, upstream: Upstream, database: str, who: str, limit: int, turns: int) -> None:
+def test_the_limit(start: Start, fake_openai: FakeOpenAI, database: str, who: str, limit: int, turns: int) -> None:
     """A turn uses two tokens. The one that reaches the limit is the last."""
     caller = start("simple", DATABASE_URL=database, CHATKIT_TOKENS_PER_DAY=str(limit), **SIGNED_IN)
     asking = Caller(caller.url, shared(sub="ada")) if who == "user" else caller
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     for _ in range(turns):
         assert turn(asking).status_code == 200
-    asked = len(upstream.received)
+    asked = len(fake_openai.received)
     refused = turn(asking)
     assert refused.status_code == 429
     envelope = {"status": "error", "code": "too_many_requests", "message": "Too many requests. Please try again in a moment."}
@@ -301,7 +304,7 @@ def test_the_limit(start: Start, upstream: Upstream, database: str, who: str, li
     assert "RateLimit-Limit" not in refused.headers, "that is the limit per minute"
     asking.refresh()
     assert turn(asking).status_code == 429, "in a new session"
-    assert len(upstream.received) == asked, "no model was called"
+    assert len(fake_openai.received) == asked, "no model was called"
 
     other = Caller(caller.url, shared(sub="eve")) if who == "user" else Caller(caller.url)
     assert turn(other).status_code == 200, "another user"
@@ -309,9 +312,9 @@ def test_the_limit(start: Start, upstream: Upstream, database: str, who: str, li
 
 
 @pytest.mark.parametrize("type_", ["input.transcribe", "threads.sync_custom_action"])
-def test_whatever_calls_a_model_is_limited(start: Start, upstream: Upstream, type_: str) -> None:
+def test_whatever_calls_a_model_is_limited(start: Start, fake_openai: FakeOpenAI, type_: str) -> None:
     caller = start("simple", CHATKIT_TOKENS_PER_DAY="1")
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
     params: dict[str, dict[str, Any]] = {
         "input.transcribe": {"audio_base64": "aGVsbG8=", "mime_type": "audio/webm"},
@@ -320,9 +323,9 @@ def test_whatever_calls_a_model_is_limited(start: Start, upstream: Upstream, typ
     assert caller.post(type_, **params[type_]).status_code == 429
 
 
-def test_the_next_day(start: Start, upstream: Upstream, database: str) -> None:
+def test_the_next_day(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     caller = start("simple", DATABASE_URL=database, CHATKIT_TOKENS_PER_DAY="2")
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     assert turn(caller).status_code == 200
     assert turn(caller).status_code == 429
     with create_engine(database).begin() as connection:
@@ -331,27 +334,27 @@ def test_the_next_day(start: Start, upstream: Upstream, database: str) -> None:
     assert turn(caller).status_code == 429
 
 
-def test_the_limit_is_for_all_processes(start: Start, upstream: Upstream, database: str) -> None:
+def test_the_limit_is_for_all_processes(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     variables = {"DATABASE_URL": database, "CHATKIT_TOKENS_PER_DAY": "2", **SIGNED_IN}
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     for status in (200, 429):
         caller = Caller(start("simple", **variables).url, shared(sub="ada"))
         assert turn(caller).status_code == status
         wait_for(lambda: used(database) == [requests_of("Simple", 1)])
 
 
-def test_without_the_setting_nothing_is_added_up(start: Start, upstream: Upstream, database: str) -> None:
+def test_without_the_setting_nothing_is_added_up(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     caller = start("simple", DATABASE_URL=database)
-    upstream.behaviour = streaming(says("Hello"))
+    fake_openai.behaviour = streaming(says("Hello"))
     for _ in range(3):
         assert turn(caller).status_code == 200
 
 
-def test_a_database_that_cannot_add_up(start: Start, upstream: Upstream, database: str) -> None:
+def test_a_database_that_cannot_add_up(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     """A limit that can't be checked is no reason to spend more."""
     caller = start("simple", DATABASE_URL=database, CHATKIT_TOKENS_PER_DAY="2")
     with create_engine(database).begin() as connection:
         connection.execute(text("DROP TABLE chat_usage"))
     answer = turn(caller)
     assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
-    assert upstream.received == []
+    assert fake_openai.received == []

@@ -11,13 +11,13 @@ from flask.testing import FlaskClient
 
 from tests.support.chat import user_input
 from tests.support.endpoint import ENDPOINT
-from tests.support.provider import shared
+from tests.support.identity_provider import shared
 
 CHAT = "/api/chatkit"
 
 
 @dataclass
-class Person:
+class ChatUser:
     """A user with a client, a session and, if the backend has a chat, a conversation."""
 
     client: FlaskClient
@@ -28,7 +28,7 @@ class Person:
     thread: str = ""
     item: str = ""
 
-    def mint(self) -> None:
+    def create_session(self) -> None:
         data = self.client.post(ENDPOINT, headers=self.headers).get_json()["data"]
         self.session_id, self.secret = data["session_id"], data["client_secret"]
 
@@ -37,10 +37,10 @@ class Person:
         return [value for value in known if value]
 
 
-def person(app: Flask, kind: str, name: str) -> Person:
+def chat_user(app: Flask, kind: str, name: str) -> ChatUser:
     headers = {"Authorization": f"Bearer {shared(sub=f'{name}-5d0f8c1e')}"} if kind == "user" else {}
-    caller = Person(app.test_client(), headers)
-    caller.mint()
+    caller = ChatUser(app.test_client(), headers)
+    caller.create_session()
     caller.user = f"user:{name}-5d0f8c1e"
     if kind == "anonymous":
         with caller.client.session_transaction() as cookie:
@@ -48,7 +48,7 @@ def person(app: Flask, kind: str, name: str) -> Person:
     return caller
 
 
-def begin_conversation(caller: Person, words: str) -> None:
+def begin_conversation(caller: ChatUser, words: str) -> None:
     body = {"type": "threads.create", "params": {"input": user_input(f"tool {words}")}}
     lines = chat(caller, body).text.splitlines()
     events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
@@ -56,6 +56,6 @@ def begin_conversation(caller: Person, words: str) -> None:
     caller.item = next(event["item"]["id"] for event in events if event["type"] == "thread.item.done")
 
 
-def chat(caller: Person, body: Any, **headers: str) -> Any:
+def chat(caller: ChatUser, body: Any, **headers: str) -> Any:
     sent = {"Authorization": f"Bearer {caller.secret}", **headers}
     return caller.client.post(CHAT, json=body, headers=sent, buffered=True)

@@ -14,7 +14,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from tests.support.upstream import Upstream, answering
+from tests.support.fake_server import FakeServer, responding
 
 SECRET = "a-shared-secret-of-the-tests-that-is-long-enough-for-any-hmac-0123456789"
 
@@ -53,11 +53,11 @@ def shared(payload: dict[str, Any] | None = None, secret: str = SECRET, **change
     return jwt.encode(payload or claims(**changes), secret, "HS256")
 
 
-class Provider:
+class IdentityProvider:
     """The identity provider's server and keys."""
 
     def __init__(self, algorithm: str = "RS256") -> None:
-        self.server = Upstream()
+        self.server = FakeServer()
         self.url = f"{self.server.url}/.well-known/jwks.json"
         self._numbers = itertools.count()
         self.published: list[dict[str, Any]] = []
@@ -84,7 +84,7 @@ class Provider:
         self.publish(*self.published)
 
     def publish(self, *keys: Any) -> None:
-        self.server.behaviour = answering(200, {"keys": list(keys)})
+        self.server.behaviour = responding(200, {"keys": list(keys)})
 
     def token(self, payload: dict[str, Any] | None = None, headers: dict[str, Any] | None = None, **changes: Any) -> str:
         return jwt.encode(payload or claims(**changes), self.key, self.algorithm, {"kid": self.key_id, **(headers or {})})

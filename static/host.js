@@ -459,7 +459,7 @@
     if (session3 === "failed") return ["failed", "none"];
     if (service2 === "unreachable") return ["failed", "not without the service"];
     const seconds = Math.round(session3.secondsLeft);
-    if (!seconds) return ["waiting", `${session3.id}, run out: the next message gets a new session`];
+    if (!seconds) return ["waiting", `${session3.id}, expired: the next message gets a new session`];
     return ["ok", `${session3.id}, ${seconds} s left`];
   }
   function script({ script: script2 }) {

@@ -78,7 +78,7 @@ describe('ChatKit initialization, tested by the contract', () => {
 })
 
 describe('an error', () => {
-  it('is shown in a sentence for a person, with a retry that works', async () => {
+  it('is shown in plain words, with a working retry', async () => {
     fetchMock.mockResolvedValueOnce(
       new Response(JSON.stringify({ status: 'error', message: 'OpenAI authentication failed' }), { status: 401 }),
     )
@@ -127,7 +127,7 @@ describe('the last conversation', () => {
     expect(localStorage.length).toBe(0)
   })
 
-  it('that is gone makes room for a new one', async () => {
+  it('is replaced by a new one if it was deleted', async () => {
     localStorage.setItem('chatkit.thread', 'thr_deleted')
     const onError = vi.fn()
     render(<ChatWindow config={{ ...chatKitConfig, onError }} />)

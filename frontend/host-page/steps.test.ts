@@ -29,6 +29,6 @@ describe('the chat is not ready', () => {
 it('an expired session is not shown as working', () => {
   expect(steps({ ...ALL_WORK, session: { id: 'ses_1', secondsLeft: 0 } }).session).toEqual([
     'waiting',
-    'ses_1, run out: the next message gets a new session',
+    'ses_1, expired: the next message gets a new session',
   ])
 })

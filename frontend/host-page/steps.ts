@@ -28,7 +28,7 @@ function session({ service, session }: Facts): StepStatus {
   if (session === 'failed') return ['failed', 'none']
   if (service === 'unreachable') return ['failed', 'not without the service']
   const seconds = Math.round(session.secondsLeft)
-  if (!seconds) return ['waiting', `${session.id}, run out: the next message gets a new session`]
+  if (!seconds) return ['waiting', `${session.id}, expired: the next message gets a new session`]
   return ['ok', `${session.id}, ${seconds} s left`]
 }
 

@@ -82,7 +82,7 @@ describe('getClientSecret(), tested by the contract', () => {
 })
 
 describe('the lifetime of a secret', () => {
-  it('is returned without a call while it is alive, and replaced once it has run out', async () => {
+  it('a valid one is reused, and an expired one is replaced', async () => {
     respondWith(session('cs_first', 600), session('cs_second', 600))
     const first = await getClientSecret()
     vi.advanceTimersByTime(584_000)
@@ -104,7 +104,7 @@ describe('the lifetime of a secret', () => {
     expect(await getClientSecret('cs_slow')).toBe('cs_next')
   })
 
-  it('of a few seconds: the secret is used for half of them', async () => {
+  it('of a few seconds: the secret is reused for half of them', async () => {
     respondWith(session('cs_short', 4), session('cs_next'))
     await getClientSecret()
     vi.advanceTimersByTime(1_900)
@@ -276,7 +276,7 @@ describe('signed-in users', () => {
     expect(sentToken()).toBeUndefined()
   })
 
-  it('another user does not go on with the session of the one before', async () => {
+  it('another user does not reuse the session of the previous one', async () => {
     respondWith(session('cs_of_ada'), session('cs_of_bob'))
     await getClientSecret()
     setAuthToken('bob')
@@ -301,7 +301,7 @@ describe('signed-in users', () => {
 describe('signing out', () => {
   const ended = () => fetchMock.mock.calls.filter(([, init]) => init.method === 'DELETE').map(([url]) => url)
 
-  it('ends the sessions that are alive, as the one whose they are', async () => {
+  it('ends the live sessions, each with the token of its user', async () => {
     setAuthToken('ada')
     respondWith(session('cs_old', 60), session('cs_1'), session('cs_2'))
     await getClientSecret()
@@ -401,7 +401,7 @@ it('calls the service where the app says it is', async () => {
   expect(fetchMock.mock.calls[1]?.[0]).toBe(`${API_URL}/api/chatkit/sessions`)
 })
 
-it('is what ChatKit takes, and what the contract says', () => {
+it('has a type that is assignable to ChatKit’s and to the contract’s', () => {
   interface ContractConfig {
     api: { getClientSecret: (existing?: string) => Promise<string> }
     theme?: { primaryColor?: string; darkMode?: boolean }

@@ -58,13 +58,13 @@ describe('the models and tools to choose from', () => {
     expect(fetchMock).toHaveBeenCalledExactlyOnceWith('http://localhost:8000/api/chatkit/composer')
   })
 
-  it('are nothing if the service lists none', async () => {
+  it('are empty if the service lists none', async () => {
     setService({ domainKey: 'local-dev' })
     answer({})
     expect(await loadChoices()).toBeNull()
   })
 
-  it('are nothing, and no error of the chat, if they can’t be loaded', async () => {
+  it('are empty, without an error in the chat, if they can’t be loaded', async () => {
     setService({ domainKey: 'local-dev' })
     const logged = vi.spyOn(console, 'error').mockImplementation(() => {})
     fetchMock.mockResolvedValueOnce(new Response('{"status":"error"}', { status: 429 }))
@@ -74,14 +74,14 @@ describe('the models and tools to choose from', () => {
     expect(logged).toHaveBeenCalledTimes(2)
   })
 
-  it('are not asked for in a hosted chat', async () => {
+  it('are not requested in a hosted chat', async () => {
     expect(await loadChoices()).toBeNull()
     expect(fetchMock).not.toHaveBeenCalled()
   })
 })
 
 describe('the api option', () => {
-  it('a hosted one takes getClientSecret, and no domain key beside it', async () => {
+  it('hosted: getClientSecret, and no domain key', async () => {
     const api = chatKitApi(PageSession.of(getClientSecret)) as HostedApiConfig
     expect(Object.keys(api)).toEqual(['getClientSecret'])
     expect(await api.getClientSecret(null)).toBe('cs_1')
@@ -89,11 +89,11 @@ describe('the api option', () => {
     expect(getClientSecret).toHaveBeenLastCalledWith('cs_1')
   })
 
-  it('a self-hosted one takes its address, the domain key and fetch', () => {
+  it('self-hosted: the URL, the domain key and fetch', () => {
     expect(selfHosted()).toEqual({ url: URL, domainKey: 'local-dev', fetch: expect.any(Function) })
   })
 
-  it('both have the type of ChatKit', () => {
+  it('both have ChatKit’s type', () => {
     expectTypeOf<ReturnType<typeof chatKitApi>>().toEqualTypeOf<ChatKitOptions['api']>()
   })
 })
@@ -200,7 +200,7 @@ describe('onMessage', () => {
     expect(onMessage.mock.calls.map(([message]) => message)).toEqual(expected)
   })
 
-  it('once for a message that had to be repeated, and not for one that was refused', async () => {
+  it('is called once for a repeated message, and not for a refused one', async () => {
     const onMessage = vi.fn()
     fetchMock.mockResolvedValueOnce(rejection('client_secret_expired'))
     await selfHosted(onMessage).fetch(URL, { method: 'POST', body: HELLO })

@@ -80,7 +80,7 @@ afterEach(() => {
 })
 
 describe('isReady', () => {
-  it('takes a session and a component that says so', async () => {
+  it('is true with a session and a ready component', async () => {
     await renderChat()
     expect(last.isReady).toBe(false)
     component().emit('chatkit.ready')
@@ -108,7 +108,7 @@ describe('the options for ChatKit', () => {
     expect(getClientSecret.mock.calls).toEqual([[undefined], ['cs_1']])
   })
 
-  it('self-hosted: the address, the key and fetch, and getClientSecret nowhere', async () => {
+  it('self-hosted: the URL, the domain key and fetch, without getClientSecret', async () => {
     setService({ domainKey: 'local-dev' })
     await renderChat()
     const [options] = component().options
@@ -119,12 +119,12 @@ describe('the options for ChatKit', () => {
     })
   })
 
-  it('with those of the app', async () => {
+  it('include those of the app', async () => {
     await renderChat({}, { initialThread: 'thr_1', composer: { placeholder: 'Ask' } })
     expect(component().options[0]).toMatchObject({ initialThread: 'thr_1', composer: { placeholder: 'Ask' } })
   })
 
-  it('a new theme when it changes, and nothing when nothing does', async () => {
+  it('change with the theme, and only then', async () => {
     const config = { api: { getClientSecret }, theme: { darkMode: false } }
     const { rerender } = await renderChat(config)
     rerender(<TestChat config={{ ...config }} />)
@@ -133,7 +133,7 @@ describe('the options for ChatKit', () => {
     expect(component().options[1]!.theme).toEqual({ colorScheme: 'dark' })
   })
 
-  it('with the handlers of the app', async () => {
+  it('include the handlers of the app', async () => {
     const heard = { onReady: vi.fn(), onResponseStart: vi.fn(), onThreadChange: vi.fn() }
     await renderChat({}, heard)
     component().emit('chatkit.ready')
@@ -171,7 +171,7 @@ it('strict mode and five chats share one session', async () => {
 describe('error', () => {
   const refused = new Error('OpenAI authentication failed')
 
-  it('of a session is known at once, told once, and over when there is one', async () => {
+  it('of a session is reported once, and cleared by the next session', async () => {
     const onError = vi.fn()
     getClientSecret.mockRejectedValue(refused)
     await renderChat({ onError })
@@ -189,7 +189,7 @@ describe('error', () => {
     expect(last).toMatchObject({ error: null, isReady: true })
   })
 
-  it('that is not an Error becomes one', async () => {
+  it('is an Error whatever was thrown', async () => {
     getClientSecret.mockRejectedValue('plain text')
     await renderChat()
     expect(last.error?.cause).toEqual(new Error('plain text'))
@@ -244,7 +244,7 @@ describe('error', () => {
     parentNode!.append(removed) // for React to remove
   })
 
-  it('a component that is no longer drawn is none', async () => {
+  it('unmounting the component is not one', async () => {
     const onError = vi.fn()
     const config = { api: { getClientSecret }, onError }
     function Drawer({ open }: { open: boolean }) {
@@ -271,7 +271,7 @@ describe('error', () => {
     parentNode!.append(again)
   })
 
-  it('a self-hosted chat’s is what its call has failed with, and not ChatKit’s words for it', async () => {
+  it('of a self-hosted chat is that of the failed call, not ChatKit’s own message', async () => {
     setService({ domainKey: 'local-dev' })
     const refusal = { status: 'error', message: 'Too many requests. Please try again in a moment.', code: 'too_many_requests' }
     vi.stubGlobal(
@@ -299,7 +299,7 @@ describe('error', () => {
     expect(onError).toHaveBeenCalledExactlyOnceWith(blocked)
   })
 
-  it('a hook whose chat nobody draws', () => {
+  it('a chat that is not rendered', () => {
     const { result } = renderHook(() => useChatKit({ api: { getClientSecret } }))
     expect(result.current.error?.cause.message).toContain('not rendered')
   })

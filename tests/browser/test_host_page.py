@@ -128,7 +128,7 @@ class TestInTheBrowser:
         page = visitor.open(shared.url)
         expect_all_ok(page)
         page.get_by_role("button", name="Expire session").click()
-        expect(step(page, "Session")).to_contain_text("run out")
+        expect(step(page, "Session")).to_contain_text("expired")
         page.get_by_role("button", name="Say hello").click()
         expect(page.get_by_role("log")).to_contain_text(REPLY_END)
         expect(step(page, "Session")).to_contain_text(re.compile(r"(600|59\d) s left"))

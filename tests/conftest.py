@@ -72,6 +72,13 @@ def fake_openai() -> Iterator[FakeOpenAI]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def shared_openai() -> Iterator[FakeOpenAI]:
+    """As ``fake_openai``, for all tests of a module."""
+    with FakeOpenAI() as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The address of a real PostgreSQL server. ``database`` creates an empty database on it for each test."""
@@ -84,6 +91,16 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The ``DATABASE_URL`` of an empty database, once on SQLite and once on PostgreSQL."""
+    return _empty_database(request, tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def shared_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """As ``database``, for all tests of a module."""
+    return _empty_database(request, tmp_path_factory)
+
+
+def _empty_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path_factory.mktemp('db')}/chatkit.db"
     return new_postgres_database(request.getfixturevalue("postgres"))

@@ -47,12 +47,6 @@ Forgery = Callable[[IdentityProvider, IdentityProvider], str]
 
 
 @pytest.fixture(scope="module")
-def openai() -> Iterator[FakeOpenAI]:
-    with FakeOpenAI() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def provider() -> Iterator[IdentityProvider]:
     with IdentityProvider() as running:
         yield running
@@ -67,15 +61,15 @@ def attacker() -> Iterator[IdentityProvider]:
 
 
 @pytest.fixture(scope="module")
-def with_keys(openai: FakeOpenAI, provider: IdentityProvider) -> Iterator[Service]:
+def with_keys(shared_openai: FakeOpenAI, provider: IdentityProvider) -> Iterator[Service]:
     variables = {"AUTH_JWKS_URL": provider.url, "AUTH_JWT_ISSUER": ISSUER, "AUTH_JWT_AUDIENCE": AUDIENCE}
-    with Service(**COMPLETE, CHATKIT_API_BASE=openai.url, **variables) as running:
+    with Service(**COMPLETE, CHATKIT_API_BASE=shared_openai.url, **variables) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def with_secret(openai: FakeOpenAI) -> Iterator[Service]:
-    with Service(**COMPLETE, CHATKIT_API_BASE=openai.url, AUTH_JWT_SECRET=SECRET) as running:
+def with_secret(shared_openai: FakeOpenAI) -> Iterator[Service]:
+    with Service(**COMPLETE, CHATKIT_API_BASE=shared_openai.url, AUTH_JWT_SECRET=SECRET) as running:
         yield running
 
 
@@ -218,22 +212,22 @@ def refused(response: requests.Response, status: int, code: str) -> bool:
 
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_forged_tokens(
-    with_keys: Service, provider: IdentityProvider, attacker: IdentityProvider, openai: FakeOpenAI, forgery: str
+    with_keys: Service, provider: IdentityProvider, attacker: IdentityProvider, shared_openai: FakeOpenAI, forgery: str
 ) -> None:
-    before = len(openai.received)
+    before = len(shared_openai.received)
     token = FORGERIES[forgery](provider, attacker)
     response = with_keys.create_session(headers={"Authorization": f"Bearer {token}", "Origin": PAGE})
     assert refused(response, 401, "invalid_token")
     assert response.json()["message"] == "Invalid or expired token"
     assert response.headers["WWW-Authenticate"].startswith("Bearer")
     assert response.headers["Access-Control-Allow-Origin"] == PAGE
-    assert len(openai.received) == before
+    assert len(shared_openai.received) == before
     assert attacker.fetches == 0
 
 
-def test_unforged_token_is_accepted(with_keys: Service, provider: IdentityProvider, openai: FakeOpenAI) -> None:
+def test_unforged_token_is_accepted(with_keys: Service, provider: IdentityProvider, shared_openai: FakeOpenAI) -> None:
     assert with_keys.create_session(headers={"Authorization": f"Bearer {provider.token(good())}"}).status_code == 200
-    assert openai.received[-1].body["user"] == "user:ada"
+    assert shared_openai.received[-1].body["user"] == "user:ada"
 
 
 @pytest.mark.parametrize(
@@ -251,10 +245,10 @@ def test_unforged_token_is_accepted(with_keys: Service, provider: IdentityProvid
     ],
     ids=["another-secret", "cookie-key", "none", "HS384", "RS256", "EdDSA", "audience", "cut-off", "expired"],
 )
-def test_forged_tokens_with_a_shared_secret(with_secret: Service, openai: FakeOpenAI, token: str) -> None:
-    before = len(openai.received)
+def test_forged_tokens_with_a_shared_secret(with_secret: Service, shared_openai: FakeOpenAI, token: str) -> None:
+    before = len(shared_openai.received)
     assert refused(with_secret.create_session(headers={"Authorization": f"Bearer {token}"}), 401, "invalid_token")
-    assert len(openai.received) == before
+    assert len(shared_openai.received) == before
 
 
 @pytest.fixture(scope="module")
@@ -341,18 +335,18 @@ def raw(service: Service, *lines: str, method: str = "POST", path: str = ENDPOIN
     ],
     ids=lambda value: value[0][:60] if isinstance(value, list) else str(value),
 )
-def test_authorization_header(with_secret: Service, openai: FakeOpenAI, lines: list[str], status: Any) -> None:
-    before = len(openai.received)
+def test_authorization_header(with_secret: Service, shared_openai: FakeOpenAI, lines: list[str], status: Any) -> None:
+    before = len(shared_openai.received)
     request = [line.replace("{good}", shared()).replace("{bad}", "e30.e30.x") for line in lines]
     returned, text = raw(with_secret, *request)
     if isinstance(status, int):
         assert returned == status, text
         assert '"status":' in text
-        assert len(openai.received) == before
+        assert len(shared_openai.received) == before
         assert "Set-Cookie" not in text
     else:
         assert returned == 200
-        assert openai.received[-1].body["user"].startswith("user:ada" if status == "ada" else "anonymous:")
+        assert shared_openai.received[-1].body["user"].startswith("user:ada" if status == "ada" else "anonymous:")
 
 
 # Cookies
@@ -368,9 +362,9 @@ def visitor_cookie(
 VICTIM = {"visitor": "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f", "_permanent": True}
 
 
-def test_unforged_cookie_is_accepted(with_secret: Service, openai: FakeOpenAI) -> None:
+def test_unforged_cookie_is_accepted(with_secret: Service, shared_openai: FakeOpenAI) -> None:
     with_secret.create_session(headers={"Cookie": f"chatkit_visitor={visitor_cookie(VICTIM)}"})
-    assert openai.received[-1].body["user"] == f"anonymous:{VICTIM['visitor']}"
+    assert shared_openai.received[-1].body["user"] == f"anonymous:{VICTIM['visitor']}"
 
 
 @pytest.mark.parametrize(
@@ -396,25 +390,25 @@ def test_unforged_cookie_is_accepted(with_secret: Service, openai: FakeOpenAI) -
         ";" * 4000,
     ],
 )
-def test_forged_cookies(with_secret: Service, openai: FakeOpenAI, cookie: str) -> None:
+def test_forged_cookies(with_secret: Service, shared_openai: FakeOpenAI, cookie: str) -> None:
     status, _ = raw(with_secret, f"Cookie: {cookie}")
     assert status == 200
-    user = openai.received[-1].body["user"]
+    user = shared_openai.received[-1].body["user"]
     assert user.startswith("anonymous:")
     assert VICTIM["visitor"] not in user
 
 
-def test_cookie_is_refused_as_a_token(with_secret: Service, openai: FakeOpenAI) -> None:
-    before = len(openai.received)
+def test_cookie_is_refused_as_a_token(with_secret: Service, shared_openai: FakeOpenAI) -> None:
+    before = len(shared_openai.received)
     response = with_secret.create_session(headers={"Authorization": f"Bearer {visitor_cookie(VICTIM)}"})
     assert refused(response, 401, "invalid_token")
-    assert len(openai.received) == before
+    assert len(shared_openai.received) == before
 
 
-def test_token_takes_precedence_over_a_planted_cookie(with_secret: Service, openai: FakeOpenAI) -> None:
+def test_token_takes_precedence_over_a_planted_cookie(with_secret: Service, shared_openai: FakeOpenAI) -> None:
     headers = {"Cookie": f"chatkit_visitor={visitor_cookie(VICTIM)}", "Authorization": f"Bearer {shared()}"}
     assert with_secret.create_session(headers=headers).status_code == 200
-    assert openai.received[-1].body["user"] == "user:ada"
+    assert shared_openai.received[-1].body["user"] == "user:ada"
 
 
 # Other sites, other hosts
@@ -446,8 +440,8 @@ def test_token_takes_precedence_over_a_planted_cookie(with_secret: Service, open
     ],
 )
 @pytest.mark.parametrize(("method", "path"), [("POST", ENDPOINT), ("DELETE", f"{ENDPOINT}/cksess_1"), ("OPTIONS", ENDPOINT)])
-def test_cross_site_requests(with_secret: Service, openai: FakeOpenAI, origin: str, method: str, path: str) -> None:
-    before = len(openai.received)
+def test_cross_site_requests(with_secret: Service, shared_openai: FakeOpenAI, origin: str, method: str, path: str) -> None:
+    before = len(shared_openai.received)
     lines = [f"Origin: {origin}", f"Cookie: chatkit_visitor={visitor_cookie(VICTIM)}", "Access-Control-Request-Method: POST"]
     status, text = raw(with_secret, *lines, method=method, path=path)
     if origin.strip() == PAGE:  # whitespace around a value is not part of it (RFC 9110)
@@ -455,16 +449,16 @@ def test_cross_site_requests(with_secret: Service, openai: FakeOpenAI, origin: s
     assert status == 403
     assert '"code":"origin_not_allowed"' in text
     assert "Access-Control-Allow-Origin" not in text
-    assert len(openai.received) == before
+    assert len(shared_openai.received) == before
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
-def test_form_of_another_site(with_secret: Service, openai: FakeOpenAI, content_type: str) -> None:
+def test_form_of_another_site(with_secret: Service, shared_openai: FakeOpenAI, content_type: str) -> None:
     """Content types that a page can send without a preflight, even from a browser that omits ``Origin``."""
-    before = len(openai.received)
+    before = len(shared_openai.received)
     response = with_secret.create_session(headers={"Content-Type": content_type}, data=b'{"user_id": "x"}')
     assert refused(response, 415, "unsupported_media_type")
-    assert len(openai.received) == before
+    assert len(shared_openai.received) == before
 
 
 @pytest.mark.parametrize(
@@ -476,10 +470,10 @@ def test_form_of_another_site(with_secret: Service, openai: FakeOpenAI, content_
         ["X-HTTP-Method-Override: DELETE", "Origin: https://evil.test"],
     ],
 )
-def test_misleading_host_headers(with_secret: Service, openai: FakeOpenAI, lines: list[str]) -> None:
-    before = len(openai.received)
+def test_misleading_host_headers(with_secret: Service, shared_openai: FakeOpenAI, lines: list[str]) -> None:
+    before = len(shared_openai.received)
     assert raw(with_secret, *lines)[0] in (400, 403)
-    assert len(openai.received) == before
+    assert len(shared_openai.received) == before
 
 
 # Injection
@@ -508,8 +502,8 @@ FIELDS: dict[str, tuple[str, str, list[str]]] = {
 }
 
 
-def test_header_and_log_injection(openai: FakeOpenAI) -> None:
-    with Service(**COMPLETE, CHATKIT_API_BASE=openai.url, AUTH_JWT_SECRET=SECRET) as service:
+def test_header_and_log_injection(shared_openai: FakeOpenAI) -> None:
+    with Service(**COMPLETE, CHATKIT_API_BASE=shared_openai.url, AUTH_JWT_SECRET=SECRET) as service:
         for (field, (method, path, lines)), escape in itertools.product(FIELDS.items(), ("\x1b", "%1b")):
             sent = [line.replace("\x1b", escape) for line in lines]
             status, text = raw(service, *sent, method=method, path=path.replace("\x1b", escape))

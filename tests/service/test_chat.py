@@ -19,21 +19,16 @@ from chatkit.types import SyncCustomActionResponse
 from sqlalchemy import create_engine, text
 
 from tests.support.chat import Caller, deltas, errors, texts, user_input
-from tests.support.postgres import new_postgres_database
 from tests.support.protocol import ACTION, REQUEST_TYPES
 from tests.support.service import Service
 
 ORIGIN = {"Origin": "http://localhost:3000"}
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+@pytest.fixture(scope="module")
+def service(shared_database: str) -> Iterator[Service]:
     """Two processes on one database."""
-    if request.param == "sqlite":
-        address = f"sqlite:///{tmp_path_factory.mktemp('chat')}/chatkit.db"
-    else:
-        address = new_postgres_database(request.getfixturevalue("postgres"))
-    variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": address, "WEB_CONCURRENCY": "2"}
+    variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": shared_database, "WEB_CONCURRENCY": "2"}
     with Service("tests.support.quick_demo:app", **variables) as running:
         yield running
 
@@ -279,12 +274,7 @@ def test_items_of_another_user_are_not_found(service: Service, type_: str) -> No
     ("authorization", "code"),
     [
         (None, "client_secret_missing"),
-        ("", "client_secret_missing"),
-        ("Bearer", "client_secret_missing"),
-        ("Bearer  ", "client_secret_missing"),
-        ("Basic Y3M6eA==", "client_secret_missing"),
         ("Bearer cs_" + "a" * 43, "client_secret_unknown"),
-        ("Bearer ek_something", "client_secret_unknown"),
     ],
 )
 def test_missing_or_unknown_secret(service: Service, authorization: str | None, code: str) -> None:

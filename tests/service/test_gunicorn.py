@@ -36,12 +36,6 @@ def hosted(fake_openai: FakeOpenAI, **variables: str) -> Service:
 
 
 @pytest.fixture(scope="module")
-def shared_openai() -> Iterator[FakeOpenAI]:
-    with FakeOpenAI() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def running(shared_openai: FakeOpenAI) -> Iterator[Service]:
     """A hosted service shared by the tests that do not change it."""
     with hosted(shared_openai) as service:

@@ -13,18 +13,13 @@ from tests.support.applications import MakeApp
 from tests.support.chat import Caller
 from tests.support.endpoint import ENDPOINT, error_of
 from tests.support.identity_provider import SECRET, shared
-from tests.support.postgres import new_postgres_database
 from tests.support.service import Service
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    if request.param == "sqlite":
-        address = f"sqlite:///{tmp_path_factory.mktemp('chat')}/chatkit.db"
-    else:
-        address = new_postgres_database(request.getfixturevalue("postgres"))
+@pytest.fixture(scope="module")
+def service(shared_database: str) -> Iterator[Service]:
     variables = {"AUTH_JWT_SECRET": SECRET, "AUTH_KEEP_CONVERSATIONS": "true"}
-    with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=address, WEB_CONCURRENCY="2", **variables) as running:
+    with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=shared_database, WEB_CONCURRENCY="2", **variables) as running:
         yield running
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tests.support.chat import Caller, user_input
-from tests.support.postgres import new_postgres_database
 from tests.support.protocol import PROTOCOL, leaves, replaced
 from tests.support.service import Service
 
@@ -16,13 +15,9 @@ IDS = {"thread_id", "item_id", "item_ids", "after", "attachment_id"}
 CHARACTERS = {"NUL": "thr_\0x", "surrogate": "\ud800"}
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def caller(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
-    if request.param == "sqlite":
-        address = f"sqlite:///{tmp_path_factory.mktemp('chat')}/chatkit.db"
-    else:
-        address = new_postgres_database(request.getfixturevalue("postgres"))
-    with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=address, WEB_CONCURRENCY="1") as running:
+@pytest.fixture(scope="module")
+def caller(shared_database: str) -> Iterator[Caller]:
+    with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=shared_database, WEB_CONCURRENCY="1") as running:
         yield Caller(running.url)
     assert "unhandled exception" not in running.log
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import requests
 
@@ -39,29 +37,23 @@ FAILURES: dict[str, Behaviour] = {
 }
 
 
-@pytest.fixture(scope="module")
-def openai() -> Iterator[FakeOpenAI]:
-    with FakeOpenAI() as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
-def well_behaved(openai: FakeOpenAI) -> None:
-    openai.behaviour = issue_session
+def well_behaved(shared_openai: FakeOpenAI) -> None:
+    shared_openai.behaviour = issue_session
 
 
-def variables(openai: FakeOpenAI) -> dict[str, str]:
-    return {"OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": openai.url, "WEB_CONCURRENCY": "1"}
+def variables(shared_openai: FakeOpenAI) -> dict[str, str]:
+    return {"OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": shared_openai.url, "WEB_CONCURRENCY": "1"}
 
 
-def test_hosted_sessions(openai: FakeOpenAI) -> None:
-    with Service(**variables(openai), CHATKIT_WORKFLOW_ID=WORKFLOW_ID) as service:
+def test_hosted_sessions(shared_openai: FakeOpenAI) -> None:
+    with Service(**variables(shared_openai), CHATKIT_WORKFLOW_ID=WORKFLOW_ID) as service:
         browser = requests.Session()
         url = f"{service.url}/api/chatkit/sessions"
         created = browser.post(url, timeout=10).json()["data"]
         responses = []
         for behaviour in FAILURES.values():
-            openai.behaviour = behaviour
+            shared_openai.behaviour = behaviour
             responses += [browser.post(url, timeout=15), browser.delete(f"{url}/{created['session_id']}", timeout=15)]
     assert {response.status_code for response in responses[::2]} == {401, 429, 500, 503}
     assert not any(TEXT in response.text for response in responses)
@@ -70,13 +62,13 @@ def test_hosted_sessions(openai: FakeOpenAI) -> None:
     assert "OpenAI answered 404 (request req_7)" in service.log
 
 
-def test_dictation(openai: FakeOpenAI, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_dictation(shared_openai: FakeOpenAI, tmp_path_factory: pytest.TempPathFactory) -> None:
     database = f"sqlite:///{tmp_path_factory.mktemp('db')}/chatkit.db"
-    with Service(**variables(openai), CHATKIT_BACKEND="selfhosted", DATABASE_URL=database) as service:
+    with Service(**variables(shared_openai), CHATKIT_BACKEND="selfhosted", DATABASE_URL=database) as service:
         caller = Caller(service.url)
         responses = []
         for behaviour in FAILURES.values():
-            openai.behaviour = behaviour
+            shared_openai.behaviour = behaviour
             responses.append(caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm"))
     assert all(response.status_code >= 400 for response in responses)
     assert not any(TEXT in response.text for response in responses)

@@ -35,12 +35,6 @@ TOO_MANY = (429, "too_many_requests", "Too many requests. Please try again in a 
 PAGE = {"Origin": "http://localhost:3000"}
 
 
-@pytest.fixture(scope="module")
-def shared_openai() -> Iterator[FakeOpenAI]:
-    with FakeOpenAI() as running:
-        yield running
-
-
 @pytest.fixture
 def redis() -> Iterator[Redis]:
     with Redis() as running:

@@ -300,14 +300,17 @@ class WorkflowInput(BaseModel):
     input_as_text: str
 
 
-async def run_workflow(workflow_input: WorkflowInput) -> Any:
-    result = await Runner.run(simple, workflow_input.input_as_text)
+async def _output(agent: Agent[Any], workflow_input: WorkflowInput) -> Any:
+    result = await Runner.run(agent, workflow_input.input_as_text)
     return {"output_text": result.final_output_as(str)}
+
+
+async def run_workflow(workflow_input: WorkflowInput) -> Any:
+    return await _output(simple, workflow_input)
 
 
 async def tool_workflow(workflow_input: WorkflowInput) -> Any:
-    result = await Runner.run(with_tool, workflow_input.input_as_text)
-    return {"output_text": result.final_output_as(str)}
+    return await _output(with_tool, workflow_input)
 
 
 async def sorting_workflow(workflow_input: WorkflowInput) -> Any:
@@ -328,13 +331,11 @@ async def page_workflow(workflow_input: WorkflowInput) -> Any:
 
 
 async def knowing_workflow(workflow_input: WorkflowInput) -> Any:
-    result = await Runner.run(knowing, workflow_input.input_as_text)
-    return {"output_text": result.final_output_as(str)}
+    return await _output(knowing, workflow_input)
 
 
 async def guarded_workflow(workflow_input: WorkflowInput) -> Any:
-    result = await Runner.run(guarded, workflow_input.input_as_text)
-    return {"output_text": result.final_output_as(str)}
+    return await _output(guarded, workflow_input)
 
 
 async def catches_the_guardrail(workflow_input: WorkflowInput) -> Any:

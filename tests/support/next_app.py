@@ -7,11 +7,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Self
-
-import requests
 
 from tests.support import processes
 from tests.support.service import PROJECT, free_port
@@ -45,14 +42,8 @@ class NextApp:
             built = self._run("build").wait(timeout=300)
             assert built == 0, self.written()
         self._server = self._run("dev" if self._dev else "start", "--port", str(self.port), "--hostname", "127.0.0.1")
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and self._server.poll() is None:
-            try:
-                requests.get(f"http://127.0.0.1:{self.port}/", timeout=60)
-            except requests.ConnectionError:
-                time.sleep(0.1)
-            else:
-                return self
+        if processes.wait_until_serving(self._server, f"http://127.0.0.1:{self.port}/", 120):
+            return self
         self.__exit__()
         raise AssertionError(f"the app did not start:\n{self.written()}")
 

@@ -11,10 +11,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from typing import Any
 
 import psutil
+import requests
 
 
 def start(command: list[str], **options: Any) -> subprocess.Popen[Any]:
@@ -22,6 +24,17 @@ def start(command: list[str], **options: Any) -> subprocess.Popen[Any]:
     process: subprocess.Popen[Any] = subprocess.Popen(command, start_new_session=True, **options)
     kill_at_end(process.pid)
     return process
+
+
+def wait_until_serving(process: Any, url: str, seconds: float) -> bool:
+    """Wait for a response from ``url``. Return whether there was one before ``process`` ended and ``seconds`` passed."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(requests.RequestException):
+            requests.get(url, timeout=seconds)
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def kill_at_end(group: int) -> None:

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -75,14 +74,8 @@ class Service:
         self.log = ""
 
     def __enter__(self) -> Self:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                requests.get(f"{self.url}/healthz", timeout=1)
-            except requests.RequestException:
-                time.sleep(0.05)
-            else:
-                return self
+        if processes.wait_until_serving(self.process, f"{self.url}/healthz", 30):
+            return self
         self.stop()
         raise AssertionError(f"the service did not start:\n{self.log}")
 

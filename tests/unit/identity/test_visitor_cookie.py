@@ -118,6 +118,12 @@ def test_edited_cookie_is_ignored(make_app: MakeApp, fake_openai: FakeOpenAI) ->
             {"SameSite=None", "Secure", "Partitioned"},
         ),
         (
+            "frontend on another host over HTTP, in a browser without Sec-Fetch-Site, which would reject Secure",
+            {"Origin": "https://app.example.org"},
+            "chatkit_visitor",
+            {"SameSite=Lax"},
+        ),
+        (
             "localhost to 127.0.0.1, where browsers accept Secure",
             {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "cross-site"},
             "chatkit_visitor",

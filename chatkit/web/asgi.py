@@ -269,7 +269,7 @@ class Adapter:
             return ["what this service needs (it does not answer in time)"]
 
     async def _read_body(self, request: _Request, address: str, limit: int) -> None:
-        chunks: list[bytes] = []
+        body = io.BytesIO()  # a list of chunks would fragment the memory
         declared = request.environ.get("CONTENT_LENGTH", "")
         too_large = declared.isdecimal() and (len(declared) > len(str(limit)) or int(declared) > limit)
         received = 0
@@ -289,14 +289,15 @@ class Adapter:
                         break
                     self._bodies.acquire(address, len(chunk))
                     request.body_bytes += len(chunk)
-                    chunks.append(chunk)
+                    body.write(chunk)
         except TimeoutError:
             raise RequestTimeout from None
         if too_large:
             if "HTTP_EXPECT" not in request.environ:
                 await _discard(request.receive)
             raise RequestEntityTooLarge
-        request.environ["wsgi.input"] = io.BytesIO(b"".join(chunks))
+        body.seek(0)
+        request.environ["wsgi.input"] = body
         request.environ["CONTENT_LENGTH"] = str(request.body_bytes)
 
     async def _run_on_loop(self, request: _Request) -> None:

@@ -53,9 +53,7 @@ _END_SESSION = (
     .where(SessionRow.id == bindparam("session"), SessionRow.user_id == bindparam("owner"))
     .values(expires_at=case((SessionRow.expires_at > _now, _now), else_=SessionRow.expires_at))
 )
-_TRANSFER_THREADS = (
-    update(ThreadRow).where(ThreadRow.user_id == bindparam("visitor")).returning(ThreadRow.id)
-)  # items and images cascade
+_TRANSFER_THREADS = update(ThreadRow).where(ThreadRow.user_id == bindparam("visitor")).returning(ThreadRow.id)  # items cascade
 _TRANSFER_ATTACHMENTS = update(AttachmentRow).where(AttachmentRow.user_id == bindparam("visitor"))
 # A text search, because PostgreSQL's JSON functions reject the \u0000 that a user may have sent.
 _SELECT_HIDDEN_CANDIDATES = select(ItemRow.position, ItemRow.data).where(
@@ -81,7 +79,7 @@ _DELETE_OLD_USAGE = delete(UsageRow).where(
         select(UsageRow.position).where(UsageRow.day < bindparam("oldest")).limit(PURGE_BATCH).with_for_update(skip_locked=True)
     )
 )
-_DELETE_UNUSED_THREADS = delete(ThreadRow).where(  # items, images and attachments cascade
+_DELETE_UNUSED_THREADS = delete(ThreadRow).where(  # items and attachments cascade
     ThreadRow.position.in_(
         select(ThreadRow.position)
         .where(ThreadRow.used_at < bindparam("oldest"))

@@ -104,9 +104,7 @@ class _ImageInclusion:
         """Return ``item``, or a copy of it with another URL. Call it with the newest item first."""
         if not isinstance(item, GeneratedImageItem) or not item.image:
             return item
-        url = ""
-        if self._left > 0:
-            url = await self._store.load_image(item.image.url, self._context) or item.image.url
+        url = await self._store.load_image(item.image.url, self._context) if self._left > 0 else ""
         self._left -= len(url)
         image = item.image.model_copy(update={"url": url if self._left >= 0 else ""})
         return item.model_copy(update={"image": image})

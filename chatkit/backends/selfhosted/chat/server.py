@@ -128,7 +128,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
                     try:
                         await self.store.save_item(thread.id, event.item, context)
                     except ImageRefusedError:
-                        yield ThreadItemRemovedEvent(item_id=event.item.id)  # the page shows it already
+                        yield ThreadItemRemovedEvent(item_id=event.item.id)  # the page shows partial images
                         raise
                 yield event
                 await context.buffer.room()

@@ -1,7 +1,8 @@
 """ChatKit's ``Store`` in SQL: threads, their items, generated images, and attachments' metadata.
 
-Every statement names the user of the request, so another user's thread is not found. Pages are ordered by a number that only
-grows within a thread, so they stay correct while items are added and when two items have the same timestamp.
+Every statement but ``_SELECT_IMAGE_OWNER`` names the user of the request, so another user's thread is not found. Pages are
+ordered by a number that only grows within a thread, so they stay correct while items are added and when two items have the same
+timestamp.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ _DELETE_LATER_IMAGES = delete(_images).where(
 _SELECT_IMAGE = select(_images.c.media_type, _images.c.data).where(
     _images.c.id == bindparam("image"), _images.c.user_id == _user
 )
-# The only statement that does not name the user: it finds out whose image a signed URL is for.
+# Finds out whose image it is, to compare with the signed URL.
 _SELECT_IMAGE_OWNER = select(_images.c.user_id, func.length(_images.c.data).label("size")).where(
     _images.c.id == bindparam("image")
 )
@@ -627,15 +628,18 @@ class SqlStore(Store[ChatContext]):
 
     # Generated images
 
-    async def load_image(self, url: str, context: ChatContext) -> str | None:
-        """Return an image as a data URL, given its URL; ``None`` for a URL from elsewhere and if there is no such image."""
+    async def load_image(self, url: str, context: ChatContext) -> str:
+        """Return an image as a data URL, given its URL; an empty string if there is no such image.
+
+        A URL from elsewhere is returned as it is.
+        """
         image_id = self._image_urls.find(url)
         if not image_id:
-            return None
+            return url
 
-        def work(connection: Connection) -> str | None:
+        def work(connection: Connection) -> str:
             image = _read_image(connection, image_id, context.user)
-            return image.to_data_url() if image else None
+            return image.to_data_url() if image else ""
 
         return await self._run(work)
 

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, create_engine, event, insert, text
 
 from chatkit.backends.selfhosted.chat import images, images_blueprint
 from chatkit.backends.selfhosted.chat.history import MAX_IMAGE_BYTES as MAX_HISTORY_BYTES
-from chatkit.backends.selfhosted.chat.history import load_history
+from chatkit.backends.selfhosted.chat.history import load_history, to_model_input
 from chatkit.backends.selfhosted.chat.images import MAX_IMAGE_BYTES, URL_SECONDS, ImageRefusedError, ImageUrls
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
@@ -182,14 +182,15 @@ class TestStore:
 
     def test_image_is_deleted_with_its_item(self, store: SqlStore, engine: Engine) -> None:
         thread_id, other = new_thread(store), new_thread(store)
-        run(store.add_thread_item(thread_id, question(thread_id, "msg_0"), ADA))
-        for number in (1, 2):
+        run(store.add_thread_item(thread_id, drawn(thread_id, name="msg_0"), ADA))
+        run(store.add_thread_item(thread_id, question(thread_id, "msg_1"), ADA))
+        for number in (2, 3):
             run(store.add_thread_item(thread_id, drawn(thread_id, name=f"msg_{number}"), ADA))
-        run(store.add_thread_item(other, drawn(other, name="msg_2"), ADA))
-        run(store.delete_thread_item(thread_id, "msg_1", ADA))
-        assert [item for _, item in stored(engine)] == ["msg_2", "msg_2"]
-        run(store.delete_after(thread_id, "msg_0", ADA))
-        assert [item for _, item in stored(engine)] == ["msg_2"]
+        run(store.add_thread_item(other, drawn(other, name="msg_3"), ADA))
+        run(store.delete_thread_item(thread_id, "msg_2", ADA))
+        assert [item for _, item in stored(engine)] == ["msg_0", "msg_3", "msg_3"]
+        run(store.delete_after(thread_id, "msg_1", ADA))
+        assert [item for _, item in stored(engine)] == ["msg_0", "msg_3"]
         assert len(run(store.load_thread_items(other, None, 9, "asc", ADA)).data) == 1
 
     def test_image_is_deleted_with_its_thread(self, store: SqlStore, engine: Engine) -> None:
@@ -205,7 +206,7 @@ class TestStore:
         item = drawn(thread_id)
         run(store.add_thread_item(thread_id, item, ADA))
         assert run(store.load_image(url_of(item), ADA)) == data_url(PNG)
-        assert run(store.load_image(url_of(item), EVE)) is None
+        assert run(store.load_image(url_of(item), EVE)) == ""
         own = new_thread(store, EVE)
         run(store.add_thread_item(own, drawn(own, url_of(item)), EVE))
         with pytest.raises(NotFoundError):
@@ -243,6 +244,14 @@ class TestStore:
         assert url_of(run(store.load_item(thread_id, item.id, ADA))) == data_url(PNG)
         (given,) = run(load_history(store, thread_id, ADA))
         assert url_of(given) == data_url(PNG)
+
+    def test_model_is_told_of_an_image_that_is_gone(self, store: SqlStore, engine: Engine) -> None:
+        thread_id = new_thread(store)
+        run(store.add_thread_item(thread_id, drawn(thread_id), ADA))
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM chat_images"))
+        [message] = run(to_model_input(run(load_history(store, thread_id, ADA)), None))
+        assert [part["type"] for part in message["content"]] == ["input_text"]
 
     def test_history_reads_no_more_images_than_it_gives_to_the_model(self, store: SqlStore, engine: Engine) -> None:
         thread_id = new_thread(store)
@@ -452,6 +461,15 @@ def test_refused_image_is_removed_from_the_page(start: Start, fake_openai: FakeO
     thread_id, events = caller.create("Draw")
     assert errors(events) == [("custom", "The image is too large to be kept.", False)]
     assert set(on_screen(events)) == {item.id for item in caller.items(thread_id).data}
+
+
+def test_image_that_a_guardrail_stops_is_not_kept(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:
+    caller = start("able")
+    fake_openai.behaviour = streaming([*draws(encoded(PNG)), *says("the secret word")])
+    _, events = caller.create("Draw")
+    (url,) = [url_of(e.item) for e in events if e.type == "thread.item.done" and e.item.type == "generated_image"]
+    assert get(url).status_code == 404
+    assert stored(create_engine(f"sqlite:///{tmp_path}/chatkit.db")) == []
 
 
 def test_image_that_is_cancelled_is_not_kept(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:

@@ -19,6 +19,7 @@ from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import ItemRow
+from tests.support.store import IMAGE_URLS
 
 ITEMS = 10_000
 USER = ChatContext("anonymous:ada", None)  # type: ignore[arg-type]  # the store does not use the buffer
@@ -49,7 +50,7 @@ async def page_milliseconds(store: SqlStore, thread_id: str, after: str | None) 
 
 
 def measure(database: str, address: str) -> None:
-    store = SqlStore(open_database(address))
+    store = SqlStore(open_database(address), IMAGE_URLS)
     thread_id = fill(store)
     cursors = {"newest": None, "middle": f"msg_{ITEMS // 2}", "oldest": "msg_20"}
     times = {name: asyncio.run(page_milliseconds(store, thread_id, after)) for name, after in cursors.items()}

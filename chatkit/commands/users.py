@@ -36,7 +36,7 @@ def command(settings: Settings) -> click.Command:
     @click.argument("user")
     @click.option("--yes", is_flag=True, help="Do not ask.")
     def delete(user: str, yes: bool) -> None:
-        """Delete all that is stored about USER: sessions, threads, items, feedback, attachments, usage."""
+        """Delete all that is stored about USER: sessions, threads, items with images, feedback, attachments, usage."""
         with open_user_data(settings) as data:
             counts = _existing(data.counts(user), user)
             summary = ", ".join(f"{number} {name}" for name, number in counts.items())

@@ -14,7 +14,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "style-src 'self' 'unsafe-inline'",  # the component adds a style, which changes with each release
         f"frame-src {CDN}",
         "connect-src 'self' https://api.openai.com",  # for the domain check of the component
-        "img-src data:",
+        "img-src 'self' data:",
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",

@@ -8,6 +8,7 @@ from flask import Flask, request
 from flask_cors import CORS
 
 from chatkit.web.errors import OriginNotAllowed
+from chatkit.web.request_body import IMAGES_PATH
 
 PREFLIGHT_SECONDS = 600
 
@@ -25,6 +26,8 @@ def register(app: Flask, allowed: tuple[re.Pattern[str], ...]) -> None:
     def reject_other_origins() -> None:
         origin = request.headers.get("Origin")
         if origin is None or not request.path.startswith("/api/"):
+            return
+        if request.path.startswith(IMAGES_PATH):  # ChatKit's frame, of OpenAI's origin, shows them; they have signed URLs
             return
         if not any(pattern.fullmatch(origin) for pattern in allowed):
             raise OriginNotAllowed(f"the page's origin is {origin[:100]!r}; if it is yours, add it to CHATKIT_ALLOWED_ORIGINS")

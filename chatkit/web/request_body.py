@@ -8,6 +8,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from chatkit.web.errors import InvalidRequestBody, NotJson
 
 CHAT_PATH = "/api/chatkit"
+IMAGES_PATH = f"{CHAT_PATH}/images/"
 MAX_CHAT_BYTES = 8 * 1024 * 1024  # may contain dictated audio
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import re
+import struct
 import subprocess
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from chatkit.web import errors
 from tests.support.applications import MakeApp
 from tests.support.browser import FRONTEND, Visitor, axe_violations
 from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, failing, issue_session
+from tests.support.responses_api import draws, says, streaming
 from tests.support.service import PROJECT, Service, free_port
 
 REPLY_END = INTRODUCTION.format(said="Hello!")[-30:]
@@ -39,7 +43,7 @@ class TestPage:
             "style-src": "'self' 'unsafe-inline'",
             "frame-src": "https://cdn.platform.openai.com",
             "connect-src": "'self' https://api.openai.com",
-            "img-src": "data:",
+            "img-src": "'self' data:",
             "base-uri": "'none'",
             "form-action": "'none'",
             "frame-ancestors": "'none'",
@@ -85,6 +89,16 @@ def step(page: Page, name: str) -> Any:
 def expect_all_ok(page: Page) -> None:
     for name in ("Settings", "Session", "Component", "Chat"):
         expect(step(page, name)).to_have_attribute("data-state", "ok")
+
+
+def png(width: int) -> bytes:
+    """A black image of this width."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, 1, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1 + width))) + chunk(b"IEND", b"")
 
 
 def hosted(fake_openai: FakeOpenAI, **variables: str) -> Service:
@@ -213,6 +227,41 @@ class TestInTheBrowser:
             assert chat
             assert chat["width"] > status["width"]
             assert chat["y"] + chat["height"] <= 600
+
+    def test_generated_image(self, tmp_path: Path, fake_openai: FakeOpenAI, visitor: Visitor) -> None:
+        """While it is generated, when it is complete, and after a reload."""
+        partial, complete = (base64.b64encode(png(width)).decode() for width in (2, 3))
+        drawing = draws(complete, partial)
+        drawing.insert(-2, 1.0)
+        fake_openai.behaviour = streaming([*drawing, *says("Here it is")])
+        own = {"OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": fake_openai.url}
+        with development(tmp_path, CHATKIT_AGENT="tests.support.agents_under_test:simple", **own) as service:
+            page = visitor.open(f"http://localhost:{service.port}")
+            expect_all_ok(page)
+            page.get_by_role("button", name="Say hello").click()
+            image = page.get_by_alt_text("Generated image")
+            expect(image).to_have_js_property("naturalWidth", 2)
+            expect(image).to_have_js_property("naturalWidth", 3)
+            expect(page.get_by_role("log")).to_contain_text("Here it is")
+            src = re.compile(rf"http://localhost:{service.port}/api/chatkit/images/img_\w+\?token=")
+            expect(image).to_have_attribute("src", src)
+            page.reload()
+            expect(image).to_have_attribute("src", src)
+            expect(image).to_have_js_property("naturalWidth", 3)
+            assert not [line for line in visitor.console if "Content-Security-Policy" in line]
+            self.expect_shown_on_another_site(visitor, image.get_attribute("src") or "")
+
+    @staticmethod
+    def expect_shown_on_another_site(visitor: Visitor, url: str) -> None:
+        """As in ChatKit's frame: on an isolated page of another origin, with and without CORS."""
+        visitor.context.grant_permissions(["local-network-access"])  # Chromium asks for it because of the service's address
+        page = visitor.context.new_page()
+        both = f'<img src="{url}"><img src="{url}" crossorigin>'
+        isolated = {"Cross-Origin-Embedder-Policy": "require-corp", "Content-Type": "text/html"}
+        page.route("http://127.0.0.1:1/", lambda route: route.fulfill(body=both, headers=isolated))
+        page.goto("http://127.0.0.1:1/")
+        for number in (0, 1):
+            expect(page.locator("img").nth(number)).to_have_js_property("naturalWidth", 3)
 
     def test_hosted_backend(self, fake_openai: FakeOpenAI, visitor: Visitor) -> None:
         with hosted(fake_openai) as service:

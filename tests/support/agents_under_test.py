@@ -239,6 +239,7 @@ able = Agent(
     name="Able",
     model="gpt-test",
     tools=[weather, what_is_known, shows_a_widget, reports, ask_page, locks],
+    handoffs=[simple],
     tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"]),
     output_guardrails=[no_secret],
 )

@@ -35,6 +35,7 @@ from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.titles import Titles
 from chatkit.web.buffer import Buffer
 from tests.support.service import PROJECT
+from tests.support.store import IMAGE_URLS
 
 DOWNLOADED = PROJECT / ".openai-chatkit"
 TESTS = DOWNLOADED / f"openai_chatkit-{metadata.version('openai-chatkit')}" / "tests"
@@ -151,7 +152,7 @@ def store_class(engine: Engine) -> type[SqlStore]:
 
     class Store(SqlStore):
         def __init__(self, db_path: str) -> None:
-            super().__init__(engine)
+            super().__init__(engine, IMAGE_URLS)
             self.db_path = db_path
             self._begun: set[str] = set()
 

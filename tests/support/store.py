@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 from chatkit.types import ThreadMetadata
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.images import ImageUrls
 from chatkit.backends.selfhosted.chat.store import SqlStore
 
 T = TypeVar("T")
+IMAGE_URLS = ImageUrls("a key that signs the URLs of images")
 MOMENT = datetime(2026, 11, 23)  # noqa: DTZ001  naive like the SDK's, and the same for all, because order must not depend on clocks
 
 

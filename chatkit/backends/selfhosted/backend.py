@@ -9,11 +9,13 @@ from functools import partial
 
 import chatkit.logger
 from chatkit.backends.interface import Session
+from chatkit.backends.selfhosted.chat import images_blueprint
 from chatkit.backends.selfhosted.chat.assistants import find_mcp_servers, make_openai_client, make_servers
 from chatkit.backends.selfhosted.chat.blueprint import blueprint
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.drafts import Drafts
+from chatkit.backends.selfhosted.chat.images import ImageUrls
 from chatkit.backends.selfhosted.chat.mcp_connections import McpConnection
 from chatkit.backends.selfhosted.chat.model_shutdowns import configured_models, warn_of_shutdowns
 from chatkit.backends.selfhosted.chat.store import SqlStore
@@ -57,7 +59,7 @@ class SelfhostedBackend:
         self._sessions = SessionStore(engine, settings.session_ttl or MAX_SESSION_TTL, settings.retention_days)
         self._keeps_conversations = settings.auth_keep_conversations
         client = make_openai_client(settings)
-        store = SqlStore(engine)
+        store = SqlStore(engine, ImageUrls(settings.secret_key, settings.secret_key_fallbacks))
         composer = Composer(settings.composer, dictation=client is not None)
         titles = Titles(store, settings.title_model)
         resources = Resources(
@@ -66,7 +68,10 @@ class SelfhostedBackend:
         servers = make_servers(settings, resources)
         concurrency = ChatConcurrency(redis_client(settings), settings.turn_seconds)
         usage = UsageStore(engine, store, settings.tokens_per_day)
-        self.blueprints = [blueprint(servers, self._sessions, limits, concurrency, settings.agent_headers, composer, usage)]
+        self.blueprints = [
+            blueprint(servers, self._sessions, limits, concurrency, settings.agent_headers, composer, usage),
+            images_blueprint.blueprint(store, limits),
+        ]
         connections = [McpConnection(server) for server in find_mcp_servers(settings)]
         self.background: list[Callable[[], Awaitable[None]]] = [
             self._maintain,

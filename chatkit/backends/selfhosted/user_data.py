@@ -5,6 +5,7 @@ Everything is read as it is stored and row by row, so that memory use does not g
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Executable, bindparam, delete, func, select
 
-from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, SessionRow, ThreadRow, UsageRow
+from chatkit.backends.selfhosted.database.tables import AttachmentRow, ImageRow, ItemRow, SessionRow, ThreadRow, UsageRow
 
 DELETE_BATCH = 200  # rows; a batch holds its locks for a short time
 ROWS_AT_ONCE = 20  # read ahead; an item with an image has some megabytes
@@ -50,6 +51,9 @@ _SELECT_ITEMS = (
     .where(ItemRow.thread_id == _thread, ItemRow.user_id == _user)
     .order_by(ItemRow.position)
 )
+_SELECT_IMAGE = select(ImageRow.media_type, ImageRow.data).where(
+    ImageRow.thread_id == _thread, ImageRow.item_id == bindparam("item"), ImageRow.user_id == _user
+)
 _SELECT_ATTACHMENTS = select(AttachmentRow.data).where(AttachmentRow.user_id == _user).order_by(AttachmentRow.id)
 _SELECT_USAGE = (
     select(
@@ -60,7 +64,7 @@ _SELECT_USAGE = (
 )
 _DELETE = [
     delete(row).where(key.in_(select(key).where(row.user_id == _user).limit(DELETE_BATCH)))
-    for row, key in (  # sessions first, so that the user's page can't begin new threads; items are deleted with their thread
+    for row, key in (  # sessions first, so that the user's page can't begin new threads; whose items and images go with them
         (SessionRow, SessionRow.id),
         (ThreadRow, ThreadRow.position),
         (AttachmentRow, AttachmentRow.id),
@@ -147,7 +151,7 @@ class UserData:
             thread = {**json.loads(row.data), "used_at": _iso(row.used_at)}
             yield f'{separator}{_json(thread)[:-1]}, "items": [', 0
             for item_separator, item in _separated(self.items(user, row.id)):
-                yield f"{item_separator}{_json(item)}", 1
+                yield f"{item_separator}{_json(self._with_image(user, item))}", 1
             yield "]}", 0
         yield '],\n"attachments": [', 0
         for separator, row in _separated(self._stream(_SELECT_ATTACHMENTS, user=user)):
@@ -156,6 +160,17 @@ class UserData:
         for separator, row in _separated(self._stream(_SELECT_USAGE, user=user)):
             yield f"{separator}{_json({**row._mapping, 'day': row.day.isoformat()})}", 0
         yield "]}\n", 0
+
+    def _with_image(self, user: str, item: dict[str, Any]) -> dict[str, Any]:
+        """Return the item with its image as a data URL, if it refers to one."""
+        if item["type"] != "generated_image":
+            return item
+        params = {"user": user, "thread": item["thread_id"], "item": item["id"]}
+        row = self._connection.execute(_SELECT_IMAGE, params).one_or_none()
+        if row is None:  # the image is in the item, or elsewhere
+            return item
+        url = f"data:{row.media_type};base64,{base64.b64encode(row.data).decode()}"
+        return {**item, "image": {**item["image"], "url": url}}
 
     def delete(self, user: str) -> None:
         """Delete all rows of the user, in batches. If it is interrupted, repeat it."""

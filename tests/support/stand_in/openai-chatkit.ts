@@ -260,6 +260,10 @@ class StandIn extends HTMLElement implements Interface {
     if (event.type === 'thread.item.updated' && event.update.type === 'assistant_message.content_part.text_delta') {
       this.line(event.item_id, 'assistant_message').textContent += event.update.delta
     }
+    if (event.type === 'thread.item.updated' && event.update.type === 'generated_image.updated') {
+      this.drawImage(event.item_id, event.update.image)
+    }
+    if (event.type === 'thread.item.removed') this.log.querySelector(`[id="${event.item_id}"]`)?.remove()
     if (event.type === 'thread.updated') this.heading.textContent = event.thread.title ?? ''
     if (event.type === 'progress_update') this.progress.textContent = event.text
     if (event.type === 'client_effect') this.emit('chatkit.effect', { name: event.name, data: event.data })
@@ -269,6 +273,7 @@ class StandIn extends HTMLElement implements Interface {
 
   private show(item: any): void {
     if (item.type === 'widget') return this.drawWidget(item)
+    if (item.type === 'generated_image') return this.drawImage(item.id, item.image)
     const text = item.content ? item.content.map((part: { text: string }) => part.text).join('') : ''
     if (!text && item.type !== 'assistant_message') return
     const line = this.line(item.id, item.type)
@@ -283,6 +288,11 @@ class StandIn extends HTMLElement implements Interface {
         line.append(link)
       }
     }
+  }
+
+  private drawImage(id: string, image: { url: string } | undefined): void {
+    const drawn = image ? [element('img', { src: image.url, alt: 'Generated image' })] : []
+    this.line(id, 'generated_image').replaceChildren(...drawn)
   }
 
   /** Only what the tests' cards have: titles, texts, inputs, buttons, and a card's own two buttons, which send its inputs. */

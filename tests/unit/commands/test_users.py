@@ -15,7 +15,7 @@ from sqlalchemy import MetaData, create_engine, insert, text
 
 from chatkit.backends.selfhosted import user_data
 from chatkit.backends.selfhosted.database.engine import make_engine, open_database
-from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, PausedRunRow, ThreadRow, UsageRow
+from chatkit.backends.selfhosted.database.tables import AttachmentRow, ImageRow, ItemRow, PausedRunRow, ThreadRow, UsageRow
 from chatkit.backends.selfhosted.user_data import UserData
 from chatkit.web.asgi import AsgiFlask
 from tests.support.applications import MakeApp
@@ -61,6 +61,8 @@ def with_data(app: AsgiFlask, database: str, name: str) -> ChatUser:
         )
         paused = {"thread_id": someone.thread, "user_id": someone.user, "decisions": "{}", "state": f"{WORDS} of {name}"}
         connection.execute(insert(PausedRunRow), paused)
+        image = {"id": f"img_{name}", "user_id": someone.user, "thread_id": someone.thread, "item_id": "msg_image"}
+        connection.execute(insert(ImageRow), {**image, "media_type": "image/png", "data": f"Image of {name}".encode()})
     return someone
 
 
@@ -100,6 +102,7 @@ def everything(database: str) -> str:
         "chat_imports",
         "chat_usage",
         "chat_paused_runs",
+        "chat_images",
     } <= metadata.tables.keys()
     with engine.connect() as connection:
         return "\n".join(str(tuple(row)) for table in metadata.tables.values() for row in connection.execute(table.select()))
@@ -123,6 +126,19 @@ def test_export_has_everything_of_the_user(app: AsgiFlask, database: str) -> Non
     shown = {item["id"] for item in chat(ada, items_of(ada)).get_json()["data"]}
     assert shown <= {item["id"] for item in thread["items"]}
     assert not any(word in result.output for word in (eve.user, eve.thread, "of eve", "atc_eve"))
+
+
+def test_export_has_the_images(app: AsgiFlask, database: str) -> None:
+    """A stored item has a reference. One that an earlier version stored has the image itself."""
+    urls = ["chatkit-image:img_1", "chatkit-image:img_2", "data:image/png;base64,AAAA"]
+    drawn = [{"type": "generated_image", "image": {"id": "ig_1", "url": url}} for url in urls]
+    fill(database, "user:a", "thr_1", question("Draw"), *drawn)
+    with create_engine(database).begin() as connection:
+        image = {"id": "img_1", "user_id": "user:a", "thread_id": "thr_1", "item_id": "msg_1", "media_type": "image/webp"}
+        connection.execute(insert(ImageRow), {**image, "data": b"an image"})
+    exported = json.loads(run(app, "users", "export", "user:a").stdout)
+    shown = [item["image"]["url"] for item in exported["threads"][0]["items"][1:]]
+    assert shown == ["data:image/webp;base64,YW4gaW1hZ2U=", urls[1], urls[2]]
 
 
 def items_of(someone: ChatUser) -> dict[str, Any]:

@@ -13,17 +13,21 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, insert, text
 
 from chatkit.backends.selfhosted.chat import demo
+from chatkit.backends.selfhosted.chat.images import ImageUrls
+from chatkit.backends.selfhosted.database.tables import ImageRow
 from tests.support.applications import MakeApp
 from tests.support.chat_users import CHAT, ChatUser, begin_conversation, chat, chat_user
 from tests.support.endpoint import ENDPOINT
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.identity_provider import SECRET, shared
 from tests.support.protocol import PROTOCOL, REQUEST_TYPES, leaves, replaced
+from tests.support.service import SECRET_KEY
 
 MARK = "words-of-the-victim"
+IMAGE_ID = "img_of_the_victim"
 KINDS = ["anonymous", "user"]
 
 
@@ -92,6 +96,14 @@ def chatting(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
     yield from variations("POST", CHAT, me, victim, headers=bearer, json=listing)
 
 
+def viewing(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
+    yield from variations("GET", f"{CHAT}/images/{IMAGE_ID}", me, victim)
+    urls = ImageUrls(SECRET_KEY)
+    for image_id, user in ((IMAGE_ID, me.user), ("img_of_the_attacker", me.user), ("img_of_the_attacker", victim.user)):
+        token = urls.make("", image_id, user).partition("?")[2]
+        yield {"method": "GET", "path": f"{CHAT}/images/{IMAGE_ID}?{token}", "headers": me.headers}
+
+
 def checking(path: str) -> Callable[[ChatUser, ChatUser], Iterator[dict[str, Any]]]:
     return lambda me, victim: variations("GET", path, me, victim)
 
@@ -100,6 +112,7 @@ TABLE: dict[tuple[str, str], Callable[[ChatUser, ChatUser], Iterator[dict[str, A
     ("POST", ENDPOINT): issuing,
     ("DELETE", f"{ENDPOINT}/<session_id>"): ending,
     ("POST", CHAT): chatting,
+    ("GET", f"{CHAT}/images/<image_id>"): viewing,
     ("GET", f"{CHAT}/composer"): checking(f"{CHAT}/composer"),
     ("GET", "/"): checking("/"),
     ("GET", "/static/<path:filename>"): checking("/static/host.js"),
@@ -129,9 +142,12 @@ def test_tenant_isolation(
     victim, me = chat_user(app, victim_is, "victim"), chat_user(app, attacker_is, "attacker")
     begin_conversation(victim, MARK)
     begin_conversation(me, "of the attacker")
+    image = {"id": IMAGE_ID, "user_id": victim.user, "thread_id": victim.thread, "item_id": victim.item}
+    with create_engine(database).begin() as connection:
+        connection.execute(insert(ImageRow), {**image, "media_type": "image/png", "data": MARK.encode()})
 
     def belongings() -> Any:
-        tables = ("chat_threads", "chat_items", "chat_attachments", "chat_sessions")
+        tables = ("chat_threads", "chat_items", "chat_images", "chat_attachments", "chat_sessions")
         with create_engine(database).connect() as connection:
             query = "SELECT * FROM {} WHERE user_id = :user ORDER BY 1"
             return [connection.execute(text(query.format(table)), {"user": victim.user}).all() for table in tables]
@@ -154,6 +170,7 @@ def test_tenant_isolation(
     assert belongings() == before
     mine = chat(victim, {"type": "threads.get_by_id", "params": {"thread_id": victim.thread}})
     assert MARK in mine.text, "the check would find it"
+    assert MARK in me.client.get(ImageUrls(SECRET_KEY).make("", IMAGE_ID, victim.user)).text, "whoever has the URL sees it"
 
 
 @pytest.mark.parametrize("attacker_is", KINDS)

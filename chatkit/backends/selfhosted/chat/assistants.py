@@ -21,14 +21,20 @@ from pydantic import BaseModel
 
 import chatkit.agents
 from chatkit.actions import Action
-from chatkit.agents import AgentContext
+from chatkit.agents import AgentContext, ThreadItemConverter
 from chatkit.backends.selfhosted.chat import approvals, exported_workflow
 from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with_tool_choice
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources
 from chatkit.backends.selfhosted.chat.demo import DemoServer
 from chatkit.backends.selfhosted.chat.events import agent_events, assistant_message, outcome
-from chatkit.backends.selfhosted.chat.history import load_history, newest_user_message, to_model_input, to_model_text
+from chatkit.backends.selfhosted.chat.history import (
+    include_images,
+    load_history,
+    newest_user_message,
+    to_model_input,
+    to_model_text,
+)
 from chatkit.backends.selfhosted.chat.openai_client import ChatClient
 from chatkit.backends.selfhosted.chat.server import GuardedServer, guarded
 from chatkit.backends.selfhosted.chat.store import SqlStore
@@ -265,8 +271,10 @@ def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -
         # Exported workflows create their own clients, for guardrails and files, which read only this variable.
         os.environ.setdefault("OPENAI_API_KEY", client.api_key)
     exported_workflow.install_runner()
-    # Operators' servers import it from OpenAI's package. Ours also copes with what ends theirs, see agent_events().
+    # Operators' servers import these from OpenAI's package. Ours also copes with what ends theirs, see agent_events(), and
+    # knows the images of this service.
     chatkit.agents.stream_agent_response = agent_events
+    ThreadItemConverter.to_agent_input = include_images  # type: ignore[method-assign, assignment]
 
 
 def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Shape, str]:

@@ -69,6 +69,7 @@ def blueprint(
             limits.count("turns", session.user)
             usage.check(session.user)
         headers = {name: request.headers[name] for name in ("Accept-Language", *header_names) if name in request.headers}
+        root_url = request.root_url
         with ExitStack() as held:
             holder = address()
             held.enter_context(concurrency.held("turns" if is_turn else "requests", session.user, holder))
@@ -84,6 +85,7 @@ def blueprint(
                         session.claims,
                         headers=CaseInsensitiveDict(headers),
                         metadata=chat_request.metadata,
+                        root_url=root_url,
                         started=started,
                         usage=meter,
                     )

@@ -7,12 +7,13 @@ message: a reply or a tool result without its question confuses models. The newe
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 from itertools import dropwhile
 from typing import Any
 
 from chatkit.agents import ThreadItemConverter
-from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.types import (
     Attachment,
@@ -72,14 +73,12 @@ async def load_history(store: SqlStore, thread_id: str, context: ChatContext) ->
     They always include the newest item and the newest user message.
     """
     newest_first: list[ThreadItem] = []
-    characters = image_bytes = 0
+    characters = 0
+    include_image = _ImageInclusion(store, context)
     has_user_message = truncated = False
-    async for item in _newest_first(store, thread_id, context):
+    async for loaded in _newest_first(store, thread_id, context):
+        item = await include_image(loaded)
         characters += _characters(await to_model_input([item], item))
-        if isinstance(item, GeneratedImageItem) and item.image:
-            image_bytes += len(item.image.url)
-            if image_bytes > MAX_IMAGE_BYTES:
-                item.image.url = ""
         truncated = truncated or characters > MAX_CHARACTERS or len(newest_first) == MAX_ITEMS
         if truncated and has_user_message:
             break
@@ -91,6 +90,45 @@ async def load_history(store: SqlStore, thread_id: str, context: ChatContext) ->
     if not truncated:
         return oldest_first
     return list(dropwhile(lambda item: not isinstance(item, UserMessageItem), oldest_first)) or oldest_first[-1:]
+
+
+class _ImageInclusion:
+    """Gives generated images to a model: the newest ones, up to ``MAX_IMAGE_BYTES`` as data URLs. The others have no URL."""
+
+    def __init__(self, store: SqlStore, context: ChatContext) -> None:
+        self._store = store
+        self._context = context
+        self._left = MAX_IMAGE_BYTES
+
+    async def __call__(self, item: ThreadItem) -> ThreadItem:
+        """Return ``item``, or a copy of it with another URL. Call it with the newest item first."""
+        if not isinstance(item, GeneratedImageItem) or not item.image:
+            return item
+        url = await self._store.load_image(item.image.url, self._context) if self._left > 0 else ""
+        self._left -= len(url)
+        image = item.image.model_copy(update={"url": url if self._left >= 0 else ""})
+        return item.model_copy(update={"image": image})
+
+
+current_store: ContextVar[SqlStore | None] = ContextVar("current_store", default=None)
+"""The store of the request that the current task handles, for ``include_images``."""
+
+_to_agent_input = ThreadItemConverter.to_agent_input
+
+
+async def include_images(converter: ThreadItemConverter, thread_items: Sequence[ThreadItem] | ThreadItem) -> list[Any]:
+    """OpenAI's ``ThreadItemConverter.to_agent_input``, for items that have the URLs of this service.
+
+    OpenAI may not be able to fetch these. Images that exceed ``MAX_IMAGE_BYTES`` are left out.
+    """
+    items = list(thread_items) if isinstance(thread_items, Sequence) else [thread_items]
+    context, store = current_context.get(), current_store.get()
+    if context and store:
+        include = _ImageInclusion(store, context)
+        items = [await include(item) for item in reversed(items)][::-1]
+        items = [item for item in items if not (isinstance(item, GeneratedImageItem) and item.image and not item.image.url)]
+    converted: list[Any] = await _to_agent_input(converter, items)
+    return converted
 
 
 async def _newest_first(store: SqlStore, thread_id: str, context: ChatContext) -> AsyncIterator[ThreadItem]:
@@ -124,7 +162,7 @@ def newest_user_message(items: list[ThreadItem]) -> ThreadItem | None:
 
 async def to_model_input(items: list[ThreadItem], to_answer: ThreadItem | None) -> list[Any]:
     """Convert ``items`` to input for the Agents SDK. ``to_answer`` is the user message to answer."""
-    converted: list[Any] = await _Converter(to_answer).to_agent_input(items)
+    converted: list[Any] = await _to_agent_input(_Converter(to_answer), items)
     return converted
 
 

@@ -16,6 +16,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources, openai_reference
 from chatkit.backends.selfhosted.chat.events import assistant_text
+from chatkit.backends.selfhosted.chat.history import current_store
+from chatkit.backends.selfhosted.chat.images import ImageRefusedError
 from chatkit.backends.selfhosted.chat.store import SqlStore, ThreadGone
 from chatkit.backends.selfhosted.chat.timestamps import in_utc
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE
@@ -27,6 +29,7 @@ from chatkit.types import (
     ChatKitReq,
     ErrorEvent,
     FeedbackKind,
+    GeneratedImageItem,
     ThreadItem,
     ThreadItemDoneEvent,
     ThreadItemRemovedEvent,
@@ -96,10 +99,10 @@ class GuardedServer(ChatKitServer[ChatContext]):
         self, thread: ThreadMetadata, context: ChatContext, stream: Callable[[], AsyncIterator[ThreadStreamEvent]]
     ) -> AsyncIterator[ThreadStreamEvent]:
         # The SDK passes the events of every response through this method, whatever the request.
-        return super()._process_events(thread, context, lambda: self._guarded_events(stream, context))
+        return super()._process_events(thread, context, lambda: self._guarded_events(thread, stream, context))
 
     async def _guarded_events(
-        self, stream: Callable[[], AsyncIterator[ThreadStreamEvent]], context: ChatContext
+        self, thread: ThreadMetadata, stream: Callable[[], AsyncIterator[ThreadStreamEvent]], context: ChatContext
     ) -> AsyncGenerator[ThreadStreamEvent]:
         """Stream a response within the time limit; exceptions become ChatKit's errors."""
         drafts = self._chatkit_resources.drafts
@@ -119,6 +122,14 @@ class GuardedServer(ChatKitServer[ChatContext]):
                     await drafts.finish([event.item.id])
                 elif isinstance(event, ThreadItemRemovedEvent):
                     await drafts.finish([event.item_id])
+                if isinstance(event, ThreadItemDoneEvent | ThreadItemReplacedEvent) and isinstance(
+                    event.item, GeneratedImageItem
+                ):
+                    try:
+                        await self.store.save_item(thread.id, event.item, context)
+                    except ImageRefusedError:
+                        yield ThreadItemRemovedEvent(item_id=event.item.id)  # the page shows partial images
+                        raise
                 yield event
                 await context.buffer.room()
 
@@ -177,6 +188,7 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
     put = context.buffer.put
     last: ThreadStreamEvent | None = None
     current_context.set(context)
+    current_store.set(server.store)
     try:
         await _check(server, request, context)
         if request.type == "threads.retry_after_item":

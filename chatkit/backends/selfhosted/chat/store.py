@@ -1,7 +1,8 @@
-"""ChatKit's ``Store`` in SQL: threads, their items, and attachments' metadata.
+"""ChatKit's ``Store`` in SQL: threads, their items, generated images, and attachments' metadata.
 
-Every statement names the user of the request, so another user's thread is not found. Pages are ordered by a number that only
-grows within a thread, so they stay correct while items are added and when two items have the same timestamp.
+Every statement but ``_SELECT_IMAGE_OWNER`` names the user of the request, so another user's thread is not found. Pages are
+ordered by a number that only grows within a thread, so they stay correct while items are added and when two items have the same
+timestamp.
 """
 
 from __future__ import annotations
@@ -36,16 +37,20 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from chatkit.backends.selfhosted.chat import images
 from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.images import MAX_IMAGES, Image, ImageRefusedError, ImageUrls
 from chatkit.backends.selfhosted.chat.timestamps import in_local_time, in_utc
 from chatkit.backends.selfhosted.database import engine as database
-from chatkit.backends.selfhosted.database.tables import AttachmentRow, ItemRow, PausedRunRow, ThreadRow
+from chatkit.backends.selfhosted.database.tables import AttachmentRow, ImageRow, ItemRow, PausedRunRow, ThreadRow
 from chatkit.errors import ErrorCode, StreamError
 from chatkit.store import NotFoundError, Store
 from chatkit.types import (
     AssistantMessageItem,
     Attachment,
     ClientToolCallItem,
+    GeneratedImage,
+    GeneratedImageItem,
     Page,
     ThreadItem,
     ThreadMetadata,
@@ -56,7 +61,7 @@ from chatkit.types import (
 
 DRAFT_SECONDS = 1.0  # the end of a message waits for a draft of it that is being saved
 MAX_PAGE = 100
-MAX_PAGE_BYTES = 4 * 1024 * 1024  # a page ends with the row that reaches this; a generated image has some megabytes
+MAX_PAGE_BYTES = 4 * 1024 * 1024  # a page ends with the row that reaches this; a widget may have some megabytes
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +77,7 @@ _PREFIXES = {
     "workflow": "wf",
     "task": "tsk",
     "attachment": "atc",
+    "image": "img",
     "sdk_hidden_context": "shcx",
 }
 
@@ -87,8 +93,8 @@ class ThreadGone(NotFoundError, StreamError):
 
 # Statements are built once: building one takes longer than running it. Each names the user.
 
-_threads, _items, _attachments, _paused_runs = (
-    cast(Table, row.__table__) for row in (ThreadRow, ItemRow, AttachmentRow, PausedRunRow)
+_threads, _items, _attachments, _paused_runs, _images = (
+    cast(Table, row.__table__) for row in (ThreadRow, ItemRow, AttachmentRow, PausedRunRow, ImageRow)
 )
 _user: Any = bindparam("user")
 _own_thread = and_(_threads.c.id == bindparam("thread"), _threads.c.user_id == _user)
@@ -145,6 +151,23 @@ _SELECT_PAUSED_RUN = select(_paused_runs.c.decisions, _paused_runs.c.state).wher
 _INSERT_PAUSED_RUN = insert(_paused_runs)
 _UPDATE_DECISIONS = update(_paused_runs).where(_own_paused_run).values(decisions=bindparam("new_decisions"))
 _DELETE_PAUSED_RUN = delete(_paused_runs).where(_own_paused_run)
+_own_images = and_(_images.c.thread_id == bindparam("thread"), _images.c.user_id == _user)
+_COUNT_IMAGES = select(func.count()).select_from(_images).where(_own_images)
+_INSERT_IMAGE = insert(_images)
+_DELETE_IMAGE = delete(_images).where(_own_images, _images.c.item_id == bindparam("item"))
+_DELETE_LATER_IMAGES = delete(_images).where(
+    _own_images,
+    _images.c.item_id.in_(
+        select(_items.c.id).where(_own_items, _items.c.position > select(_items.c.position).where(_own_item).scalar_subquery())
+    ),
+)
+_SELECT_IMAGE = select(_images.c.media_type, _images.c.data).where(
+    _images.c.id == bindparam("image"), _images.c.user_id == _user
+)
+# Finds out whose image it is, to compare with the signed URL.
+_SELECT_IMAGE_OWNER = select(_images.c.user_id, func.length(_images.c.data).label("size")).where(
+    _images.c.id == bindparam("image")
+)
 
 
 @dataclass(frozen=True)
@@ -223,10 +246,16 @@ class PausedRun:
 
 
 class SqlStore(Store[ChatContext]):
-    """Stores the threads and items of all users; each user can access only their own."""
+    """Stores the threads and items of all users; each user can access only their own.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        engine: the database.
+        image_urls: makes the URLs of images in the items that are loaded.
+    """
+
+    def __init__(self, engine: Engine, image_urls: ImageUrls) -> None:
         self._engine = engine
+        self._image_urls = image_urls
         # A database call must not block the event loop that all streams run on. SQLite has one writer at a time, and a blocked
         # writer polls; queueing here is faster. With PostgreSQL, one connection of the pool is left for sessions.
         workers = 1 if engine.dialect.name == "sqlite" else max(1, cast(QueuePool, engine.pool).size() - 1)
@@ -372,7 +401,7 @@ class SqlStore(Store[ChatContext]):
         return await self._run(lambda connection: _THREAD_PAGES.load(connection, _read_thread, limit, after, order, params))
 
     async def delete_thread(self, thread_id: str, context: ChatContext) -> None:
-        # Foreign keys cascade to its items and attachments.
+        # Foreign keys cascade to its items, images and attachments.
         params = {"user": context.user, "thread": thread_id}
         await self._run(lambda connection: _require_match(connection.execute(_DELETE_THREAD, params)))
 
@@ -389,19 +418,63 @@ class SqlStore(Store[ChatContext]):
                 _one_or_not_found(connection.execute(_SELECT_THREAD, params))
             return page
 
-        return await self._run(work)
+        page = await self._run(work)
+        for item in page.data:
+            self._set_image_url(item, context)
+        return page
 
     async def load_item(self, thread_id: str, item_id: str, context: ChatContext) -> ThreadItem:
         params = {"user": context.user, "thread": thread_id, "item": item_id}
-        return _read_item(await self._run(lambda connection: _one_or_not_found(connection.execute(_SELECT_ITEM, params))))
+        item = _read_item(await self._run(lambda connection: _one_or_not_found(connection.execute(_SELECT_ITEM, params))))
+        self._set_image_url(item, context)
+        return item
 
     async def add_thread_item(self, thread_id: str, item: ThreadItem, context: ChatContext) -> None:
         await self.save_item(thread_id, item, context)
 
     async def save_item(self, thread_id: str, item: ThreadItem, context: ChatContext) -> None:
-        """Add an item, or replace the one with its id in its place: the SDK adds a workflow again when it continues it."""
+        """Add an item, or replace the one with its id in its place: the SDK adds a workflow again when it continues it.
+
+        The image of a generated_image item is stored apart from it. ``item`` gets a URL in place of the data.
+
+        Raises:
+            ImageRefusedError: the image is too large or of an unknown type, or the thread has ``MAX_IMAGES``.
+        """
+        if isinstance(item, GeneratedImageItem) and item.image:
+            await self._save_image_item(thread_id, item, item.image, context)
+            return
         new = {"thread_id": thread_id, "user_id": context.user, "id": item.id, "data": in_utc(item).model_dump_json()}
         await self._write(thread_id, context, lambda connection: connection.execute(_SAVE_ITEM[connection.dialect.name], new))
+
+    async def _save_image_item(
+        self, thread_id: str, item: GeneratedImageItem, image: GeneratedImage, context: ChatContext
+    ) -> None:
+        new = {"thread_id": thread_id, "user_id": context.user, "id": item.id}
+        params = {"user": context.user, "thread": thread_id, "item": item.id}
+        stored_item, url = in_utc(item), image.url
+
+        def work(connection: Connection) -> str | None:
+            image_id = self._image_urls.find(url)
+            if not image_id:
+                connection.execute(_DELETE_IMAGE, params)
+            if url.startswith("data:"):
+                decoded = Image.from_data_url(url)
+                if connection.execute(_COUNT_IMAGES, params).scalar_one() >= MAX_IMAGES:
+                    raise ImageRefusedError("This conversation can't keep more images. Please begin a new one.")
+                image_id = new_id("image")
+                row = {"thread_id": thread_id, "user_id": context.user, "item_id": item.id, "id": image_id}
+                connection.execute(_INSERT_IMAGE, {**row, "media_type": decoded.media_type, "data": decoded.data})
+            stored_url = images.reference(image_id) if image_id else url
+            stored = stored_item.model_copy(update={"image": image.model_copy(update={"url": stored_url})})
+            connection.execute(_SAVE_ITEM[connection.dialect.name], {**new, "data": stored.model_dump_json()})
+            return image_id
+
+        if image_id := await self._write(thread_id, context, work):
+            image.url = self._image_urls.make(context.root_url, image_id, context.user)
+
+    def _set_image_url(self, item: ThreadItem, context: ChatContext) -> None:
+        if isinstance(item, GeneratedImageItem) and item.image and (image_id := images.referenced(item.image.url)):
+            item.image.url = self._image_urls.make(context.root_url, image_id, context.user)
 
     async def add_before_call(self, thread_id: str, item: ThreadItem, context: ChatContext) -> str | None:
         """Add an item at the end of a thread, or before the client tool call that is pending there.
@@ -454,6 +527,7 @@ class SqlStore(Store[ChatContext]):
         def work(connection: Connection) -> None:
             if not isinstance(_read_item(_one_or_not_found(connection.execute(_SELECT_ITEM, params))), UserMessageItem):
                 raise ValueError("not a user message")
+            connection.execute(_DELETE_LATER_IMAGES, params)
             connection.execute(_DELETE_LATER_ITEMS, params)
 
         await self._write(thread_id, context, work)
@@ -471,7 +545,12 @@ class SqlStore(Store[ChatContext]):
     async def delete_thread_item(self, thread_id: str, item_id: str, context: ChatContext) -> None:
         """Delete an item if it exists: the SDK also removes items that it has shown but never stored."""
         params = {"user": context.user, "thread": thread_id, "item": item_id}
-        await self._run(lambda connection: connection.execute(_DELETE_ITEM, params))
+
+        def work(connection: Connection) -> None:
+            connection.execute(_DELETE_IMAGE, params)
+            connection.execute(_DELETE_ITEM, params)
+
+        await self._run(work)
 
     async def save_feedback(
         self, thread_id: str, item_ids: list[str], kind: Literal["positive", "negative"], context: ChatContext
@@ -547,6 +626,47 @@ class SqlStore(Store[ChatContext]):
 
         return await self._write(widget.thread_id, context, work)
 
+    # Generated images
+
+    async def load_image(self, url: str, context: ChatContext) -> str:
+        """Return an image as a data URL, given its URL; an empty string if there is no such image.
+
+        A URL from elsewhere is returned as it is.
+        """
+        image_id = self._image_urls.find(url)
+        if not image_id:
+            return url
+
+        def work(connection: Connection) -> str:
+            image = _read_image(connection, image_id, context.user)
+            return image.to_data_url() if image else ""
+
+        return await self._run(work)
+
+    def open_image(self, image_id: str, token: str, admit: Callable[[int], None]) -> Image:
+        """Return the image of a signed URL. May block.
+
+        Args:
+            image_id: of the URL.
+            token: of the URL.
+            admit: called with the number of bytes before they are read; may raise.
+
+        Raises:
+            NotFoundError: the token is not valid for this image, or there is no such image of its user any more.
+        """
+        signed_user = self._image_urls.read(token, image_id)
+        if signed_user is None:
+            raise NotFoundError
+        with self._engine.connect() as connection:
+            owner = connection.execute(_SELECT_IMAGE_OWNER, {"image": image_id}).one_or_none()
+            if owner is None or images.user_hash(owner.user_id) != signed_user:
+                raise NotFoundError
+            admit(owner.size)
+            image = _read_image(connection, image_id, owner.user_id)
+        if image is None:
+            raise NotFoundError
+        return image
+
     # Attachments' metadata
 
     async def save_attachment(self, attachment: Attachment, context: ChatContext) -> None:
@@ -569,6 +689,11 @@ class SqlStore(Store[ChatContext]):
     async def delete_attachment(self, attachment_id: str, context: ChatContext) -> None:
         params = {"user": context.user, "attachment": attachment_id}
         await self._run(lambda connection: _require_match(connection.execute(_DELETE_ATTACHMENT, params)))
+
+
+def _read_image(connection: Connection, image_id: str, user: str) -> Image | None:
+    row = connection.execute(_SELECT_IMAGE, {"image": image_id, "user": user}).one_or_none()
+    return Image(row.media_type, row.data) if row else None
 
 
 def _discard_run(connection: Connection, thread_id: str, context: ChatContext) -> list[str]:

@@ -138,3 +138,27 @@ class PausedRunRow(Base):
             onupdate="CASCADE",
         ),
     )
+
+
+class ImageRow(Base):
+    """The image of a generated_image item, which refers to it. Not bound to the row of the item, which may be recreated."""
+
+    __tablename__ = "chat_images"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user_id: Mapped[str] = mapped_column(String(512))
+    thread_id: Mapped[str] = mapped_column(String(64))
+    item_id: Mapped[str] = mapped_column(String(128))
+    media_type: Mapped[str] = mapped_column(String(64))
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["thread_id", "user_id"],
+            ["chat_threads.id", "chat_threads.user_id"],
+            name="fk_chat_images_thread",
+            ondelete="CASCADE",
+            onupdate="CASCADE",
+        ),
+        UniqueConstraint("thread_id", "item_id", name="uq_chat_images_thread_id_item_id"),
+    )

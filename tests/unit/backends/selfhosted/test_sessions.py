@@ -23,7 +23,7 @@ from chatkit.identity.user import User
 from chatkit.web import errors
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT, USER, error_of
-from tests.support.store import of, run
+from tests.support.store import IMAGE_URLS, of, run
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_expired_rows_are_deleted(issuer: SessionStore, database: str, clock: li
 
 def test_attachments_go_with_the_conversations(issuer: SessionStore) -> None:
     visitor, user, other = User("anonymous", "ada"), User("user", "ada"), User("anonymous", "eve")
-    store = SqlStore(issuer.engine)
+    store = SqlStore(issuer.engine, IMAGE_URLS)
     for name, owner in (("atc_1", visitor), ("atc_2", other)):
         run(store.save_attachment(FileAttachment(id=name, name="a", mime_type="b"), of(owner.id)))
     issuer.transfer_conversations(visitor, user)

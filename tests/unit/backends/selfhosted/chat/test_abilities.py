@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from sqlalchemy import create_engine, text
 
 from tests.support.applications import Start
@@ -16,7 +18,7 @@ from tests.support.chat import Caller, deltas, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.fake_server import responding
 from tests.support.identity_provider import SECRET, shared
-from tests.support.responses_api import asked, calls, cites, draws, says, streaming, thinks
+from tests.support.responses_api import asked, calls, cites, draws, says, streaming, thinks, works
 from tests.support.service import PROJECT
 from tests.support.waiting import wait_for
 
@@ -103,6 +105,53 @@ def reasoning(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     kept = {item.type: item for item in caller.items(thread_id).data}
     assert kept.keys() == {"user_message", "workflow", "generated_image", "assistant_message"}
     assert kept["assistant_message"].content[0].annotations[0].source.url == "https://example.com"
+
+
+def images(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    """A generated image is stored apart from its item, the page gets its URL, and the model gets the image."""
+    caller = start(agent)
+    image = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(1_000_000)).decode()
+    fake_openai.behaviour = streaming([*draws(image, image[:400]), *says("Here")], says("A cat"))
+    thread_id, events = caller.create("Draw")
+    (streamed,) = done(events, "generated_image")
+    partial = [event.update.image.url for event in of_type(events, "thread.item.updated") if hasattr(event.update, "image")]
+    assert partial == [f"data:image/png;base64,{image[:400]}"]
+    answer = caller.post("items.list", thread_id=thread_id)
+    assert len(answer.content) < 3000
+    (listed,) = [item for item in answer.json()["data"] if item["type"] == "generated_image"]
+    for url in (streamed.image.url, listed["image"]["url"]):
+        assert requests.get(url, timeout=30).content == base64.b64decode(image)
+    caller.say(thread_id, "What is it?")
+    assert f"data:image/png;base64,{image}" in json.dumps(fake_openai.received[1].body)
+
+
+def openais_tools(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    """The calls are not shown, and what they return is not stored."""
+    much = "x" * 500_000
+    result = {"file_id": "file_1", "filename": "a.txt", "score": 1.0, "text": much, "attributes": {}}
+    search = works("web_search_call", "searching", action={"type": "search", "query": "a", "sources": []})
+    files = works("file_search_call", "searching", queries=["a"], results=[result])
+    outputs = [{"type": "logs", "logs": much}, {"type": "image", "url": f"data:image/png;base64,{much}"}]
+    code = works("code_interpreter_call", "interpreting", code=much, container_id="cntr_1", outputs=outputs)
+    typed = [
+        {"type": "response.code_interpreter_call_code.delta", "item_id": "call_of_the_model", "output_index": 0, "delta": much}
+    ]
+    caller = start(agent)
+    fake_openai.behaviour = streaming([*search, *files, *typed, *code, *says("Found it")])
+    thread_id, events = caller.create("Search")
+    assert (errors(events), texts(events)) == ([], ["Found it"])
+    answer = caller.post("items.list", thread_id=thread_id)
+    assert [item["type"] for item in answer.json()["data"]] == ["assistant_message", "user_message"]
+    assert len(answer.content) < 3000
+
+
+def handoffs(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    caller = start(agent)
+    fake_openai.behaviour = streaming(calls("transfer_to_simple"), says("Simple here"))
+    thread_id, events = caller.create("Hello")
+    assert (errors(events), texts(events)) == ([], ["Simple here"])
+    assert fake_openai.received[1].body["instructions"] == "Be brief."
+    assert [item.type for item in caller.items(thread_id).data] == ["assistant_message", "user_message"]
 
 
 def guardrails(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
@@ -217,6 +266,9 @@ ABILITIES: dict[str, tuple[Check, set[str]]] = {
     "progress, client effects, sources": (reports, ALL),
     "client tools": (client_tools, ALL),
     "reasoning, generated images, citations": (reasoning, ALL),
+    "generated images are kept apart, with URLs of their own": (images, ALL),
+    "web search, file search, code interpreter": (openais_tools, ALL),
+    "handoffs": (handoffs, ALL),
     "guardrails": (guardrails, ALL),
     "locking or closing a conversation": (locks, ALL),
     "widget actions are told to the model": (actions_to_the_model, ALL),

@@ -18,7 +18,7 @@ from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
 from tests.support import jumping_loop
 from tests.support.postgres import new_postgres_database
-from tests.support.store import ADA, new_thread
+from tests.support.store import ADA, IMAGE_URLS, new_thread
 
 
 def unfinished(thread_id: str) -> AssistantMessageItem:
@@ -37,7 +37,7 @@ def test_draft_is_saved_every_second() -> None:
             saved.append((asyncio.get_running_loop().time(), draft.content[0].text))
 
     async def check() -> None:
-        drafts, message = Drafts(Noting(create_engine("sqlite://"))), unfinished("thr_1")
+        drafts, message = Drafts(Noting(create_engine("sqlite://"), IMAGE_URLS)), unfinished("thr_1")
         started = asyncio.get_running_loop().time()
         for text_ in ("Hello", "Hello Ada", "Hello Ada, how are you?"):
             message.content[0].text = text_
@@ -62,7 +62,7 @@ def test_message_waits_a_second_for_its_draft_while_the_table_is_locked(
 ) -> None:
     monkeypatch.setattr(module, "SAVE_INTERVAL_SECONDS", 0.1)
     address = new_postgres_database(postgres)
-    store = SqlStore(open_database(address))
+    store = SqlStore(open_database(address), IMAGE_URLS)
     message = unfinished(new_thread(store))
 
     async def finish() -> float:

@@ -5,6 +5,7 @@ The table covers every event that the SDK's bridge converts in the locked versio
 
 from __future__ import annotations
 
+import base64
 import inspect
 import json
 import re
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import requests
 from chatkit.agents import stream_agent_response
 
 from tests.support.applications import Start
@@ -47,6 +49,15 @@ PNG, HALF = "iVBORw0KGgo=", "iVBORw0K"
 
 def shown(image: str) -> str:
     return f"data:image/png;base64,{image}"
+
+
+def seen(url: str) -> str:
+    """The image that a browser sees at ``url``, as a data URL."""
+    if url.startswith("data:"):
+        return url
+    response = requests.get(url, timeout=30)
+    assert response.status_code == 200, response.text
+    return f"data:{response.headers['Content-Type']};base64,{base64.b64encode(response.content).decode()}"
 
 
 @dataclass
@@ -180,7 +191,7 @@ def summary(event: Any) -> Any:
         case "workflow.task.added" | "workflow.task.updated":
             return ("thought", update.task_index, update.task.content)
         case "generated_image.updated":
-            return ("image", update.image.url)
+            return ("image", seen(update.image.url))
     raise AssertionError(update)
 
 
@@ -193,7 +204,7 @@ def item(kept: Any) -> Any:
         case "workflow":
             return ("workflow", [task.content for task in kept.workflow.tasks])
         case "generated_image":
-            return ("image", kept.image and kept.image.url)
+            return ("image", kept.image and seen(kept.image.url))
         case "user_message":
             return None
     raise AssertionError(kept)

@@ -27,7 +27,7 @@ from tests.support.fake_openai import FakeOpenAI
 from tests.support.fake_server import silent
 from tests.support.hosted import COMPLETE
 from tests.support.responses_api import says, streaming
-from tests.support.store import ADA
+from tests.support.store import ADA, IMAGE_URLS
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_title_has_sixty_characters_of_the_first_message(start: Start, fake_open
 def test_dictation_takes_a_minute_at_most(fake_openai: FakeOpenAI, tmp_path: object) -> None:
     fake_openai.behaviour = silent(5)
     variables = {"CHATKIT_BACKEND": "selfhosted", "CHATKIT_API_BASE": fake_openai.url, "CHATKIT_TURN_SECONDS": "300"}
-    store = SqlStore(open_database(f"sqlite:///{tmp_path}/chatkit.db"))
+    store = SqlStore(open_database(f"sqlite:///{tmp_path}/chatkit.db"), IMAGE_URLS)
 
     async def dictate() -> float:
         client = make_openai_client(Settings.load({**COMPLETE, **variables}))

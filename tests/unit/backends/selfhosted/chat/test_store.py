@@ -31,12 +31,12 @@ from chatkit.backends.selfhosted.chat.store import MAX_PAGE_BYTES, SqlStore, new
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import ItemRow
 from chatkit.backends.selfhosted.sessions import SessionStore
-from tests.support.store import ADA, EVE, MOMENT, new_thread, of, run
+from tests.support.store import ADA, EVE, IMAGE_URLS, MOMENT, new_thread, of, run
 
 
 @pytest.fixture
 def store(database: str) -> SqlStore:
-    return SqlStore(open_database(database))
+    return SqlStore(open_database(database), IMAGE_URLS)
 
 
 def message(thread_id: str, name: str, words: str = "hello") -> AssistantMessageItem:
@@ -315,7 +315,7 @@ def test_deleted_thread_is_not_recreated_by_later_writes(store: SqlStore, databa
 
 def test_retention(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = open_database(database)
-    store, issuer = SqlStore(engine), SessionStore(engine, ttl=600, retention_days=30)
+    store, issuer = SqlStore(engine, IMAGE_URLS), SessionStore(engine, ttl=600, retention_days=30)
     old, used = new_thread(store), new_thread(store)
     run(store.add_thread_item(old, message(old, "msg_1"), ADA))
     now, monotonic = time.time(), time.monotonic()

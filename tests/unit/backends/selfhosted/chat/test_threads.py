@@ -406,8 +406,8 @@ def test_limit_of_answers_in_structured_input(start: Start) -> None:
 
 def test_pages_are_limited_by_bytes(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple")
-    fake_openai.behaviour = streaming([*(event for _ in range(6) for event in draws("A" * 1_500_000)), *says("Six")])
-    thread_id, _ = caller.create("Draw")
+    fake_openai.behaviour = streaming([*(event for _ in range(6) for event in says("A" * 1_500_000)), *says("Six")])
+    thread_id, _ = caller.create("Write")
     for order in ("asc", "desc"):
         pages = [caller.items(thread_id, order=order)]
         while pages[-1].has_more:

@@ -21,7 +21,7 @@ from tests.support.fake_openai import FakeOpenAI
 from tests.support.fake_server import Behaviour, Handler, Received, responding
 from tests.support.leaks import Recorder
 from tests.support.responses_api import Events, asked, says, streaming
-from tests.support.store import MOMENT, of, run
+from tests.support.store import IMAGE_URLS, MOMENT, of, run
 from tests.support.waiting import wait_for
 
 SAID = "What is the weather going to be like in Paris tomorrow, and do I need an umbrella?"
@@ -194,7 +194,7 @@ def test_a_title_of_the_user_stays(
 
 @pytest.fixture
 def store(database: str) -> SqlStore:
-    return SqlStore(open_database(database))
+    return SqlStore(open_database(database), IMAGE_URLS)
 
 
 @pytest.mark.parametrize("first_words_are_stored", [True, False])

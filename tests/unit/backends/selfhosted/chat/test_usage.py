@@ -30,7 +30,7 @@ from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
 from tests.support.postgres import new_postgres_database
 from tests.support.responses_api import calls, says, streaming
-from tests.support.store import run
+from tests.support.store import IMAGE_URLS, run
 from tests.support.waiting import wait_for
 
 SERVERS = "tests.support.servers_under_test"
@@ -236,7 +236,7 @@ def engine(database: str) -> Engine:
 
 
 def test_what_is_being_stored_at_a_shutdown_is_stored(engine: Engine) -> None:
-    store = SqlStore(engine)
+    store = SqlStore(engine, IMAGE_URLS)
     usage = UsageStore(engine, store, None)
     going_on = threading.Event()
     for _ in range(5):  # all threads of the store are busy
@@ -258,7 +258,7 @@ def test_what_is_being_stored_at_a_shutdown_is_stored(engine: Engine) -> None:
 
 
 def test_the_name_of_an_agent_may_be_long(engine: Engine) -> None:
-    usage = UsageStore(engine, SqlStore(engine), None)
+    usage = UsageStore(engine, SqlStore(engine, IMAGE_URLS), None)
     meter = usage.meter("anonymous:ada")
     meter.add("x" * 300, 1, Usage(total_tokens=7))
     meter.close()

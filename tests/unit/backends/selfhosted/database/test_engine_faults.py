@@ -34,7 +34,7 @@ from tests.support.chat import user_input
 from tests.support.endpoint import ENDPOINT, USER, error_of
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import new_postgres_database
-from tests.support.store import ADA, new_thread, run
+from tests.support.store import ADA, IMAGE_URLS, new_thread, run
 
 UNAVAILABLE_503 = (503, "database_unavailable", "Service temporarily unavailable")
 THREAD = {"id": "thr_1", "user_id": "anonymous:a", "used_at": 1, "data": "{}"}
@@ -92,7 +92,7 @@ def test_table_lock_is_a_503_after_five_seconds(make_app: MakeApp, postgresql: s
 
 def test_pool_wait_and_lock_wait_share_one_limit(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAIT_SECONDS", 2)
-    store = SqlStore(open_database(postgresql, connections=2))  # of which the store uses one
+    store = SqlStore(open_database(postgresql, connections=2), IMAGE_URLS)  # of which the store uses one
 
     async def refused(after: float) -> float:
         await asyncio.sleep(after)
@@ -184,7 +184,7 @@ def test_pool_timeout(make_app: MakeApp, postgresql: str, monkeypatch: pytest.Mo
 
 def test_chat_queues_no_longer_than_the_limit(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WAIT_SECONDS", 1)
-    store = SqlStore(open_database(postgresql, connections=3))
+    store = SqlStore(open_database(postgresql, connections=3), IMAGE_URLS)
     thread = new_thread(store)
 
     async def load_many() -> list[Any]:
@@ -473,7 +473,7 @@ def test_issuing_deletes_nothing(database: str) -> None:
     issuer = SessionStore(open_database(database), ttl=600, retention_days=30)
     fill(issuer.engine, sessions=3, threads=3)
     issuer.issue(USER)
-    new_thread(SqlStore(issuer.engine))
+    new_thread(SqlStore(issuer.engine, IMAGE_URLS))
     assert (count(database, "chat_sessions"), count(database, "chat_threads")) == (4, 4)
 
 

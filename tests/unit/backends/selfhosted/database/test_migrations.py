@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, insert, text
 
 from chatkit.backends.selfhosted.database.engine import open_database
-from chatkit.backends.selfhosted.database.tables import AttachmentRow, Base, ItemRow, PausedRunRow, ThreadRow
+from chatkit.backends.selfhosted.database.tables import AttachmentRow, Base, ImageRow, ItemRow, PausedRunRow, ThreadRow
 from chatkit.settings import SettingsError
 from tests.support.service import PROJECT, environment, free_port
 
@@ -112,12 +112,15 @@ def test_deleting_a_thread_in_a_shell_deletes_its_items(tmp_path: Path, monkeypa
         with engine.begin() as connection:
             run = {"thread_id": "thr_2", "user_id": "anonymous:a", "decisions": "{}", "state": "{}"}
             connection.execute(insert(PausedRunRow), [run])
+            image = {"id": "img_1", "thread_id": "thr_2", "user_id": "anonymous:a", "item_id": "msg_1"}
+            connection.execute(insert(ImageRow), [{**image, "media_type": "image/png", "data": b""}])
 
         shell.execute("DELETE FROM chat_threads")
         shell.commit()
         assert shell.execute("SELECT count(*) FROM chat_items").fetchone() == (0,)
         assert shell.execute("SELECT id FROM chat_attachments").fetchall() == [("atc_2",)], "not yet part of a thread"
         assert shell.execute("SELECT count(*) FROM chat_paused_runs").fetchone() == (0,)
+        assert shell.execute("SELECT count(*) FROM chat_images").fetchone() == (0,)
 
 
 def test_downgrade_and_upgrade(database: str, monkeypatch: pytest.MonkeyPatch) -> None:

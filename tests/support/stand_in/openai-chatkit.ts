@@ -306,8 +306,9 @@ class StandIn extends HTMLElement implements Interface {
     const children = (item.widget.children ?? []).map((child: any) => {
       if (child.type === 'Button') return button(child.label, () => child.onClickAction, child.disabled)
       if (child.type !== 'Input') return element('span', {}, child.value ?? '')
-      inputs.push(element('input', { name: child.name, placeholder: child.placeholder ?? '' }))
-      return inputs.at(-1)!
+      const input = element('input', { name: child.name, placeholder: child.placeholder ?? '' })
+      inputs.push(input)
+      return input
     })
     for (const own of [item.widget.confirm, item.widget.cancel]) {
       const filled = () => ({ ...own.action.payload, ...Object.fromEntries(inputs.map(({ name, value }) => [name, value])) })

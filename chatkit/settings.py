@@ -65,6 +65,8 @@ class Settings:
     transcription_model: str
     instructions: str
     turn_seconds: int
+    on_disconnect: str
+    """``continue`` or ``stop``: what a response does whose reader disconnects, if the request does not say."""
     retention_days: int | None
     allowed_origins: tuple[re.Pattern[str], ...]
     """Origins of the pages that may call the API, including that of the host page if it is known."""
@@ -410,6 +412,11 @@ class _SettingsSchema(Schema):
     )
     instructions = fields.String(data_key="CHATKIT_INSTRUCTIONS", load_default="You are a helpful assistant.")
     turn_seconds = fields.Integer(data_key="CHATKIT_TURN_SECONDS", load_default=120, validate=_integer(1, 3600, "seconds"))
+    on_disconnect = fields.String(
+        data_key="CHATKIT_ON_DISCONNECT",
+        load_default="stop",
+        validate=validate.OneOf(["continue", "stop"], error="must be continue or stop."),
+    )
     retention_days = fields.Integer(data_key="CHATKIT_RETENTION_DAYS", validate=_integer(1, 36500, "days"))
     tokens_per_day = fields.Integer(
         data_key="CHATKIT_TOKENS_PER_DAY", validate=_integer(1, None, "tokens per UTC day and user")

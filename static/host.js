@@ -1,5 +1,239 @@
 "use strict";
 (() => {
+  // lib/errors.ts
+  var USER_MESSAGES = {
+    configuration: "Unable to start chat. Please check configuration.",
+    network: "Network connection lost. Please check your internet.",
+    down: "Service temporarily down. Please try again.",
+    busy: "Too many requests. Please try again in a moment.",
+    again: "Unable to start chat. Please try again.",
+    signIn: "Please sign in, and try again.",
+    tooLong: "This message is too long. Please shorten it.",
+    failed: "Something went wrong. Please try again."
+  };
+  var ServiceError = class extends Error {
+    constructor(message, userMessage2, details = {}) {
+      super(message);
+      this.name = "ServiceError";
+      this.userMessage = userMessage2;
+      this.status = details.status;
+      this.code = details.code;
+      this.retryAfter = details.retryAfter;
+      this.threadId = details.threadId;
+    }
+  };
+  async function readJson(response) {
+    try {
+      const body = await response.json();
+      return body !== null && typeof body === "object" ? body : null;
+    } catch {
+      return null;
+    }
+  }
+  function responseError(response, body, fallback, userMessageFor3, threadId) {
+    const { status } = response;
+    const message = typeof (body == null ? void 0 : body.message) === "string" ? body.message : void 0;
+    const code = typeof (body == null ? void 0 : body.code) === "string" ? body.code : void 0;
+    const seconds = Number(response.headers.get("Retry-After") || NaN);
+    const retryAfter = Number.isFinite(seconds) ? seconds : void 0;
+    const technical = message ?? `${fallback}: ${response.statusText || status}`;
+    return new ServiceError(technical, userMessageFor3(status, code, message), { status, code, retryAfter, threadId });
+  }
+  function networkError(cause, threadId) {
+    return new ServiceError(cause instanceof Error ? cause.message : "Network error", USER_MESSAGES.network, { threadId });
+  }
+  function userMessage(error2, fallback = USER_MESSAGES.failed) {
+    if ("userMessage" in error2 && typeof error2.userMessage === "string") return error2.userMessage;
+    return isNetworkFailure(error2) ? USER_MESSAGES.network : fallback;
+  }
+  function isNetworkFailure({ message }) {
+    return /failed to fetch|load failed|network ?error|error in input stream|connection was lost/i.test(message);
+  }
+
+  // lib/page-session.ts
+  var _PageSession = class _PageSession {
+    constructor(getClientSecret2) {
+      this.getClientSecret = getClientSecret2;
+      this.current = null;
+    }
+    /** The session for this `getClientSecret`, always the same one, so that several chats on a page need one call. */
+    static of(getClientSecret2) {
+      const session3 = _PageSession.all.get(getClientSecret2) || new _PageSession(getClientSecret2);
+      _PageSession.all.set(getClientSecret2, session3);
+      return session3;
+    }
+    /** Return a valid secret. `existing` is the one that the caller used last. Throws the errors of `getClientSecret`. */
+    async secret(existing) {
+      this.current = await this.getClientSecret(existing || this.current || void 0);
+      return this.current;
+    }
+    /** Discard a secret that was rejected. A newer one that has replaced it meanwhile is kept. */
+    invalidate(secret = this.current) {
+      if (this.current === secret) this.current = null;
+    }
+  };
+  _PageSession.all = /* @__PURE__ */ new WeakMap();
+  var PageSession = _PageSession;
+  async function withSecret(session3, send) {
+    const secret = await session3.secret();
+    const response = await send(secret);
+    if (!await isSecretRejected(response)) return response;
+    session3.invalidate(secret);
+    return send(await session3.secret());
+  }
+  async function isSecretRejected(response) {
+    if (response.status !== 401) return false;
+    const { code } = await response.clone().json().catch(() => ({}));
+    return code === "client_secret_expired" || code === "client_secret_unknown";
+  }
+
+  // lib/service.ts
+  var DEFAULTS = { apiUrl: "http://localhost:8000", domainKey: null };
+  var current = DEFAULTS;
+  function setService({ apiUrl, domainKey }) {
+    current = { apiUrl: apiUrl || DEFAULTS.apiUrl, domainKey: domainKey || DEFAULTS.domainKey };
+  }
+  function service() {
+    return current;
+  }
+
+  // lib/active-run.ts
+  var RUN_HEADER = "ChatKit-Run";
+  var GOES_ON = ["ChatKit-On-Disconnect", "continue"];
+  var POLL_MS = 1e3;
+  var MAX_POLL_MS = 1e4;
+  var NEWEST_ITEMS = 100;
+  var RUN_MESSAGES = {
+    active: "A response is being written\u2026",
+    interrupted: "The response was interrupted.",
+    unreachable: USER_MESSAGES.network
+  };
+  var isUnloading = false;
+  if (typeof window !== "undefined") {
+    window.addEventListener("pagehide", () => isUnloading = true);
+    window.addEventListener("pageshow", () => isUnloading = false);
+  }
+  async function stopRun(session3, runId) {
+    if (isUnloading) return;
+    try {
+      const response = await call(session3, "DELETE", `/runs/${encodeURIComponent(runId)}`);
+      if (!response.ok && response.status !== 404) console.error("The response could not be stopped:", response.status);
+    } catch (cause) {
+      console.error("The response could not be stopped:", cause);
+    }
+  }
+  var RunFollower = class {
+    /** `onStatus` is called with the status to show, `null` for none. It may be called with the same one again. */
+    constructor(session3, onStatus) {
+      this.session = session3;
+      this.onStatus = onStatus;
+      this.fetchUpdates = async () => {
+      };
+      this.followed = null;
+    }
+    /** Set the function that updates the chat: that of ChatKit's component. */
+    connect(fetchUpdates) {
+      this.fetchUpdates = fetchUpdates;
+    }
+    /**
+     * Look for a run of a conversation that is about to be loaded, and follow it. Before loading, because a run that ends
+     * in between would leave an incomplete text on the page.
+     */
+    async beforeLoad(threadId) {
+      var _a;
+      if (((_a = this.followed) == null ? void 0 : _a.threadId) === threadId && this.followed.isPolled) return;
+      const followed = this.start(threadId);
+      const status = await this.find(threadId).catch(() => null);
+      if (this.followed !== followed) return;
+      if (status) this.onStatus(status);
+      if (status === "active") void this.poll(followed, POLL_MS);
+    }
+    /** Follow the run of a conversation whose connection was cut. */
+    follow(threadId) {
+      void this.poll(this.start(threadId), 0);
+    }
+    /** Stop following: a new response begins, or the chat is removed. */
+    leave() {
+      if (!this.followed) return;
+      this.followed = null;
+      this.onStatus(null);
+    }
+    /** Stop following if the chat shows another conversation. */
+    show(threadId) {
+      var _a;
+      if (((_a = this.followed) == null ? void 0 : _a.threadId) !== threadId) this.leave();
+    }
+    /** Repeat the interrupted response, and follow the new one. */
+    async retry() {
+      var _a, _b;
+      const threadId = (_a = this.followed) == null ? void 0 : _a.threadId;
+      if (!threadId) return;
+      try {
+        const items = await this.post("items.list", { thread_id: threadId, order: "desc", limit: NEWEST_ITEMS });
+        const page = await items.json();
+        const message = page.data.find(({ type }) => type === "user_message");
+        const response = await this.post("threads.retry_after_item", { thread_id: threadId, item_id: message == null ? void 0 : message.id });
+        void ((_b = response.body) == null ? void 0 : _b.cancel());
+        this.follow(threadId);
+      } catch (cause) {
+        console.error("The response could not be repeated:", cause);
+      }
+    }
+    start(threadId) {
+      this.leave();
+      return this.followed = { threadId, isPolled: false };
+    }
+    async poll(followed, firstPause) {
+      followed.isPolled = true;
+      let pause = firstPause;
+      let failedPause = POLL_MS;
+      for (; ; ) {
+        await new Promise((resolve) => setTimeout(resolve, pause));
+        try {
+          if (this.followed !== followed) return;
+          const status = await this.find(followed.threadId);
+          if (this.followed !== followed) return;
+          await this.fetchUpdates();
+          if (this.followed !== followed) return;
+          this.onStatus(status);
+          if (status !== "active") {
+            followed.isPolled = false;
+            return;
+          }
+          pause = failedPause = POLL_MS;
+        } catch {
+          if (this.followed !== followed) return;
+          this.onStatus("unreachable");
+          pause = failedPause;
+          failedPause = Math.min(2 * failedPause, MAX_POLL_MS);
+        }
+      }
+    }
+    /** The status of the conversation's run; `null` if it has none, or does not exist any more. */
+    async find(threadId) {
+      const response = await call(this.session, "GET", `/threads/${encodeURIComponent(threadId)}/run`);
+      if (response.status === 404) return null;
+      if (!response.ok) throw new Error(`The run could not be looked up: ${response.status}`);
+      const { data } = await response.json();
+      return (data == null ? void 0 : data.status) ?? null;
+    }
+    async post(type, params) {
+      const response = await call(this.session, "POST", "", JSON.stringify({ type, params }));
+      if (!response.ok) throw new Error(`${type} failed with status ${response.status}`);
+      return response;
+    }
+  };
+  function call(session3, method, path, body) {
+    return withSecret(session3, (secret) => {
+      const headers = new Headers([["Authorization", `Bearer ${secret}`]]);
+      if (body) {
+        headers.set("Content-Type", "application/json");
+        headers.set(...GOES_ON);
+      }
+      return fetch(`${service().apiUrl}/api/chatkit${path}`, { method, headers, body, keepalive: method === "DELETE" });
+    });
+  }
+
   // lib/chatkit-component.ts
   var COMPONENT_URL = "https://cdn.platform.openai.com/deployments/chatkit/chatkit.js";
   var COMPONENT_TIMEOUT_MS = 2e4;
@@ -58,56 +292,6 @@
     );
   }
 
-  // lib/errors.ts
-  var USER_MESSAGES = {
-    configuration: "Unable to start chat. Please check configuration.",
-    network: "Network connection lost. Please check your internet.",
-    down: "Service temporarily down. Please try again.",
-    busy: "Too many requests. Please try again in a moment.",
-    again: "Unable to start chat. Please try again.",
-    signIn: "Please sign in, and try again.",
-    tooLong: "This message is too long. Please shorten it.",
-    failed: "Something went wrong. Please try again."
-  };
-  var ServiceError = class extends Error {
-    constructor(message, userMessage2, details = {}) {
-      super(message);
-      this.name = "ServiceError";
-      this.userMessage = userMessage2;
-      this.status = details.status;
-      this.code = details.code;
-      this.retryAfter = details.retryAfter;
-      this.threadId = details.threadId;
-    }
-  };
-  async function readJson(response) {
-    try {
-      const body = await response.json();
-      return body !== null && typeof body === "object" ? body : null;
-    } catch {
-      return null;
-    }
-  }
-  function responseError(response, body, fallback, userMessageFor3, threadId) {
-    const { status } = response;
-    const message = typeof (body == null ? void 0 : body.message) === "string" ? body.message : void 0;
-    const code = typeof (body == null ? void 0 : body.code) === "string" ? body.code : void 0;
-    const seconds = Number(response.headers.get("Retry-After") || NaN);
-    const retryAfter = Number.isFinite(seconds) ? seconds : void 0;
-    const technical = message ?? `${fallback}: ${response.statusText || status}`;
-    return new ServiceError(technical, userMessageFor3(status, code, message), { status, code, retryAfter, threadId });
-  }
-  function networkError(cause, threadId) {
-    return new ServiceError(cause instanceof Error ? cause.message : "Network error", USER_MESSAGES.network, { threadId });
-  }
-  function userMessage(error2, fallback = USER_MESSAGES.failed) {
-    if ("userMessage" in error2 && typeof error2.userMessage === "string") return error2.userMessage;
-    return isNetworkFailure(error2) ? USER_MESSAGES.network : fallback;
-  }
-  function isNetworkFailure({ message }) {
-    return /failed to fetch|load failed|network ?error|error in input stream|connection was lost/i.test(message);
-  }
-
   // lib/last-thread.ts
   var KEY = "chatkit.thread";
   function lastThread() {
@@ -151,16 +335,6 @@
     return error2 instanceof ServiceError ? error2.status === 404 && error2.code === "not_found" : /\b404\b|not found/i.test(error2.message);
   }
 
-  // lib/service.ts
-  var DEFAULTS = { apiUrl: "http://localhost:8000", domainKey: null };
-  var current = DEFAULTS;
-  function setService({ apiUrl, domainKey }) {
-    current = { apiUrl: apiUrl || DEFAULTS.apiUrl, domainKey: domainKey || DEFAULTS.domainKey };
-  }
-  function service() {
-    return current;
-  }
-
   // lib/chatkit-config.ts
   var CALL_TIMEOUT_MS = 15e3;
   var MAX_LIFETIME_SECONDS = 600;
@@ -177,10 +351,10 @@
     }
     if (existing && newest && !isExpired(newest)) return newest;
     if (!pending) {
-      const call2 = createSession().finally(() => {
-        if (pending === call2) pending = null;
+      const call3 = createSession().finally(() => {
+        if (pending === call3) pending = null;
       });
-      pending = call2;
+      pending = call3;
     }
     return pending;
   }
@@ -211,7 +385,7 @@
     try {
       const requestedAt = now();
       const authChangesBefore = authChanges;
-      const response = await call("POST");
+      const response = await call2("POST");
       const body = await readJson(response);
       if (!response.ok) throw responseError(response, body, "Session creation failed", userMessageFor);
       const data = body == null ? void 0 : body.data;
@@ -241,7 +415,7 @@
     });
     newest = secret;
   }
-  async function call(method, path = "") {
+  async function call2(method, path = "") {
     const headers = { "Content-Type": "application/json" };
     const token = typeof tokenSource === "function" ? await tokenSource() : tokenSource;
     if (token) headers.Authorization = `Bearer ${token}`;
@@ -292,28 +466,30 @@
     return { colorScheme: (theme == null ? void 0 : theme.darkMode) ? "dark" : "light", ...primary && { color: { accent: { primary, level: 2 } } } };
   }
   function chatFetch(session3, { onMessage, onFailure = () => {
-  } }) {
+  }, runs: runs2 }) {
     return async (input, init) => {
       const request = await readRequest(input, init);
+      const isFollowed = runs2 !== void 0 && request.isTurn === true;
+      const signal = (init == null ? void 0 : init.signal) ?? (input instanceof Request ? input.signal : null);
       const reportNetworkError = (cause) => {
         if (!(cause instanceof Error && cause.name === "AbortError")) onFailure(networkError(cause, request.threadId));
       };
-      const send = async (secret2) => {
+      const send = async (secret) => {
         const headers = new Headers((init == null ? void 0 : init.headers) || (input instanceof Request ? input.headers : void 0));
-        headers.set("Authorization", `Bearer ${secret2}`);
+        headers.set("Authorization", `Bearer ${secret}`);
+        if (isFollowed) headers.set(...GOES_ON);
         try {
-          return await fetch(input instanceof Request ? input.clone() : input, { ...init, headers });
+          const options = { ...init, headers, ...isFollowed && { signal: null } };
+          return await fetch(input instanceof Request ? input.clone() : input, options);
         } catch (cause) {
           reportNetworkError(cause);
           throw cause;
         }
       };
-      const secret = await session3.secret();
-      let response = await send(secret);
-      if (await isSecretRejected(response)) {
-        session3.invalidate(secret);
-        response = await send(await session3.secret());
-      }
+      if (request.threadId) await (runs2 == null ? void 0 : runs2.beforeLoad(request.threadId));
+      if (isFollowed) runs2.leave();
+      const answer = withSecret(session3, send);
+      const response = await (isFollowed ? untilAborted(answer, signal, (late) => abandon(session3, late)) : answer);
       if (!response.ok) {
         const body = await readJson(response.clone());
         onFailure(responseError(response, body, "The chat request failed", userMessageFor2, request.threadId));
@@ -321,8 +497,33 @@
       }
       onFailure(null);
       if (request.message) onMessage == null ? void 0 : onMessage(request.message);
-      return isEventStream(response) ? watchStream(response, onFailure, reportNetworkError) : response;
+      if (!isEventStream(response)) return response;
+      const runId = isFollowed && response.headers.get(RUN_HEADER);
+      const run = runId ? { signal, threadId: request.turnsThread, stop: () => void stopRun(session3, runId), onCut: runs2.follow.bind(runs2) } : null;
+      return watchStream(response, onFailure, reportNetworkError, run);
     };
+  }
+  function untilAborted(answer, signal, onLate) {
+    return new Promise((resolve, reject) => {
+      const abort = () => {
+        reject(aborted());
+        answer.then(onLate, () => {
+        });
+      };
+      if (signal == null ? void 0 : signal.aborted) return abort();
+      signal == null ? void 0 : signal.addEventListener("abort", abort);
+      const settled = () => signal == null ? void 0 : signal.removeEventListener("abort", abort);
+      answer.then(resolve, reject).finally(settled);
+    });
+  }
+  function abandon(session3, response) {
+    var _a;
+    const runId = response.headers.get(RUN_HEADER);
+    if (runId) void stopRun(session3, runId);
+    void ((_a = response.body) == null ? void 0 : _a.cancel());
+  }
+  function aborted() {
+    return new DOMException("The request was aborted.", "AbortError");
   }
   function userMessageFor2(status, code, message) {
     if (status >= 500) return USER_MESSAGES.down;
@@ -333,28 +534,66 @@
   function isEventStream(response) {
     return /^text\/event-stream\b/.test(response.headers.get("Content-Type") || "");
   }
-  function watchStream(response, onFailure, onDisconnect) {
+  function watchStream(response, onFailure, onDisconnect, run) {
     const reader = response.body.getReader();
     const decoder = new TextDecoder();
     let incompleteLine = "";
+    let threadId = run == null ? void 0 : run.threadId;
+    let stop = () => {
+    };
     const body = new ReadableStream({
+      start(controller) {
+        var _a, _b;
+        if (!run) return;
+        const abort = () => {
+          stop();
+          controller.error(aborted());
+          void reader.cancel().catch(() => {
+          });
+        };
+        stop = () => {
+          var _a2;
+          (_a2 = run.signal) == null ? void 0 : _a2.removeEventListener("abort", abort);
+          stop = () => {
+          };
+          run.stop();
+        };
+        (_a = run.signal) == null ? void 0 : _a.addEventListener("abort", abort);
+        if ((_b = run.signal) == null ? void 0 : _b.aborted) abort();
+      },
       async pull(controller) {
         const { done, value } = await reader.read().catch((cause) => {
-          onDisconnect(cause);
-          throw cause;
+          if (!run || threadId === void 0) {
+            onDisconnect(cause);
+            throw cause;
+          }
+          run.onCut(threadId);
+          return { done: true, value: void 0 };
         });
-        if (done) return controller.close();
+        if (done || !value) {
+          stop = () => {
+          };
+          return controller.close();
+        }
         const lines = (incompleteLine + decoder.decode(value, { stream: true })).split("\n");
         incompleteLine = lines.pop();
         for (const line of lines) {
           const error2 = errorIn(line);
           if (error2) onFailure(error2);
+          if (run && threadId === void 0) threadId = createdThreadIn(line);
         }
         controller.enqueue(value);
       },
-      cancel: (reason) => reader.cancel(reason)
+      cancel(reason) {
+        stop();
+        return reader.cancel(reason);
+      }
     });
     return new Response(body, response);
+  }
+  function createdThreadIn(line) {
+    if (!line.startsWith('data: {"type":"thread.created"')) return void 0;
+    return JSON.parse(line.slice("data: ".length)).thread.id;
   }
   function errorIn(line) {
     if (!line.startsWith('data: {"type":"error"')) return null;
@@ -365,17 +604,22 @@
       return null;
     }
   }
-  async function isSecretRejected(response) {
-    if (response.status !== 401) return false;
-    const { code } = await response.clone().json().catch(() => ({}));
-    return code === "client_secret_expired" || code === "client_secret_unknown";
-  }
+  var TURNS = [
+    "threads.create",
+    "threads.add_user_message",
+    "threads.add_client_tool_output",
+    "threads.add_structured_input",
+    "threads.retry_after_item",
+    "threads.custom_action"
+  ];
   async function readRequest(input, init) {
     const body = typeof (init == null ? void 0 : init.body) === "string" ? init.body : input instanceof Request ? await input.clone().text() : "";
     try {
       const { type, params } = JSON.parse(body);
-      if (type === "threads.create" || type === "threads.add_user_message") return { message: messageText(params.input.content) };
-      return type === "threads.get_by_id" ? { threadId: params.thread_id } : {};
+      if (type === "threads.get_by_id") return { threadId: params.thread_id };
+      const turn = { isTurn: TURNS.includes(type), turnsThread: params.thread_id };
+      if (type !== "threads.create" && type !== "threads.add_user_message") return turn;
+      return { message: messageText(params.input.content), ...turn };
     } catch {
       return {};
     }
@@ -383,31 +627,6 @@
   function messageText(content) {
     return content.map((part) => part.text).join("");
   }
-
-  // lib/page-session.ts
-  var _PageSession = class _PageSession {
-    constructor(getClientSecret2) {
-      this.getClientSecret = getClientSecret2;
-      this.current = null;
-    }
-    /** The session for this `getClientSecret`, always the same one, so that several chats on a page need one call. */
-    static of(getClientSecret2) {
-      const session3 = _PageSession.all.get(getClientSecret2) || new _PageSession(getClientSecret2);
-      _PageSession.all.set(getClientSecret2, session3);
-      return session3;
-    }
-    /** Return a valid secret. `existing` is the one that the caller used last. Throws the errors of `getClientSecret`. */
-    async secret(existing) {
-      this.current = await this.getClientSecret(existing || this.current || void 0);
-      return this.current;
-    }
-    /** Discard a secret that was rejected. A newer one that has replaced it meanwhile is kept. */
-    invalidate(secret = this.current) {
-      if (this.current === secret) this.current = null;
-    }
-  };
-  _PageSession.all = /* @__PURE__ */ new WeakMap();
-  var PageSession = _PageSession;
 
   // host-page/advice.ts
   var ALLOWLIST = "On a public host this is usually the domain allowlist: add this host at platform.openai.com/settings/organization/security/domain-allowlist, and for a self-hosted chat set CHATKIT_DOMAIN_KEY to its key.";
@@ -481,6 +700,7 @@
   var pageSession = PageSession.of(getClientSecret);
   var facts = { service: null, session: null, script: null, component: null };
   var error = null;
+  var runStatus = null;
   var currentSecret = null;
   var failedCall = null;
   var chat2 = null;
@@ -505,6 +725,10 @@
     },
     invalidate: (secret) => pageSession.invalidate(secret)
   };
+  var runs = new RunFollower(session2, (status) => {
+    runStatus = status;
+    render();
+  });
   function byId(id) {
     return document.getElementById(id);
   }
@@ -520,6 +744,8 @@
       setText(byId("error-advice"), adviceFor(error, missingSettings(notReady)));
     }
     byId("error").hidden = !error;
+    setText(byId("run-message"), runStatus ? RUN_MESSAGES[runStatus] : "");
+    byId("retry").hidden = runStatus !== "interrupted";
   }
   function setText(element, text) {
     if (element.textContent !== text) element.textContent = text;
@@ -588,6 +814,7 @@
       report(reason);
     };
     const tracker = trackLastThread();
+    runs.leave();
     stopWatching();
     const stopTimeout = startReadyTimeout(fail);
     element.addEventListener("chatkit.ready", () => {
@@ -606,7 +833,10 @@
       error = null;
       render();
     });
-    element.addEventListener("chatkit.thread.change", ({ detail }) => tracker.onThreadChange(detail));
+    element.addEventListener("chatkit.thread.change", ({ detail }) => {
+      runs.show(detail.threadId);
+      tracker.onThreadChange(detail);
+    });
     element.addEventListener("chatkit.thread.load.start", tracker.onThreadLoadStart);
     element.addEventListener("chatkit.thread.load.end", tracker.onThreadLoadEnd);
     byId("chat").replaceChildren(element);
@@ -617,12 +847,13 @@
     };
     facts.component = null;
     chat2 = element;
+    runs.connect(() => element.fetchUpdates());
     render();
     configure();
   }
   function configure() {
     chat2 == null ? void 0 : chat2.setOptions({
-      api: chatKitApi(session2, { onFailure: (failure) => failedCall = failure }),
+      api: chatKitApi(session2, { onFailure: (failure) => failedCall = failure, runs }),
       theme: chatKitTheme({ ...chatKitConfig.theme, darkMode: document.documentElement.dataset.theme === "dark" }),
       initialThread: lastThread(),
       ...choices && { composer: choices },
@@ -641,6 +872,7 @@
     configure();
   }
   var systemDark = matchMedia("(prefers-color-scheme: dark)");
+  byId("retry").addEventListener("click", () => void runs.retry());
   byId("new").addEventListener("click", () => void start());
   byId("expire").addEventListener("click", () => {
     if (currentSecret) expire(currentSecret);

@@ -2,7 +2,7 @@
 
 The request body is read on the loop, within limits of size and time, before a thread is taken. Then the Flask application runs
 in a bounded thread pool. A view that returns ``deferred`` leaves its body to the loop, where OpenAI's server runs: the body is
-sent chunk by chunk, and the task that produces it is cancelled when the client disconnects.
+sent chunk by chunk. When the client disconnects, the task that produces it is cancelled, or goes on without a reader.
 
 Errors of this module are rendered by the Flask application, with the same envelope and headers as all others: a
 ``before_request`` function raises them. It runs on the loop, because it does not block.
@@ -76,10 +76,14 @@ class _Deferred:
 
     produce: Produce | None = None
     streaming = False
+    outlives_client = False
 
 
-def deferred(produce: Produce, *, streaming: bool) -> Response:
+def deferred(produce: Produce, *, streaming: bool, outlives_client: bool = False) -> Response:
     """Return a response whose body ``produce`` writes on the event loop: an event stream, or one JSON value.
+
+    If the client disconnects, ``produce`` is cancelled. With ``outlives_client`` it goes on once the response has begun, and
+    what it writes is discarded. The response is closed when ``produce`` has ended, so its view's limits are held until then.
 
     An error before the first chunk is handled like an error of the view. Under a plain WSGI server (Flask's test client,
     ``flask run``) the whole body is produced before anything is sent, on a loop of its own.
@@ -88,7 +92,7 @@ def deferred(produce: Produce, *, streaming: bool) -> Response:
     body: _Deferred | None = flask_request.environ.get(_DEFERRED)
     if body is None:
         return Response(asyncio.run(_collect(produce)), mimetype=mimetype)
-    body.produce, body.streaming = produce, streaming
+    body.produce, body.streaming, body.outlives_client = produce, streaming, outlives_client
     return Response(mimetype=mimetype)
 
 
@@ -117,7 +121,7 @@ async def _first_chunk(buffer: Buffer, producer: asyncio.Task[None], seconds: fl
     chunk = await buffer.take(seconds)
     if chunk is None:
         if producer.cancelled():
-            raise ServiceBusy("the process is shutting down")
+            raise ServiceBusy("the response was stopped before it began")
         raise NotFound("the response is empty: no such item in this thread")
     if not chunk:
         raise ServiceBusy(f"no first chunk within {seconds} s")
@@ -144,6 +148,11 @@ class _Request:
         self.context: Context = copy_context()  # for all code that runs for this request, in threads and on the loop
         self.body_bytes = 0
         self.started = False
+
+    @property
+    def is_detachable(self) -> bool:
+        """Whether the deferred body goes on without the client."""
+        return self.started and self.deferred.outlives_client
 
     async def respond(self, response: WsgiResponse, body: bytes) -> None:
         await self.start(response)
@@ -195,7 +204,8 @@ class Adapter:
         self._readiness_pool = ThreadPoolExecutor(1, thread_name_prefix="readiness")
         self._readiness: asyncio.Future[list[str]] | None = None
         self._readiness_at = 0.0
-        self._producers: set[asyncio.Task[None]] = set()
+        self._producers: dict[asyncio.Task[None], Buffer] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self.draining = False
         """Whether the process is shutting down: it still serves, but reports not ready."""
         app.before_request(_raise_error)
@@ -211,9 +221,15 @@ class Adapter:
             await send({"type": "websocket.close"})
 
     def interrupt(self) -> None:
-        """Cancel all deferred responses, as if their clients had disconnected: replies are saved as far as they got."""
-        for producer in self._producers:
-            producer.cancel()
+        """Cancel all deferred responses, because the process stops: replies are saved as far as they got."""
+        for producer, buffer in self._producers.items():
+            buffer.interrupted = True
+            _cancel(producer)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a deferred response is being produced or closed, with or without a client."""
+        return bool(self._closing)
 
     async def _run_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -334,25 +350,42 @@ class Adapter:
         if request.deferred.produce is None:
             await self._respond(request, response, body)
             return
+        buffer = Buffer()
+        producer = _start_producer(request.deferred.produce, buffer, request.context)
+        self._producers[producer] = buffer
+        producer.add_done_callback(self._producers.pop)
+        closing = asyncio.create_task(self._close(request, response, producer))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
         try:
-            await self._send_deferred(request, response, request.deferred.produce)
+            await self._send_deferred(request, response, buffer, producer)
         finally:
-            request.environ[logs.SUPERSEDED] = not request.started
-            # In a thread, because it may release a lease in Redis.
-            await asyncio.shield(asyncio.wrap_future(self._pool.submit(request.context.run, response.close)))
-            request.environ[logs.SUPERSEDED] = False
+            if producer.done() or not request.is_detachable:
+                await asyncio.shield(closing)
+
+    async def _close(self, request: _Request, response: WsgiResponse, producer: asyncio.Task[None]) -> None:
+        """Close a deferred response when its producer has ended. The request may have ended before."""
+        await asyncio.wait({producer})
+        request.environ[logs.SUPERSEDED] = not request.started
+        # In a thread, because it may release a lease in Redis.
+        await asyncio.wrap_future(self._pool.submit(request.context.run, response.close))
+        request.environ[logs.SUPERSEDED] = False
 
     def _call(self, request: _Request, response: WsgiResponse) -> bytes:
         """Run the application and return the body, empty if it is deferred."""
         response.chunks = self._app.wsgi_app(request.environ, response.start)
         return b"" if request.deferred.produce else b"".join(response.chunks)
 
-    async def _send_deferred(self, request: _Request, response: WsgiResponse, produce: Produce) -> None:
-        buffer = Buffer()
-        producer = _start_producer(produce, buffer, request.context)
-        self._producers.add(producer)
-        producer.add_done_callback(self._producers.discard)
-        watcher = asyncio.create_task(_cancel_on_disconnect(request.receive, producer))
+    async def _send_deferred(
+        self, request: _Request, response: WsgiResponse, buffer: Buffer, producer: asyncio.Task[None]
+    ) -> None:
+        def leave() -> None:
+            if request.is_detachable:
+                buffer.detach()
+            else:
+                _cancel(producer)
+
+        watcher = asyncio.create_task(_on_disconnect(request.receive, leave))
         try:
             seconds = FIRST_EVENT_SECONDS if request.deferred.streaming else JSON_SECONDS
             try:
@@ -372,8 +405,7 @@ class Adapter:
             await request.send({"type": "http.response.body"})
         finally:
             watcher.cancel()
-            producer.cancel()
-            await asyncio.wait({producer})
+            leave()
 
 
 def _raise_error() -> None:
@@ -392,7 +424,13 @@ async def _discard(receive: Receive) -> None:
                     await asyncio.sleep(0)
 
 
-async def _cancel_on_disconnect(receive: Receive, producer: asyncio.Task[None]) -> None:
+async def _on_disconnect(receive: Receive, leave: Callable[[], None]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    producer.cancel()
+    leave()
+
+
+def _cancel(producer: asyncio.Task[None]) -> None:
+    """Cancel a producer once: a second time would interrupt it while it saves the reply."""
+    if not producer.cancelling():
+        producer.cancel()

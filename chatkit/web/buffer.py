@@ -22,9 +22,14 @@ class Buffer:
         self._room = asyncio.Event()
         self._room.set()
         self._reader: asyncio.Future[None] | None = None
+        self._detached = False
+        self.interrupted = False
+        """Whether the producer was cancelled because the process stops."""
 
     def put(self, chunk: bytes) -> None:
         """Add a chunk without blocking."""
+        if self._detached:
+            return
         self._chunks.append(chunk)
         self._bytes += len(chunk)
         if self._bytes > MAX_WAITING_BYTES:
@@ -34,6 +39,13 @@ class Buffer:
     async def room(self) -> None:
         """Wait while more than ``MAX_WAITING_BYTES`` are unread, so that a slow client can't fill the memory."""
         await self._room.wait()
+
+    def detach(self) -> None:
+        """Discard all chunks from now on, because there is no reader any more. ``room`` no longer waits."""
+        self._detached = True
+        self._chunks.clear()
+        self._room.set()
+        self.end()
 
     def end(self, error: BaseException | None = None) -> None:
         """Mark the end of the body; ``error`` is raised in the reader. Only the first call counts."""

@@ -38,7 +38,14 @@ def register(app: Flask, allowed: tuple[re.Pattern[str], ...]) -> None:
         origins=list(allowed),
         methods=["DELETE", "POST"],
         allow_headers="*",  # ChatKit's component adds headers of its own, and listed origins are trusted
-        expose_headers=["RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After", "X-Request-ID"],
+        expose_headers=[
+            "ChatKit-Run",
+            "RateLimit-Limit",
+            "RateLimit-Remaining",
+            "RateLimit-Reset",
+            "Retry-After",
+            "X-Request-ID",
+        ],
         supports_credentials=True,
         max_age=PREFLIGHT_SECONDS,
         always_send=False,

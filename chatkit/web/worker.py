@@ -292,6 +292,10 @@ class Worker(_Worker):  # type: ignore[misc]
         for connection in accepted:
             connection.setblocking(False)
             await self.loop.connect_accepted_socket(lambda: Protocol(self), connection)
+        # gunicorn waits for connections only, and some responses are produced without one.
+        deadline = self.loop.time() + self.cfg.graceful_timeout
+        while self.asgi.asgi.is_busy and not self._quick_shutdown and self.loop.time() < deadline:
+            await asyncio.sleep(0.1)
         await super()._shutdown()
 
     def handle_quit_signal(self) -> None:

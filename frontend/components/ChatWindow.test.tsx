@@ -1,10 +1,11 @@
 // @vitest-environment jsdom
 import '@testing-library/jest-dom/vitest'
-import type { ChatKitEvents, ChatKitOptions } from '@openai/chatkit-react'
+import type { ChatKitEvents, ChatKitOptions, CustomApiConfig } from '@openai/chatkit-react'
 import { act, cleanup, fireEvent, render, screen, waitFor } from '@testing-library/react'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { setAuthToken } from '@/lib/chatkit-config'
 import { PageSession } from '@/lib/page-session'
+import { setService } from '@/lib/service'
 import { chatKitConfig } from '@/lib/chatkit-config'
 import { ChatWindow } from './ChatWindow'
 
@@ -113,6 +114,66 @@ describe('an error', () => {
     render(<ChatWindow config={{ ...chatKitConfig, onError }} />)
     expect(await screen.findByRole('alert')).toHaveTextContent('Network connection lost. Please check your internet.')
     expect(onError).toHaveBeenCalledExactlyOnceWith(expect.objectContaining({ message: 'Failed to fetch' }))
+  })
+})
+
+describe('a response that goes on without the page', () => {
+  let state: 'active' | 'interrupted' | null
+
+  beforeEach(async () => {
+    setService({ domainKey: 'local-dev' })
+    fetchMock.mockImplementation(async (url: string, init?: RequestInit) => {
+      if (url.endsWith('/run')) return new Response(JSON.stringify({ data: state && { id: 'run_1', status: state } }))
+      if (url.endsWith('/composer')) return new Response('{"data":{}}')
+      if (url.endsWith('/sessions')) return new Response(JSON.stringify(success))
+      const { type } = JSON.parse(String(init?.body))
+      return new Response(type === 'items.list' ? '{"data":[{"id":"msg_1","type":"user_message"}]}' : '{}')
+    })
+  })
+  afterEach(() => {
+    vi.useRealTimers()
+    setService({})
+  })
+
+  /** Draw the chat, and load a conversation as the component does. */
+  async function load() {
+    render(<ChatWindow />)
+    await act(async () => {})
+    await emit('chatkit.ready')
+    const { url, fetch: call } = component().options!.api as CustomApiConfig
+    const body = JSON.stringify({ type: 'threads.get_by_id', params: { thread_id: 'thr_1' } })
+    await act(async () => void (await call!(url, { method: 'POST', body })))
+  }
+
+  it('is shown until it has ended', async () => {
+    vi.useFakeTimers({ toFake: ['setTimeout'] })
+    const fetchUpdates = vi.fn(async () => {})
+    Object.assign(Component.prototype, { fetchUpdates })
+    state = 'active'
+    await load()
+    expect(screen.getByRole('status', { name: 'Response' })).toHaveTextContent('A response is being written…')
+    state = null
+    await act(async () => void (await vi.advanceTimersByTimeAsync(1_000)))
+    expect(fetchUpdates).toHaveBeenCalledOnce()
+    expect(screen.queryByRole('status', { name: 'Response' })).not.toBeInTheDocument()
+  })
+
+  it('can be repeated if it was interrupted', async () => {
+    state = 'interrupted'
+    await load()
+    expect(screen.getByRole('status', { name: 'Response' })).toHaveTextContent('The response was interrupted.')
+    await act(async () => void fireEvent.click(screen.getByRole('button', { name: 'Try again' })))
+    expect(JSON.parse(fetchMock.mock.calls.filter(([, init]) => init?.body).at(-1)![1].body)).toEqual({
+      type: 'threads.retry_after_item',
+      params: { thread_id: 'thr_1', item_id: 'msg_1' },
+    })
+  })
+
+  it('belongs to its conversation', async () => {
+    state = 'interrupted'
+    await load()
+    await emit('chatkit.thread.change', { threadId: 'thr_2' })
+    expect(screen.queryByRole('status', { name: 'Response' })).not.toBeInTheDocument()
   })
 })
 

@@ -2,6 +2,7 @@
 
 import { ChatKit } from '@openai/chatkit-react'
 import { useEffect, useRef, useState, useSyncExternalStore } from 'react'
+import { RUN_MESSAGES } from '@/lib/active-run'
 import { type ChatKitConfig, chatKitConfig } from '@/lib/chatkit-config'
 import { lastThread, trackLastThread } from '@/lib/last-thread'
 import { useChatKit } from '@/lib/use-chatkit'
@@ -28,7 +29,7 @@ function Chat({ config, takesFocus, onRestart }: ChatProps) {
   const [initialLoad, setInitialLoad] = useState<'not_started' | 'pending' | 'done'>(initialThread ? 'not_started' : 'done')
   const [isThreadMissing, setThreadMissing] = useState(false)
 
-  const { chat, isReady, error } = useChatKit(
+  const { chat, isReady, error, runStatus, retry } = useChatKit(
     {
       ...config,
       theme: { ...config.theme, darkMode },
@@ -74,6 +75,16 @@ function Chat({ config, takesFocus, onRestart }: ChatProps) {
           <p>Error: {error.message}</p>
           {(!isReady || isThreadMissing) && (
             <button type="button" onClick={restart}>
+              Try again
+            </button>
+          )}
+        </div>
+      )}
+      {isShown && runStatus && (
+        <div role="status" aria-label="Response" className="notice">
+          <p>{RUN_MESSAGES[runStatus]}</p>
+          {runStatus === 'interrupted' && (
+            <button type="button" onClick={retry}>
               Try again
             </button>
           )}

@@ -4,6 +4,7 @@
  */
 
 import type { OpenAIChatKit } from '@openai/chatkit'
+import { RUN_MESSAGES, RunFollower, type RunStatus } from '../lib/active-run'
 import { loadChatKit, startReadyTimeout, watchRemoval } from '../lib/chatkit-component'
 import { chatKitConfig, describeSession, expire, getClientSecret } from '../lib/chatkit-config'
 import { type Choices, chatKitApi, chatKitTheme, loadChoices } from '../lib/chatkit-options'
@@ -21,6 +22,7 @@ setService({ apiUrl: location.origin, domainKey: document.body.dataset.domainKey
 const pageSession = PageSession.of(getClientSecret)
 const facts: Facts = { service: null, session: null, script: null, component: null }
 let error: Error | null = null
+let runStatus: RunStatus | null = null
 let currentSecret: string | null = null
 let failedCall: ServiceError | null = null
 let chat: OpenAIChatKit | null = null
@@ -46,6 +48,11 @@ const session: Session = {
   invalidate: (secret) => pageSession.invalidate(secret),
 }
 
+const runs = new RunFollower(session, (status) => {
+  runStatus = status
+  render()
+})
+
 function byId(id: string): HTMLElement {
   return document.getElementById(id)!
 }
@@ -64,6 +71,8 @@ function render(): void {
     setText(byId('error-advice'), adviceFor(error, missingSettings(notReady)))
   }
   byId('error').hidden = !error
+  setText(byId('run-message'), runStatus ? RUN_MESSAGES[runStatus] : '')
+  byId('retry').hidden = runStatus !== 'interrupted'
 }
 
 function setText(element: Element, text: string): void {
@@ -140,6 +149,7 @@ function mountComponent(): void {
     report(reason)
   }
   const tracker = trackLastThread()
+  runs.leave()
   stopWatching()
   const stopTimeout = startReadyTimeout(fail)
   element.addEventListener('chatkit.ready', () => {
@@ -158,7 +168,10 @@ function mountComponent(): void {
     error = null
     render()
   })
-  element.addEventListener('chatkit.thread.change', ({ detail }) => tracker.onThreadChange(detail))
+  element.addEventListener('chatkit.thread.change', ({ detail }) => {
+    runs.show(detail.threadId)
+    tracker.onThreadChange(detail)
+  })
   element.addEventListener('chatkit.thread.load.start', tracker.onThreadLoadStart)
   element.addEventListener('chatkit.thread.load.end', tracker.onThreadLoadEnd)
   byId('chat').replaceChildren(element)
@@ -169,13 +182,14 @@ function mountComponent(): void {
   }
   facts.component = null
   chat = element
+  runs.connect(() => element.fetchUpdates())
   render()
   configure()
 }
 
 function configure(): void {
   chat?.setOptions({
-    api: chatKitApi(session, { onFailure: (failure) => (failedCall = failure) }),
+    api: chatKitApi(session, { onFailure: (failure) => (failedCall = failure), runs }),
     theme: chatKitTheme({ ...chatKitConfig.theme, darkMode: document.documentElement.dataset.theme === 'dark' }),
     initialThread: lastThread(),
     ...(choices && { composer: choices }),
@@ -197,6 +211,7 @@ function setDark(dark: boolean): void {
 
 const systemDark = matchMedia('(prefers-color-scheme: dark)')
 
+byId('retry').addEventListener('click', () => void runs.retry())
 byId('new').addEventListener('click', () => void start())
 byId('expire').addEventListener('click', () => {
   if (currentSecret) expire(currentSecret)

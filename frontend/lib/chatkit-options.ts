@@ -1,9 +1,10 @@
 /** The contract's configuration as ChatKit's own options. Independent of React and Next.js. */
 
 import type { ChatKitOptions, CustomApiConfig, ThemeOption } from '@openai/chatkit'
+import { GOES_ON, RUN_HEADER, type RunFollower, stopRun } from './active-run'
 import type { ChatKitConfig } from './chatkit-config'
 import { ServiceError, USER_MESSAGES, networkError, readJson, responseError } from './errors'
-import type { Session } from './page-session'
+import { type Session, withSecret } from './page-session'
 import { service } from './service'
 
 /** Callbacks for the calls of a self-hosted chat. */
@@ -12,6 +13,8 @@ export interface CallListeners {
   onMessage?: (message: string) => void
   /** Called with the error of a failed call, and with `null` after a successful one. */
   onFailure?: (error: ServiceError | null) => void
+  /** Follows responses that go on without this page. Without it, they stop when the page disconnects. */
+  runs?: RunFollower
 }
 
 /** ChatKit's `api` option: the backend, and how to authenticate with it. */
@@ -48,32 +51,40 @@ export function chatKitTheme(theme: ChatKitConfig['theme']): ThemeOption {
   return { colorScheme: theme?.darkMode ? 'dark' : 'light', ...(primary && { color: { accent: { primary, level: 2 } } }) }
 }
 
-/** `fetch` with the page's secret. A call whose secret is rejected is repeated once with a new one. */
+/**
+ * `fetch` with the page's secret. A call whose secret is rejected is repeated once with a new one.
+ *
+ * With `runs`, a response goes on when this page disconnects, and only an abort of the call or of its body stops it: that is
+ * what ChatKit does when the user stops a response.
+ */
 function chatFetch(
   session: Session,
-  { onMessage, onFailure = () => {} }: CallListeners,
+  { onMessage, onFailure = () => {}, runs }: CallListeners,
 ): NonNullable<CustomApiConfig['fetch']> {
   return async (input, init) => {
     const request = await readRequest(input, init)
+    const isFollowed = runs !== undefined && request.isTurn === true
+    const signal = init?.signal ?? (input instanceof Request ? input.signal : null)
     const reportNetworkError = (cause: unknown) => {
       if (!(cause instanceof Error && cause.name === 'AbortError')) onFailure(networkError(cause, request.threadId))
     }
     const send = async (secret: string) => {
       const headers = new Headers(init?.headers || (input instanceof Request ? input.headers : undefined))
       headers.set('Authorization', `Bearer ${secret}`)
+      if (isFollowed) headers.set(...GOES_ON)
       try {
-        return await fetch(input instanceof Request ? input.clone() : input, { ...init, headers })
+        // Without the signal, because a run can be stopped only when the response has told its id.
+        const options = { ...init, headers, ...(isFollowed && { signal: null }) }
+        return await fetch(input instanceof Request ? input.clone() : input, options)
       } catch (cause) {
         reportNetworkError(cause)
         throw cause
       }
     }
-    const secret = await session.secret()
-    let response = await send(secret)
-    if (await isSecretRejected(response)) {
-      session.invalidate(secret)
-      response = await send(await session.secret())
-    }
+    if (request.threadId) await runs?.beforeLoad(request.threadId)
+    if (isFollowed) runs.leave()
+    const answer = withSecret(session, send)
+    const response = await (isFollowed ? untilAborted(answer, signal, (late) => abandon(session, late)) : answer)
     if (!response.ok) {
       const body = await readJson(response.clone())
       onFailure(responseError(response, body, 'The chat request failed', userMessageFor, request.threadId))
@@ -81,8 +92,42 @@ function chatFetch(
     }
     onFailure(null)
     if (request.message) onMessage?.(request.message)
-    return isEventStream(response) ? watchStream(response, onFailure, reportNetworkError) : response
+    if (!isEventStream(response)) return response
+    const runId = isFollowed && response.headers.get(RUN_HEADER)
+    const run = runId
+      ? { signal, threadId: request.turnsThread, stop: () => void stopRun(session, runId), onCut: runs.follow.bind(runs) }
+      : null
+    return watchStream(response, onFailure, reportNetworkError, run)
   }
+}
+
+/** Wait for `answer`, or reject as soon as `signal` is aborted; `onLate` then gets the response that comes nevertheless. */
+function untilAborted(
+  answer: Promise<Response>,
+  signal: AbortSignal | null,
+  onLate: (response: Response) => void,
+): Promise<Response> {
+  return new Promise((resolve, reject) => {
+    const abort = () => {
+      reject(aborted())
+      answer.then(onLate, () => {}) // an error has been reported
+    }
+    if (signal?.aborted) return abort()
+    signal?.addEventListener('abort', abort)
+    const settled = () => signal?.removeEventListener('abort', abort)
+    answer.then(resolve, reject).finally(settled)
+  })
+}
+
+/** Stop the run of a response that nobody waits for any more. */
+function abandon(session: Session, response: Response): void {
+  const runId = response.headers.get(RUN_HEADER)
+  if (runId) void stopRun(session, runId)
+  void response.body?.cancel()
+}
+
+function aborted(): DOMException {
+  return new DOMException('The request was aborted.', 'AbortError')
 }
 
 /** The service's own messages are meant for users, except those of 5xx responses. */
@@ -97,33 +142,81 @@ function isEventStream(response: Response): boolean {
   return /^text\/event-stream\b/.test(response.headers.get('Content-Type') || '')
 }
 
-/** Pass `response` through, and report the error events in its stream and a broken connection. */
+/** How a stream can end before its run does. */
+interface StreamedRun {
+  signal: AbortSignal | null
+  /** `undefined` until the stream has told the id of a new conversation. */
+  threadId?: string
+  stop: () => void
+  onCut: (threadId: string) => void
+}
+
+/**
+ * Pass `response` through, and report the error events in its stream and a broken connection.
+ *
+ * If the stream has a `run` in a known conversation, it ends without an error when its connection breaks, and the run is followed.
+ */
 function watchStream(
   response: Response,
   onFailure: (error: ServiceError) => void,
   onDisconnect: (cause: unknown) => void,
+  run: StreamedRun | null,
 ): Response {
   const reader = response.body!.getReader()
   const decoder = new TextDecoder()
   let incompleteLine = ''
+  let threadId = run?.threadId
+  let stop = () => {}
   const body = new ReadableStream<Uint8Array>({
+    start(controller) {
+      if (!run) return
+      const abort = () => {
+        stop()
+        controller.error(aborted())
+        void reader.cancel().catch(() => {})
+      }
+      stop = () => {
+        run.signal?.removeEventListener('abort', abort)
+        stop = () => {}
+        run.stop()
+      }
+      run.signal?.addEventListener('abort', abort)
+      if (run.signal?.aborted) abort()
+    },
     async pull(controller) {
       const { done, value } = await reader.read().catch((cause) => {
-        onDisconnect(cause)
-        throw cause
+        if (!run || threadId === undefined) {
+          onDisconnect(cause)
+          throw cause
+        }
+        run.onCut(threadId)
+        return { done: true, value: undefined }
       })
-      if (done) return controller.close()
+      if (done || !value) {
+        stop = () => {}
+        return controller.close()
+      }
       const lines = (incompleteLine + decoder.decode(value, { stream: true })).split('\n')
       incompleteLine = lines.pop()!
       for (const line of lines) {
         const error = errorIn(line)
         if (error) onFailure(error)
+        if (run && threadId === undefined) threadId = createdThreadIn(line)
       }
       controller.enqueue(value)
     },
-    cancel: (reason) => reader.cancel(reason),
+    cancel(reason) {
+      stop()
+      return reader.cancel(reason)
+    },
   })
   return new Response(body, response)
+}
+
+/** The id of the conversation in the line of an event stream that says that it was created. */
+function createdThreadIn(line: string): string | undefined {
+  if (!line.startsWith('data: {"type":"thread.created"')) return undefined
+  return JSON.parse(line.slice('data: '.length)).thread.id
 }
 
 /** The error event in a line of an event stream, if any. Its message is meant for users. */
@@ -137,23 +230,34 @@ function errorIn(line: string): ServiceError | null {
   }
 }
 
-/** Whether the service rejected the secret as expired or unknown. */
-async function isSecretRejected(response: Response): Promise<boolean> {
-  if (response.status !== 401) return false
-  const { code } = await response
-    .clone()
-    .json()
-    .catch(() => ({}))
-  return code === 'client_secret_expired' || code === 'client_secret_unknown'
+interface ProtocolRequest {
+  /** The user's message. */
+  message?: string
+  /** The conversation to load. */
+  threadId?: string
+  /** Whether the response is a stream. */
+  isTurn?: boolean
+  /** The conversation that the turn is in, if it exists already. */
+  turnsThread?: string
 }
 
-/** Read the user's message, or the id of the conversation to load, from a request of ChatKit's protocol. */
-async function readRequest(input: RequestInfo | URL, init?: RequestInit): Promise<{ message?: string; threadId?: string }> {
+const TURNS = [
+  'threads.create',
+  'threads.add_user_message',
+  'threads.add_client_tool_output',
+  'threads.add_structured_input',
+  'threads.retry_after_item',
+  'threads.custom_action',
+]
+
+async function readRequest(input: RequestInfo | URL, init?: RequestInit): Promise<ProtocolRequest> {
   const body = typeof init?.body === 'string' ? init.body : input instanceof Request ? await input.clone().text() : ''
   try {
     const { type, params } = JSON.parse(body)
-    if (type === 'threads.create' || type === 'threads.add_user_message') return { message: messageText(params.input.content) }
-    return type === 'threads.get_by_id' ? { threadId: params.thread_id } : {}
+    if (type === 'threads.get_by_id') return { threadId: params.thread_id }
+    const turn = { isTurn: TURNS.includes(type), turnsThread: params.thread_id }
+    if (type !== 'threads.create' && type !== 'threads.add_user_message') return turn
+    return { message: messageText(params.input.content), ...turn }
   } catch {
     return {} // not a protocol request, a file for example
   }

@@ -31,3 +31,22 @@ export class PageSession {
     if (this.current === secret) this.current = null
   }
 }
+
+/** Make a call with the page's secret. If the service rejects that, repeat the call once with a new one. */
+export async function withSecret(session: Session, send: (secret: string) => Promise<Response>): Promise<Response> {
+  const secret = await session.secret()
+  const response = await send(secret)
+  if (!(await isSecretRejected(response))) return response
+  session.invalidate(secret)
+  return send(await session.secret())
+}
+
+/** Whether the service rejected the secret as expired or unknown. */
+async function isSecretRejected(response: Response): Promise<boolean> {
+  if (response.status !== 401) return false
+  const { code } = await response
+    .clone()
+    .json()
+    .catch(() => ({}))
+  return code === 'client_secret_expired' || code === 'client_secret_unknown'
+}

@@ -4,6 +4,7 @@
 
 import { type UseChatKitOptions, type UseChatKitReturn, useChatKit as useOpenAIChatKit } from '@openai/chatkit-react'
 import { useEffect, useEffectEvent, useLayoutEffect, useMemo, useRef, useState } from 'react'
+import { RunFollower, type RunStatus } from './active-run'
 import { ComponentError, startReadyTimeout, loadChatKit, watchRemoval } from './chatkit-component'
 import type { ChatKitConfig } from './chatkit-config'
 import {
@@ -30,6 +31,13 @@ export interface Chat {
   isReady: boolean
   /** The last error, until a later success. Its `message` can be shown to the user; its `cause` is the original error. */
   error: UserFacingError | null
+  /**
+   * Whether a response in this conversation goes on without this page, after a reload or a cut connection, or was interrupted.
+   * `RUN_MESSAGES` has a text for each. ChatKit shows neither, and its composer can't be locked.
+   */
+  runStatus: RunStatus | null
+  /** Repeat an interrupted response. */
+  retry: () => void
 }
 
 /** The state of the component. `unmounted`: not rendered. `removed`: it has removed itself. */
@@ -50,6 +58,7 @@ export function useChatKit(config: ChatKitConfig, options: Omit<UseChatKitOption
   const [hasSession, setHasSession] = useState(false)
   const [stage, setStage] = useState<Stage>('loading')
   const [error, setError] = useState<UserFacingError | null>(null)
+  const [runStatus, setRunStatus] = useState<RunStatus | null>(null)
   const [choices, setChoices] = useState<Choices | null>(null)
   const sessionError = useRef<Error | null>(null)
   const failedCall = useRef<ServiceError | null>(null)
@@ -83,9 +92,11 @@ export function useChatKit(config: ChatKitConfig, options: Omit<UseChatKitOption
     },
     invalidate: (secret) => pageSession.invalidate(secret),
   }))
+  const [runs] = useState(() => new RunFollower(session, setRunStatus))
   const [listeners] = useState<CallListeners>(() => ({
     onMessage: (message) => latest.current.onMessage?.(message),
     onFailure: (failure) => (failedCall.current = failure),
+    runs,
   }))
 
   const chatKit = useOpenAIChatKit({
@@ -102,6 +113,10 @@ export function useChatKit(config: ChatKitConfig, options: Omit<UseChatKitOption
       setError(null)
       options.onResponseStart?.()
     },
+    onThreadChange(event) {
+      runs.show(event.threadId)
+      options.onThreadChange?.(event)
+    },
     onError({ error: chatKitError }) {
       if (sessionError.current) return // the cause, already reported
       const reason = failedCall.current ?? chatKitError
@@ -112,6 +127,9 @@ export function useChatKit(config: ChatKitConfig, options: Omit<UseChatKitOption
     },
   })
   const { ref, sendUserMessage } = chatKit
+  useLayoutEffect(() => {
+    runs.connect(chatKit.fetchUpdates)
+  })
 
   const reportComponentError = useEffectEvent((reason: ComponentError) => {
     console.error('ChatKit:', reason)
@@ -165,8 +183,9 @@ export function useChatKit(config: ChatKitConfig, options: Omit<UseChatKitOption
     () => () => {
       watched.current.stop()
       watched.current = { element: null, stop: () => {} }
+      runs.leave()
     },
-    [],
+    [runs],
   )
 
   const chat = useMemo<UseChatKitReturn>(() => {
@@ -180,5 +199,5 @@ export function useChatKit(config: ChatKitConfig, options: Omit<UseChatKitOption
       },
     }
   }, [chatKit, ref, sendUserMessage])
-  return { chat, isReady: hasSession && stage === 'ready', error }
+  return { chat, isReady: hasSession && stage === 'ready', error, runStatus, retry: () => void runs.retry() }
 }

@@ -412,7 +412,7 @@ class TestErrors:
             expect(answer_to(page, "Lost?")).to_be_visible()
             assert not shown_error(page).count()
 
-    def test_network_failure_during_a_reply(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+    def test_process_dies_during_a_reply(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         with selfhosted() as service:
             page = visitor.open(app.url)
             expect_ready(page)
@@ -420,7 +420,12 @@ class TestErrors:
             expect(page.get_by_role("log").locator(".assistant")).to_contain_text("I am")
             for worker in psutil.Process(service.process.pid).children():
                 worker.kill()
-            expect(shown_error(page)).to_have_text(self.NETWORK)
+            notice = page.get_by_role("status", name="Response")
+            expect(notice).to_contain_text("The response was interrupted.", timeout=30_000)
+            notice.get_by_role("button", name="Try again").click()
+            expect(answer_to(page, "Lost?")).to_be_visible()
+            expect(notice).not_to_be_attached()
+            assert not shown_error(page).count()
 
     def test_rate_limit_during_a_chat(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         with selfhosted(CHATKIT_MAX_REQUESTS_PER_MINUTE="1", WEB_CONCURRENCY="1"):

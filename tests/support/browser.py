@@ -90,6 +90,10 @@ class Visitor:
         """The page's requests to ``path``, without preflights."""
         return [request for request in self.requests if request.url.endswith(path) and request.method != "OPTIONS"]
 
+    def calls_of(self, method: str) -> list[Request]:
+        """The page's requests with ``method``."""
+        return [request for request in self.requests if request.method == method]
+
     def _respond_as_cdn(self, route: Route) -> None:
         if route.request.url.endswith("/chatkit.js"):
             if self.cdn_script is None:

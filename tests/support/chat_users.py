@@ -27,6 +27,7 @@ class ChatUser:
     secret: str = ""
     thread: str = ""
     item: str = ""
+    run: str = "run_5d0f8c1e"
 
     def create_session(self) -> None:
         data = self.client.post(ENDPOINT, headers=self.headers).get_json()["data"]

@@ -30,6 +30,7 @@ from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.drafts import Drafts
+from chatkit.backends.selfhosted.chat.runs import Runs
 from chatkit.backends.selfhosted.chat.server import GuardedServer, guarded, handle, read_request
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.titles import Titles
@@ -256,7 +257,14 @@ def server_maker(theirs: ModuleType) -> Callable[..., Any]:
         store: SqlStore = theirs.SQLiteStore("")
         composer = Composer({"models": [], "tools": [{"id": "web_search"}, {"id": "retrieval"}]})  # those of their tests
         resources = Resources(
-            store, Drafts(store), composer, Titles(store, None), turn_seconds=60, openai_client=None, transcription_model=""
+            store,
+            Drafts(store),
+            Runs(store),
+            composer,
+            Titles(store, None),
+            turn_seconds=60,
+            openai_client=None,
+            transcription_model="",
         )
         return nullcontext(guarded(_Server, resources, theirs, responder, handle_feedback, callbacks))
 

@@ -9,7 +9,7 @@ from functools import partial
 
 import chatkit.logger
 from chatkit.backends.interface import Session
-from chatkit.backends.selfhosted.chat import images_blueprint
+from chatkit.backends.selfhosted.chat import images_blueprint, runs_blueprint
 from chatkit.backends.selfhosted.chat.assistants import find_mcp_servers, make_openai_client, make_servers
 from chatkit.backends.selfhosted.chat.blueprint import blueprint
 from chatkit.backends.selfhosted.chat.composer import Composer
@@ -18,6 +18,7 @@ from chatkit.backends.selfhosted.chat.drafts import Drafts
 from chatkit.backends.selfhosted.chat.images import ImageUrls
 from chatkit.backends.selfhosted.chat.mcp_connections import McpConnection
 from chatkit.backends.selfhosted.chat.model_shutdowns import configured_models, warn_of_shutdowns
+from chatkit.backends.selfhosted.chat.runs import Runs
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.titles import Titles
 from chatkit.backends.selfhosted.chat.usage import UsageStore
@@ -62,19 +63,31 @@ class SelfhostedBackend:
         store = SqlStore(engine, ImageUrls(settings.secret_key, settings.secret_key_fallbacks))
         composer = Composer(settings.composer, dictation=client is not None)
         titles = Titles(store, settings.title_model)
+        runs = Runs(store)
         resources = Resources(
-            store, Drafts(store), composer, titles, settings.turn_seconds, client, settings.transcription_model
+            store, Drafts(store), runs, composer, titles, settings.turn_seconds, client, settings.transcription_model
         )
         servers = make_servers(settings, resources)
         concurrency = ChatConcurrency(redis_client(settings), settings.turn_seconds)
         usage = UsageStore(engine, store, settings.tokens_per_day)
         self.blueprints = [
-            blueprint(servers, self._sessions, limits, concurrency, settings.agent_headers, composer, usage),
+            blueprint(
+                servers,
+                self._sessions,
+                limits,
+                concurrency,
+                settings.agent_headers,
+                composer,
+                usage,
+                outlives_client=settings.on_disconnect == "continue",
+            ),
+            runs_blueprint.blueprint(runs, self._sessions, limits, concurrency),
             images_blueprint.blueprint(store, limits),
         ]
         connections = [McpConnection(server) for server in find_mcp_servers(settings)]
         self.background: list[Callable[[], Awaitable[None]]] = [
             self._maintain,
+            runs.watch,
             usage.finish_at_shutdown,
             *(connection.run for connection in connections),
         ]

@@ -21,6 +21,7 @@ from chatkit.backends.interface import Session
 from chatkit.backends.selfhosted.database import engine as database
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE
 from chatkit.backends.selfhosted.database.tables import (
+    ActiveRunRow,
     AttachmentRow,
     ItemRow,
     PausedRunRow,
@@ -34,6 +35,7 @@ from chatkit.web import errors
 log = logging.getLogger(__name__)
 
 KEEP_EXPIRED_SECONDS = 3600  # a page that was asleep gets "expired", which tells it to refresh
+KEEP_INTERRUPTED_SECONDS = 86400  # for a page to offer that an interrupted response be repeated; no run lasts so long
 THREAD_BATCH = 500  # databases limit the parameters of a statement
 HIDDEN_ITEM_TYPES = ("hidden_context_item", "sdk_hidden_context")  # sent to the model, never shown to the user
 THREAD_PURGE_INTERVAL_SECONDS = 3600
@@ -61,6 +63,9 @@ _SELECT_HIDDEN_CANDIDATES = select(ItemRow.position, ItemRow.data).where(
     or_(*(ItemRow.data.contains(f'"type":"{type_}"', autoescape=True) for type_ in HIDDEN_ITEM_TYPES)),
 )
 _DELETE_PAUSED_RUNS = delete(PausedRunRow).where(PausedRunRow.thread_id.in_(bindparam("threads", expanding=True)))
+_INTERRUPT_RUNS = (
+    update(ActiveRunRow).where(ActiveRunRow.thread_id.in_(bindparam("threads", expanding=True))).values(heartbeat=0)
+)
 _DELETE_ITEM = delete(ItemRow).where(ItemRow.position == bindparam("item"))
 _END_SESSIONS = (
     update(SessionRow).where(SessionRow.user_id == bindparam("visitor"), SessionRow.expires_at > _now).values(expires_at=_now)
@@ -77,6 +82,14 @@ _DELETE_EXPIRED_SESSIONS = delete(SessionRow).where(
 _DELETE_OLD_USAGE = delete(UsageRow).where(
     UsageRow.position.in_(
         select(UsageRow.position).where(UsageRow.day < bindparam("oldest")).limit(PURGE_BATCH).with_for_update(skip_locked=True)
+    )
+)
+_DELETE_OLD_RUNS = delete(ActiveRunRow).where(  # runs that end normally delete their rows
+    ActiveRunRow.thread_id.in_(
+        select(ActiveRunRow.thread_id)
+        .where(ActiveRunRow.started_at < bindparam("oldest"))
+        .limit(PURGE_BATCH)
+        .with_for_update(skip_locked=True)
     )
 )
 _DELETE_UNUSED_THREADS = delete(ThreadRow).where(  # items and attachments cascade
@@ -150,6 +163,7 @@ class SessionStore:
         try:
             self._reopen_replaced_file()
             self._purge(_DELETE_EXPIRED_SESSIONS, time.time() - KEEP_EXPIRED_SECONDS)
+            self._purge(_DELETE_OLD_RUNS, time.time() - KEEP_INTERRUPTED_SECONDS)
             days = self._retention_days
             if days is not None and time.monotonic() >= self._next_thread_purge:
                 oldest = time.time() - days * SECONDS_PER_DAY
@@ -210,7 +224,7 @@ class SessionStore:
         """Transfer the conversations of ``visitor`` to ``user`` and end the visitor's sessions, in one transaction.
 
         Hidden items and paused runs are deleted: an attacker who planted the visitor's cookie may have planted instructions in
-        them that the user could not see. A response that is in progress in one of the conversations ends with an error.
+        them that the user could not see. A response that is in progress in one of the conversations is interrupted.
 
         Raises:
             DatabaseUnavailable: nothing has changed.
@@ -223,6 +237,7 @@ class SessionStore:
                 batch = thread_ids[start : start + THREAD_BATCH]
                 _delete_hidden_items(connection, batch)
                 connection.execute(_DELETE_PAUSED_RUNS, {"threads": batch})
+                connection.execute(_INTERRUPT_RUNS, {"threads": batch})
             connection.execute(_END_SESSIONS, params)
 
     def _purge(self, statement: Delete, oldest: float | date) -> bool:

@@ -45,6 +45,8 @@ class StandIn extends HTMLElement implements Interface {
   private readonly progress = element('p', { class: 'progress' })
   private readonly model = element('select', { 'aria-label': 'Model' })
   private readonly tool = element('select', { 'aria-label': 'Tool' })
+  private readonly stop = element('button', { type: 'button', hidden: '' }, 'Stop')
+  private streaming: AbortController | null = null
   private pendingCall: any = null
   private frame: HTMLIFrameElement | null = null
   private isReady = false
@@ -56,7 +58,9 @@ class StandIn extends HTMLElement implements Interface {
       event.preventDefault()
       if (this.input.value.trim()) void this.submit(this.input.value)
     })
-    this.root.append(element('style', {}, STYLE), element('div', { class: 'chat' }, this.heading, this.start, this.log, this.progress, form))
+    this.stop.addEventListener('click', () => this.streaming?.abort())
+    const parts = [this.heading, this.start, this.log, this.progress, this.stop, form]
+    this.root.append(element('style', {}, STYLE), element('div', { class: 'chat' }, ...parts))
   }
 
   setOptions(options: ChatKitOptions): void {
@@ -98,8 +102,15 @@ class StandIn extends HTMLElement implements Interface {
     await this.stream('threads.custom_action', { thread_id: this.threadId, item_id: itemId, action })
   }
 
+  /** Shows the conversation as it is stored now. Unlike loading it, that emits no events. */
   async fetchUpdates(): Promise<void> {
-    if (this.threadId) await this.setThreadId(this.threadId)
+    const threadId = this.threadId
+    if (!threadId) return
+    const thread = await (await this.call('threads.get_by_id', { thread_id: threadId })).json()
+    if (this.threadId !== threadId) return
+    const stored = new Set(thread.items.data.map((item: { id: string }) => item.id))
+    for (const line of [...this.log.children]) if (!stored.has(line.id)) line.remove()
+    for (const item of thread.items.data) this.show(item)
   }
 
   async showHistory(): Promise<void> {
@@ -109,7 +120,7 @@ class StandIn extends HTMLElement implements Interface {
   }
 
   async hideHistory(): Promise<void> {
-    await this.fetchUpdates()
+    if (this.threadId) await this.setThreadId(this.threadId)
     this.emit('chatkit.history.close', undefined)
   }
 
@@ -215,7 +226,23 @@ class StandIn extends HTMLElement implements Interface {
   }
 
   private async stream(type: string, params: object): Promise<void> {
-    const response = await this.call(type, params)
+    const streaming = (this.streaming = new AbortController())
+    try {
+      await this.read(await this.call(type, params, streaming.signal))
+    } catch (reason) {
+      if (!streaming.signal.aborted) throw reason // else the user has stopped it, which is no error
+    } finally {
+      this.stop.hidden = true
+      this.progress.textContent = ''
+    }
+    const call = this.pendingCall
+    this.pendingCall = null
+    if (!call || !this.options!.onClientTool) return
+    const result = await this.options!.onClientTool({ name: call.name, params: call.arguments })
+    await this.stream('threads.add_client_tool_output', { thread_id: call.thread_id, result })
+  }
+
+  private async read(response: Response): Promise<void> {
     const reader = response.body!.getReader()
     const decoder = new TextDecoder()
     let rest = ''
@@ -226,16 +253,10 @@ class StandIn extends HTMLElement implements Interface {
       rest = parts.pop()!
       for (const part of parts) if (part.startsWith('data: ')) this.take(JSON.parse(part.slice(6)))
     }
-    this.progress.textContent = ''
-    const call = this.pendingCall
-    this.pendingCall = null
-    if (!call || !this.options!.onClientTool) return
-    const result = await this.options!.onClientTool({ name: call.name, params: call.arguments })
-    await this.stream('threads.add_client_tool_output', { thread_id: call.thread_id, result })
   }
 
   /** Send one request of the protocol, as the options say. */
-  private async call(type: string, params: object): Promise<Response> {
+  private async call(type: string, params: object, signal?: AbortSignal): Promise<Response> {
     const { api } = this.options!
     const body = JSON.stringify({ type, params })
     let response: Response
@@ -248,7 +269,7 @@ class StandIn extends HTMLElement implements Interface {
       }
     } else {
       const headers = { 'Content-Type': 'application/json', 'chatkit-frontend-version': 'stand-in' }
-      response = await (api.fetch ?? fetch)(api.url, { method: 'POST', body, headers })
+      response = await (api.fetch ?? fetch)(api.url, { method: 'POST', body, headers, signal })
     }
     if (!response.ok) throw new Error(`${type} failed with status ${response.status}`)
     return response
@@ -264,6 +285,7 @@ class StandIn extends HTMLElement implements Interface {
       this.drawImage(event.item_id, event.update.image)
     }
     if (event.type === 'thread.item.removed') this.log.querySelector(`[id="${event.item_id}"]`)?.remove()
+    if (event.type === 'stream_options') this.stop.hidden = !event.stream_options.allow_cancel
     if (event.type === 'thread.updated') this.heading.textContent = event.thread.title ?? ''
     if (event.type === 'progress_update') this.progress.textContent = event.text
     if (event.type === 'client_effect') this.emit('chatkit.effect', { name: event.name, data: event.data })

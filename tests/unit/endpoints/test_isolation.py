@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -104,6 +105,13 @@ def viewing(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
         yield {"method": "GET", "path": f"{CHAT}/images/{IMAGE_ID}?{token}", "headers": me.headers}
 
 
+def about_runs(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
+    bearer = {"Authorization": f"Bearer {me.secret}"}
+    for theirs in (*victim.ids(), victim.run):
+        yield from variations("GET", f"{CHAT}/threads/{theirs}/run", me, victim, headers=bearer)
+        yield from variations("DELETE", f"{CHAT}/runs/{theirs}", me, victim, headers=bearer)
+
+
 def checking(path: str) -> Callable[[ChatUser, ChatUser], Iterator[dict[str, Any]]]:
     return lambda me, victim: variations("GET", path, me, victim)
 
@@ -114,6 +122,8 @@ TABLE: dict[tuple[str, str], Callable[[ChatUser, ChatUser], Iterator[dict[str, A
     ("POST", CHAT): chatting,
     ("GET", f"{CHAT}/images/<image_id>"): viewing,
     ("GET", f"{CHAT}/composer"): checking(f"{CHAT}/composer"),
+    ("GET", f"{CHAT}/threads/<thread_id>/run"): about_runs,
+    ("DELETE", f"{CHAT}/runs/<run_id>"): about_runs,
     ("GET", "/"): checking("/"),
     ("GET", "/static/<path:filename>"): checking("/static/host.js"),
     ("GET", "/healthz"): checking("/healthz"),
@@ -145,9 +155,13 @@ def test_tenant_isolation(
     image = {"id": IMAGE_ID, "user_id": victim.user, "thread_id": victim.thread, "item_id": victim.item}
     with create_engine(database).begin() as connection:
         connection.execute(insert(ImageRow), {**image, "media_type": "image/png", "data": MARK.encode()})
+        row = {"thread": victim.thread, "user": victim.user, "run": victim.run, "now": int(time.time()) + 3600}
+        columns = "thread_id, user_id, id, started_at, heartbeat, stop_requested"
+        values = ":thread, :user, :run, :now, :now, false"
+        connection.execute(text(f"INSERT INTO chat_active_runs ({columns}) VALUES ({values})"), row)
 
     def belongings() -> Any:
-        tables = ("chat_threads", "chat_items", "chat_images", "chat_attachments", "chat_sessions")
+        tables = ("chat_threads", "chat_items", "chat_images", "chat_attachments", "chat_sessions", "chat_active_runs")
         with create_engine(database).connect() as connection:
             query = "SELECT * FROM {} WHERE user_id = :user ORDER BY 1"
             return [connection.execute(text(query.format(table)), {"user": victim.user}).all() for table in tables]

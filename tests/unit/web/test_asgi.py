@@ -43,6 +43,22 @@ async def silent_after_a_word(buffer: Buffer) -> None:
     await asyncio.Event().wait()
 
 
+async def a_word_per_second(buffer: Buffer) -> None:
+    for _ in range(30):
+        buffer.put(b"data: word\n\n")
+        await asyncio.sleep(1)
+    produced.append("finished")
+
+
+async def slow_to_begin(buffer: Buffer) -> None:
+    await asyncio.sleep(5)
+    await a_word_per_second(buffer)
+
+
+produced: list[str] = []
+"""What became of ``a_word_per_second`` and its response."""
+
+
 def make_app(missing: Callable[[], list[str]] = list, max_body_bytes: int = 8 * MIB) -> AsgiFlask:
     app = AsgiFlask(__name__)
     app.asgi = Adapter(
@@ -67,11 +83,18 @@ def make_app(missing: Callable[[], list[str]] = list, max_body_bytes: int = 8 * 
         ("error-after-a-word", failing_after_a_word, True),
     ):
         app.add_url_rule(f"/{name}", name, view(produce, streaming=streaming), methods=["POST"])
+    for name, produce in (("outliving", a_word_per_second), ("outliving-slowly", slow_to_begin)):
+        app.add_url_rule(f"/{name}", name, view(produce, streaming=True, outlives_client=True), methods=["POST"])
     return app
 
 
-def view(produce: Any, *, streaming: bool) -> Callable[[], Response]:
-    return lambda: deferred(produce, streaming=streaming)
+def view(produce: Any, *, streaming: bool, outlives_client: bool = False) -> Callable[[], Response]:
+    def respond() -> Response:
+        response = deferred(produce, streaming=streaming, outlives_client=outlives_client)
+        response.call_on_close(lambda: produced.append("closed"))
+        return response
+
+    return respond
 
 
 def ready() -> Any:
@@ -293,6 +316,54 @@ def test_interrupted_stream_that_has_not_begun() -> None:
         await answer
         assert (client.status, client.code) == (503, "service_busy")
         assert not app.asgi._producers
+
+    run(check())
+
+
+def test_response_outlives_its_client() -> None:
+    """It is closed, which ends what its view holds, when all of it has been produced."""
+    produced.clear()
+
+    async def check() -> None:
+        app = make_app()
+        client = Client(app, "/outliving", patience=3)
+        assert await client.post() < 5
+        assert app.asgi.is_busy
+        await asyncio.sleep(20)
+        assert produced == []
+        while app.asgi.is_busy:
+            await asyncio.sleep(1)
+        assert produced == ["finished", "closed"]
+
+    run(check())
+
+
+def test_outliving_response_that_has_not_begun_ends_with_its_client() -> None:
+    produced.clear()
+
+    async def check() -> None:
+        app = make_app()
+        client = Client(app, "/outliving-slowly", patience=0)
+        client.left.set()
+        await client.post()
+        assert (client.status, produced, app.asgi.is_busy) == (0, ["closed"], False)
+
+    run(check())
+
+
+def test_shutdown_interrupts_a_response_without_a_client() -> None:
+    produced.clear()
+
+    async def check() -> None:
+        app = make_app()
+        await Client(app, "/outliving", patience=3).post()
+        (buffer,) = app.asgi._producers.values()
+        assert not buffer.interrupted
+        app.asgi.interrupt()
+        app.asgi.interrupt()
+        while app.asgi.is_busy:
+            await asyncio.sleep(0.01)
+        assert (buffer.interrupted, produced) == (True, ["closed"])
 
     run(check())
 

@@ -18,7 +18,14 @@ def test_listed_origin(client: FlaskClient) -> None:
     assert response.headers["Access-Control-Allow-Origin"] == LISTED
     assert response.headers["Access-Control-Allow-Credentials"] == "true"
     exposed = response.headers["Access-Control-Expose-Headers"].split(", ")
-    assert exposed == ["RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After", "X-Request-ID"]
+    assert exposed == [
+        "ChatKit-Run",
+        "RateLimit-Limit",
+        "RateLimit-Remaining",
+        "RateLimit-Reset",
+        "Retry-After",
+        "X-Request-ID",
+    ]
     assert "Origin" in response.vary
 
 

@@ -13,6 +13,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.server import GuardedServer, handle, read_request
+from chatkit.backends.selfhosted.chat.store import new_id
 from chatkit.backends.selfhosted.chat.usage import UsageStore
 from chatkit.backends.selfhosted.sessions import LiveSession, SessionStore
 from chatkit.limits.concurrency import ChatConcurrency
@@ -29,6 +30,9 @@ MAX_MESSAGE_BYTES = 64 * 1024  # other requests; their content is sent to a mode
 MAX_BYTES = {"input.transcribe": MAX_CHAT_BYTES, "threads.add_client_tool_output": 256 * 1024}
 MAX_PARSED_BYTES = 256 * 1024  # a longer body is parsed only if it looks like dictation
 MAX_DICTATION_DELIMITERS = 40
+ON_DISCONNECT_HEADER = "ChatKit-On-Disconnect"
+_ON_DISCONNECT = {"continue": True, "stop": False}
+RUN_HEADER = "ChatKit-Run"
 # Starting a turn takes some milliseconds of the event loop's time.
 MAX_STARTS, MAX_STARTS_PER_ADDRESS = 32, 2
 
@@ -41,6 +45,8 @@ def blueprint(
     header_names: Sequence[str],
     composer: Composer,
     usage: UsageStore,
+    *,
+    outlives_client: bool,
 ) -> Blueprint:
     """Create the blueprint of ``POST /api/chatkit`` and ``GET /api/chatkit/composer``.
 
@@ -52,6 +58,7 @@ def blueprint(
         header_names: the request headers that are passed to servers, besides ``Accept-Language``.
         composer: what users may choose from.
         usage: stores the usage of each response, and limits it.
+        outlives_client: whether a response goes on when its client disconnects, if the request does not say.
     """
     bp = Blueprint("conversation", __name__)
     starts = Starts(MAX_STARTS, MAX_STARTS_PER_ADDRESS, None)
@@ -60,7 +67,7 @@ def blueprint(
     def chat() -> Response:
         """Handle one ChatKit request. The bearer token is the secret of a live session."""
         limits.count("requests")
-        session = _session(sessions)
+        session = session_of_request(sessions)
         limits.count("requests", session.user)
         chat_request = _read()
         is_turn = _is_turn(chat_request)
@@ -70,6 +77,8 @@ def blueprint(
             usage.check(session.user)
         headers = {name: request.headers[name] for name in ("Accept-Language", *header_names) if name in request.headers}
         root_url = request.root_url
+        is_streaming = is_streaming_req(chat_request)
+        run_id = new_id("run") if is_streaming else ""
         with ExitStack() as held:
             holder = address()
             held.enter_context(concurrency.held("turns" if is_turn else "requests", session.user, holder))
@@ -88,14 +97,17 @@ def blueprint(
                         root_url=root_url,
                         started=started,
                         usage=meter,
+                        run_id=run_id,
                     )
                     await handle(servers.get(session.agent) or servers[None], chat_request, context)
                 finally:
                     started()
                     meter.close()
 
-            response = deferred(produce, streaming=is_streaming_req(chat_request))
-            if is_streaming_req(chat_request):
+            goes_on = _ON_DISCONNECT.get(request.headers.get(ON_DISCONNECT_HEADER, ""), outlives_client)
+            response = deferred(produce, streaming=is_streaming, outlives_client=is_streaming and goes_on)
+            if is_streaming:
+                response.headers[RUN_HEADER] = run_id
                 response.headers["X-Accel-Buffering"] = "no"
                 response.headers["Cache-Control"] = "no-store, no-transform"
             response.call_on_close(held.pop_all().close)
@@ -132,7 +144,12 @@ def _is_turn(chat_request: Any) -> bool:
     return is_streaming_req(chat_request) or chat_request.type in ("input.transcribe", "threads.sync_custom_action")
 
 
-def _session(sessions: SessionStore) -> LiveSession:
+def session_of_request(sessions: SessionStore) -> LiveSession:
+    """Return the session whose secret is the request's bearer token.
+
+    Raises:
+        ApiError: there is no bearer token, or no live session that it belongs to.
+    """
     scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
         raise ClientSecretMissing("no bearer token")

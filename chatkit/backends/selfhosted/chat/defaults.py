@@ -16,6 +16,7 @@ from chatkit.actions import Action
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.drafts import Drafts
+from chatkit.backends.selfhosted.chat.runs import Runs
 from chatkit.backends.selfhosted.chat.store import SqlStore, new_id
 from chatkit.backends.selfhosted.chat.titles import Titles
 from chatkit.server import ChatKitServer
@@ -44,6 +45,7 @@ class Resources:
 
     store: SqlStore
     drafts: Drafts
+    runs: Runs
     composer: Composer
     titles: Titles
     turn_seconds: int

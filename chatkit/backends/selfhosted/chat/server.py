@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from types import new_class
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ from chatkit.types import (
     ErrorEvent,
     FeedbackKind,
     GeneratedImageItem,
+    ThreadCreatedEvent,
     ThreadItem,
     ThreadItemDoneEvent,
     ThreadItemRemovedEvent,
@@ -179,9 +180,6 @@ def guarded(server: type[ChatKitServer[Any]], resources: Resources, *arguments: 
 async def handle(server: GuardedServer, request: Any, context: ChatContext) -> None:
     """Handle ``request`` and put the response, JSON or an event stream, into the context's buffer.
 
-    Nothing is awaited between two events, so cancellation always interrupts OpenAI's server, which then stores the partial
-    message.
-
     Raises:
         ApiError: the request can't be served; the buffer is empty.
     """
@@ -191,28 +189,51 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
     current_store.set(server.store)
     try:
         await _check(server, request, context)
-        if request.type == "threads.retry_after_item":
-            # The SDK would load all later items and delete them one by one.
-            await server.store.delete_after(request.params.thread_id, request.params.item_id, context)
         if is_streaming_req(request):
-            async with aclosing(server._process_streaming_impl(request, context)) as events:
+            async with aclosing(_run_events(server, request, context)) as events:
                 async for event in events:
                     put(_sse(server._serialize(event)))
                     last = event
         else:
             deadline = asyncio.get_running_loop().time() + server._chatkit_resources.turn_seconds
             put(await _within(deadline, server._process_non_streaming(request, context)))
+    except asyncio.CancelledError:
+        if context.buffer.interrupted and last is not None:
+            last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=True)
+            put(_sse(server._serialize(last)))
+        raise
     except Exception as error:
-        if last is not None:
-            thread_gone = isinstance(error, ThreadGone)  # already logged
-            if not thread_gone:
-                log.exception("a stream failed")
-            if not isinstance(last, ErrorEvent):
-                put(_sse(server._serialize(ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=not thread_gone))))
-        elif api_error := _api_error(error):
-            raise api_error from error
-        else:
-            raise  # an ApiError or an unhandled exception
+        if last is None:
+            with api_errors():
+                raise
+        thread_gone = isinstance(error, ThreadGone)  # already logged
+        if not thread_gone:
+            log.exception("a stream failed")
+        if not isinstance(last, ErrorEvent):
+            last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=not thread_gone)
+            put(_sse(server._serialize(last)))
+    finally:
+        interrupted = isinstance(last, ErrorEvent) and last.allow_retry
+        await server._chatkit_resources.runs.end(context, interrupted=interrupted)
+
+
+async def _run_events(server: GuardedServer, request: Any, context: ChatContext) -> AsyncGenerator[ThreadStreamEvent]:
+    """Stream the events of a response, as the active run of its thread.
+
+    Nothing is awaited between two events of a message, so cancellation always interrupts OpenAI's server, which then stores the
+    partial message.
+    """
+    runs = server._chatkit_resources.runs
+    if request.type != "threads.create":
+        await runs.begin(request.params.thread_id, context)
+    if request.type == "threads.retry_after_item":
+        # The SDK would load all later items and delete them one by one.
+        await server.store.delete_after(request.params.thread_id, request.params.item_id, context)
+    async with aclosing(server._process_streaming_impl(request, context)) as events:
+        async for event in events:
+            if isinstance(event, ThreadCreatedEvent):
+                await runs.begin(event.thread.id, context)
+            yield event
 
 
 async def _check(server: GuardedServer, request: Any, context: ChatContext) -> None:
@@ -275,6 +296,17 @@ async def _within(deadline: float, work: Awaitable[Result]) -> Result:
         if isinstance(error, Exception):
             raise
         raise RuntimeError(f"the server raised {type(error).__name__}") from error
+
+
+@contextmanager
+def api_errors() -> Iterator[None]:
+    """Raise the contract's error in place of an exception that has one."""
+    try:
+        yield
+    except Exception as error:
+        if api_error := _api_error(error):
+            raise api_error from error
+        raise  # an ApiError or an unhandled exception
 
 
 def _api_error(error: Exception) -> errors.ApiError | None:

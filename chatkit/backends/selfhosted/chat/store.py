@@ -42,7 +42,14 @@ from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.images import MAX_IMAGES, Image, ImageRefusedError, ImageUrls
 from chatkit.backends.selfhosted.chat.timestamps import in_local_time, in_utc
 from chatkit.backends.selfhosted.database import engine as database
-from chatkit.backends.selfhosted.database.tables import AttachmentRow, ImageRow, ItemRow, PausedRunRow, ThreadRow
+from chatkit.backends.selfhosted.database.tables import (
+    ActiveRunRow,
+    AttachmentRow,
+    ImageRow,
+    ItemRow,
+    PausedRunRow,
+    ThreadRow,
+)
 from chatkit.errors import ErrorCode, StreamError
 from chatkit.store import NotFoundError, Store
 from chatkit.types import (
@@ -60,6 +67,7 @@ from chatkit.types import (
 )
 
 DRAFT_SECONDS = 1.0  # the end of a message waits for a draft of it that is being saved
+STALE_SECONDS = 10  # without a heartbeat, after which a run counts as interrupted: its process has died
 MAX_PAGE = 100
 MAX_PAGE_BYTES = 4 * 1024 * 1024  # a page ends with the row that reaches this; a widget may have some megabytes
 
@@ -79,6 +87,7 @@ _PREFIXES = {
     "attachment": "atc",
     "image": "img",
     "sdk_hidden_context": "shcx",
+    "run": "run",
 }
 
 Result = TypeVar("Result")
@@ -93,8 +102,8 @@ class ThreadGone(NotFoundError, StreamError):
 
 # Statements are built once: building one takes longer than running it. Each names the user.
 
-_threads, _items, _attachments, _paused_runs, _images = (
-    cast(Table, row.__table__) for row in (ThreadRow, ItemRow, AttachmentRow, PausedRunRow, ImageRow)
+_threads, _items, _attachments, _paused_runs, _images, _active_runs = (
+    cast(Table, row.__table__) for row in (ThreadRow, ItemRow, AttachmentRow, PausedRunRow, ImageRow, ActiveRunRow)
 )
 _user: Any = bindparam("user")
 _own_thread = and_(_threads.c.id == bindparam("thread"), _threads.c.user_id == _user)
@@ -167,6 +176,42 @@ _SELECT_IMAGE = select(_images.c.media_type, _images.c.data).where(
 # Finds out whose image it is, to compare with the signed URL.
 _SELECT_IMAGE_OWNER = select(_images.c.user_id, func.length(_images.c.data).label("size")).where(
     _images.c.id == bindparam("image")
+)
+_is_active = _active_runs.c.heartbeat >= bindparam("oldest")
+_own_run = and_(_active_runs.c.id == bindparam("run"), _active_runs.c.user_id == _user)
+_own_runs = and_(
+    _active_runs.c.id.in_(bindparam("runs", expanding=True)), _active_runs.c.user_id.in_(bindparam("users", expanding=True))
+)
+_BEGIN_RUN = {  # does nothing if the thread has an active run
+    dialect_name: dialect.insert(_active_runs)
+    .on_conflict_do_update(
+        index_elements=["thread_id"],
+        set_={
+            name: dialect.insert(_active_runs).excluded[name] for name in ("id", "started_at", "heartbeat", "stop_requested")
+        },
+        where=and_(_active_runs.c.user_id == _user, _active_runs.c.heartbeat < bindparam("oldest")),
+    )
+    .returning(_active_runs.c.id)
+    for dialect_name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
+}
+_STOP_RUN = update(_active_runs).where(_own_run, _is_active).values(stop_requested=True)
+_SELECT_ACTIVE_RUN = select(_active_runs.c.id).where(
+    _active_runs.c.thread_id == bindparam("thread"), _active_runs.c.user_id == _user
+)
+_INTERRUPT_RUN = update(_active_runs).where(_own_run).values(heartbeat=0)
+_DELETE_RUN = delete(_active_runs).where(_own_run)
+_SELECT_THREADS_RUN = (
+    select(_active_runs.c.id, _active_runs.c.started_at, _active_runs.c.heartbeat)
+    .select_from(_threads.outerjoin(_active_runs, _active_runs.c.thread_id == _threads.c.id))
+    .where(_own_thread)
+)
+_SELECT_ACTIVE_RUNS = select(_active_runs.c.id, _active_runs.c.user_id).where(_own_runs, ~_active_runs.c.stop_requested)
+# Skips rows that another transaction has locked, because two that lock several rows in different orders would wait for each
+# other. SQLite ignores this: it has no row locks.
+_BEAT = (
+    update(_active_runs)
+    .where(_active_runs.c.thread_id.in_(select(_active_runs.c.thread_id).where(_own_runs).with_for_update(skip_locked=True)))
+    .values(heartbeat=bindparam("now"))
 )
 
 
@@ -243,6 +288,16 @@ class PausedRun:
     """The Agents SDK's ``RunState`` as JSON."""
     decisions: dict[str, Any]
     """By the id of a call's widget, in the order of the calls; ``None`` while there is no decision."""
+
+
+@dataclass(frozen=True)
+class ActiveRun:
+    """A response that is being produced, or one that was interrupted: its process has stopped, or it failed."""
+
+    id: str
+    started_at: int
+    """Unix seconds"""
+    is_active: bool
 
 
 class SqlStore(Store[ChatContext]):
@@ -666,6 +721,66 @@ class SqlStore(Store[ChatContext]):
         if image is None:
             raise NotFoundError
         return image
+
+    # Active runs
+
+    async def begin_run(self, thread_id: str, context: ChatContext) -> str | None:
+        """Store the context's run as the thread's active run, unless there is another. Return the id of that.
+
+        Raises:
+            NotFoundError: the user has no such thread.
+        """
+        now = int(time.time())
+        run = {"thread_id": thread_id, "user_id": context.user, "id": context.run_id, "stop_requested": False}
+        params = {**run, "started_at": now, "heartbeat": now, "user": context.user, "oldest": now - STALE_SECONDS}
+
+        def work(connection: Connection) -> str | None:
+            if connection.execute(_BEGIN_RUN[connection.dialect.name], params).first():
+                return None
+            active: str = _one_or_not_found(connection.execute(_SELECT_ACTIVE_RUN, {"user": context.user, "thread": thread_id}))
+            return active
+
+        try:
+            return await self._run(work)
+        except exc.IntegrityError as error:  # the foreign key
+            raise NotFoundError from error
+
+    async def end_run(self, context: ChatContext, *, interrupted: bool) -> None:
+        """Delete the context's run, or mark it as interrupted."""
+        params = {"run": context.run_id, "user": context.user}
+        await self._run(lambda connection: connection.execute(_INTERRUPT_RUN if interrupted else _DELETE_RUN, params))
+
+    async def load_run(self, thread_id: str, user: str) -> ActiveRun | None:
+        """Return the active or interrupted run of a thread.
+
+        Raises:
+            NotFoundError: the user has no such thread.
+        """
+        params = {"user": user, "thread": thread_id}
+        row = await self._run(lambda connection: connection.execute(_SELECT_THREADS_RUN, params).one_or_none())
+        if row is None:
+            raise NotFoundError
+        return ActiveRun(row.id, row.started_at, row.heartbeat >= time.time() - STALE_SECONDS) if row.id else None
+
+    async def stop_run(self, run_id: str, user: str) -> None:
+        """Request that a run be stopped.
+
+        Raises:
+            NotFoundError: the user has no such active run.
+        """
+        params = {"run": run_id, "user": user, "oldest": int(time.time()) - STALE_SECONDS}
+        await self._run(lambda connection: _require_match(connection.execute(_STOP_RUN, params)))
+
+    async def find_active(self, run_ids: Iterable[str], users: Iterable[str]) -> set[tuple[str, str]]:
+        """Return those of the users' runs that are not to be stopped, each with its user."""
+        params = {"runs": list(run_ids), "users": list(users)}
+        rows = await self._run(lambda connection: connection.execute(_SELECT_ACTIVE_RUNS, params).all())
+        return {(row.id, row.user_id) for row in rows}
+
+    async def beat(self, run_ids: Iterable[str], users: Iterable[str]) -> None:
+        """Store that the process of these runs is alive."""
+        params = {"runs": list(run_ids), "users": list(users), "now": int(time.time())}
+        await self._run(lambda connection: connection.execute(_BEAT, params))
 
     # Attachments' metadata
 

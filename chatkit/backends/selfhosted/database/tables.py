@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from datetime import date
 
-from sqlalchemy import BigInteger, Date, ForeignKeyConstraint, Index, Integer, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Date,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _Position = BigInteger().with_variant(Integer, "sqlite")  # the only type that SQLite autoincrements
@@ -161,4 +172,28 @@ class ImageRow(Base):
             onupdate="CASCADE",
         ),
         UniqueConstraint("thread_id", "item_id", name="uq_chat_images_thread_id_item_id"),
+    )
+
+
+class ActiveRunRow(Base):
+    """The response that is being produced in a thread, or one that was interrupted. A thread has at most one."""
+
+    __tablename__ = "chat_active_runs"
+
+    thread_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user_id: Mapped[str] = mapped_column(String(512))
+    id: Mapped[str] = mapped_column(String(64))
+    started_at: Mapped[int] = mapped_column(BigInteger)  # Unix seconds
+    heartbeat: Mapped[int] = mapped_column(BigInteger)  # Unix seconds; 0 if the run was interrupted
+    stop_requested: Mapped[bool] = mapped_column(Boolean)
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["thread_id", "user_id"],
+            ["chat_threads.id", "chat_threads.user_id"],
+            name="fk_chat_active_runs_thread",
+            ondelete="CASCADE",
+            onupdate="CASCADE",
+        ),
+        UniqueConstraint("id", name="uq_chat_active_runs_id"),
     )

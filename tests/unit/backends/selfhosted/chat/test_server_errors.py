@@ -13,6 +13,7 @@ from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.demo import DemoServer
 from chatkit.backends.selfhosted.chat.drafts import Drafts
+from chatkit.backends.selfhosted.chat.runs import Runs
 from chatkit.backends.selfhosted.chat.server import guarded
 from chatkit.backends.selfhosted.chat.store import SqlStore, ThreadGone
 from chatkit.backends.selfhosted.chat.titles import Titles
@@ -54,7 +55,9 @@ def test_dictation_takes_a_minute_at_most(fake_openai: FakeOpenAI, tmp_path: obj
     async def dictate() -> float:
         client = make_openai_client(Settings.load({**COMPLETE, **variables}))
         composer, titles = Composer({"models": [], "tools": []}), Titles(store, None)
-        resources = Resources(store, Drafts(store), composer, titles, 300, client, transcription_model="gpt-transcribe")
+        resources = Resources(
+            store, Drafts(store), Runs(store), composer, titles, 300, client, transcription_model="gpt-transcribe"
+        )
         server = guarded(DemoServer, resources)
         loop = asyncio.get_running_loop()
         started = loop.time()

@@ -231,11 +231,14 @@ def test_rename_is_kept_when_a_tool_loads_the_thread(start: Start, fake_openai: 
     assert caller.thread(thread_id).title == "Renamed"
 
 
-def test_metadata_of_concurrent_turns_is_merged(start: Start, fake_openai: FakeOpenAI, tmp_path: Path) -> None:
+def test_metadata_of_two_messages_at_once_is_merged(
+    start: Start, fake_openai: FakeOpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatkit.backends.selfhosted.chat.runs.GRACE_SECONDS", 5)  # the second waits for the end of the first
     caller = start("noting")
     fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("First")
-    fake_openai.behaviour = streaming(calls("notes", key="a"), calls("notes", key="b"), says("Done"))
+    fake_openai.behaviour = streaming(calls("notes", key="a"), says("Done"), calls("notes", key="b"), says("Done"))
     same = other(caller)
     second = threading.Thread(target=lambda: same.say(thread_id, "One"))
     second.start()

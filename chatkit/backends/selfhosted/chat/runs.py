@@ -1,0 +1,123 @@
+"""The active runs: responses that are being produced, each with a row in the database.
+
+Through its row any process can tell that a thread is being answered, and can stop the run in the process that it is in. That
+process reads the rows of its runs several times per second. It also stops a run whose row is gone, because the thread was
+deleted or belongs to another user now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import cast
+
+from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.store import ActiveRun, SqlStore
+from chatkit.store import NotFoundError
+from chatkit.web.errors import ServiceBusy
+
+POLL_SECONDS = 0.4
+HEARTBEAT_SECONDS = 2.5
+GRACE_SECONDS = 0.5  # for a run to end by itself before it is stopped: it may just be saving its last item
+TAKEOVER_SECONDS = 14  # for a run to save its message and end; the store's STALE_SECONDS are over by then
+RETRY_SECONDS = 0.1
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Running:
+    user: str
+    task: asyncio.Task[None]
+    is_stored: bool = False
+
+    def stop(self) -> None:
+        if not self.task.cancelling():  # a second time would interrupt it while it saves the message
+            self.task.cancel()
+
+
+class Runs:
+    """The active runs of this process. Not thread-safe; used on the event loop only."""
+
+    def __init__(self, store: SqlStore) -> None:
+        self._store = store
+        self._running: dict[str, _Running] = {}
+        self._next_heartbeat = 0.0
+
+    async def begin(self, thread_id: str, context: ChatContext) -> None:
+        """Make the current task the thread's active run. If there is another, stop it and wait until it has saved its text.
+
+        Raises:
+            ServiceBusy: the other run does not end.
+            NotFoundError: the user has no such thread.
+        """
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        running = self._running[context.run_id] = _Running(context.user, task)
+        loop = asyncio.get_running_loop()
+        began = seen_at = loop.time()
+        seen = None
+        while active := await self._store.begin_run(thread_id, context):
+            context.started()
+            now = loop.time()
+            if now - began > TAKEOVER_SECONDS:
+                raise ServiceBusy("the thread's active run does not end")
+            if active != seen:
+                seen, seen_at = active, now
+            elif now - seen_at > GRACE_SECONDS:
+                with suppress(NotFoundError):  # it has ended
+                    await self.stop(active, context.user)
+            await asyncio.sleep(RETRY_SECONDS)
+        running.is_stored = True
+
+    async def end(self, context: ChatContext, *, interrupted: bool) -> None:
+        """End the run of the current task, if it has one. If it was ``interrupted``, the page offers to repeat it."""
+        if self._running.pop(context.run_id, None) is None:
+            return
+        try:
+            await self._store.end_run(context, interrupted=interrupted)
+        except Exception as error:  # noqa: BLE001  without heartbeats the run counts as interrupted
+            log.warning("the end of a run could not be stored (%s)", type(error).__name__)
+
+    async def stop(self, run_id: str, user: str) -> None:
+        """Stop a run of ``user`` (a ``User.id``), in whichever process it is.
+
+        Raises:
+            NotFoundError: the user has no such active run.
+        """
+        await self._store.stop_run(run_id, user)
+        running = self._running.get(run_id)
+        if running and running.user == user:
+            running.stop()
+
+    async def of_thread(self, thread_id: str, user: str) -> ActiveRun | None:
+        """Return the thread's active or interrupted run.
+
+        Raises:
+            NotFoundError: the user has no such thread.
+        """
+        return await self._store.load_run(thread_id, user)
+
+    async def watch(self) -> None:
+        """Stop the runs that are to be stopped, and keep the others' rows alive. Runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            try:
+                await self._check()
+            except Exception as error:  # noqa: BLE001  an exception would end the task; runs go on without the database
+                log.warning("the active runs could not be checked (%s)", type(error).__name__)
+
+    async def _check(self) -> None:
+        stored = {run_id: running for run_id, running in self._running.items() if running.is_stored}
+        if not stored:
+            return
+        users = {running.user for running in stored.values()}
+        active = await self._store.find_active(stored, users)
+        for run_id, running in stored.items():
+            if (run_id, running.user) not in active:
+                running.stop()
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_heartbeat:
+            await self._store.beat(stored, users)
+            self._next_heartbeat = now + HEARTBEAT_SECONDS

@@ -1,0 +1,502 @@
+"""Active runs: a response goes on without its reader, can be found and stopped from any process, and ends once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import requests
+from chatkit.store import NotFoundError
+from sqlalchemy import create_engine, text
+
+from chatkit.backends.selfhosted.chat import demo, runs, store
+from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.runs import Runs
+from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.database.engine import open_database
+from chatkit.backends.selfhosted.sessions import SessionStore
+from chatkit.identity.user import User
+from chatkit.web.errors import ServiceBusy
+from tests.support.applications import Start
+from tests.support.chat import Caller, deltas, errors, texts, user_input
+from tests.support.fake_openai import FakeOpenAI
+from tests.support.fake_server import Handler
+from tests.support.responses_api import says, streaming
+from tests.support.store import ADA, EVE, IMAGE_URLS, new_thread, run
+from tests.support.waiting import wait_for
+
+ACTION = {"type": "press", "payload": {}}
+WHOLE = "CHATKIT_AGENT."
+"""The end of the demo's response."""
+
+
+def context(run_id: str, user: str = ADA.user) -> ChatContext:
+    return ChatContext(user, None, run_id=run_id)  # type: ignore[arg-type]  # the store does not use the buffer
+
+
+@pytest.fixture
+def sql(database: str) -> SqlStore:
+    return SqlStore(open_database(database), IMAGE_URLS)
+
+
+class TestRow:
+    def test_thread_has_one_active_run(self, sql: SqlStore) -> None:
+        thread_id, other = new_thread(sql), new_thread(sql)
+        assert run(sql.load_run(thread_id, ADA.user)) is None
+        assert run(sql.begin_run(thread_id, context("run_1"))) is None
+        assert run(sql.begin_run(thread_id, context("run_2"))) == "run_1"
+        assert run(sql.begin_run(other, context("run_3"))) is None
+        active = run(sql.load_run(thread_id, ADA.user))
+        assert active
+        assert (active.id, active.is_active, abs(active.started_at - time.time()) < 5) == ("run_1", True, True)
+        run(sql.end_run(context("run_1"), interrupted=False))
+        assert run(sql.load_run(thread_id, ADA.user)) is None
+        assert run(sql.begin_run(thread_id, context("run_2"))) is None
+
+    def test_run_without_heartbeats_is_interrupted_and_replaced(self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        thread_id, now = new_thread(sql), int(time.time())
+        run(sql.begin_run(thread_id, context("run_1")))
+        monkeypatch.setattr("time.time", lambda: now + store.STALE_SECONDS - 2)
+        run(sql.beat(["run_1"], [ADA.user]))
+        monkeypatch.setattr("time.time", lambda: now + 2 * store.STALE_SECONDS - 4)
+        assert run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
+        assert run(sql.begin_run(thread_id, context("run_2"))) == "run_1"
+        monkeypatch.setattr("time.time", lambda: now + 2 * store.STALE_SECONDS)
+        assert not run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
+        with pytest.raises(NotFoundError):
+            run(sql.stop_run("run_1", ADA.user))
+        assert run(sql.begin_run(thread_id, context("run_2"))) is None
+        assert run(sql.find_active(["run_1", "run_2"], [ADA.user])) == {("run_2", ADA.user)}
+        run(sql.end_run(context("run_1"), interrupted=False))  # of the process that was only slow
+        assert run(sql.load_run(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
+
+    def test_run_marked_as_interrupted_is_replaced(self, sql: SqlStore) -> None:
+        thread_id = new_thread(sql)
+        run(sql.begin_run(thread_id, context("run_1")))
+        run(sql.end_run(context("run_1"), interrupted=True))
+        assert not run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
+        assert run(sql.begin_run(thread_id, context("run_2"))) is None
+
+    def test_another_users_run_is_not_found(self, sql: SqlStore) -> None:
+        thread_id = new_thread(sql)
+        run(sql.begin_run(thread_id, context("run_1")))
+        attempts: list[Coroutine[Any, Any, Any]] = [
+            sql.load_run(thread_id, EVE.user),
+            sql.stop_run("run_1", EVE.user),
+            sql.begin_run(thread_id, context("run_2", EVE.user)),
+            sql.begin_run(new_thread(sql), context("run_2", EVE.user)),
+        ]
+        for attempt in attempts:
+            with pytest.raises(NotFoundError):
+                run(attempt)
+        run(sql.end_run(context("run_1", EVE.user), interrupted=True))
+        run(sql.end_run(context("run_1", EVE.user), interrupted=False))
+        assert run(sql.find_active(["run_1"], [EVE.user])) == set()
+        assert run(sql.find_active(["run_1"], [ADA.user])) == {("run_1", ADA.user)}
+        assert run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
+
+    def test_begin_in_a_deleted_thread(self, sql: SqlStore) -> None:
+        thread_id = new_thread(sql)
+        run(sql.delete_thread(thread_id, ADA))
+        with pytest.raises(NotFoundError):
+            run(sql.begin_run(thread_id, context("run_1")))
+
+    def test_maintenance_deletes_rows_after_a_day(self, sql: SqlStore, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        sessions = SessionStore(open_database(database), ttl=600)
+        run(sql.begin_run(new_thread(sql), context("run_1")))
+        now = time.time()
+        for hours, left in ((23, 1), (25, 0)):
+            monkeypatch.setattr("time.time", lambda hours=hours: now + hours * 3600)
+            sessions.maintain()
+            with create_engine(database).connect() as connection:
+                assert connection.execute(text("SELECT count(*) FROM chat_active_runs")).scalar_one() == left
+
+    def test_signing_in_interrupts_the_visitors_runs(self, sql: SqlStore, database: str) -> None:
+        thread_id = new_thread(sql)
+        run(sql.begin_run(thread_id, context("run_1")))
+        user = User("user", "ada")
+        SessionStore(open_database(database), ttl=600).transfer_conversations(User("anonymous", "ada"), user)
+        assert not run(sql.load_run(thread_id, user.id)).is_active  # type: ignore[union-attr]
+        assert run(sql.find_active(["run_1"], [ADA.user])) == set(), "its process stops it"
+
+
+class TestRuns:
+    """``Runs`` of two processes with one database."""
+
+    @staticmethod
+    def check(work: Callable[[Runs, Runs], Coroutine[Any, Any, None]], sql: SqlStore) -> None:
+        async def both() -> None:
+            here, elsewhere = Runs(sql), Runs(SqlStore(sql._engine, IMAGE_URLS))
+            watching = [asyncio.create_task(each.watch()) for each in (here, elsewhere)]
+            try:
+                await work(here, elsewhere)
+            finally:
+                for task in watching:
+                    task.cancel()
+
+        asyncio.run(both())
+
+    @staticmethod
+    async def answer(of: Runs, thread_id: str, run_id: str, saving: float = 0) -> None:
+        """A response, which takes a while to save its text when it is stopped."""
+        mine = context(run_id)
+        try:
+            await of.begin(thread_id, mine)
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(saving)
+            raise
+        finally:
+            await of.end(mine, interrupted=False)
+
+    @pytest.mark.parametrize("is_here", [True, False])
+    def test_stopped_within_a_second(self, sql: SqlStore, is_here: bool) -> None:
+        thread_id = new_thread(sql)
+
+        async def work(here: Runs, elsewhere: Runs) -> None:
+            task = asyncio.create_task(self.answer(elsewhere, thread_id, "run_1"))
+            await asyncio.sleep(0.2)
+            with pytest.raises(NotFoundError):
+                await here.stop("run_1", EVE.user)
+            began = time.monotonic()
+            await (elsewhere if is_here else here).stop("run_1", ADA.user)
+            await asyncio.wait({task})
+            assert time.monotonic() - began < (0.2 if is_here else 1)
+            assert await here.of_thread(thread_id, ADA.user) is None
+
+        self.check(work, sql)
+
+    @pytest.mark.parametrize("what", ["delete", "transfer"])
+    def test_run_without_its_row_is_stopped(self, sql: SqlStore, what: str) -> None:
+        thread_id = new_thread(sql)
+
+        async def work(here: Runs, _elsewhere: Runs) -> None:
+            task = asyncio.create_task(self.answer(here, thread_id, "run_1"))
+            await asyncio.sleep(0.2)
+            if what == "delete":
+                await sql.delete_thread(thread_id, ADA)
+            else:
+                sessions = SessionStore(sql._engine, ttl=600)
+                await asyncio.to_thread(sessions.transfer_conversations, User("anonymous", "ada"), User("user", "ada"))
+            _, pending = await asyncio.wait({task}, timeout=2)
+            assert not pending
+
+        self.check(work, sql)
+
+    def test_next_run_waits_until_the_stopped_one_has_saved_its_text(self, sql: SqlStore) -> None:
+        thread_id = new_thread(sql)
+
+        async def work(here: Runs, elsewhere: Runs) -> None:
+            first = asyncio.create_task(self.answer(here, thread_id, "run_1", saving=1))
+            await asyncio.sleep(0.2)
+            mine = context("run_2")
+            await elsewhere.begin(thread_id, mine)
+            assert first.cancelled()
+            assert (await here.of_thread(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
+            await elsewhere.end(mine, interrupted=False)
+
+        self.check(work, sql)
+
+    def test_run_that_ends_by_itself_is_not_stopped_by_the_next(self, sql: SqlStore) -> None:
+        thread_id = new_thread(sql)
+
+        async def work(here: Runs, elsewhere: Runs) -> None:
+            async def short() -> None:
+                mine = context("run_1")
+                await here.begin(thread_id, mine)
+                await asyncio.sleep(0.3)
+                await here.end(mine, interrupted=False)
+
+            first = asyncio.create_task(short())
+            await asyncio.sleep(0.1)
+            mine = context("run_2")
+            await elsewhere.begin(thread_id, mine)
+            await first  # it was not cancelled
+            await elsewhere.end(mine, interrupted=False)
+
+        self.check(work, sql)
+
+    def test_run_that_does_not_end_is_not_waited_for_longer_than_that(
+        self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(runs, "TAKEOVER_SECONDS", 1.0)
+        thread_id = new_thread(sql)
+
+        async def work(here: Runs, elsewhere: Runs) -> None:
+            first = asyncio.create_task(self.answer(here, thread_id, "run_1", saving=3))
+            await asyncio.sleep(0.2)
+            with pytest.raises(ServiceBusy):
+                await elsewhere.begin(thread_id, context("run_2"))
+            await asyncio.wait({first})
+
+        self.check(work, sql)
+
+    def test_heartbeats_keep_a_run_active(self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.5)
+        monkeypatch.setattr(store, "STALE_SECONDS", 3)
+        thread_id = new_thread(sql)
+
+        async def work(here: Runs, elsewhere: Runs) -> None:
+            task = asyncio.create_task(self.answer(here, thread_id, "run_1"))
+            await asyncio.sleep(5)
+            assert (await elsewhere.of_thread(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
+            task.cancel()
+            await asyncio.wait({task})
+
+        self.check(work, sql)
+
+
+@dataclass
+class Reader:
+    response: requests.Response
+    lines: Iterator[bytes]
+    """Requests closes the connection if this is garbage."""
+
+    def close(self) -> None:
+        self.response.close()
+
+
+def begin(caller: Caller, said: str = "Hello", words: int = 5, on_disconnect: str = "continue") -> tuple[str, str, Reader]:
+    """Start a response. Return its thread, its run, and the stream after some words."""
+    body = {"type": "threads.create", "params": {"input": user_input(said)}}
+    headers = {"ChatKit-On-Disconnect": on_disconnect} if on_disconnect else {}
+    response = caller.send(body, stream=True, **headers)
+    assert response.status_code == 200, response.text
+    received = b""
+    lines = response.iter_lines(1)
+    for line in lines:
+        received += line
+        words -= b"text_delta" in line
+        if not words:
+            break
+    thread_id = received.partition(b'"id":"')[2].partition(b'"')[0].decode()
+    return thread_id, response.headers["ChatKit-Run"], Reader(response, lines)
+
+
+def state(caller: Caller, thread_id: str) -> str | None:
+    headers = {"Authorization": f"Bearer {caller.secret}"}
+    response = caller.http.get(f"{caller.url}/api/chatkit/threads/{thread_id}/run", headers=headers, timeout=30)
+    assert response.status_code == 200, response.text
+    data = response.json()["data"]
+    return str(data["status"]) if data else None
+
+
+def stop(caller: Caller, run_id: str) -> requests.Response:
+    headers = {"Authorization": f"Bearer {caller.secret}"}
+    return caller.http.delete(f"{caller.url}/api/chatkit/runs/{run_id}", headers=headers, timeout=30)
+
+
+def reply(caller: Caller, thread_id: str) -> str:
+    """The text of the thread's first response."""
+    items = caller.items(thread_id, order="asc").data
+    return items[1].content[0].text if len(items) > 1 else ""
+
+
+class TestReaderLeaves:
+    @pytest.mark.parametrize(
+        ("setting", "header", "goes_on"),
+        [
+            ("", "", False),
+            ("", "continue", True),
+            ("continue", "", True),
+            ("continue", "stop", False),
+            ("stop", "what?", False),
+        ],
+    )
+    def test_request_or_setting_decides(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch, setting: str, header: str, goes_on: bool
+    ) -> None:
+        monkeypatch.setattr(demo, "SECONDS_PER_WORD", 0.02)
+        caller = start(OPENAI_API_KEY="", CHATKIT_ON_DISCONNECT=setting)
+        thread_id, _, reader = begin(caller, on_disconnect=header)
+        assert state(caller, thread_id) == "active"
+        reader.close()
+        wait_for(lambda: state(caller, thread_id) is None)
+        assert reply(caller, thread_id).startswith("I am the demo")
+        assert reply(caller, thread_id).endswith(WHOLE) == goes_on
+
+    def test_run_without_a_reader_writes_nowhere(self, start: Start) -> None:
+        """The response has 50 MB, of which a buffer would hold 64 KiB."""
+        caller = start("tests.support.servers_under_test:Speaking")
+        thread_id, run_id, reader = begin(caller, "long", words=1)
+        reader.close()
+        wait_for(lambda: len(reply(caller, thread_id)) > 5_000_000, 15)
+        stop(caller, run_id)
+        wait_for(lambda: state(caller, thread_id) is None)
+
+    def test_limits_hold_without_a_reader(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(demo, "SECONDS_PER_WORD", 1)
+        caller = start(OPENAI_API_KEY="", CHATKIT_TURN_SECONDS="5")
+        left = [begin(caller, words=1) for _ in range(5)]
+        for _, _, reader in left:
+            reader.close()
+        time.sleep(0.5)
+        assert caller.post("threads.create", input=user_input("One more")).status_code == 429
+        wait_for(lambda: all(state(caller, thread_id) == "interrupted" for thread_id, _, _ in left), 10)
+        assert caller.post("threads.create", input=user_input("progress")).status_code == 200
+
+    @pytest.mark.parametrize(("said", "ends_as"), [("error", "interrupted"), ("Hello", None)])
+    def test_retryable_error_is_kept_for_the_page(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch, said: str, ends_as: str | None
+    ) -> None:
+        monkeypatch.setattr(demo, "SECONDS_PER_WORD", 0.02)
+        caller = start(OPENAI_API_KEY="")
+        thread_id, _, reader = begin(caller, said, words=1)
+        reader.close()
+        wait_for(lambda: state(caller, thread_id) != "active")
+        assert state(caller, thread_id) == ends_as
+        message = caller.items(thread_id, order="asc").data[0]
+        list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
+        assert state(caller, thread_id) == ends_as
+
+
+class TestStop:
+    def test_model_sees_it_within_a_second(self, start: Start, fake_openai: FakeOpenAI) -> None:
+        caller = start("simple")
+        ended: list[float] = []
+        speak = streaming(says("word " * 500, pause=0.02))
+
+        def behave(handler: Handler) -> None:
+            try:
+                speak(handler)
+            except OSError:
+                ended.append(time.monotonic())
+
+        fake_openai.behaviour = behave
+        thread_id, run_id, reader = begin(caller)
+        reader.close()
+        time.sleep(0.5)
+        assert not ended, "it goes on without its reader"
+        assert stop(Caller(caller.url), run_id).status_code == 404
+        stopped = time.monotonic()
+        answer = stop(caller, run_id)
+        assert answer.json() == {"status": "success", "data": {"id": run_id, "stopped": True}}
+        wait_for(lambda: bool(ended))
+        assert ended[0] - stopped < 1
+        wait_for(lambda: state(caller, thread_id) is None)
+        assert reply(caller, thread_id).startswith("word word")
+        assert stop(caller, run_id).status_code == 404
+        assert errors(caller.say(thread_id, "Go on")) == []
+
+    def test_stream_of_a_stopped_run_ends(self, start: Start) -> None:
+        caller = start("tests.support.servers_under_test:Speaking")
+        stream = caller.stream("threads.create", input=user_input("Hello"))
+        thread_id = next(stream).thread.id
+        while not deltas([next(stream)]):
+            pass
+        headers = {"Authorization": f"Bearer {caller.secret}"}
+        found = requests.get(f"{caller.url}/api/chatkit/threads/{thread_id}/run", headers=headers, timeout=30).json()["data"]
+        assert requests.delete(f"{caller.url}/api/chatkit/runs/{found['id']}", headers=headers, timeout=30).ok
+        assert errors(list(stream)) == []
+        assert len(reply(caller, thread_id)) < 500
+
+    @pytest.mark.parametrize("id_", ["run_unknown", "run_\0", "x" * 3000])
+    def test_unknown_ids(self, start: Start, database: str, id_: str) -> None:
+        caller = start(OPENAI_API_KEY="", DATABASE_URL=database)
+        headers = {"Authorization": f"Bearer {caller.secret}"}
+        quoted = quote(id_)
+        for method, path in (("DELETE", f"runs/{quoted}"), ("GET", f"threads/{quoted}/run")):
+            response = requests.request(method, f"{caller.url}/api/chatkit/{path}", headers=headers, timeout=30)
+            assert (response.status_code, response.json()["code"]) == (404, "not_found")
+            response = requests.request(method, f"{caller.url}/api/chatkit/{path}", timeout=30)
+            assert (response.status_code, response.json()["code"]) == (401, "client_secret_missing")
+
+
+class TestWhileARunIsActive:
+    """What else can happen in a thread that is being answered."""
+
+    @pytest.fixture
+    def caller(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> Caller:
+        monkeypatch.setattr(demo, "SECONDS_PER_WORD", 0.1)
+        return start(OPENAI_API_KEY="")
+
+    @staticmethod
+    def roles(caller: Caller, thread_id: str) -> list[str]:
+        return [item.type.removesuffix("_message") for item in caller.items(thread_id, order="asc").data]
+
+    def test_new_message_stops_it_and_keeps_its_text(self, caller: Caller) -> None:
+        thread_id, _, reader = begin(caller, words=8)
+        reader.close()
+        assert texts(caller.say(thread_id, "widget")) == []
+        assert self.roles(caller, thread_id) == ["user", "assistant", "user", "widget"]
+        assert reply(caller, thread_id).startswith("I am the demo")
+        assert not reply(caller, thread_id).endswith(WHOLE)
+
+    def test_reader_in_another_tab_gets_the_end_of_its_stream(self, caller: Caller) -> None:
+        thread_id, _, reader = begin(caller, words=3)
+        other = Caller(caller.url)
+        other.secret = caller.secret
+        other.say(thread_id, "widget")
+        rest = list(reader.lines)
+        assert not [line for line in rest if b'"error"' in line]
+        assert self.roles(caller, thread_id) == ["user", "assistant", "user", "widget"]
+
+    def test_retry_replaces_its_text(self, caller: Caller) -> None:
+        thread_id, _, reader = begin(caller, words=8)
+        reader.close()
+        message = caller.items(thread_id, order="asc").data[0]
+        again = list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
+        assert texts(again)[0].endswith(WHOLE)
+        assert self.roles(caller, thread_id) == ["user", "assistant"]
+        assert reply(caller, thread_id).endswith(WHOLE)
+
+    def test_action_stops_it(self, caller: Caller) -> None:
+        thread_id, _, reader = begin(caller, words=8)
+        reader.close()
+        assert len(texts(list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION)))) == 1
+        assert self.roles(caller, thread_id) == ["user", "assistant", "assistant"]
+
+    def test_deleting_the_thread_stops_it(self, caller: Caller) -> None:
+        left = [begin(caller, words=1) for _ in range(5)]
+        for thread_id, _, reader in left:
+            reader.close()
+            assert caller.post("threads.delete", thread_id=thread_id).status_code == 200
+        # All five of the user's places are free again.
+        wait_for(lambda: caller.post("threads.create", input=user_input("widget")).status_code == 200, 3)
+
+    def test_run_in_another_thread_goes_on(self, caller: Caller) -> None:
+        first, _, reader = begin(caller, words=1)
+        reader.close()
+        second, _, reader = begin(caller, words=1)
+        reader.close()
+        assert [state(caller, thread_id) for thread_id in (first, second)] == ["active", "active"]
+        wait_for(lambda: state(caller, first) is None and state(caller, second) is None, 10)
+        assert [reply(caller, thread_id).endswith(WHOLE) for thread_id in (first, second)] == [True, True]
+
+    def test_end_of_the_session_does_not_stop_it(self, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(demo, "SECONDS_PER_WORD", 0.03)
+        listed = caller.http.post(f"{caller.url}/api/chatkit/sessions", timeout=30).json()["data"]
+        caller.secret = listed["client_secret"]
+        thread_id, _, reader = begin(caller, words=1)
+        reader.close()
+        assert caller.http.delete(f"{caller.url}/api/chatkit/sessions/{listed['session_id']}", timeout=30).status_code == 200
+        assert caller.post("threads.list").status_code == 401
+        caller.refresh()
+        assert state(caller, thread_id) == "active"
+        wait_for(lambda: state(caller, thread_id) is None, 10)
+        assert reply(caller, thread_id).endswith(WHOLE)
+
+    def test_two_messages_at_once(self, caller: Caller) -> None:
+        """One of them is answered last, and the text of the others is kept."""
+        thread_id, _, reader = begin(caller, words=2)
+        reader.close()
+
+        def say(said: str) -> list[Any]:
+            tab = Caller(caller.url)
+            tab.secret = caller.secret
+            return tab.say(thread_id, said)
+
+        with ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(say, ["One", "Two"]))
+        assert sum(any(text.endswith(WHOLE) for text in texts(events)) for events in both) == 1
+        roles = self.roles(caller, thread_id)
+        assert (roles[:2], sorted(roles[2:])) == (["user", "assistant"], ["assistant", "user", "user"]) or roles == [
+            "user",
+            "assistant",
+        ] * 3

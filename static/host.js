@@ -487,7 +487,7 @@
         }
       };
       if (request.threadId) await (runs2 == null ? void 0 : runs2.beforeLoad(request.threadId));
-      if (isFollowed) runs2.leave();
+      if (isFollowed && !request.isAction) runs2.leave();
       const answer = withSecret(session3, send);
       const response = await (isFollowed ? untilAborted(answer, signal, (late) => abandon(session3, late)) : answer);
       if (!response.ok) {
@@ -617,7 +617,7 @@
     try {
       const { type, params } = JSON.parse(body);
       if (type === "threads.get_by_id") return { threadId: params.thread_id };
-      const turn = { isTurn: TURNS.includes(type), turnsThread: params.thread_id };
+      const turn = { isTurn: TURNS.includes(type), isAction: type === "threads.custom_action", turnsThread: params.thread_id };
       if (type !== "threads.create" && type !== "threads.add_user_message") return turn;
       return { message: messageText(params.input.content), ...turn };
     } catch {

@@ -14,6 +14,9 @@ class Buffer:
     the reply as far as it got.
     """
 
+    interrupted = False
+    """Whether the producer was cancelled because the process stops."""
+
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
         self._bytes = 0
@@ -23,8 +26,6 @@ class Buffer:
         self._room.set()
         self._reader: asyncio.Future[None] | None = None
         self._detached = False
-        self.interrupted = False
-        """Whether the producer was cancelled because the process stops."""
 
     def put(self, chunk: bytes) -> None:
         """Add a chunk without blocking."""

@@ -152,6 +152,17 @@ describe('a conversation with an active run', () => {
     expect(statuses).toEqual(['active', null])
   })
 
+  it('is still followed when an action is sent', async () => {
+    answer('GET /threads/thr_1/run', state('active'), state(null))
+    answer('POST ', () => json({}), stream('data: {}\n\n', 'end').respond)
+    await load()
+    const action = { type: 'threads.custom_action', params: { thread_id: 'thr_1', action: { type: 'press' } } }
+    await (await send(JSON.stringify(action))).text()
+    expect(statuses).toEqual(['active'])
+    await vi.advanceTimersByTimeAsync(1_100)
+    expect(statuses).toEqual(['active', null])
+  })
+
   it('is followed when the service is back', async () => {
     answer('GET /threads/thr_1/run', state('active'), lost, lost, () => json({}, 503), state('active'), state(null))
     answer('POST ', () => json({}))

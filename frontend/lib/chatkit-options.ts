@@ -82,7 +82,7 @@ function chatFetch(
       }
     }
     if (request.threadId) await runs?.beforeLoad(request.threadId)
-    if (isFollowed) runs.leave()
+    if (isFollowed && !request.isAction) runs.leave() // an action is answered beside the run
     const answer = withSecret(session, send)
     const response = await (isFollowed ? untilAborted(answer, signal, (late) => abandon(session, late)) : answer)
     if (!response.ok) {
@@ -237,6 +237,8 @@ interface ProtocolRequest {
   threadId?: string
   /** Whether the response is a stream. */
   isTurn?: boolean
+  /** Whether the turn is an action of a widget. */
+  isAction?: boolean
   /** The conversation that the turn is in, if it exists already. */
   turnsThread?: string
 }
@@ -255,7 +257,7 @@ async function readRequest(input: RequestInfo | URL, init?: RequestInit): Promis
   try {
     const { type, params } = JSON.parse(body)
     if (type === 'threads.get_by_id') return { threadId: params.thread_id }
-    const turn = { isTurn: TURNS.includes(type), turnsThread: params.thread_id }
+    const turn = { isTurn: TURNS.includes(type), isAction: type === 'threads.custom_action', turnsThread: params.thread_id }
     if (type !== 'threads.create' && type !== 'threads.add_user_message') return turn
     return { message: messageText(params.input.content), ...turn }
   } catch {

@@ -412,15 +412,18 @@ class TestErrors:
             expect(answer_to(page, "Lost?")).to_be_visible()
             assert not shown_error(page).count()
 
-    def test_process_dies_during_a_reply(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
+    def test_network_failure_during_a_reply(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         with selfhosted() as service:
             page = visitor.open(app.url)
             expect_ready(page)
             say(page, "Lost?")
             expect(page.get_by_role("log").locator(".assistant")).to_contain_text("I am")
-            for worker in psutil.Process(service.process.pid).children():
-                worker.kill()
-            notice = page.get_by_role("status", name="Response")
+            for process in [psutil.Process(service.process.pid), *psutil.Process(service.process.pid).children()]:
+                process.kill()
+            service.process.wait(10)
+        notice = page.get_by_role("status", name="Response")
+        expect(notice).to_have_text(self.NETWORK.removeprefix("Error: "))
+        with selfhosted():
             expect(notice).to_contain_text("The response was interrupted.", timeout=30_000)
             notice.get_by_role("button", name="Try again").click()
             expect(answer_to(page, "Lost?")).to_be_visible()

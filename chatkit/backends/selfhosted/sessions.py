@@ -85,8 +85,8 @@ _DELETE_OLD_USAGE = delete(UsageRow).where(
     )
 )
 _DELETE_OLD_RUNS = delete(ActiveRunRow).where(  # runs that end normally delete their rows
-    ActiveRunRow.thread_id.in_(
-        select(ActiveRunRow.thread_id)
+    ActiveRunRow.id.in_(
+        select(ActiveRunRow.id)
         .where(ActiveRunRow.started_at < bindparam("oldest"))
         .limit(PURGE_BATCH)
         .with_for_update(skip_locked=True)

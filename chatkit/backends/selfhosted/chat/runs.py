@@ -46,28 +46,31 @@ class Runs:
         self._running: dict[str, _Running] = {}
         self._next_heartbeat = 0.0
 
-    async def begin(self, thread_id: str, context: ChatContext) -> None:
-        """Make the current task the thread's active run. If there is another, stop it and wait until it has saved its text.
+    async def begin(self, thread_id: str, context: ChatContext, *, alone: bool) -> None:
+        """Make the current task an active run of the thread.
+
+        If it must be ``alone``, stop the others and wait until they have saved their text.
 
         Raises:
-            ServiceBusy: the other run does not end.
+            ServiceBusy: another run does not end.
             NotFoundError: the user has no such thread.
         """
+        if not context.run_id:
+            return
         task = cast("asyncio.Task[None]", asyncio.current_task())
         running = self._running[context.run_id] = _Running(context.user, task)
         loop = asyncio.get_running_loop()
-        began = seen_at = loop.time()
-        seen = None
-        while active := await self._store.begin_run(thread_id, context):
+        began = loop.time()
+        seen: dict[str, float] = {}
+        while others := await self._store.begin_run(thread_id, context, alone=alone):
             context.started()
             now = loop.time()
             if now - began > TAKEOVER_SECONDS:
-                raise ServiceBusy("the thread's active run does not end")
-            if active != seen:
-                seen, seen_at = active, now
-            elif now - seen_at > GRACE_SECONDS:
-                with suppress(NotFoundError):  # it has ended
-                    await self.stop(active, context.user)
+                raise ServiceBusy("an active run of the thread does not end")
+            for other in others:
+                if now - seen.setdefault(other, now) > GRACE_SECONDS:
+                    with suppress(NotFoundError):  # it has ended
+                        await self.stop(other, context.user)
             await asyncio.sleep(RETRY_SECONDS)
         running.is_stored = True
 
@@ -92,7 +95,7 @@ class Runs:
             running.stop()
 
     async def of_thread(self, thread_id: str, user: str) -> ActiveRun | None:
-        """Return the thread's active or interrupted run.
+        """Return an active or, if there is none, an interrupted run of the thread.
 
         Raises:
             NotFoundError: the user has no such thread.

@@ -218,21 +218,23 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
 
 
 async def _run_events(server: GuardedServer, request: Any, context: ChatContext) -> AsyncGenerator[ThreadStreamEvent]:
-    """Stream the events of a response, as the active run of its thread.
+    """Stream the events of a response, as an active run of its thread.
+
+    It stops other runs, except that a widget's action leaves them alone: it may only record something, such as a decision.
 
     Nothing is awaited between two events of a message, so cancellation always interrupts OpenAI's server, which then stores the
     partial message.
     """
     runs = server._chatkit_resources.runs
     if request.type != "threads.create":
-        await runs.begin(request.params.thread_id, context)
+        await runs.begin(request.params.thread_id, context, alone=request.type != "threads.custom_action")
     if request.type == "threads.retry_after_item":
         # The SDK would load all later items and delete them one by one.
         await server.store.delete_after(request.params.thread_id, request.params.item_id, context)
     async with aclosing(server._process_streaming_impl(request, context)) as events:
         async for event in events:
             if isinstance(event, ThreadCreatedEvent):
-                await runs.begin(event.thread.id, context)
+                await runs.begin(event.thread.id, context, alone=False)
             yield event
 
 

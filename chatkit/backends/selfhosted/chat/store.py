@@ -178,39 +178,30 @@ _SELECT_IMAGE_OWNER = select(_images.c.user_id, func.length(_images.c.data).labe
     _images.c.id == bindparam("image")
 )
 _is_active = _active_runs.c.heartbeat >= bindparam("oldest")
+_threads_runs = and_(_active_runs.c.thread_id == bindparam("thread"), _active_runs.c.user_id == _user)
 _own_run = and_(_active_runs.c.id == bindparam("run"), _active_runs.c.user_id == _user)
 _own_runs = and_(
     _active_runs.c.id.in_(bindparam("runs", expanding=True)), _active_runs.c.user_id.in_(bindparam("users", expanding=True))
 )
-_BEGIN_RUN = {  # does nothing if the thread has an active run
-    dialect_name: dialect.insert(_active_runs)
-    .on_conflict_do_update(
-        index_elements=["thread_id"],
-        set_={
-            name: dialect.insert(_active_runs).excluded[name] for name in ("id", "started_at", "heartbeat", "stop_requested")
-        },
-        where=and_(_active_runs.c.user_id == _user, _active_runs.c.heartbeat < bindparam("oldest")),
-    )
-    .returning(_active_runs.c.id)
-    for dialect_name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
-}
-_STOP_RUN = update(_active_runs).where(_own_run, _is_active).values(stop_requested=True)
-_SELECT_ACTIVE_RUN = select(_active_runs.c.id).where(
-    _active_runs.c.thread_id == bindparam("thread"), _active_runs.c.user_id == _user
-)
-_INTERRUPT_RUN = update(_active_runs).where(_own_run).values(heartbeat=0)
-_DELETE_RUN = delete(_active_runs).where(_own_run)
-_SELECT_THREADS_RUN = (
+_SELECT_THREADS_ACTIVE_RUNS = select(_active_runs.c.id).where(_threads_runs, _is_active)
+_DELETE_THREADS_RUNS = delete(_active_runs).where(_threads_runs)
+_INSERT_RUN = insert(_active_runs)
+_SELECT_RUN = (  # an active one, if there is one
     select(_active_runs.c.id, _active_runs.c.started_at, _active_runs.c.heartbeat)
     .select_from(_threads.outerjoin(_active_runs, _active_runs.c.thread_id == _threads.c.id))
     .where(_own_thread)
+    .order_by(_active_runs.c.heartbeat.desc())
+    .limit(1)
 )
+_STOP_RUN = update(_active_runs).where(_own_run, _is_active).values(stop_requested=True)
+_INTERRUPT_RUN = update(_active_runs).where(_own_run).values(heartbeat=0)
+_DELETE_RUN = delete(_active_runs).where(_own_run)
 _SELECT_ACTIVE_RUNS = select(_active_runs.c.id, _active_runs.c.user_id).where(_own_runs, ~_active_runs.c.stop_requested)
 # Skips rows that another transaction has locked, because two that lock several rows in different orders would wait for each
 # other. SQLite ignores this: it has no row locks.
 _BEAT = (
     update(_active_runs)
-    .where(_active_runs.c.thread_id.in_(select(_active_runs.c.thread_id).where(_own_runs).with_for_update(skip_locked=True)))
+    .where(_active_runs.c.id.in_(select(_active_runs.c.id).where(_own_runs).with_for_update(skip_locked=True)))
     .values(heartbeat=bindparam("now"))
 )
 
@@ -724,26 +715,27 @@ class SqlStore(Store[ChatContext]):
 
     # Active runs
 
-    async def begin_run(self, thread_id: str, context: ChatContext) -> str | None:
-        """Store the context's run as the thread's active run, unless there is another. Return the id of that.
+    async def begin_run(self, thread_id: str, context: ChatContext, *, alone: bool) -> list[str]:
+        """Store the context's run, unless it must be ``alone`` and the thread has active runs. Return the ids of those.
+
+        A run that is alone replaces the interrupted ones.
 
         Raises:
-            NotFoundError: the user has no such thread.
+            ThreadGone: the user has no such thread.
         """
         now = int(time.time())
-        run = {"thread_id": thread_id, "user_id": context.user, "id": context.run_id, "stop_requested": False}
-        params = {**run, "started_at": now, "heartbeat": now, "user": context.user, "oldest": now - STALE_SECONDS}
+        params = {"user": context.user, "thread": thread_id, "oldest": now - STALE_SECONDS}
+        row = {"id": context.run_id, "thread_id": thread_id, "user_id": context.user, "started_at": now, "heartbeat": now}
 
-        def work(connection: Connection) -> str | None:
-            if connection.execute(_BEGIN_RUN[connection.dialect.name], params).first():
-                return None
-            active: str = _one_or_not_found(connection.execute(_SELECT_ACTIVE_RUN, {"user": context.user, "thread": thread_id}))
-            return active
+        def work(connection: Connection) -> list[str]:
+            if alone:
+                if active := list(connection.execute(_SELECT_THREADS_ACTIVE_RUNS, params).scalars()):
+                    return active
+                connection.execute(_DELETE_THREADS_RUNS, params)
+            connection.execute(_INSERT_RUN, {**row, "stop_requested": False})
+            return []
 
-        try:
-            return await self._run(work)
-        except exc.IntegrityError as error:  # the foreign key
-            raise NotFoundError from error
+        return await self._write(thread_id, context, work)
 
     async def end_run(self, context: ChatContext, *, interrupted: bool) -> None:
         """Delete the context's run, or mark it as interrupted."""
@@ -751,13 +743,13 @@ class SqlStore(Store[ChatContext]):
         await self._run(lambda connection: connection.execute(_INTERRUPT_RUN if interrupted else _DELETE_RUN, params))
 
     async def load_run(self, thread_id: str, user: str) -> ActiveRun | None:
-        """Return the active or interrupted run of a thread.
+        """Return an active or, if there is none, an interrupted run of a thread.
 
         Raises:
             NotFoundError: the user has no such thread.
         """
         params = {"user": user, "thread": thread_id}
-        row = await self._run(lambda connection: connection.execute(_SELECT_THREADS_RUN, params).one_or_none())
+        row = await self._run(lambda connection: connection.execute(_SELECT_RUN, params).one_or_none())
         if row is None:
             raise NotFoundError
         return ActiveRun(row.id, row.started_at, row.heartbeat >= time.time() - STALE_SECONDS) if row.id else None

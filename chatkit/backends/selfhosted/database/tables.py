@@ -176,13 +176,13 @@ class ImageRow(Base):
 
 
 class ActiveRunRow(Base):
-    """The response that is being produced in a thread, or one that was interrupted. A thread has at most one."""
+    """A response that is being produced, or one that was interrupted."""
 
     __tablename__ = "chat_active_runs"
 
-    thread_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    thread_id: Mapped[str] = mapped_column(String(64))
     user_id: Mapped[str] = mapped_column(String(512))
-    id: Mapped[str] = mapped_column(String(64))
     started_at: Mapped[int] = mapped_column(BigInteger)  # Unix seconds
     heartbeat: Mapped[int] = mapped_column(BigInteger)  # Unix seconds; 0 if the run was interrupted
     stop_requested: Mapped[bool] = mapped_column(Boolean)
@@ -195,5 +195,5 @@ class ActiveRunRow(Base):
             ondelete="CASCADE",
             onupdate="CASCADE",
         ),
-        UniqueConstraint("id", name="uq_chat_active_runs_id"),
+        Index("ix_chat_active_runs_thread_id", "thread_id"),
     )

@@ -316,8 +316,11 @@ def test_a_retry_discards_what_is_pending(start: Start, fake_openai: FakeOpenAI,
     assert "b.txt" in executed[0]
 
 
-def test_a_thread_has_one_paused_run(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
+def test_a_thread_has_one_paused_run(
+    start: Start, fake_openai: FakeOpenAI, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two turns in one thread at once, as of a user with two tabs."""
+    monkeypatch.setattr("chatkit.backends.selfhosted.chat.runs.GRACE_SECONDS", 5)  # the second waits for the end of the first
     caller = start(f"{AGENTS}:careful")
     fake_openai.behaviour = streaming(says("Hello"), [0.7, *calling("pay", euros=11)])
     thread_id, _ = caller.create("Hi")

@@ -49,48 +49,48 @@ class TestRow:
     def test_thread_has_one_active_run(self, sql: SqlStore) -> None:
         thread_id, other = new_thread(sql), new_thread(sql)
         assert run(sql.load_run(thread_id, ADA.user)) is None
-        assert run(sql.begin_run(thread_id, context("run_1"))) is None
-        assert run(sql.begin_run(thread_id, context("run_2"))) == "run_1"
-        assert run(sql.begin_run(other, context("run_3"))) is None
+        assert run(sql.begin_run(thread_id, context("run_1"), alone=True)) == []
+        assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == ["run_1"]
+        assert run(sql.begin_run(other, context("run_3"), alone=True)) == []
         active = run(sql.load_run(thread_id, ADA.user))
         assert active
         assert (active.id, active.is_active, abs(active.started_at - time.time()) < 5) == ("run_1", True, True)
         run(sql.end_run(context("run_1"), interrupted=False))
         assert run(sql.load_run(thread_id, ADA.user)) is None
-        assert run(sql.begin_run(thread_id, context("run_2"))) is None
+        assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == []
 
     def test_run_without_heartbeats_is_interrupted_and_replaced(self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
         thread_id, now = new_thread(sql), int(time.time())
-        run(sql.begin_run(thread_id, context("run_1")))
+        run(sql.begin_run(thread_id, context("run_1"), alone=True))
         monkeypatch.setattr("time.time", lambda: now + store.STALE_SECONDS - 2)
         run(sql.beat(["run_1"], [ADA.user]))
         monkeypatch.setattr("time.time", lambda: now + 2 * store.STALE_SECONDS - 4)
         assert run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
-        assert run(sql.begin_run(thread_id, context("run_2"))) == "run_1"
+        assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == ["run_1"]
         monkeypatch.setattr("time.time", lambda: now + 2 * store.STALE_SECONDS)
         assert not run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
         with pytest.raises(NotFoundError):
             run(sql.stop_run("run_1", ADA.user))
-        assert run(sql.begin_run(thread_id, context("run_2"))) is None
+        assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == []
         assert run(sql.find_active(["run_1", "run_2"], [ADA.user])) == {("run_2", ADA.user)}
         run(sql.end_run(context("run_1"), interrupted=False))  # of the process that was only slow
         assert run(sql.load_run(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
 
     def test_run_marked_as_interrupted_is_replaced(self, sql: SqlStore) -> None:
         thread_id = new_thread(sql)
-        run(sql.begin_run(thread_id, context("run_1")))
+        run(sql.begin_run(thread_id, context("run_1"), alone=True))
         run(sql.end_run(context("run_1"), interrupted=True))
         assert not run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
-        assert run(sql.begin_run(thread_id, context("run_2"))) is None
+        assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == []
 
     def test_another_users_run_is_not_found(self, sql: SqlStore) -> None:
         thread_id = new_thread(sql)
-        run(sql.begin_run(thread_id, context("run_1")))
+        run(sql.begin_run(thread_id, context("run_1"), alone=True))
         attempts: list[Coroutine[Any, Any, Any]] = [
             sql.load_run(thread_id, EVE.user),
             sql.stop_run("run_1", EVE.user),
-            sql.begin_run(thread_id, context("run_2", EVE.user)),
-            sql.begin_run(new_thread(sql), context("run_2", EVE.user)),
+            sql.begin_run(thread_id, context("run_2", EVE.user), alone=True),
+            sql.begin_run(new_thread(sql), context("run_2", EVE.user), alone=True),
         ]
         for attempt in attempts:
             with pytest.raises(NotFoundError):
@@ -101,15 +101,27 @@ class TestRow:
         assert run(sql.find_active(["run_1"], [ADA.user])) == {("run_1", ADA.user)}
         assert run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
 
+    def test_run_beside_another(self, sql: SqlStore) -> None:
+        thread_id = new_thread(sql)
+        run(sql.begin_run(thread_id, context("run_1"), alone=True))
+        assert run(sql.begin_run(thread_id, context("run_2"), alone=False)) == []
+        assert sorted(run(sql.begin_run(thread_id, context("run_3"), alone=True))) == ["run_1", "run_2"]
+        run(sql.end_run(context("run_2"), interrupted=True))
+        assert run(sql.load_run(thread_id, ADA.user)).id == "run_1"  # type: ignore[union-attr]
+        run(sql.end_run(context("run_1"), interrupted=False))
+        interrupted = run(sql.load_run(thread_id, ADA.user))
+        assert interrupted
+        assert (interrupted.id, interrupted.is_active) == ("run_2", False)
+
     def test_begin_in_a_deleted_thread(self, sql: SqlStore) -> None:
         thread_id = new_thread(sql)
         run(sql.delete_thread(thread_id, ADA))
         with pytest.raises(NotFoundError):
-            run(sql.begin_run(thread_id, context("run_1")))
+            run(sql.begin_run(thread_id, context("run_1"), alone=True))
 
     def test_maintenance_deletes_rows_after_a_day(self, sql: SqlStore, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
         sessions = SessionStore(open_database(database), ttl=600)
-        run(sql.begin_run(new_thread(sql), context("run_1")))
+        run(sql.begin_run(new_thread(sql), context("run_1"), alone=True))
         now = time.time()
         for hours, left in ((23, 1), (25, 0)):
             monkeypatch.setattr("time.time", lambda hours=hours: now + hours * 3600)
@@ -119,7 +131,7 @@ class TestRow:
 
     def test_signing_in_interrupts_the_visitors_runs(self, sql: SqlStore, database: str) -> None:
         thread_id = new_thread(sql)
-        run(sql.begin_run(thread_id, context("run_1")))
+        run(sql.begin_run(thread_id, context("run_1"), alone=True))
         user = User("user", "ada")
         SessionStore(open_database(database), ttl=600).transfer_conversations(User("anonymous", "ada"), user)
         assert not run(sql.load_run(thread_id, user.id)).is_active  # type: ignore[union-attr]
@@ -147,7 +159,7 @@ class TestRuns:
         """A response, which takes a while to save its text when it is stopped."""
         mine = context(run_id)
         try:
-            await of.begin(thread_id, mine)
+            await of.begin(thread_id, mine, alone=True)
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             await asyncio.sleep(saving)
@@ -196,7 +208,7 @@ class TestRuns:
             first = asyncio.create_task(self.answer(here, thread_id, "run_1", saving=1))
             await asyncio.sleep(0.2)
             mine = context("run_2")
-            await elsewhere.begin(thread_id, mine)
+            await elsewhere.begin(thread_id, mine, alone=True)
             assert first.cancelled()
             assert (await here.of_thread(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
             await elsewhere.end(mine, interrupted=False)
@@ -209,14 +221,14 @@ class TestRuns:
         async def work(here: Runs, elsewhere: Runs) -> None:
             async def short() -> None:
                 mine = context("run_1")
-                await here.begin(thread_id, mine)
+                await here.begin(thread_id, mine, alone=True)
                 await asyncio.sleep(0.3)
                 await here.end(mine, interrupted=False)
 
             first = asyncio.create_task(short())
             await asyncio.sleep(0.1)
             mine = context("run_2")
-            await elsewhere.begin(thread_id, mine)
+            await elsewhere.begin(thread_id, mine, alone=True)
             await first  # it was not cancelled
             await elsewhere.end(mine, interrupted=False)
 
@@ -232,7 +244,7 @@ class TestRuns:
             first = asyncio.create_task(self.answer(here, thread_id, "run_1", saving=3))
             await asyncio.sleep(0.2)
             with pytest.raises(ServiceBusy):
-                await elsewhere.begin(thread_id, context("run_2"))
+                await elsewhere.begin(thread_id, context("run_2"), alone=True)
             await asyncio.wait({first})
 
         self.check(work, sql)
@@ -446,11 +458,14 @@ class TestWhileARunIsActive:
         assert self.roles(caller, thread_id) == ["user", "assistant"]
         assert reply(caller, thread_id).endswith(WHOLE)
 
-    def test_action_stops_it(self, caller: Caller) -> None:
-        thread_id, _, reader = begin(caller, words=8)
+    def test_action_is_answered_beside_it(self, caller: Caller) -> None:
+        thread_id, _, reader = begin(caller, words=20)
         reader.close()
         assert len(texts(list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION)))) == 1
+        assert state(caller, thread_id) == "active"
+        wait_for(lambda: state(caller, thread_id) is None, 10)
         assert self.roles(caller, thread_id) == ["user", "assistant", "assistant"]
+        assert reply(caller, thread_id).endswith(WHOLE)
 
     def test_deleting_the_thread_stops_it(self, caller: Caller) -> None:
         left = [begin(caller, words=1) for _ in range(5)]

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 @dataclass
 class _Running:
     user: str
+    thread_id: str
     task: asyncio.Task[None]
     is_stored: bool = False
 
@@ -58,7 +59,7 @@ class Runs:
         if not context.run_id:
             return
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        running = self._running[context.run_id] = _Running(context.user, task)
+        running = self._running[context.run_id] = _Running(context.user, thread_id, task)
         loop = asyncio.get_running_loop()
         began = loop.time()
         seen: dict[str, float] = {}
@@ -76,7 +77,11 @@ class Runs:
 
     async def end(self, context: ChatContext, *, interrupted: bool) -> None:
         """End the run of the current task, if it has one. If it was ``interrupted``, the page offers to repeat it."""
-        if self._running.pop(context.run_id, None) is None:
+        running = self._running.pop(context.run_id, None)
+        if running is None:
+            return
+        if not running.is_stored:
+            self._store.forget_run(running.thread_id, context)
             return
         try:
             await self._store.end_run(context, interrupted=interrupted)

@@ -742,6 +742,16 @@ class SqlStore(Store[ChatContext]):
         params = {"run": context.run_id, "user": context.user}
         await self._run(lambda connection: connection.execute(_INTERRUPT_RUN if interrupted else _DELETE_RUN, params))
 
+    def forget_run(self, thread_id: str, context: ChatContext) -> None:
+        """Delete the context's run without waiting, because the transaction that stores it may wait for a lock."""
+        params = {"run": context.run_id, "user": context.user, "thread": thread_id, "now": int(time.time())}
+
+        def work(connection: Connection) -> None:
+            connection.execute(_TOUCH_THREAD, params)  # waits for that transaction
+            connection.execute(_DELETE_RUN, params)
+
+        self.submit(work, database.WAIT_SECONDS)
+
     async def load_run(self, thread_id: str, user: str) -> ActiveRun | None:
         """Return an active or, if there is none, an interrupted run of a thread.
 

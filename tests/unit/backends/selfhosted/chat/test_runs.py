@@ -249,6 +249,24 @@ class TestRuns:
 
         self.check(work, sql)
 
+    def test_run_that_is_cancelled_while_it_begins_leaves_no_row(self, sql: SqlStore, database: str) -> None:
+        thread_id = new_thread(sql)
+
+        async def work(here: Runs, _elsewhere: Runs) -> None:
+            with create_engine(database).connect() as other:  # a writer, which the run has to wait for
+                other.execute(text("UPDATE chat_threads SET used_at = 0"))
+                task = asyncio.create_task(self.answer(here, thread_id, "run_1"))
+                await asyncio.sleep(0.3)
+                began = time.monotonic()
+                task.cancel()
+                await asyncio.wait({task})
+                assert time.monotonic() - began < 0.5, "it does not wait for the writer"
+                other.rollback()
+            await asyncio.sleep(1)
+            assert await here.of_thread(thread_id, ADA.user) is None
+
+        self.check(work, sql)
+
     def test_heartbeats_keep_a_run_active(self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.5)
         monkeypatch.setattr(store, "STALE_SECONDS", 3)

@@ -142,7 +142,7 @@ def test_page_offers_to_repeat_what_a_process_could_not_finish(tmp_path: Path, v
             expect(page.get_by_role("alert")).to_be_visible()  # the error event with which ChatKit offers the retry
             page.reload()
         expect(run_notice(page)).to_contain_text("The response was interrupted.", timeout=30_000)
-        assert shown(page) == stored(tmp_path, thread(page))
+        wait_for(lambda: shown(page) == stored(tmp_path, thread(page)))  # the notice comes first
         page.get_by_role("button", name="Try again").click()
         expect(page.get_by_role("log").locator(".assistant")).to_contain_text(WHOLE, timeout=30_000)
         expect(run_notice(page)).to_have_text("")

@@ -429,12 +429,12 @@ def test_threads_are_shared_by_processes(service: Service) -> None:
         alone.secret = caller.secret
         results.append(len(alone.items(thread_id).data))
 
-    readers = [threading.Thread(target=ask) for _ in range(20)]
+    readers = [threading.Thread(target=ask) for _ in range(10)]  # as many as a user may have at once
     for reader in readers:
         reader.start()
     for reader in readers:
         reader.join()
-    assert results == [2] * 20
+    assert results == [2] * 10
 
 
 def test_feedback_is_stored(tmp_path: Path) -> None:

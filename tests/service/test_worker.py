@@ -102,7 +102,7 @@ def test_more_connections_than_open_files(tmp_path: Path) -> None:
         time.sleep(3)
         size = len(service.log_so_far())
         with connect(service, b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") as sock:
-            sock.settimeout(2)
+            sock.settimeout(10)
             received = b""
             with suppress(TimeoutError):
                 received = sock.recv(65536)

@@ -90,11 +90,10 @@ def ending(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
 
 
 def chatting(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
-    bearer = {"Authorization": f"Bearer {me.secret}"}
     for body in protocol_attempts(me, victim):
-        yield {"method": "POST", "path": CHAT, "headers": bearer, "json": body}
+        yield {"method": "POST", "path": CHAT, "headers": bearer(me), "json": body}
     listing = {"type": "threads.list", "params": {}}
-    yield from variations("POST", CHAT, me, victim, headers=bearer, json=listing)
+    yield from variations("POST", CHAT, me, victim, headers=bearer(me), json=listing)
 
 
 def viewing(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
@@ -105,11 +104,23 @@ def viewing(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
         yield {"method": "GET", "path": f"{CHAT}/images/{IMAGE_ID}?{token}", "headers": me.headers}
 
 
-def about_runs(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
-    bearer = {"Authorization": f"Bearer {me.secret}"}
+def finding_runs(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
+    yield from with_any_id("GET", f"{CHAT}/threads/{{}}/run", me, victim)
+    yield from variations("GET", f"{CHAT}/threads/{victim.thread}/run", me, victim, headers=bearer(me))
+
+
+def stopping_runs(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
+    yield from with_any_id("DELETE", f"{CHAT}/runs/{{}}", me, victim)
+    yield from variations("DELETE", f"{CHAT}/runs/{victim.run}", me, victim, headers=bearer(me))
+
+
+def with_any_id(method: str, path: str, me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
     for theirs in (*victim.ids(), victim.run):
-        yield from variations("GET", f"{CHAT}/threads/{theirs}/run", me, victim, headers=bearer)
-        yield from variations("DELETE", f"{CHAT}/runs/{theirs}", me, victim, headers=bearer)
+        yield {"method": method, "path": path.format(theirs), "headers": bearer(me)}
+
+
+def bearer(user: ChatUser) -> dict[str, str]:
+    return {"Authorization": f"Bearer {user.secret}"}
 
 
 def checking(path: str) -> Callable[[ChatUser, ChatUser], Iterator[dict[str, Any]]]:
@@ -122,8 +133,8 @@ TABLE: dict[tuple[str, str], Callable[[ChatUser, ChatUser], Iterator[dict[str, A
     ("POST", CHAT): chatting,
     ("GET", f"{CHAT}/images/<image_id>"): viewing,
     ("GET", f"{CHAT}/composer"): checking(f"{CHAT}/composer"),
-    ("GET", f"{CHAT}/threads/<thread_id>/run"): about_runs,
-    ("DELETE", f"{CHAT}/runs/<run_id>"): about_runs,
+    ("GET", f"{CHAT}/threads/<thread_id>/run"): finding_runs,
+    ("DELETE", f"{CHAT}/runs/<run_id>"): stopping_runs,
     ("GET", "/"): checking("/"),
     ("GET", "/static/<path:filename>"): checking("/static/host.js"),
     ("GET", "/healthz"): checking("/healthz"),

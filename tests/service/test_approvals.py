@@ -16,8 +16,8 @@ from tests.support.service import Service
 
 
 def kill(service: Service) -> None:
-    """End all of its processes at once, without a word to any."""
-    for process in [*psutil.Process(service.process.pid).children(), psutil.Process(service.process.pid)]:
+    """Kill its processes, the master first, which would start another worker."""
+    for process in [psutil.Process(service.process.pid), *psutil.Process(service.process.pid).children()]:
         process.send_signal(signal.SIGKILL)
     service.process.wait(10)
 

@@ -401,7 +401,7 @@ def test_reply_is_kept_if_the_process_is_killed(tmp_path: Path) -> None:
             )
             history.append((time.monotonic(), shown))
         killed = time.monotonic()
-        for process in [*psutil.Process(service.process.pid).children(), psutil.Process(service.process.pid)]:
+        for process in [psutil.Process(service.process.pid), *psutil.Process(service.process.pid).children()]:
             process.send_signal(signal.SIGKILL)
         service.process.wait(10)
     thread_id = re.search(rb"thr_[0-9a-f]{32}", received)[0].decode()  # type: ignore[index]

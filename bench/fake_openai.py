@@ -22,6 +22,10 @@ MODELS: dict[str, Events] = {
 async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with suppress(OSError, asyncio.IncompleteReadError):
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        if head.startswith(b"get "):  # the models, at the start of a process
+            writer.write(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n{"data":[]}')
+            writer.close()
+            return
         body = await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
         events = MODELS.get(json.loads(body)["model"]) if b"/v1/responses" in head.split(b"\r\n")[0] else None
         if events is None:

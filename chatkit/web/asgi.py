@@ -224,7 +224,7 @@ class Adapter:
         """Cancel all deferred responses, because the process stops: replies are saved as far as they got."""
         for producer, buffer in self._producers.items():
             buffer.interrupted = True
-            _cancel(producer)
+            cancel_once(producer)
 
     @property
     def is_busy(self) -> bool:
@@ -383,7 +383,7 @@ class Adapter:
             if request.is_detachable:
                 buffer.detach()
             else:
-                _cancel(producer)
+                cancel_once(producer)
 
         watcher = asyncio.create_task(_on_disconnect(request.receive, leave))
         try:
@@ -430,7 +430,7 @@ async def _on_disconnect(receive: Receive, leave: Callable[[], None]) -> None:
     leave()
 
 
-def _cancel(producer: asyncio.Task[None]) -> None:
+def cancel_once(producer: asyncio.Task[None]) -> None:
     """Cancel a producer once: a second time would interrupt it while it saves the reply."""
     if not producer.cancelling():
         producer.cancel()

@@ -136,6 +136,19 @@ def works(kind: str, *phases: str, **fields: Any) -> Events:
     ]
 
 
+def streaming_until_cancelled(ended: list[float]) -> Behaviour:
+    """Stream 500 words in ten seconds. When the client disconnects, add the monotonic time to ``ended``."""
+    speak = streaming(says("word " * 500, pause=0.02))
+
+    def behave(handler: Handler) -> None:
+        try:
+            speak(handler)
+        except OSError:
+            ended.append(time.monotonic())
+
+    return behave
+
+
 def streaming(*turns: Events) -> Behaviour:
     """Respond to each call with the next of ``turns``, and repeat the last. A number is a pause in seconds.
 

@@ -15,7 +15,8 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from alembic.util import CommandError
-from sqlalchemy import Connection, Delete, Engine, bindparam, case, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Delete, Engine, bindparam, case, delete, insert, or_, select, update
+from sqlalchemy.orm import InstrumentedAttribute
 
 from chatkit.backends.interface import Session
 from chatkit.backends.selfhosted.database import engine as database
@@ -70,36 +71,21 @@ _DELETE_ITEM = delete(ItemRow).where(ItemRow.position == bindparam("item"))
 _END_SESSIONS = (
     update(SessionRow).where(SessionRow.user_id == bindparam("visitor"), SessionRow.expires_at > _now).values(expires_at=_now)
 )
-# Skips rows that another process is deleting or a request is using. SQLite ignores this: it has one writer and no row locks.
-_DELETE_EXPIRED_SESSIONS = delete(SessionRow).where(
-    SessionRow.id.in_(
-        select(SessionRow.id)
-        .where(SessionRow.expires_at < bindparam("oldest"))
-        .limit(PURGE_BATCH)
-        .with_for_update(skip_locked=True)
-    )
-)
-_DELETE_OLD_USAGE = delete(UsageRow).where(
-    UsageRow.position.in_(
-        select(UsageRow.position).where(UsageRow.day < bindparam("oldest")).limit(PURGE_BATCH).with_for_update(skip_locked=True)
-    )
-)
-_DELETE_OLD_RUNS = delete(ActiveRunRow).where(  # runs that end normally delete their rows
-    ActiveRunRow.id.in_(
-        select(ActiveRunRow.id)
-        .where(ActiveRunRow.started_at < bindparam("oldest"))
-        .limit(PURGE_BATCH)
-        .with_for_update(skip_locked=True)
-    )
-)
-_DELETE_UNUSED_THREADS = delete(ThreadRow).where(  # items and attachments cascade
-    ThreadRow.position.in_(
-        select(ThreadRow.position)
-        .where(ThreadRow.used_at < bindparam("oldest"))
-        .limit(PURGE_BATCH)
-        .with_for_update(skip_locked=True)
-    )
-)
+
+
+def _delete_batch(key: InstrumentedAttribute[Any], is_old: ColumnElement[bool]) -> Delete:
+    """Delete some of the rows that are old.
+
+    Skips rows that another process is deleting or a request is using. SQLite ignores this: it has one writer and no row locks.
+    """
+    return delete(key.class_).where(key.in_(select(key).where(is_old).limit(PURGE_BATCH).with_for_update(skip_locked=True)))
+
+
+_oldest: Any = bindparam("oldest")
+_DELETE_EXPIRED_SESSIONS = _delete_batch(SessionRow.id, SessionRow.expires_at < _oldest)
+_DELETE_OLD_USAGE = _delete_batch(UsageRow.position, UsageRow.day < _oldest)
+_DELETE_OLD_RUNS = _delete_batch(ActiveRunRow.id, ActiveRunRow.started_at < _oldest)  # runs that end normally delete their rows
+_DELETE_UNUSED_THREADS = _delete_batch(ThreadRow.position, ThreadRow.used_at < _oldest)  # what belongs to a thread cascades
 
 
 @contextmanager

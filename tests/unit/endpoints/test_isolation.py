@@ -195,7 +195,7 @@ def test_tenant_isolation(
     assert belongings() == before
     mine = chat(victim, {"type": "threads.get_by_id", "params": {"thread_id": victim.thread}})
     assert MARK in mine.text, "the check would find it"
-    assert MARK in me.client.get(ImageUrls(SECRET_KEY).make("", IMAGE_ID, victim.user)).text, "whoever has the URL sees it"
+    assert MARK in me.client.get(ImageUrls(SECRET_KEY).make("", IMAGE_ID, victim.user)).text, "the URL is sufficient"
 
 
 @pytest.mark.parametrize("attacker_is", KINDS)

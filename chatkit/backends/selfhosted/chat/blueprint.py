@@ -66,9 +66,7 @@ def blueprint(
     @bp.post(CHAT_PATH)
     def chat() -> Response:
         """Handle one ChatKit request. The bearer token is the secret of a live session."""
-        limits.count("requests")
-        session = session_of_request(sessions)
-        limits.count("requests", session.user)
+        session = session_of_request(sessions, limits)
         chat_request = _read()
         is_turn = _is_turn(chat_request)
         if is_turn:
@@ -144,15 +142,17 @@ def _is_turn(chat_request: Any) -> bool:
     return is_streaming_req(chat_request) or chat_request.type in ("input.transcribe", "threads.sync_custom_action")
 
 
-def session_of_request(sessions: SessionStore) -> LiveSession:
-    """Return the session whose secret is the request's bearer token.
+def session_of_request(sessions: SessionStore, limits: Limits) -> LiveSession:
+    """Return the session whose secret is the request's bearer token, after counting the request per address and user.
 
     Raises:
-        ApiError: there is no bearer token, or no live session that it belongs to.
+        ApiError: there is no bearer token, or no live session that it belongs to, or there were too many requests.
     """
+    limits.count("requests")
     scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
         raise ClientSecretMissing("no bearer token")
     session = sessions.find(secret.strip())
     logs.session_id.set(session.session_id)
+    limits.count("requests", session.user)
     return session

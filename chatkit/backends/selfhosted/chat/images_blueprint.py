@@ -19,7 +19,7 @@ MAX_SENDING_BYTES = 16 * MAX_IMAGE_BYTES  # in memory until their clients have r
 
 HEADERS = {
     "Cache-Control": f"private, max-age={URL_SECONDS}, immutable",
-    # For ChatKit's frame, whose origin is OpenAI's. Whoever has the URL may have the image.
+    # ChatKit's frame has OpenAI's origin. The signed URL is the only authorization.
     "Access-Control-Allow-Origin": "*",
     "Cross-Origin-Resource-Policy": "cross-origin",
     # For a browser that opens the URL as a page.

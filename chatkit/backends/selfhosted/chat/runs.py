@@ -16,6 +16,7 @@ from typing import cast
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.store import ActiveRun, SqlStore
 from chatkit.store import NotFoundError
+from chatkit.web.asgi import cancel_once
 from chatkit.web.errors import ServiceBusy
 
 POLL_SECONDS = 0.4
@@ -33,10 +34,6 @@ class _Running:
     thread_id: str
     task: asyncio.Task[None]
     is_stored: bool = False
-
-    def stop(self) -> None:
-        if not self.task.cancelling():  # a second time would interrupt it while it saves the message
-            self.task.cancel()
 
 
 class Runs:
@@ -97,7 +94,7 @@ class Runs:
         await self._store.stop_run(run_id, user)
         running = self._running.get(run_id)
         if running and running.user == user:
-            running.stop()
+            cancel_once(running.task)
 
     async def of_thread(self, thread_id: str, user: str) -> ActiveRun | None:
         """Return an active or, if there is none, an interrupted run of the thread.
@@ -124,7 +121,7 @@ class Runs:
         active = await self._store.find_active(stored, users)
         for run_id, running in stored.items():
             if (run_id, running.user) not in active:
-                running.stop()
+                cancel_once(running.task)
         now = asyncio.get_running_loop().time()
         if now >= self._next_heartbeat:
             await self._store.beat(stored, users)

@@ -54,9 +54,7 @@ def blueprint(runs: Runs, sessions: SessionStore, limits: Limits, concurrency: C
 
     def respond(id_: str, answer: Callable[[str], Awaitable[dict[str, Any] | None]]) -> Response:
         """Respond with what ``answer`` returns for the user of the session."""
-        limits.count("requests")
-        session = session_of_request(sessions)
-        limits.count("requests", session.user)
+        session = session_of_request(sessions, limits)
         if "\0" in id_:
             raise NotFound("an id contains a NUL")  # PostgreSQL rejects it
 

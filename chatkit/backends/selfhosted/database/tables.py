@@ -24,6 +24,17 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 _Position = BigInteger().with_variant(Integer, "sqlite")  # the only type that SQLite autoincrements
 
 
+def _thread_key(table: str) -> ForeignKeyConstraint:
+    """Delete the rows of ``table`` with their thread, and transfer them with it to another user."""
+    return ForeignKeyConstraint(
+        ["thread_id", "user_id"],
+        ["chat_threads.id", "chat_threads.user_id"],
+        name=f"fk_{table}_thread",
+        ondelete="CASCADE",
+        onupdate="CASCADE",
+    )
+
+
 class Base(DeclarativeBase):
     """The metadata that Alembic compares the database with."""
 
@@ -67,13 +78,7 @@ class ItemRow(Base):
     feedback: Mapped[str | None] = mapped_column(String(16))
 
     __table_args__ = (
-        ForeignKeyConstraint(
-            ["thread_id", "user_id"],
-            ["chat_threads.id", "chat_threads.user_id"],
-            name="fk_chat_items_thread",
-            ondelete="CASCADE",
-            onupdate="CASCADE",  # transferring a thread to another user transfers its items
-        ),
+        _thread_key("chat_items"),
         UniqueConstraint("thread_id", "id", name="uq_chat_items_thread_id_id"),
         Index("ix_chat_items_thread_id_position", "thread_id", "position"),
     )
@@ -88,13 +93,7 @@ class AttachmentRow(Base):
     data: Mapped[str] = mapped_column(Text)  # an Attachment as JSON
 
     __table_args__ = (
-        ForeignKeyConstraint(
-            ["thread_id", "user_id"],
-            ["chat_threads.id", "chat_threads.user_id"],
-            name="fk_chat_attachments_thread",
-            ondelete="CASCADE",
-            onupdate="CASCADE",
-        ),
+        _thread_key("chat_attachments"),
         Index("ix_chat_attachments_thread_id", "thread_id"),
     )
 
@@ -140,15 +139,7 @@ class PausedRunRow(Base):
     decisions: Mapped[str] = mapped_column(Text)  # PausedRun.decisions as JSON
     state: Mapped[str] = mapped_column(Text)  # the Agents SDK's RunState as JSON
 
-    __table_args__ = (
-        ForeignKeyConstraint(
-            ["thread_id", "user_id"],
-            ["chat_threads.id", "chat_threads.user_id"],
-            name="fk_chat_paused_runs_thread",
-            ondelete="CASCADE",
-            onupdate="CASCADE",
-        ),
-    )
+    __table_args__ = (_thread_key("chat_paused_runs"),)
 
 
 class ImageRow(Base):
@@ -164,13 +155,7 @@ class ImageRow(Base):
     data: Mapped[bytes] = mapped_column(LargeBinary)
 
     __table_args__ = (
-        ForeignKeyConstraint(
-            ["thread_id", "user_id"],
-            ["chat_threads.id", "chat_threads.user_id"],
-            name="fk_chat_images_thread",
-            ondelete="CASCADE",
-            onupdate="CASCADE",
-        ),
+        _thread_key("chat_images"),
         UniqueConstraint("thread_id", "item_id", name="uq_chat_images_thread_id_item_id"),
     )
 
@@ -188,12 +173,6 @@ class ActiveRunRow(Base):
     stop_requested: Mapped[bool] = mapped_column(Boolean)
 
     __table_args__ = (
-        ForeignKeyConstraint(
-            ["thread_id", "user_id"],
-            ["chat_threads.id", "chat_threads.user_id"],
-            name="fk_chat_active_runs_thread",
-            ondelete="CASCADE",
-            onupdate="CASCADE",
-        ),
+        _thread_key("chat_active_runs"),
         Index("ix_chat_active_runs_thread_id", "thread_id"),
     )

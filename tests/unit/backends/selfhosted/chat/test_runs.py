@@ -26,8 +26,7 @@ from chatkit.web.errors import ServiceBusy
 from tests.support.applications import Start
 from tests.support.chat import Caller, deltas, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
-from tests.support.fake_server import Handler
-from tests.support.responses_api import says, streaming
+from tests.support.responses_api import streaming_until_cancelled
 from tests.support.store import ADA, EVE, IMAGE_URLS, new_thread, run
 from tests.support.waiting import wait_for
 
@@ -390,15 +389,7 @@ class TestStop:
     def test_model_sees_it_within_a_second(self, start: Start, fake_openai: FakeOpenAI) -> None:
         caller = start("simple")
         ended: list[float] = []
-        speak = streaming(says("word " * 500, pause=0.02))
-
-        def behave(handler: Handler) -> None:
-            try:
-                speak(handler)
-            except OSError:
-                ended.append(time.monotonic())
-
-        fake_openai.behaviour = behave
+        fake_openai.behaviour = streaming_until_cancelled(ended)
         thread_id, run_id, reader = begin(caller)
         reader.close()
         time.sleep(0.5)

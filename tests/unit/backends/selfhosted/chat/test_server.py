@@ -16,10 +16,9 @@ from tests.support.agents_under_test import seen, spoken
 from tests.support.applications import MakeApp, Start
 from tests.support.chat import Caller, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
-from tests.support.fake_server import Handler
 from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
-from tests.support.responses_api import asked, calls, draws, says, streaming
+from tests.support.responses_api import asked, calls, draws, says, streaming, streaming_until_cancelled
 
 SERVERS = "tests.support.servers_under_test"
 ACTION = {"type": "press", "payload": {"button": "red"}}
@@ -228,15 +227,7 @@ def test_disconnect_cancels_the_response(start: Start) -> None:
 def test_disconnect_cancels_the_model_call(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{SERVERS}:Plain")
     ended: list[float] = []
-    speak = streaming(says("word " * 500, pause=0.02))
-
-    def behave(handler: Handler) -> None:
-        try:
-            speak(handler)
-        except OSError:
-            ended.append(time.monotonic())
-
-    fake_openai.behaviour = behave
+    fake_openai.behaviour = streaming_until_cancelled(ended)
     _, stream = read_words(caller, "Hello", 5)
     left = time.monotonic()
     stream.close()

@@ -199,7 +199,7 @@ def store(database: str) -> SqlStore:
 
 @pytest.mark.parametrize("first_words_are_stored", [True, False])
 @pytest.mark.parametrize("renamed", ["before", "after", "never"])
-def test_whoever_is_first(store: SqlStore, renamed: str, first_words_are_stored: bool) -> None:
+def test_rename_wins_in_any_order(store: SqlStore, renamed: str, first_words_are_stored: bool) -> None:
     """The model's title, that of the user in another request, and a save of the response with the first words."""
     context, page = of("anonymous:ada"), of("anonymous:ada")
     thread = ThreadMetadata(id=store.generate_thread_id(context), created_at=MOMENT)

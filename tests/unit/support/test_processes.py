@@ -13,6 +13,7 @@ from tests.support.service import PROJECT
 
 STARTING = """
 import signal
+import time
 
 from tests.support.service import Service
 
@@ -21,7 +22,8 @@ service = Service()
 print(service.process.pid, flush=True)
 with service:
     print("started", flush=True)
-    input()
+    for _ in range(600):
+        time.sleep(0.1)  # not one blocking call: a signal just before that would not interrupt it
 """
 
 
@@ -31,7 +33,6 @@ def test_interrupted_run_ends_its_services(sign: signal.Signals, started: bool) 
     with subprocess.Popen(
         [sys.executable, "-c", STARTING],
         cwd=PROJECT,
-        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -31,9 +31,7 @@ log = logging.getLogger(__name__)
 @dataclass
 class _Running:
     user: str
-    thread_id: str
     task: asyncio.Task[None]
-    is_stored: bool = False
 
 
 class Runs:
@@ -55,8 +53,6 @@ class Runs:
         """
         if not context.run_id:
             return
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        running = self._running[context.run_id] = _Running(context.user, thread_id, task)
         loop = asyncio.get_running_loop()
         began = loop.time()
         seen: dict[str, float] = {}
@@ -70,15 +66,16 @@ class Runs:
                     with suppress(NotFoundError):  # it has ended
                         await self.stop(other, context.user)
             await asyncio.sleep(RETRY_SECONDS)
-        running.is_stored = True
+        self.begun(context)
+
+    def begun(self, context: ChatContext) -> None:
+        """Watch the context's run, which is stored, as the current task."""
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._running[context.run_id] = _Running(context.user, task)
 
     async def end(self, context: ChatContext, *, interrupted: bool) -> None:
         """End the run of the current task, if it has one. If it was ``interrupted``, the page offers to repeat it."""
-        running = self._running.pop(context.run_id, None)
-        if running is None:
-            return
-        if not running.is_stored:
-            self._store.forget_run(running.thread_id, context)
+        if self._running.pop(context.run_id, None) is None:
             return
         try:
             await self._store.end_run(context, interrupted=interrupted)
@@ -114,15 +111,15 @@ class Runs:
                 log.warning("the active runs could not be checked (%s)", type(error).__name__)
 
     async def _check(self) -> None:
-        stored = {run_id: running for run_id, running in self._running.items() if running.is_stored}
-        if not stored:
+        watched = dict(self._running)
+        if not watched:
             return
-        users = {running.user for running in stored.values()}
-        active = await self._store.find_active(stored, users)
-        for run_id, running in stored.items():
+        users = {running.user for running in watched.values()}
+        active = await self._store.find_active(watched, users)
+        for run_id, running in watched.items():
             if (run_id, running.user) not in active:
                 cancel_once(running.task)
         now = asyncio.get_running_loop().time()
         if now >= self._next_heartbeat:
-            await self._store.beat(stored, users)
+            await self._store.beat(watched, users)
             self._next_heartbeat = now + HEARTBEAT_SECONDS

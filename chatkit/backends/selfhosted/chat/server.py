@@ -234,7 +234,7 @@ async def _run_events(server: GuardedServer, request: Any, context: ChatContext)
     async with aclosing(server._process_streaming_impl(request, context)) as events:
         async for event in events:
             if isinstance(event, ThreadCreatedEvent):
-                await runs.begin(event.thread.id, context, alone=False)
+                runs.begun(context)  # stored with the thread
             yield event
 
 

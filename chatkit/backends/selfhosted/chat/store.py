@@ -324,10 +324,18 @@ class SqlStore(Store[ChatContext]):
 
         return self._executor.submit(transaction)
 
-    async def _run(self, work: Callable[[Connection], Result], seconds: float | None = None) -> Result:
+    async def _run(
+        self,
+        work: Callable[[Connection], Result],
+        seconds: float | None = None,
+        undo: Callable[[Connection], Any] | None = None,
+    ) -> Result:
         """Submit ``work`` and await it.
 
-        ``seconds``, by default ``WAIT_SECONDS``, limits the time for the thread and for locks together.
+        Args:
+            work: runs in a transaction on another thread.
+            seconds: limits the time for the thread and for locks together, by default to ``WAIT_SECONDS``.
+            undo: runs in a transaction after that of ``work``, if this is cancelled. Nobody waits for it.
 
         Raises:
             sqlalchemy.exc.TimeoutError: no thread was free in time, because the database is slow.
@@ -339,13 +347,21 @@ class SqlStore(Store[ChatContext]):
             await asyncio.wait([result], timeout=seconds)
         except asyncio.CancelledError:
             result.cancel()
+            if undo:
+                future.add_done_callback(lambda _: self.submit(undo, database.WAIT_SECONDS))
             raise
         if future.cancel():
             raise exc.TimeoutError("no thread was free for a database call")
         return await result
 
-    async def _write(self, thread_id: str, context: ChatContext, work: Callable[[Connection], Result]) -> Result:
-        """Run ``work`` in a transaction that locks the thread.
+    async def _write(
+        self,
+        thread_id: str,
+        context: ChatContext,
+        work: Callable[[Connection], Result],
+        undo: Callable[[Connection], Any] | None = None,
+    ) -> Result:
+        """Run ``work`` in a transaction that locks the thread. ``undo`` is that of ``_run``.
 
         Raises:
             ThreadGone: the user has no such thread.
@@ -359,7 +375,7 @@ class SqlStore(Store[ChatContext]):
             return work(connection)
 
         try:
-            return await self._run(touch_and_work)
+            return await self._run(touch_and_work, undo=undo)
         except ThreadGone:
             log.info("a thread that does not exist (any more) can't be changed")
             raise
@@ -387,6 +403,8 @@ class SqlStore(Store[ChatContext]):
 
         For example, a user can rename a thread while a response to it is streamed. Changes that a tool makes to ``thread``
         during the save are kept, and stored by the next one.
+
+        The context's run is stored together with the new thread that it begins in, which is the first that the request knows.
         """
         async with context.saving_thread:
             await self._save_thread(thread, context)
@@ -395,10 +413,13 @@ class SqlStore(Store[ChatContext]):
         params = {"user": context.user, "thread": thread.id, "now": int(time.time())}
         mine = thread.model_copy(deep=True)
         objects = context.threads.get(thread.id)
+        begins_run = bool(context.run_id) and len(context.threads) == 1
 
         def add(connection: Connection) -> ThreadMetadata:
             new = {"id": thread.id, "user_id": context.user, "data": _thread_data(mine), "used_at": params["now"]}
             connection.execute(_INSERT_THREAD[connection.dialect.name], new)
+            if begins_run:
+                connection.execute(_INSERT_RUN, _run_row(thread.id, context))
             return mine
 
         def change(connection: Connection) -> ThreadMetadata:
@@ -408,7 +429,7 @@ class SqlStore(Store[ChatContext]):
             return changed
 
         if objects == []:
-            written = await self._run(add)
+            written = await self._run(add, undo=self._end_run(context) if begins_run else None)
         else:
             # An object without an entry is a copy; its base is the state that this request loaded first.
             known = next((known for loaded, known in objects if loaded is thread), objects[0][1]) if objects else None
@@ -723,34 +744,26 @@ class SqlStore(Store[ChatContext]):
         Raises:
             ThreadGone: the user has no such thread.
         """
-        now = int(time.time())
-        params = {"user": context.user, "thread": thread_id, "oldest": now - STALE_SECONDS}
-        row = {"id": context.run_id, "thread_id": thread_id, "user_id": context.user, "started_at": now, "heartbeat": now}
+        params = {"user": context.user, "thread": thread_id, "oldest": int(time.time()) - STALE_SECONDS}
 
         def work(connection: Connection) -> list[str]:
             if alone:
                 if active := list(connection.execute(_SELECT_THREADS_ACTIVE_RUNS, params).scalars()):
                     return active
                 connection.execute(_DELETE_THREADS_RUNS, params)
-            connection.execute(_INSERT_RUN, {**row, "stop_requested": False})
+            connection.execute(_INSERT_RUN, _run_row(thread_id, context))
             return []
 
-        return await self._write(thread_id, context, work)
+        return await self._write(thread_id, context, work, undo=self._end_run(context))
 
     async def end_run(self, context: ChatContext, *, interrupted: bool) -> None:
         """Delete the context's run, or mark it as interrupted."""
+        await self._run(self._end_run(context, interrupted=interrupted))
+
+    @staticmethod
+    def _end_run(context: ChatContext, *, interrupted: bool = False) -> Callable[[Connection], Any]:
         params = {"run": context.run_id, "user": context.user}
-        await self._run(lambda connection: connection.execute(_INTERRUPT_RUN if interrupted else _DELETE_RUN, params))
-
-    def forget_run(self, thread_id: str, context: ChatContext) -> None:
-        """Delete the context's run without waiting, because the transaction that stores it may wait for a lock."""
-        params = {"run": context.run_id, "user": context.user, "thread": thread_id, "now": int(time.time())}
-
-        def work(connection: Connection) -> None:
-            connection.execute(_TOUCH_THREAD, params)  # waits for that transaction
-            connection.execute(_DELETE_RUN, params)
-
-        self.submit(work, database.WAIT_SECONDS)
+        return lambda connection: connection.execute(_INTERRUPT_RUN if interrupted else _DELETE_RUN, params)
 
     async def load_run(self, thread_id: str, user: str) -> ActiveRun | None:
         """Return an active or, if there is none, an interrupted run of a thread.
@@ -811,6 +824,12 @@ class SqlStore(Store[ChatContext]):
 def _read_image(connection: Connection, image_id: str, user: str) -> Image | None:
     row = connection.execute(_SELECT_IMAGE, {"image": image_id, "user": user}).one_or_none()
     return Image(row.media_type, row.data) if row else None
+
+
+def _run_row(thread_id: str, context: ChatContext) -> dict[str, Any]:
+    now = int(time.time())
+    row = {"id": context.run_id, "thread_id": thread_id, "user_id": context.user}
+    return {**row, "started_at": now, "heartbeat": now, "stop_requested": False}
 
 
 def _discard_run(connection: Connection, thread_id: str, context: ChatContext) -> list[str]:

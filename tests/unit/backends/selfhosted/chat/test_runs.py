@@ -13,6 +13,7 @@ from urllib.parse import quote
 import pytest
 import requests
 from chatkit.store import NotFoundError
+from chatkit.types import ThreadMetadata
 from sqlalchemy import create_engine, text
 
 from chatkit.backends.selfhosted.chat import demo, runs, store
@@ -27,7 +28,7 @@ from tests.support.applications import Start
 from tests.support.chat import Caller, deltas, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.responses_api import streaming_until_cancelled
-from tests.support.store import ADA, EVE, IMAGE_URLS, new_thread, run
+from tests.support.store import ADA, EVE, IMAGE_URLS, MOMENT, new_thread, run
 from tests.support.waiting import wait_for
 
 ACTION = {"type": "press", "payload": {}}
@@ -111,6 +112,16 @@ class TestRow:
         interrupted = run(sql.load_run(thread_id, ADA.user))
         assert interrupted
         assert (interrupted.id, interrupted.is_active) == ("run_2", False)
+
+    def test_run_begins_with_the_thread_that_its_request_creates(self, sql: SqlStore) -> None:
+        mine = context("run_1")
+        thread_id, later = new_thread(sql, mine), new_thread(sql, mine)
+        assert run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
+        assert run(sql.load_run(later, ADA.user)) is None, "a thread that a tool creates"
+        assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == ["run_1"]
+        other_request = context("run_3")
+        run(sql.load_thread(thread_id, other_request))
+        assert run(sql.load_run(new_thread(sql, other_request), ADA.user)) is None
 
     def test_begin_in_a_deleted_thread(self, sql: SqlStore) -> None:
         thread_id = new_thread(sql)
@@ -263,6 +274,25 @@ class TestRuns:
                 other.rollback()
             await asyncio.sleep(1)
             assert await here.of_thread(thread_id, ADA.user) is None
+
+        self.check(work, sql)
+
+    def test_run_that_is_cancelled_while_its_thread_is_created_leaves_no_row(self, sql: SqlStore, database: str) -> None:
+        mine = context("run_1")
+        thread = ThreadMetadata(id=sql.generate_thread_id(mine), created_at=MOMENT)
+
+        async def work(_here: Runs, _elsewhere: Runs) -> None:
+            with create_engine(database).connect() as other:  # a writer, which the new thread has to wait for
+                lock = "LOCK TABLE chat_active_runs" if "postgresql" in database else "UPDATE chat_threads SET used_at = 0"
+                other.execute(text(lock))
+                task = asyncio.create_task(sql.save_thread(thread, mine))
+                await asyncio.sleep(0.3)
+                task.cancel()
+                await asyncio.wait({task})
+                other.rollback()
+            await asyncio.sleep(1)
+            assert await sql.load_thread(thread.id, ADA), "it was too late to prevent that"
+            assert await sql.load_run(thread.id, ADA.user) is None
 
         self.check(work, sql)
 

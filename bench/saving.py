@@ -1,6 +1,6 @@
 """The cost of saving: streams with drafts and active runs, beside streams without, and beside OpenAI's starter design.
 
-``python -m bench.saving`` measures them in turn, several times, and prints the ratios of the medians.
+``python -m bench.saving`` measures them in turn, several times, and prints the medians of the ratios.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import tempfile
+from contextlib import ExitStack
 
 from bench.server import Server, postgres, running
 from bench.streams import OURS, PEER, STREAMS_PER_USER, measure
@@ -15,8 +16,8 @@ from tests.support.load import Visitor, create_visitors
 from tests.support.service import environment
 
 STREAMS = 100
-ROUNDS = 3
-SECONDS = 12
+ROUNDS = 7
+SECONDS = 5
 SECONDS_PER_WORD = 0.4  # a stream of ten words is saved four times
 UNSAVED = [*OURS[:-1], "bench.unsaved_app:app"]
 
@@ -28,24 +29,25 @@ def visitors(server: Server, command: list[str]) -> list[Visitor]:
 
 
 def compare(database: str) -> None:
+    """Measure the designs in short rounds, one after another, because the speed of a shared machine changes by the minute."""
     designs = {"with saving": OURS, "without": UNSAVED, "starter design": PEER}
-    results: dict[str, list[tuple[float, float]]] = {name: [] for name in designs}
-    for _ in range(ROUNDS):
-        for name, command in designs.items():
-            variables = environment(
-                CHATKIT_BACKEND="selfhosted",
-                DATABASE_URL=database,
-                WEB_CONCURRENCY="2",
-                BENCH_SECONDS_PER_WORD=str(SECONDS_PER_WORD),
-            )
-            with running(command, variables) as server:
-                server.wait()
-                print(f"  {name}", flush=True)
-                results[name].append(measure(server, visitors(server, command), SECONDS))
-    medians = {name: [statistics.median(values) for values in zip(*rounds, strict=True)] for name, rounds in results.items()}
-    cpu, first = medians.pop("with saving")
-    for name, (other_cpu, other_first) in medians.items():
-        print(f"  with saving / {name}: CPU {cpu / other_cpu:.2f}, first event {first / other_first:.2f}")
+    variables = environment(
+        CHATKIT_BACKEND="selfhosted", DATABASE_URL=database, WEB_CONCURRENCY="2", BENCH_SECONDS_PER_WORD=str(SECONDS_PER_WORD)
+    )
+    rounds: list[dict[str, tuple[float, float]]] = []
+    with ExitStack() as stack:
+        servers = {name: stack.enter_context(running(command, variables)) for name, command in designs.items()}
+        readers = {}
+        for name, server in servers.items():
+            server.wait()
+            readers[name] = visitors(server, designs[name])
+        for number in range(ROUNDS):
+            print(f"  round {number + 1}: {', '.join(designs)}", flush=True)
+            rounds.append({name: measure(server, readers[name], SECONDS) for name, server in servers.items()})
+    for other in ("without", "starter design"):
+        ratios = [[mine / its for mine, its in zip(each["with saving"], each[other], strict=True)] for each in rounds]
+        cpu, first = (statistics.median(values) for values in zip(*ratios, strict=True))
+        print(f"  with saving / {other}, median of {ROUNDS} rounds: CPU {cpu:.2f}, first event {first:.2f}")
 
 
 def main() -> None:

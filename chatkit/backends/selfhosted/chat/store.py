@@ -12,8 +12,9 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -119,8 +120,9 @@ _INSERT_THREAD = {
     ),
     "postgresql": insert(_threads),
 }
-_UPDATE_THREAD = update(_threads).where(_own_thread).values(data=bindparam("new_data"), used_at=bindparam("now"))
+_UPDATE_THREAD = update(_threads).where(_own_thread).values(data=bindparam("new_data"))
 _TOUCH_THREAD = update(_threads).where(_own_thread).values(used_at=bindparam("now"))
+_TOUCH_AND_SELECT_THREAD = _TOUCH_THREAD.returning(_threads.c.data)
 _DELETE_THREAD = delete(_threads).where(_own_thread)
 _SELECT_ITEM = select(_items.c.data).where(_own_item)
 _SAVE_ITEM = {  # an upsert that keeps the position; SQLAlchemy has one for each dialect
@@ -374,11 +376,31 @@ class SqlStore(Store[ChatContext]):
                 raise ThreadGone
             return work(connection)
 
-        try:
+        with _gone_threads_logged():
             return await self._run(touch_and_work, undo=undo)
-        except ThreadGone:
-            log.info("a thread that does not exist (any more) can't be changed")
-            raise
+
+    async def _change(
+        self, thread_id: str, context: ChatContext, change: Callable[[ThreadMetadata], ThreadMetadata]
+    ) -> ThreadMetadata:
+        """Store the changed thread in a transaction that locks the thread, and return it.
+
+        Raises:
+            ThreadGone: the user has no such thread.
+        """
+        params = {"user": context.user, "thread": thread_id, "now": int(time.time())}
+
+        def work(connection: Connection) -> ThreadMetadata:
+            data = connection.execute(_TOUCH_AND_SELECT_THREAD, params).scalar_one_or_none()
+            if data is None:
+                raise ThreadGone
+            stored = _read_thread(data)
+            changed = change(stored)
+            if changed is not stored:
+                connection.execute(_UPDATE_THREAD, {**params, "new_data": _thread_data(changed)})
+            return changed
+
+        with _gone_threads_logged():
+            return await self._run(work)
 
     # Identifiers: 122 random bits; the SDK's own have 32
 
@@ -410,30 +432,26 @@ class SqlStore(Store[ChatContext]):
             await self._save_thread(thread, context)
 
     async def _save_thread(self, thread: ThreadMetadata, context: ChatContext) -> None:
-        params = {"user": context.user, "thread": thread.id, "now": int(time.time())}
         mine = thread.model_copy(deep=True)
         objects = context.threads.get(thread.id)
         begins_run = bool(context.run_id) and len(context.threads) == 1
 
         def add(connection: Connection) -> ThreadMetadata:
-            new = {"id": thread.id, "user_id": context.user, "data": _thread_data(mine), "used_at": params["now"]}
+            new = {"id": thread.id, "user_id": context.user, "data": _thread_data(mine), "used_at": int(time.time())}
             connection.execute(_INSERT_THREAD[connection.dialect.name], new)
             if begins_run:
                 connection.execute(_INSERT_RUN, _run_row(thread.id, context))
             return mine
 
-        def change(connection: Connection) -> ThreadMetadata:
-            stored = _read_thread(_one_or_not_found(connection.execute(_SELECT_THREAD, params)))
-            changed = stored.model_copy(update=_merge(mine, known, stored)) if known else mine
-            connection.execute(_UPDATE_THREAD, {**params, "new_data": _thread_data(changed)})
-            return changed
+        def change(stored: ThreadMetadata) -> ThreadMetadata:
+            return stored.model_copy(update=_merge(mine, known, stored)) if known else mine
 
         if objects == []:
             written = await self._run(add, undo=self._end_run(context) if begins_run else None)
         else:
             # An object without an entry is a copy; its base is the state that this request loaded first.
             known = next((known for loaded, known in objects if loaded is thread), objects[0][1]) if objects else None
-            written = await self._write(thread.id, context, change)
+            written = await self._change(thread.id, context, change)
         for name, value in _merge(thread, mine, written).items():
             setattr(thread, name, value)
         others = [pair for pair in objects or () if pair[0] is not thread]
@@ -444,18 +462,12 @@ class SqlStore(Store[ChatContext]):
 
         ``thread`` and other objects of this request get the stored title, so that its later saves do not change it.
         """
-        params = {"user": context.user, "thread": thread.id}
 
-        def replace(connection: Connection) -> str | None:
-            stored = _read_thread(_one_or_not_found(connection.execute(_SELECT_THREAD, params)))
-            if stored.title not in (None, old):
-                return stored.title
-            renamed = _thread_data(stored.model_copy(update={"title": new}))
-            connection.execute(_UPDATE_THREAD, {**params, "new_data": renamed, "now": int(time.time())})
-            return new
+        def replace(stored: ThreadMetadata) -> ThreadMetadata:
+            return stored.model_copy(update={"title": new}) if stored.title in (None, old) else stored
 
         async with context.saving_thread:
-            title = await self._write(thread.id, context, replace)
+            title = (await self._change(thread.id, context, replace)).title
             known_objects = context.threads.get(thread.id, [])
             for mine in (thread, *(loaded for loaded, _known in known_objects)):
                 if mine.title in (None, old):
@@ -819,6 +831,15 @@ class SqlStore(Store[ChatContext]):
     async def delete_attachment(self, attachment_id: str, context: ChatContext) -> None:
         params = {"user": context.user, "attachment": attachment_id}
         await self._run(lambda connection: _require_match(connection.execute(_DELETE_ATTACHMENT, params)))
+
+
+@contextmanager
+def _gone_threads_logged() -> Iterator[None]:
+    try:
+        yield
+    except ThreadGone:
+        log.info("a thread that does not exist (any more) can't be changed")
+        raise
 
 
 def _read_image(connection: Connection, image_id: str, user: str) -> Image | None:

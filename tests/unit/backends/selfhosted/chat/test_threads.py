@@ -209,8 +209,8 @@ def test_lock_is_kept_while_the_title_is_saved(start: Start, fake_openai: FakeOp
     """A tool changes the thread while the title is being written to a slow database."""
     run = SqlStore._run
 
-    async def slow(self: SqlStore, work: Any) -> Any:
-        result = await run(self, work)
+    async def slow(self: SqlStore, work: Any, **options: Any) -> Any:
+        result = await run(self, work, **options)
         await asyncio.sleep(0.3)
         return result
 
@@ -372,9 +372,9 @@ def test_retry_deletes_later_items_in_one_transaction(
     first = caller.items(thread_id, order="asc").data[0]
     runs, run = [], SqlStore._run
 
-    async def counting(self: SqlStore, work: Any) -> Any:
+    async def counting(self: SqlStore, work: Any, **options: Any) -> Any:
         runs.append(work)
-        return await run(self, work)
+        return await run(self, work, **options)
 
     monkeypatch.setattr(SqlStore, "_run", counting)
     list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=first.id))

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import sys
 import termios
 from collections import Counter
@@ -205,6 +206,20 @@ class Worker(_Worker):  # type: ignore[misc]
         # asyncio would reduce the backlog to 100, and connections of a burst would then wait for seconds.
         self.loop.create_server = partial(self.loop.create_server, backlog=self.cfg.backlog)
         self.loop.set_exception_handler(self._log_loop_error)
+
+    def init_signals(self) -> None:
+        """Also handle the signals that came since the fork.
+
+        Until here, the handler is the master's. It puts them into a queue, and nothing reads the worker's copy of that.
+        """
+        received = signal.getsignal(signal.SIGTERM).__self__.SIG_QUEUE  # type: ignore[union-attr]
+        super().init_signals()
+        while not received.empty():
+            sign = received.get()
+            if sign == signal.SIGTERM:
+                self.loop.call_soon(self.handle_exit_signal)
+            elif sign in (signal.SIGINT, signal.SIGQUIT):
+                self.loop.call_soon(self.handle_quit_signal)
 
     def _log_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log errors of asyncio, but "too many open files" only once per second."""

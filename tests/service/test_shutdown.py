@@ -20,6 +20,7 @@ from tests.support.chat import Caller, deltas, errors, texts, user_input
 from tests.support.fake_openai import API_KEY, FakeOpenAI
 from tests.support.responses_api import calls, says, streaming
 from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 
 def selfhosted(tmp_path: Path, **variables: str) -> dict[str, str]:
@@ -102,6 +103,17 @@ def test_draining_process_is_not_ready_and_serves(tmp_path: Path) -> None:
         with pytest.raises(requests.ConnectionError):
             service.create_session()
         assert 3 < time.monotonic() - started < 9
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_shutdown_while_a_worker_starts(sign: signal.Signals) -> None:
+    """The worker does not handle signals yet, and must not be waited for until it is killed."""
+    service = Service("tests.support.slow_boot:app", WEB_CONCURRENCY="1")
+    wait_for(lambda: "Booting worker" in service.log_so_far(), 30)
+    started = time.monotonic()
+    service.stop(sign)
+    assert time.monotonic() - started < 10
+    assert "the worker has stopped" in service.log
 
 
 def test_workers_end_after_their_master(tmp_path: Path) -> None:

@@ -22,16 +22,15 @@ LAYOUT = """export default function Layout({ children }: { children: React.React
 
 
 class EmptyApp(NextApp):
-    def _copy(self) -> None:
+    def _copy_to(self, folder: Path) -> None:
         snippet = re.search(r"```tsx\n(.*?)```", (PROJECT / "docs/frontend.md").read_text(), re.DOTALL)
         assert snippet
-        shutil.rmtree(self.folder, ignore_errors=True)
-        shutil.copytree(FRONTEND / "lib", self.folder / "lib", ignore=shutil.ignore_patterns("*.test.*"))
-        (self.folder / "app").mkdir()
-        (self.folder / "app/page.tsx").write_text(snippet[1])
-        (self.folder / "app/layout.tsx").write_text(LAYOUT)
+        shutil.copytree(FRONTEND / "lib", folder / "lib", ignore=shutil.ignore_patterns("*.test.*"))
+        (folder / "app").mkdir()
+        (folder / "app/page.tsx").write_text(snippet[1])
+        (folder / "app/layout.tsx").write_text(LAYOUT)
         for name in ("package.json", "tsconfig.json"):
-            shutil.copy(FRONTEND / name, self.folder / name)
+            shutil.copy(FRONTEND / name, folder / name)
 
 
 @pytest.fixture(scope="module")

@@ -26,19 +26,23 @@ from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, delayed
 from tests.support.fake_server import dripping
 from tests.support.load import Outcome, callers
 from tests.support.postgres import new_postgres_database
-from tests.support.service import PROJECT, Service, environment
+from tests.support.service import PROJECT, DeployedService, Service, environment
 
 ORIGIN = "http://localhost:3000"
 
 
+def settings(fake_openai: FakeOpenAI) -> dict[str, str]:
+    return {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": fake_openai.url}
+
+
 def hosted(fake_openai: FakeOpenAI, **variables: str) -> Service:
-    return Service(OPENAI_API_KEY=API_KEY, CHATKIT_WORKFLOW_ID=WORKFLOW_ID, CHATKIT_API_BASE=fake_openai.url, **variables)
+    return Service(**settings(fake_openai), **variables)
 
 
 @pytest.fixture(scope="module")
 def running(shared_openai: FakeOpenAI) -> Iterator[Service]:
     """A hosted service shared by the tests that do not change it."""
-    with hosted(shared_openai) as service:
+    with DeployedService(**settings(shared_openai)) as service:
         yield service
 
 
@@ -221,7 +225,7 @@ def test_start_without_key_and_workflow_is_logged_once() -> None:
     ],
 )
 def test_setting_error_is_one_line(variables: dict[str, str], expected_text: str) -> None:
-    service = Service(**variables)
+    service = DeployedService(**variables)
     with pytest.raises(AssertionError, match="did not start"):
         service.__enter__()
     assert service.process.returncode == 1

@@ -15,8 +15,7 @@ import time
 from pathlib import Path
 
 _context = multiprocessing.get_context("forkserver")
-# Not gunicorn: its modules read the environment when they are imported.
-_context.set_forkserver_preload(["chatkit.backends.hosted.backend", "chatkit.backends.selfhosted.backend"])
+_context.set_forkserver_preload(["tests.support.preloaded"])
 
 
 class ForkedGunicorn:

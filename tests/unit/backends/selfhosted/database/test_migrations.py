@@ -20,41 +20,41 @@ from chatkit.settings import SettingsError
 from tests.support.service import PROJECT, environment, free_port
 
 
-def test_migrations_match_the_models(database: str) -> None:
-    with open_database(database).connect() as connection:
+def test_migrations_match_the_models(empty_database: str) -> None:
+    with open_database(empty_database).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
 
-def test_opening_again_changes_nothing(database: str) -> None:
-    with open_database(database).begin() as connection:
+def test_opening_again_changes_nothing(empty_database: str) -> None:
+    with open_database(empty_database).begin() as connection:
         connection.execute(
             text("INSERT INTO chat_sessions (id, secret_hash, user_id, expires_at) VALUES ('ses_1', '\\x00', 'u', 1)")
         )
-    with open_database(database).connect() as connection:
+    with open_database(empty_database).connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM chat_sessions")).scalar_one() == 1
 
 
-def test_concurrent_start_on_an_empty_database(database: str) -> None:
+def test_concurrent_start_on_an_empty_database(empty_database: str) -> None:
     code = "import sys; from chatkit.backends.selfhosted.database.engine import open_database; open_database(sys.argv[1])"
     starting = [
-        subprocess.Popen([sys.executable, "-c", code, database], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", code, empty_database], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
         for _ in range(6)
     ]
     written = {process.communicate(timeout=60)[1] for process in starting}
     assert written <= {"", "Waiting for another process to migrate the database\n"}, "the notice appears on a slow machine"
     assert {process.returncode for process in starting} == {0}
-    with create_engine(database).connect() as connection:
+    with create_engine(empty_database).connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar_one() == 1
 
 
-def test_newer_schema_is_refused(database: str) -> None:
-    with open_database(database).begin() as connection:
+def test_newer_schema_is_refused(empty_database: str) -> None:
+    with open_database(empty_database).begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(SettingsError, match="not one that this version knows"):
-        open_database(database)
+        open_database(empty_database)
 
 
-def test_failed_migration_is_rolled_back(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_migration_is_rolled_back(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from alembic.operations import Operations
 
     def fail(*_: object, **__: object) -> None:
@@ -63,21 +63,21 @@ def test_failed_migration_is_rolled_back(database: str, monkeypatch: pytest.Monk
     with monkeypatch.context() as patched:
         patched.setattr(Operations, "create_index", fail)
         with pytest.raises(RuntimeError):
-            open_database(database)
-    open_database(database)
+            open_database(empty_database)
+    open_database(empty_database)
 
 
-def test_conversations_of_an_earlier_version_are_kept(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conversations_of_an_earlier_version_are_kept(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     upgrade = command.upgrade
     with monkeypatch.context() as patched:
         patched.setattr(command, "upgrade", lambda config, _head: upgrade(config, "0002"))
-        engine = open_database(database)
+        engine = open_database(empty_database)
     thread = {"id": "thr_1", "user_id": "anonymous:a", "used_at": 1, "data": "{}"}
     item = {"thread_id": "thr_1", "user_id": "anonymous:a", "id": "msg_1", "data": "{}"}
     with engine.begin() as connection:
         connection.execute(insert(ThreadRow), [thread])
         connection.execute(insert(ItemRow), [{**item, "id": f"msg_{number}"} for number in range(3)])
-    with open_database(database).begin() as connection:
+    with open_database(empty_database).begin() as connection:
         connection.execute(text("UPDATE chat_threads SET user_id = 'user:ada'"))
         items = connection.execute(text("SELECT id, user_id FROM chat_items ORDER BY position")).all()
     assert [tuple(row) for row in items] == [(f"msg_{number}", "user:ada") for number in range(3)]
@@ -123,12 +123,12 @@ def test_deleting_a_thread_in_a_shell_deletes_its_items(tmp_path: Path, monkeypa
         assert shell.execute("SELECT count(*) FROM chat_images").fetchone() == (0,)
 
 
-def test_downgrade_and_upgrade(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_database(database)
+def test_downgrade_and_upgrade(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_database(empty_database)
     with monkeypatch.context() as patched:
         patched.setattr(command, "upgrade", lambda config, _head: command.downgrade(config, "0001"))
-        open_database(database)
-    test_migrations_match_the_models(database)
+        open_database(empty_database)
+    test_migrations_match_the_models(empty_database)
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """More than there are processors, because unit tests wait two thirds of their time."""
+    """More than there are processors, because the tests wait two thirds of their time."""
     processors = os.cpu_count() or 1
-    return processors + min(processors, 8)
+    return processors + min(2 * processors, 8)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> scheduling.Scheduling:

@@ -236,13 +236,13 @@ class Worker(_Worker):  # type: ignore[misc]
         A ``SystemExit`` in any task stops the event loop, and tools of agents may raise it (``argparse`` does). It must end
         only its own response, so the loop is restarted.
         """
-        serving = self.loop.create_task(self._serve())
+        self._serving = self.loop.create_task(self._serve())
         try:
-            while not serving.done():
+            while not self._serving.done():
                 try:
-                    self.loop.run_until_complete(serving)
+                    self.loop.run_until_complete(self._serving)
                 except (SystemExit, KeyboardInterrupt) as error:
-                    if serving.done():
+                    if self._serving.done():
                         raise
                     log.exception("a task raised %s; only its response ends", type(error).__name__)
         except Exception:
@@ -284,6 +284,8 @@ class Worker(_Worker):  # type: ignore[misc]
         gunicorn alone would also close connections whose last response promised keep-alive, and lose the next request.
         """
         if self.loop.time() > until:
+            if self.alive and len(self.servers) == len(self.sockets):
+                self._serving.cancel()  # gunicorn's main loop, which looks only once per second whether to end
             super().handle_exit_signal()
             return
         for connection in self.connections:
@@ -296,6 +298,7 @@ class Worker(_Worker):  # type: ignore[misc]
 
     async def _shutdown(self) -> None:
         """Accept the connections in the backlog, because closing the port would reset them."""
+        self.alive = False
         accepted = []
         for listener in self.sockets:
             with suppress(OSError):  # the backlog is empty

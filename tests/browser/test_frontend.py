@@ -524,9 +524,8 @@ class TestHostedErrors:
             page = visitor.open(hosted_app.url)
             expect(shown_error(page)).to_contain_text(sentence)
             assert not page.get_by_text("Loading chat...").count()
-            expect(page.get_by_label("Message the AI")).to_be_attached()  # ChatKit has requested a secret as well
-            for call in visitor.calls():
-                assert call.response()  # and got a response
+            expect(page.get_by_label("Message the AI")).to_be_attached()
+            page.wait_for_load_state("networkidle")  # ChatKit has requested a secret as well
             fake_openai.behaviour = issue_session
             TestErrors.try_again(page)
         for secret in (API_KEY, WORKFLOW_ID):

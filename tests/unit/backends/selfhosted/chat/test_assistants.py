@@ -407,7 +407,7 @@ def test_no_task_is_left_pending(start: Start, fake_openai: FakeOpenAI, recorder
     for events_read in range(1, 8):  # the reader disconnects
         stream = caller.stream("threads.create", input=user_input("Hello"))
         for _ in range(events_read):
-            next(stream)
+            next(stream, None)
         stream.close()  # type: ignore[attr-defined]
     time.sleep(1.5)
     gc.collect()

@@ -62,6 +62,11 @@ def pytest_xdist_auto_num_workers() -> int:
     return processors + min(2 * processors, 8)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=scheduling.order)
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> scheduling.Scheduling:
     return scheduling.Scheduling(config, log)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+import zlib
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
@@ -24,10 +25,17 @@ def unit_of(node_id: str) -> str:
     return f"{file} {part[0]}" if part else file
 
 
-def order(item: pytest.Item) -> int:
-    """Browser tests start first, because they take longest, then the tests that share a fixture, then all others."""
+def order(item: pytest.Item) -> tuple[int, float]:
+    """The key for sorting tests.
+
+    Browser tests start first, because they take longest, then the tests that share a fixture. All others are mixed, because
+    those with services wait most of their time, and the unit tests of one folder after another would keep the processors busy.
+    """
     file = item.nodeid.partition("::")[0]
-    return 0 if _uses_browser(file) else 1 if _shares(file) else 2
+    if _shares(file):
+        return (0 if _uses_browser(file) else 1), 0
+    position = zlib.crc32(item.nodeid.encode()) / 2**32  # the same in each process
+    return 2, position if file.startswith("tests/unit/") else 0.8 * position  # long tests should not start last
 
 
 @functools.cache

@@ -139,8 +139,22 @@ def _warn_if_world_readable(path: Path) -> None:
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
     """WAL lets readers and a writer work at once. NORMAL skips the fsync per commit: only a power cut can lose one."""
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+    _enable_wal(connection)
+    for pragma in ("synchronous = NORMAL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _enable_wal(connection: sqlite3.Connection) -> None:
+    """Retry: while another connection does the same to a new file, SQLite fails at once, whatever its busy timeout."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if _sqlite_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _begin(connection: Connection) -> None:

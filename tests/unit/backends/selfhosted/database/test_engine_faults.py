@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
@@ -352,6 +353,20 @@ def test_several_processes_recover_from_a_lost_file(sqlite: Path, way: str) -> N
 
 
 # Start-up
+
+
+def test_new_file_that_another_process_prepares(sqlite: Path) -> None:
+    """SQLite does not wait for the other's lock here: it refuses to change the journal mode at once."""
+    other = sqlite3.connect(sqlite, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(open_database, f"sqlite:///{sqlite}")
+        time.sleep(0.3)
+        assert not opening.done()
+        other.execute("COMMIT")
+        with opening.result(timeout=5).connect() as connection:
+            assert connection.execute(text("PRAGMA journal_mode")).scalar_one() == "wal"
+    other.close()
 
 
 @contextmanager

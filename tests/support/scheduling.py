@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import zlib
 
@@ -25,17 +26,26 @@ def unit_of(node_id: str) -> str:
     return f"{file} {part[0]}" if part else file
 
 
-def order(item: pytest.Item) -> tuple[int, float]:
-    """The key for sorting tests.
+def arrange(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return ``items`` in the order in which they should start.
 
-    Browser tests start first, because they take longest, then the tests that share a fixture. All others are mixed, because
-    those with services wait most of their time, and the unit tests of one folder after another would keep the processors busy.
+    Browser tests start first, because they take longest and are the busiest. Every second process starts with tests that share
+    another fixture. All others are mixed, because those with services wait most of their time, and the unit tests of one folder
+    after another would keep the processors busy.
     """
-    file = item.nodeid.partition("::")[0]
-    if _shares(file):
-        return (0 if _uses_browser(file) else 1), 0
-    position = zlib.crc32(item.nodeid.encode()) / 2**32  # the same in each process
-    return 2, position if file.startswith("tests/unit/") else 0.8 * position  # long tests should not start last
+    units: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        units.setdefault(unit_of(item.nodeid), []).append(item)
+    browser = [name for name in units if _uses_browser(name)]
+    shared = [name for name in units if ".py::" not in name and not _uses_browser(name)]
+    others = sorted((name for name in units if ".py::" in name), key=_position)
+    alternating = [name for pair in itertools.zip_longest(browser, shared) for name in pair if name]
+    return [item for name in [*alternating, *others] for item in units[name]]
+
+
+def _position(unit: str) -> float:
+    position = zlib.crc32(unit.encode()) / 2**32  # the same in each process
+    return position if unit.startswith("tests/unit/") else 0.8 * position  # long tests should not start last
 
 
 @functools.cache

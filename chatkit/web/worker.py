@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import resource
 import signal
@@ -37,7 +38,7 @@ HALF_CLOSED_SECONDS = 1  # until a client that closed its sending side is treate
 ANNOUNCE_SECONDS = 0.7  # of "Connection: close" at shutdown, before the port is closed
 MAX_TINY_CHUNKS, MIN_CHUNK_BYTES = 1000, 64  # so many chunks of a body may be smaller than this on average
 IDLE_SECONDS = 2  # at shutdown, for idle connections to send one more request and get "Connection: close"
-INTERRUPT_SECONDS = 2  # before the end of a shutdown, for unfinished replies to be saved
+INTERRUPT_SECONDS = 2  # at the end of a shutdown, for unfinished replies to be saved
 
 # Python's phrases differ between versions, and the codes are made of them.
 _PHRASES = {414: "Request URI Too Long", 431: "Request Header Fields Too Large"}
@@ -200,6 +201,7 @@ class Worker(_Worker):  # type: ignore[misc]
         self._by_peer: Counter[str] = Counter()
         self._limit = 0
         self._next_file_limit_log = 0.0
+        self._quit_deadline = math.inf
 
     def _setup_event_loop(self) -> None:
         super()._setup_event_loop()
@@ -310,13 +312,14 @@ class Worker(_Worker):  # type: ignore[misc]
         for connection in accepted:
             connection.setblocking(False)
             await self.loop.connect_accepted_socket(lambda: Protocol(self), connection)
-        # gunicorn waits for connections only, and some responses are produced without one.
+        # gunicorn waits for connections only, and some responses are produced without one. After SIGINT it waits for nothing.
         deadline = self.loop.time() + self.cfg.graceful_timeout
-        while self.asgi.asgi.is_busy and not self._quick_shutdown and self.loop.time() < deadline:
+        while self.asgi.asgi.is_busy and self.loop.time() < min(deadline, self._quit_deadline):
             await asyncio.sleep(0.1)
         await super()._shutdown()
 
     def handle_quit_signal(self) -> None:
         """Stop at once (SIGINT, SIGQUIT), but save replies as far as they got."""
         super().handle_quit_signal()
+        self._quit_deadline = self.loop.time() + INTERRUPT_SECONDS
         self.asgi.asgi.interrupt()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,24 @@ def test_shutdown_marks_what_can_not_finish(tmp_path: Path, sign: signal.Signals
             assert texts(again)[0].endswith(WHOLE)
             assert state(caller, thread_id) is None
             assert reply(caller, thread_id).endswith(WHOLE)
+
+
+def test_immediate_shutdown_waits_until_replies_are_saved(tmp_path: Path) -> None:
+    """gunicorn looks once per second whether to end. It must not end while a reply is being saved."""
+    variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db"}
+    with Service("tests.support.slow_demo:app", **variables) as service:
+        caller = Caller(service.url)
+        stream = caller.stream("threads.create", input=user_input("Hello"))
+        events = [next(stream) for _ in range(8)]
+        other = sqlite3.connect(tmp_path / "chatkit.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        service.process.send_signal(signal.SIGINT)
+        time.sleep(1.1)
+        other.execute("ROLLBACK")
+        events += list(stream)
+    assert errors(events) == [("stream.error", None, True)]
+    with Service(**variables, PORT=str(service.port)):
+        assert state(caller, events[0].thread.id) == "interrupted"
 
 
 def test_killed_process_leaves_no_thread_active(database: str) -> None:

@@ -525,7 +525,6 @@ class TestHostedErrors:
             expect(shown_error(page)).to_contain_text(sentence)
             assert not page.get_by_text("Loading chat...").count()
             expect(page.get_by_label("Message the AI")).to_be_attached()
-            page.wait_for_load_state("networkidle")  # ChatKit has requested a secret as well
             fake_openai.behaviour = issue_session
             TestErrors.try_again(page)
         for secret in (API_KEY, WORKFLOW_ID):

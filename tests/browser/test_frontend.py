@@ -525,6 +525,8 @@ class TestHostedErrors:
             expect(shown_error(page)).to_contain_text(sentence)
             assert not page.get_by_text("Loading chat...").count()
             expect(page.get_by_label("Message the AI")).to_be_attached()
+            for call in visitor.calls():  # by the page and by ChatKit
+                call.response()
             fake_openai.behaviour = issue_session
             TestErrors.try_again(page)
         for secret in (API_KEY, WORKFLOW_ID):

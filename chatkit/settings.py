@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -352,9 +352,16 @@ def _check_headers(names: tuple[str, ...]) -> None:
             raise ValidationError("must be names of headers, and not Authorization or Cookie, which hold secrets.")
 
 
-def _integer(low: int, high: int | None, unit: str) -> validate.Range:
-    limits = f"from {low} to {high}" if high is not None else f"of at least {low}"
-    return validate.Range(min=low, max=high, error=f"must be a whole number {limits} ({unit}).")
+class _Integer(fields.Integer):
+    def __init__(self, low: int, high: int | None, unit: str, **kwargs: Any) -> None:
+        limits = f"from {low} to {high}" if high is not None else f"of at least {low}"
+        error = f"must be a whole number {limits} ({unit})."
+        in_range = validate.Range(min=low, max=high, error=error)
+        super().__init__(validate=in_range, error_messages={"invalid": error, "too_large": error}, **kwargs)
+
+
+class _Boolean(fields.Boolean):
+    default_error_messages: ClassVar[dict[str, str]] = {"invalid": "must be true or false."}
 
 
 class _SettingsSchema(Schema):
@@ -385,20 +392,20 @@ class _SettingsSchema(Schema):
         ],
     )
     api_base = _ApiBase(data_key="CHATKIT_API_BASE", load_default="https://api.openai.com")
-    session_ttl = fields.Integer(data_key="CHATKIT_SESSION_TTL", validate=_integer(1, MAX_SESSION_TTL, "seconds"))
-    max_requests_per_minute = fields.Integer(
-        data_key="CHATKIT_MAX_REQUESTS_PER_MINUTE", validate=_integer(1, None, "messages per minute in one session")
+    session_ttl = _Integer(1, MAX_SESSION_TTL, "seconds", data_key="CHATKIT_SESSION_TTL")
+    max_requests_per_minute = _Integer(
+        1, None, "messages per minute in one session", data_key="CHATKIT_MAX_REQUESTS_PER_MINUTE"
     )
-    file_upload = fields.Boolean(data_key="CHATKIT_FILE_UPLOAD")
-    file_upload_max_files = fields.Integer(data_key="CHATKIT_FILE_UPLOAD_MAX_FILES", validate=_integer(1, None, "files"))
-    file_upload_max_mb = fields.Integer(data_key="CHATKIT_FILE_UPLOAD_MAX_MB", validate=_integer(1, 512, "megabytes"))
-    history = fields.Boolean(data_key="CHATKIT_HISTORY")
-    history_recent_threads = fields.Integer(data_key="CHATKIT_HISTORY_RECENT_THREADS", validate=_integer(1, None, "threads"))
-    tracing = fields.Boolean(data_key="CHATKIT_TRACING")
+    file_upload = _Boolean(data_key="CHATKIT_FILE_UPLOAD")
+    file_upload_max_files = _Integer(1, None, "files", data_key="CHATKIT_FILE_UPLOAD_MAX_FILES")
+    file_upload_max_mb = _Integer(1, 512, "megabytes", data_key="CHATKIT_FILE_UPLOAD_MAX_MB")
+    history = _Boolean(data_key="CHATKIT_HISTORY")
+    history_recent_threads = _Integer(1, None, "threads", data_key="CHATKIT_HISTORY_RECENT_THREADS")
+    tracing = _Boolean(data_key="CHATKIT_TRACING")
     agent = fields.String(data_key="CHATKIT_AGENT", validate=_agent)
     agent_headers = _Names(data_key="CHATKIT_AGENT_HEADERS", load_default=(), validate=_check_headers)
     composer = _Composer(data_key="CHATKIT_COMPOSER", load_default=lambda: {"models": [], "tools": []})
-    auth_keep_conversations = fields.Boolean(data_key="AUTH_KEEP_CONVERSATIONS", load_default=False)
+    auth_keep_conversations = _Boolean(data_key="AUTH_KEEP_CONVERSATIONS", load_default=False)
     agent_claim = fields.String(data_key="CHATKIT_AGENT_CLAIM", validate=_printable)
     workflows = _NamedValues("pro=wf_…,free=wf_…", _printable, data_key="CHATKIT_WORKFLOWS", load_default=dict)
     agents = _NamedValues(
@@ -411,29 +418,25 @@ class _SettingsSchema(Schema):
         data_key="CHATKIT_TRANSCRIPTION_MODEL", load_default="gpt-transcribe", validate=_printable
     )
     instructions = fields.String(data_key="CHATKIT_INSTRUCTIONS", load_default="You are a helpful assistant.")
-    turn_seconds = fields.Integer(data_key="CHATKIT_TURN_SECONDS", load_default=120, validate=_integer(1, 3600, "seconds"))
+    turn_seconds = _Integer(1, 3600, "seconds", data_key="CHATKIT_TURN_SECONDS", load_default=120)
     on_disconnect = fields.String(
         data_key="CHATKIT_ON_DISCONNECT",
         load_default="stop",
         validate=validate.OneOf(["continue", "stop"], error="must be continue or stop."),
     )
-    retention_days = fields.Integer(data_key="CHATKIT_RETENTION_DAYS", validate=_integer(1, 36500, "days"))
-    tokens_per_day = fields.Integer(
-        data_key="CHATKIT_TOKENS_PER_DAY", validate=_integer(1, None, "tokens per UTC day and user")
-    )
+    retention_days = _Integer(1, 36500, "days", data_key="CHATKIT_RETENTION_DAYS")
+    tokens_per_day = _Integer(1, None, "tokens per UTC day and user", data_key="CHATKIT_TOKENS_PER_DAY")
     allowed_origins = _Origins(data_key="CHATKIT_ALLOWED_ORIGINS")
-    host_page = fields.Boolean(data_key="CHATKIT_HOST_PAGE", load_default=True)
+    host_page = _Boolean(data_key="CHATKIT_HOST_PAGE", load_default=True)
     domain_key = fields.String(data_key="CHATKIT_DOMAIN_KEY", load_default="local-dev", validate=_printable)
     database_url = _DatabaseUrl(data_key="DATABASE_URL")
-    database_connections = fields.Integer(
-        data_key="CHATKIT_DATABASE_CONNECTIONS", load_default=5, validate=_integer(1, 100, "connections per process")
-    )
+    database_connections = _Integer(1, 100, "connections per process", data_key="CHATKIT_DATABASE_CONNECTIONS", load_default=5)
     secret_key = fields.String(
         data_key="SECRET_KEY",
         validate=validate.Length(min=MIN_SECRET, error="is too short: at least 32 random characters."),
     )
     secret_key_fallbacks = _SecretKeys(data_key="SECRET_KEY_FALLBACKS", load_default=())
-    auth_required = fields.Boolean(data_key="AUTH_REQUIRED", load_default=False)
+    auth_required = _Boolean(data_key="AUTH_REQUIRED", load_default=False)
     auth_jwt_secret = fields.String(
         data_key="AUTH_JWT_SECRET",
         validate=[
@@ -450,24 +453,24 @@ class _SettingsSchema(Schema):
         data_key="REDIS_URL",
         validate=[_printable, validate.Regexp(r"rediss?://[^/]", error="must be an address such as redis://localhost:6379/0.")],
     )
-    proxy_hops = fields.Integer(data_key="PROXY_HOPS", validate=_integer(0, 10, "proxies"))
+    proxy_hops = _Integer(0, 10, "proxies", data_key="PROXY_HOPS")
     log_level = fields.String(
         data_key="LOG_LEVEL",
         load_default="INFO",
         validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"], error="must be DEBUG, INFO, WARNING or ERROR."),
     )
-    port = fields.Integer(data_key="PORT", load_default=8000, validate=_integer(1, 65535, "a TCP port"))
-    workers = fields.Integer(data_key="WEB_CONCURRENCY", load_default=2, validate=_integer(1, 64, "processes"))
-    threads = fields.Integer(data_key="GUNICORN_THREADS", load_default=256, validate=_integer(1, 1024, "threads per process"))
-    stop_seconds = fields.Integer(data_key="CHATKIT_STOP_SECONDS", load_default=25, validate=_integer(3, 3600, "seconds"))
-    drain_seconds = fields.Integer(data_key="CHATKIT_DRAIN_SECONDS", load_default=0, validate=_integer(0, 300, "seconds"))
+    port = _Integer(1, 65535, "a TCP port", data_key="PORT", load_default=8000)
+    workers = _Integer(1, 64, "processes", data_key="WEB_CONCURRENCY", load_default=2)
+    threads = _Integer(1, 1024, "threads per process", data_key="GUNICORN_THREADS", load_default=256)
+    stop_seconds = _Integer(3, 3600, "seconds", data_key="CHATKIT_STOP_SECONDS", load_default=25)
+    drain_seconds = _Integer(0, 300, "seconds", data_key="CHATKIT_DRAIN_SECONDS", load_default=0)
 
     @validates_schema(skip_on_field_errors=False, pass_original=True)
     def _secret_key_in_production(self, data: dict[str, Any], given: Mapping[str, str], **kwargs: Any) -> None:
         if data.get("environment") == "production" and "SECRET_KEY" not in given:
             raise ValidationError(
                 f"is missing; it signs the visitor cookie. Set it to the output of {RANDOM_HEX}, the same for all processes, "
-                "and keep it.",
+                "and keep it. On your own machine, set CHATKIT_ENV=development instead.",
                 "SECRET_KEY",
             )
 
@@ -615,6 +618,4 @@ def _public_suffix_notices(origins: str) -> list[str]:
 
 def _format(error: ValidationError) -> str:
     messages = error.messages_dict
-    return " ".join(f"{name} {'; '.join(texts)}" for name, texts in sorted(messages.items())).replace(
-        "Not a valid", "is not a valid"
-    )
+    return " ".join(f"{name} {'; '.join(texts)}" for name, texts in sorted(messages.items()))

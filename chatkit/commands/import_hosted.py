@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from chatkit.backends.selfhosted.imports import ImportStore
 
 MAX_USER = 512  # characters; the database's and OpenAI's limit
-MAX_FAILURES_IN_A_ROW = 3  # threads that can't be read; then it is OpenAI that can't be reached
+MAX_FAILURES_IN_A_ROW = 3  # threads at which OpenAI was unavailable; the next would fail as well
 THREADS_PER_LINE = 100  # of the progress, where it is not a terminal
 REPEAT = "Run the command again to continue; what has been read is stored."
 
@@ -63,7 +63,7 @@ def import_threads(
     Raises:
         ReadFailed: OpenAI's conversations can't be read.
     """
-    from chatkit.backends.hosted.threads_api import AccessDenied, ReadFailed
+    from chatkit.backends.hosted.threads_api import AccessDenied, ReadFailed, Unavailable
 
     failures = 0
     for resource in api.threads(user):
@@ -77,7 +77,9 @@ def import_threads(
         except AccessDenied:
             raise
         except ReadFailed as error:
-            failures += 1
+            failures = (
+                failures + 1 if isinstance(error, Unavailable) else 0
+            )  # OpenAI may refuse a thread, such as a deleted one
             if failures == MAX_FAILURES_IN_A_ROW:
                 raise
             report.skipped["its items can't be read"] += 1
@@ -179,7 +181,8 @@ def command(settings: Settings) -> click.Command:
             except KeyboardInterrupt:
                 click.echo(f"\nInterrupted after {report.threads} threads. {REPEAT}", err=True)
                 raise
-            _print_report(report, dry_run=dry_run)
+            finally:
+                _print_report(report, dry_run=dry_run)
             complete = store is None or _check(store)
         if report.skipped or not complete:
             raise click.exceptions.Exit(1)
@@ -196,7 +199,7 @@ def _show_progress(steps: Iterator[None], report: Report) -> None:
 
 
 def _print_report(report: Report, *, dry_run: bool) -> None:
-    click.echo(f"OpenAI has {report.threads} threads with {report.items} items.")
+    click.echo(f"Read: {report.threads} threads with {report.items} items.")
     if dry_run:
         click.echo("Nothing was stored, because of --dry-run.")
     else:

@@ -85,7 +85,7 @@ def test_visitor_finds_their_conversations(project: Project, importing: Import, 
     result = importing.run(CHATKIT_BACKEND=backend)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [
-        "OpenAI has 4 threads with 31 items.",
+        "Read: 4 threads with 31 items.",
         "Stored: 4 new threads, 0 with changes, 31 new items, 0 changed items.",
         "Checked: the database has 4 imported threads with 31 items that were not used here since; all are complete.",
     ]
@@ -192,7 +192,7 @@ def test_dry_run_stores_nothing(project: Project, on_sqlite: Import) -> None:
     result = on_sqlite.run("--dry-run", CHATKIT_BACKEND="hosted")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        "OpenAI has 1 threads with 11 items.",
+        "Read: 1 threads with 11 items.",
         "Nothing was stored, because of --dry-run.",
         "Not converted, but kept as OpenAI sent it: an item of the unknown type 'chatkit.hologram' (1 items).",
     ]
@@ -210,7 +210,7 @@ def test_what_is_not_as_described_is_reported_and_kept(project: Project, importi
     result = importing.run()
     assert result.exit_code == 1, "two threads could not be imported"
     assert importing.users() == {"user:a": 1}
-    assert "OpenAI has 3 threads with 6 items." in result.stdout
+    assert "Read: 3 threads with 6 items." in result.stdout
     for line in (
         "Not converted, but kept as OpenAI sent it: an item of the unknown type 'chatkit.hologram' (1 items).",
         "Not converted, but kept as OpenAI sent it: a malformed chatkit.widget (1 items).",
@@ -252,6 +252,7 @@ def test_it_goes_on_where_it_was_broken_off(project: Project, importing: Import)
         "Error: OpenAI answered 503 (overloaded), 8 times in a row. "
         "Run the command again to continue; what has been read is stored."
     )
+    assert "Stored: 4 new threads, 0 with changes, 4 new items, 0 changed items." in result.stdout
     assert len(importing.users()) == 4
     project.faults = {}
     result = importing.run()
@@ -274,6 +275,18 @@ def test_thread_that_can_not_be_read_does_not_stop_the_others(
     assert "Not imported: 2 threads, because: its items can't be read." in result.stdout
     assert f"thread {gone}: not imported: its items can't be read: OpenAI answered 404 (not_found)" in result.stderr
     assert f"thread {broken}: not imported: its items can't be read: OpenAI answered 500 (server_error), 8" in result.stderr
+
+
+def test_any_number_of_threads_that_openai_refuses_is_left_out(project: Project, on_sqlite: Import) -> None:
+    for number in range(9):
+        project.add(f"user:{number}", asks("Hello"))
+    for number in range(2, 7):
+        del project.items[project.threads[number]["id"]]
+    for _ in range(2):
+        result = on_sqlite.run()
+        assert result.exit_code == 1
+        assert sorted(on_sqlite.users()) == ["user:0", "user:1", "user:7", "user:8"]
+        assert "Not imported: 5 threads, because: its items can't be read." in result.stdout
 
 
 def test_run_without_success_ends(project: Project, on_sqlite: Import) -> None:

@@ -163,6 +163,8 @@ def command(settings: Settings) -> click.Command:
 
         if not settings.openai_api_key:
             raise click.ClickException("OPENAI_API_KEY is not set; the conversations are read with it.")
+        if not (settings.database_url_given or settings.development or dry_run):
+            raise click.ClickException("DATABASE_URL is not set; it is the database in which the conversations are stored.")
         report = Report()
         with nullcontext() if dry_run else database_errors(f" {REPEAT}"):
             store = None if dry_run else open_import_store(settings)
@@ -182,7 +184,7 @@ def command(settings: Settings) -> click.Command:
                 click.echo(f"\nInterrupted after {report.threads} threads. {REPEAT}", err=True)
                 raise
             finally:
-                _print_report(report, dry_run=dry_run)
+                _print_report(report, store)
             complete = store is None or _check(store)
         if report.skipped or not complete:
             raise click.exceptions.Exit(1)
@@ -198,11 +200,12 @@ def _show_progress(steps: Iterator[None], report: Report) -> None:
                 click.echo(f"{report.threads} threads with {report.items} items read", err=True)
 
 
-def _print_report(report: Report, *, dry_run: bool) -> None:
+def _print_report(report: Report, store: ImportStore | None) -> None:
     click.echo(f"Read: {report.threads} threads with {report.items} items.")
-    if dry_run:
+    if store is None:
         click.echo("Nothing was stored, because of --dry-run.")
     else:
+        click.echo(f"Database: {store.database}.")
         click.echo(
             f"Stored: {report.created} new threads, {report.continued} with changes, {report.new_items} new items, "
             f"{report.changed_items} changed items."

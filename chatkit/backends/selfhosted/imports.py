@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, bindparam, delete, exc, func, insert,
 from sqlalchemy.dialects import postgresql, sqlite
 
 from chatkit.backends.selfhosted.chat.timestamps import in_utc
+from chatkit.backends.selfhosted.database.engine import public_address
 from chatkit.backends.selfhosted.database.tables import ImportRow, ItemRow, ThreadRow
 from chatkit.types import ThreadItem, ThreadMetadata
 
@@ -96,6 +97,8 @@ class ImportStore:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.database = public_address(engine)
+        """Its address, for the operator, without secrets."""
 
     def save(self, user: str, thread: ThreadMetadata, items: list[ImportedItem]) -> Outcome:
         """Store a thread of ``user`` (a ``User.id``) and its items, in one transaction.

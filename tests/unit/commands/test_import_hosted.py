@@ -12,7 +12,9 @@ import pytest
 from click.testing import Result
 from sqlalchemy import create_engine, text
 
+from chatkit import settings
 from chatkit.backends.hosted import threads_api
+from chatkit.backends.selfhosted.database.engine import public_address
 from chatkit.commands import import_hosted
 from tests.support.applications import MakeApp
 from tests.support.fake_openai import API_KEY, FakeOpenAI, failing
@@ -86,6 +88,7 @@ def test_visitor_finds_their_conversations(project: Project, importing: Import, 
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [
         "Read: 4 threads with 31 items.",
+        f"Database: {public_address(create_engine(importing.database))}.",
         "Stored: 4 new threads, 0 with changes, 31 new items, 0 changed items.",
         "Checked: the database has 4 imported threads with 31 items that were not used here since; all are complete.",
     ]
@@ -311,6 +314,22 @@ def test_without_a_key(project: Project, on_sqlite: Import) -> None:
     result = on_sqlite.run(OPENAI_API_KEY="")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "Error: OPENAI_API_KEY is not set; the conversations are read with it.\n"
+
+
+def test_database_that_is_not_configured_is_not_filled(
+    project: Project, make_app: MakeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "INSTANCE", tmp_path / "instance")
+    project.add("user:a")
+    for backend in ("hosted", "selfhosted"):
+        result = make_app(CHATKIT_BACKEND=backend, DATABASE_URL="").test_cli_runner().invoke(args=["import-hosted"])
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == "Error: DATABASE_URL is not set; it is the database in which the conversations are stored.\n"
+    assert project.requests == []
+    on_own_machine = Import(make_app, "").run(CHATKIT_ENV="development")
+    assert on_own_machine.exit_code == 0
+    assert f"Database: sqlite:///{tmp_path}/instance/chatkit.db." in on_own_machine.stdout
+    assert Import(make_app, "").run("--dry-run").exit_code == 0
 
 
 def test_without_a_database(project: Project, on_sqlite: Import, tmp_path: Path) -> None:

@@ -143,11 +143,17 @@ def _check_format(_context: click.Context, _parameter: click.Parameter, value: s
     return value
 
 
+def _check_user(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise click.BadParameter("must not be empty; without it, all conversations are imported")
+    return value
+
+
 def command(settings: Settings) -> click.Command:
     """Return the command, for the service with these settings."""
 
     @click.command("import-hosted")
-    @click.option("--user", help="Only this user's conversations; the identifier that OpenAI has.")
+    @click.option("--user", callback=_check_user, help="Only this user's conversations; the identifier that OpenAI has.")
     @click.option(
         "--user-format",
         callback=_check_format,

@@ -58,7 +58,7 @@ class ThreadsApi:
         Raises:
             ReadFailed: the list can't be read.
         """
-        return self._list(self._url, {"user": user} if user else {})
+        return self._list(self._url, {} if user is None else {"user": user})
 
     def items(self, thread_id: str) -> Iterator[Any]:
         """Yield the items of a thread, oldest first. See ``threads``."""

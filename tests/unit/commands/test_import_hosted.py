@@ -158,6 +158,15 @@ def test_one_user_only(project: Project, on_sqlite: Import) -> None:
     assert on_sqlite.users() == {"user:a": 2}
 
 
+@pytest.mark.parametrize("user", ["", " "])
+def test_user_that_is_empty_does_not_import_all(project: Project, on_sqlite: Import, user: str) -> None:
+    project.add("user:a")
+    result = on_sqlite.run("--user", user)
+    assert result.exit_code == 2
+    assert "must not be empty; without it, all conversations are imported" in result.stderr
+    assert project.requests == []
+
+
 def test_users_of_other_deployments(project: Project, importing: Import) -> None:
     for user in ("ada", "user:b", "anonymous:c", "user:", "12 34"):
         project.add(user, asks("Hello"))

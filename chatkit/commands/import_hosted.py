@@ -107,7 +107,7 @@ def _import_thread(
     items: dict[str, ImportedItem] = {}
     previous = thread.created_at
     for item_resource in api.items(thread.id):
-        converted = convert_item(item_resource, thread.id, previous)
+        converted = convert_item(item_resource, thread.id, previous, items)
         previous = converted.item.created_at
         items[converted.item.id] = ImportedItem(converted.item, converted.original)
         if converted.losses:

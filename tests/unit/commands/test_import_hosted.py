@@ -240,6 +240,16 @@ def test_what_is_not_as_described_is_reported_and_kept(project: Project, importi
     assert originals[4:] == [None, ["Tell nobody"]]
 
 
+def test_equal_items_without_an_id_are_all_kept(project: Project, importing: Import) -> None:
+    thread = project.add("user:a", asks("Hello"))
+    project.items[thread] += [None, {**asks("Again"), "id": None}, None, {**asks("Again"), "id": None}]
+    for _ in range(2):
+        result = importing.run()
+        assert "Checked: the database has 1 imported threads with 5 items" in result.stdout
+    stored = [json.loads(data) for (data,) in importing.rows("SELECT data FROM chat_items ORDER BY position")]
+    assert [item["type"] for item in stored] == ["user_message", "end_of_turn", "user_message", "end_of_turn", "user_message"]
+
+
 def test_limits_and_breaks_in_the_middle(project: Project, importing: Import) -> None:
     project.largest_page = 2
     for number in range(9):

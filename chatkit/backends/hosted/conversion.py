@@ -44,6 +44,7 @@ MAX_TYPE = 60  # characters of an unknown type in a report
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _status: TypeAdapter[Any] = TypeAdapter(ThreadStatus)
+_item: TypeAdapter[Any] = TypeAdapter(ThreadItem)
 _NOT_AS_DESCRIBED = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
 """What the converters below raise for an item that is not as OpenAI's API description has it."""
 
@@ -105,6 +106,7 @@ def convert_item(resource: Any, thread_id: str, previous: datetime, taken: Colle
             item = convert(base, members, losses)
             if _has_more(members, *_COMMON_MEMBERS, *known):
                 losses.append("an unknown member")
+            _item.validate_json(item.model_dump_json())  # the chat could not read a thread with one that is nested too deeply
     except _NOT_AS_DESCRIBED:
         losses.append(f"a malformed {type_}")
         # Of all types, this one is neither displayed nor sent to a model.

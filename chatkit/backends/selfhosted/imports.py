@@ -72,7 +72,7 @@ _SELECT_UNUSED = (
 class ImportedItem:
     item: ThreadItem
     original: Any = None
-    """Stored beside the item if it is not ``None``; the chat ignores it."""
+    """Stored beside the item, as a text with JSON, if it is not ``None``; the chat ignores it."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,8 @@ def _insert_items(connection: Connection, thread_id: str, owner: str, items: lis
 def _new_item(imported: ImportedItem) -> _NewItem:
     data = in_utc(imported.item).model_dump_json()
     if imported.original is not None:
-        data = f'{data[:-1]},"original":{json.dumps(imported.original)}}}'
+        # In a text, because it may be nested more deeply than what the chat can read.
+        data = f'{data[:-1]},"original":{json.dumps(json.dumps(imported.original))}}}'
     return _NewItem(imported.item.id, imported.item.created_at, data)
 
 

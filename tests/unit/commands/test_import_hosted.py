@@ -233,7 +233,7 @@ def test_what_is_not_as_described_is_reported_and_kept(project: Project, importi
         assert line in result.stdout.splitlines()
     assert "Tell nobody" not in result.output
     kept = [json.loads(data) for (data,) in importing.rows("SELECT data FROM chat_items ORDER BY position")]
-    originals = [item.get("original") for item in kept]
+    originals = [json.loads(item.get("original", "null")) for item in kept]
     assert originals[0] is None
     assert [original for original in originals[1:4] if original["thread_id"]][2]["attachments"] == [attached]
     assert originals[1]["text"] == "Tell nobody"

@@ -188,6 +188,7 @@ def test_tasks_and_outputs_of_another_kind() -> None:
     assert (result.item.output, result.losses) == ("blue", ("the JSON of a tool's output",))
 
 
+DEEP = '{"type": "Card", "children": [' * 120 + "]}" * 120
 HOPELESS: dict[str, tuple[Any, str]] = {
     "unknown": ({"type": "chatkit.hologram", "light": [1, 2]}, "an item of the unknown type 'chatkit.hologram'"),
     "unknown and long": ({"type": "x" * 900}, f"an item of the unknown type '{'x' * 60}'"),
@@ -198,6 +199,11 @@ HOPELESS: dict[str, tuple[Any, str]] = {
     "parts of another type": ({"type": "chatkit.user_message", "content": ["a"]}, "a malformed chatkit.user_message"),
     "no widget": ({"type": "chatkit.widget", "widget": "<b>"}, "a malformed chatkit.widget"),
     "a widget of another kind": ({"type": "chatkit.widget", "widget": '{"type": "Moon"}'}, "a malformed chatkit.widget"),
+    "a widget that is nested too deeply": ({"type": "chatkit.widget", "widget": DEEP}, "a malformed chatkit.widget"),
+    "an output that is nested too deeply": (
+        {"type": "chatkit.client_tool_call", **TOOL, "status": "completed", "output": "[" * 250 + "]" * 250},
+        "a malformed chatkit.client_tool_call",
+    ),
     "no status": ({"type": "chatkit.client_tool_call", **TOOL}, "a malformed chatkit.client_tool_call"),
     "arguments of another type": (
         {"type": "chatkit.client_tool_call", **TOOL, "status": "completed", "arguments": "[1]"},

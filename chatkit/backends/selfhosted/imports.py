@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, delete, exc, func, insert, select, update
+from sqlalchemy import BigInteger, Connection, Engine, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from chatkit.backends.selfhosted.chat.timestamps import in_utc
@@ -41,6 +41,7 @@ _UPDATE_IMPORT = (
 )
 # The only statement here that does not name the owner, because a visitor's thread may have been transferred to another user.
 _SELECT_THREAD = select(ThreadRow.user_id, ThreadRow.used_at, ThreadRow.data).where(ThreadRow.id == _thread).with_for_update()
+_LOCK_SECOND = select(func.pg_advisory_xact_lock(bindparam("first", type_=BigInteger)))  # for imports at the same time
 _SELECT_POSITION = select(func.max(ThreadRow.position)).where(ThreadRow.position.between(bindparam("first"), bindparam("last")))
 _INSERT_THREAD = insert(ThreadRow)
 _UPDATE_THREAD = (
@@ -113,12 +114,8 @@ class ImportStore:
             items: all its items, oldest first, with ``created_at`` in UTC.
         """
         listed = {imported.item.id: _new_item(imported) for imported in items}
-        try:
-            with self._engine.begin() as connection:
-                return _save(connection, user, thread, listed)
-        except exc.IntegrityError:  # another import took the thread's position
-            with self._engine.begin() as connection:
-                return _save(connection, user, thread, listed)
+        with self._engine.begin() as connection:
+            return _save(connection, user, thread, listed)
 
     def check(self) -> Iterator[tuple[str, int, int]]:
         """Yield each imported thread that was not used here since: its id, its number of items, and how many it should have."""
@@ -184,6 +181,8 @@ def _position(connection: Connection, thread: ThreadMetadata) -> int:
     Lists of threads are ordered by position, and a user may have threads of this service already.
     """
     first = (int(thread.created_at.timestamp()) - LAST_SECOND) * POSITIONS_PER_SECOND
+    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
+        connection.execute(_LOCK_SECOND, {"first": first})
     taken: int | None = connection.execute(
         _SELECT_POSITION, {"first": first, "last": first + POSITIONS_PER_SECOND - 1}
     ).scalar_one()

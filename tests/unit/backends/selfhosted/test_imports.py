@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -323,6 +324,16 @@ def test_several_imports_at_once(engine: Engine, store: SqlStore, database: str)
     assert sum(outcome.new_items for outcome in outcomes) == 500
     assert rows(engine, "SELECT count(*) FROM chat_items") == [(500,)]
     assert len(titles(store)) == 10
+
+
+def test_several_imports_of_threads_of_the_same_second(engine: Engine, database: str) -> None:
+    def work(first: int) -> None:
+        mine = ImportStore(open_database(database, 1))
+        for number in range(first, first + 15):
+            mine.save(ADA.user, thread(number, created_at=START), [])
+
+    _at_once([partial(work, 100 * n) for n in range(1, 5)])
+    assert rows(engine, "SELECT count(*), count(DISTINCT position) FROM chat_threads") == [(60, 60)]
 
 
 def test_while_the_chat_is_used(engine: Engine, store: SqlStore, database: str) -> None:

@@ -15,7 +15,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from alembic.util import CommandError
-from sqlalchemy import ColumnElement, Connection, Delete, Engine, bindparam, case, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Delete, Engine, bindparam, case, delete, exists, insert, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute
 
 from chatkit.backends.interface import Session
@@ -24,6 +24,7 @@ from chatkit.backends.selfhosted.database.engine import UNAVAILABLE
 from chatkit.backends.selfhosted.database.tables import (
     ActiveRunRow,
     AttachmentRow,
+    ImageRow,
     ItemRow,
     PausedRunRow,
     SessionRow,
@@ -42,6 +43,7 @@ HIDDEN_ITEM_TYPES = ("hidden_context_item", "sdk_hidden_context")  # sent to the
 THREAD_PURGE_INTERVAL_SECONDS = 3600
 SECONDS_PER_DAY = 86400
 PURGE_BATCH = 200  # rows; a batch holds its locks for a few milliseconds
+PURGE_IMAGES = 10  # in a batch; an image has some megabytes
 PURGE_BATCHES = 100  # per call of maintain(), to bound its duration
 PURGE_PAUSE_SECONDS = 0.05  # between batches, to let other writers in
 
@@ -73,19 +75,29 @@ _END_SESSIONS = (
 )
 
 
-def _delete_batch(key: InstrumentedAttribute[Any], is_old: ColumnElement[bool]) -> Delete:
+def _delete_batch(key: InstrumentedAttribute[Any], is_old: ColumnElement[bool], rows: int = PURGE_BATCH) -> Delete:
     """Delete some of the rows that are old.
 
     Skips rows that another process is deleting or a request is using. SQLite ignores this: it has one writer and no row locks.
     """
-    return delete(key.class_).where(key.in_(select(key).where(is_old).limit(PURGE_BATCH).with_for_update(skip_locked=True)))
+    old = select(key).where(is_old).limit(rows).with_for_update(skip_locked=True).correlate(None)
+    return delete(key.class_).where(key.in_(old))
 
 
 _oldest: Any = bindparam("oldest")
 _DELETE_EXPIRED_SESSIONS = _delete_batch(SessionRow.id, SessionRow.expires_at < _oldest)
 _DELETE_OLD_USAGE = _delete_batch(UsageRow.position, UsageRow.day < _oldest)
 _DELETE_OLD_RUNS = _delete_batch(ActiveRunRow.id, ActiveRunRow.started_at < _oldest)  # runs that end normally delete their rows
-_DELETE_UNUSED_THREADS = _delete_batch(ThreadRow.position, ThreadRow.used_at < _oldest)  # what belongs to a thread cascades
+# The items and images of an unused thread are deleted before it, because a statement that cascades to all of them could take
+# long, and SQLite has one writer at a time.
+_unused_thread = ThreadRow.used_at < _oldest
+_items_thread = (ItemRow.thread_id == ThreadRow.id) & (ItemRow.user_id == ThreadRow.user_id)
+_images_thread = (ImageRow.thread_id == ThreadRow.id) & (ImageRow.user_id == ThreadRow.user_id)
+_DELETE_UNUSED_ITEMS = _delete_batch(ItemRow.position, _unused_thread & _items_thread)
+_DELETE_UNUSED_IMAGES = _delete_batch(ImageRow.id, _unused_thread & _images_thread, PURGE_IMAGES)
+_DELETE_UNUSED_THREADS = _delete_batch(
+    ThreadRow.position, _unused_thread & ~exists().where(_items_thread) & ~exists().where(_images_thread)
+)
 
 
 @contextmanager
@@ -153,7 +165,9 @@ class SessionStore:
             days = self._retention_days
             if days is not None and time.monotonic() >= self._next_thread_purge:
                 oldest = time.time() - days * SECONDS_PER_DAY
-                done = self._purge(_DELETE_UNUSED_THREADS, oldest)
+                done = self._purge(_DELETE_UNUSED_IMAGES, oldest, PURGE_IMAGES)
+                done &= self._purge(_DELETE_UNUSED_ITEMS, oldest)
+                done &= self._purge(_DELETE_UNUSED_THREADS, oldest)
                 done &= self._purge(_DELETE_OLD_USAGE, datetime.fromtimestamp(oldest, UTC).date())
                 self._next_thread_purge = time.monotonic() + (THREAD_PURGE_INTERVAL_SECONDS if done else 0)
         except (*UNAVAILABLE, CommandError, OSError) as error:
@@ -226,12 +240,12 @@ class SessionStore:
                 connection.execute(_INTERRUPT_RUNS, {"threads": batch})
             connection.execute(_END_SESSIONS, params)
 
-    def _purge(self, statement: Delete, oldest: float | date) -> bool:
+    def _purge(self, statement: Delete, oldest: float | date, batch: int = PURGE_BATCH) -> bool:
         """Delete in batches, so that other writers do not wait long for a lock. Return whether all rows are deleted."""
         for _ in range(PURGE_BATCHES):
             with self.engine.begin() as connection:
                 deleted = connection.execute(statement, {"oldest": oldest}).rowcount
-            if deleted < PURGE_BATCH:
+            if deleted < batch:
                 return True
             time.sleep(PURGE_PAUSE_SECONDS)
         return False

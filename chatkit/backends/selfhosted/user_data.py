@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Executable, bindparam, delete, func, select
+from sqlalchemy import Connection, Delete, Executable, bindparam, delete, func, select
 
-from chatkit.backends.selfhosted.database.tables import AttachmentRow, ImageRow, ItemRow, SessionRow, ThreadRow, UsageRow
+from chatkit.backends.selfhosted.database.tables import (
+    ActiveRunRow,
+    AttachmentRow,
+    ImageRow,
+    ItemRow,
+    SessionRow,
+    ThreadRow,
+    UsageRow,
+)
 
 DELETE_BATCH = 200  # rows; a batch holds its locks for a short time
+DELETE_IMAGES = 10  # in a batch; an image has some megabytes
+DELETE_PAUSE_SECONDS = 0.01  # between batches, to let other writers in
+RUN_END_SECONDS = 1.0  # after which a process has noticed that a run was deleted, and the run has ended
 ROWS_AT_ONCE = 20  # read ahead; an item with an image has some megabytes
 
 _user: Any = bindparam("user")
@@ -62,13 +74,20 @@ _SELECT_USAGE = (
     .where(UsageRow.user_id == _user)
     .order_by(UsageRow.position)
 )
+_COUNT_ACTIVE_RUNS = select(func.count()).where(ActiveRunRow.user_id == _user)
+_own_thread = ThreadRow.user_id == _user
 _DELETE = [
-    delete(row).where(key.in_(select(key).where(row.user_id == _user).limit(DELETE_BATCH)))
-    for row, key in (  # sessions first, so that the user's page can't begin new threads; whose items and images go with them
-        (SessionRow, SessionRow.id),
-        (ThreadRow, ThreadRow.position),
-        (AttachmentRow, AttachmentRow.id),
-        (UsageRow, UsageRow.position),
+    (delete(row).where(key.in_(select(key).where(condition).limit(batch).correlate(None))), batch)
+    # Sessions first, so that the user's page can't begin new responses. Threads after their images and items, because a
+    # statement that cascades to all of them could take long, and SQLite has one writer at a time.
+    for row, key, condition, batch in (
+        (SessionRow, SessionRow.id, SessionRow.user_id == _user, DELETE_BATCH),
+        (ActiveRunRow, ActiveRunRow.id, ActiveRunRow.user_id == _user, DELETE_BATCH),
+        (ImageRow, ImageRow.id, _own_thread & (ImageRow.thread_id == ThreadRow.id), DELETE_IMAGES),
+        (ItemRow, ItemRow.position, _own_thread & (ItemRow.thread_id == ThreadRow.id), DELETE_BATCH),
+        (ThreadRow, ThreadRow.position, _own_thread, DELETE_BATCH),
+        (AttachmentRow, AttachmentRow.id, AttachmentRow.user_id == _user, DELETE_BATCH),
+        (UsageRow, UsageRow.position, UsageRow.user_id == _user, DELETE_BATCH),
     )
 ]
 _SELECT_FEEDBACK = (
@@ -173,12 +192,27 @@ class UserData:
         return {**item, "image": {**item["image"], "url": url}}
 
     def delete(self, user: str) -> None:
-        """Delete all rows of the user, in batches. If it is interrupted, repeat it."""
-        for statement in _DELETE:
-            deleted = DELETE_BATCH
-            while deleted == DELETE_BATCH:
-                with self._connection.begin():
-                    deleted = self._connection.execute(statement, {"user": user}).rowcount
+        """Delete all rows of the user, in batches. If it is interrupted, repeat it.
+
+        A response that is active ends, and may store something before it does. So all is repeated until nothing is found.
+        """
+        while True:
+            with self._connection.begin():
+                active = self._connection.execute(_COUNT_ACTIVE_RUNS, {"user": user}).scalar_one()
+            if not sum(self._delete(statement, batch, user) for statement, batch in _DELETE):
+                return
+            if active:
+                time.sleep(RUN_END_SECONDS)
+
+    def _delete(self, statement: Delete, batch: int, user: str) -> int:
+        total = 0
+        while True:
+            with self._connection.begin():
+                deleted = self._connection.execute(statement, {"user": user}).rowcount
+            total += deleted
+            if deleted < batch:
+                return total
+            time.sleep(DELETE_PAUSE_SECONDS)
 
     def feedback(self) -> Iterator[Feedback]:
         """Yield all rated items of all users, oldest first."""

@@ -14,8 +14,17 @@ from click.testing import Result
 from sqlalchemy import MetaData, create_engine, insert, text
 
 from chatkit.backends.selfhosted import user_data
+from chatkit.backends.selfhosted.chat.runs import POLL_SECONDS
 from chatkit.backends.selfhosted.database.engine import make_engine, open_database
-from chatkit.backends.selfhosted.database.tables import AttachmentRow, ImageRow, ItemRow, PausedRunRow, ThreadRow, UsageRow
+from chatkit.backends.selfhosted.database.tables import (
+    ActiveRunRow,
+    AttachmentRow,
+    ImageRow,
+    ItemRow,
+    PausedRunRow,
+    ThreadRow,
+    UsageRow,
+)
 from chatkit.backends.selfhosted.user_data import UserData
 from chatkit.web.asgi import AsgiFlask
 from tests.support.applications import MakeApp
@@ -207,6 +216,53 @@ def test_more_than_one_batch_is_deleted(app: AsgiFlask, database: str, monkeypat
     )
     assert "user:a" not in everything(database)
     assert "thr_b" in everything(database)
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_items_and_images_are_deleted_before_their_thread(
+    app: AsgiFlask, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statement that deleted a thread with all its items would lock out all writers of SQLite for long."""
+    ada = with_data(app, database, "ada")
+    fill(database, ada.user, "thr_long", *(question("a") for _ in range(user_data.DELETE_BATCH + 5)))
+    with create_engine(database).begin() as connection:
+        for table in ("chat_items", "chat_images"):
+            condition = f"EXISTS (SELECT 1 FROM {table} WHERE thread_id = OLD.id)"
+            trigger = f"CREATE TRIGGER no_{table} BEFORE DELETE ON chat_threads WHEN {condition}"
+            connection.exec_driver_sql(f"{trigger} BEGIN SELECT RAISE(ABORT, 'not empty'); END")
+    deleted: list[int] = []
+    delete = UserData._delete
+    monkeypatch.setattr(UserData, "_delete", lambda *args: deleted.append(delete(*args)) or deleted[-1])
+    assert run(app, "users", "delete", ada.user, "--yes").exit_code == 0
+    assert max(deleted) > user_data.DELETE_BATCH
+    assert ada.user not in everything(database)
+
+
+def test_what_an_active_run_stores_at_its_end_is_deleted(
+    app: AsgiFlask, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = with_data(app, database, "ada")
+    row = {
+        "id": "run_1",
+        "thread_id": ada.thread,
+        "user_id": ada.user,
+        "started_at": 1,
+        "heartbeat": 1,
+        "stop_requested": False,
+    }
+    with create_engine(database).begin() as connection:
+        connection.execute(insert(ActiveRunRow), row)
+    sleep = user_data.time.sleep
+
+    def end_run(seconds: float) -> None:
+        if seconds == user_data.RUN_END_SECONDS:
+            fill(database, ada.user, "thr_late", question("late words"))
+        sleep(0)
+
+    monkeypatch.setattr(user_data.time, "sleep", end_run)
+    assert run(app, "users", "delete", ada.user, "--yes").exit_code == 0
+    assert not [word for word in (ada.user, "run_1", "thr_late", "late words") if word in everything(database)]
+    assert 2 * POLL_SECONDS <= user_data.RUN_END_SECONDS
 
 
 @pytest.mark.parametrize("reply", ["n\n", "\n", ""])

@@ -26,7 +26,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, insert, text
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database import engine as module
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, open_database
-from chatkit.backends.selfhosted.database.tables import ItemRow, SessionRow, ThreadRow
+from chatkit.backends.selfhosted.database.tables import ImageRow, ItemRow, SessionRow, ThreadRow
 from chatkit.backends.selfhosted.sessions import PURGE_BATCH, SessionStore
 from chatkit.settings import SettingsError
 from chatkit.web import errors
@@ -459,6 +459,23 @@ def test_maintenance_deletes_expired_rows(database: str) -> None:
         list(pool.map(lambda issuer: issuer.maintain(), processes))
     assert [count(database, table) for table in ("chat_sessions", "chat_threads", "chat_items")] == [1, 0, 0]
     assert processes[1].find(live.client_secret).session_id == live.session_id
+
+
+def test_maintenance_deletes_items_and_images_before_their_thread(tmp_path: Path) -> None:
+    """A statement that deleted a thread with all its items would lock out all writers of SQLite for long."""
+    address = f"sqlite:///{tmp_path}/chatkit.db"
+    issuer = SessionStore(open_database(address), ttl=600, retention_days=30)
+    fill(issuer.engine, sessions=1, threads=3)
+    with issuer.engine.begin() as connection:
+        connection.execute(insert(ItemRow), [{**ITEM, "thread_id": "thr_1", "id": f"item_{n}"} for n in range(450)])
+        image = {"user_id": THREAD["user_id"], "thread_id": "thr_1", "media_type": "image/png", "data": b"image"}
+        connection.execute(insert(ImageRow), [{**image, "id": f"img_{n}", "item_id": f"msg_{n}"} for n in range(25)])
+        for table in ("chat_items", "chat_images"):
+            condition = f"EXISTS (SELECT 1 FROM {table} WHERE thread_id = OLD.id)"
+            trigger = f"CREATE TRIGGER no_{table} BEFORE DELETE ON chat_threads WHEN {condition}"
+            connection.exec_driver_sql(f"{trigger} BEGIN SELECT RAISE(ABORT, 'not empty'); END")
+    issuer.maintain()
+    assert [count(address, table) for table in ("chat_threads", "chat_items", "chat_images")] == [0, 0, 0]
 
 
 def test_backlog_is_deleted_by_several_calls(database: str, monkeypatch: pytest.MonkeyPatch) -> None:

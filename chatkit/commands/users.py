@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import click
+import redis
 
 from chatkit.commands.database import open_user_data
 from chatkit.commands.output import progress_options, utf8_stdout
+from chatkit.limits.rate import forget, redis_client
 from chatkit.settings import Settings
 
 
@@ -43,9 +45,24 @@ def command(settings: Settings) -> click.Command:
             if not yes:
                 click.confirm(f"Delete {summary} of {user}? This can't be undone.", abort=True, err=True)
             data.delete(user)
+            _forget_in_redis(settings, user)
             click.echo(f"Deleted {summary} of {user}.")
 
     return users
+
+
+def _forget_in_redis(settings: Settings, user: str) -> None:
+    client = redis_client(settings)
+    if client is None:
+        return
+    try:
+        with client:
+            forget(client, user)
+    except redis.RedisError:
+        raise click.ClickException(
+            "REDIS_URL: Redis can't be used (is it running?); what it counts of the user expires by itself. "
+            "The rest is deleted."
+        ) from None
 
 
 def _existing(counts: dict[str, int], user: str) -> dict[str, int]:

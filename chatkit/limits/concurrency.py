@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import redis
 
+from chatkit.limits.rate import hashed
 from chatkit.web.errors import ServiceBusy, TooManyRequests
 
 RETRY_SECONDS = 5
@@ -110,7 +111,7 @@ class SharedLeases:
         Raises:
             TooManyRequests: the user's limit is reached.
         """
-        key, lease = f"chatkit:{self._what}:{user}", uuid.uuid4().hex
+        key, lease = f"chatkit:{self._what}:{hashed(user)}", uuid.uuid4().hex
         acquired = True  # also after a timeout: Redis may still run the script
         try:
             acquired = bool(self._acquire(keys=[key], args=[self._each, self._seconds, lease]))

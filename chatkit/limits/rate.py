@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import threading
@@ -62,7 +63,7 @@ class Limits:
         """
         scope = "user" if user else "address"
         rule = self._rules[action, scope]
-        retry_after = self._counter.hit(rule, action, scope, user or address())
+        retry_after = self._counter.hit(rule, action, scope, hashed(user) if user else address())
         if retry_after is not None:
             raise TooManyRequests(
                 f"more than {rule.amount} {action} per minute of one {scope}", retry_after=retry_after, allowed=rule.amount
@@ -127,6 +128,21 @@ def client_address(text: str | None) -> str:
     if isinstance(parsed, IPv6Address):
         return str(parsed.ipv4_mapped or IPv6Network((int(parsed), 64), strict=False))
     return str(parsed)
+
+
+def hashed(user: str) -> str:
+    """Return what stands for ``user`` (a ``User.id``) in the keys of Redis."""
+    return hashlib.sha256(user.encode()).hexdigest()[:32]
+
+
+def forget(client: redis.Redis, user: str) -> None:
+    """Delete all that Redis has about ``user`` (a ``User.id``).
+
+    Raises:
+        redis.RedisError: Redis can't be used.
+    """
+    for key in client.scan_iter(f"*{hashed(user)}*", count=1000):
+        client.delete(key)
 
 
 def redis_client(settings: Settings) -> redis.Redis | None:

@@ -26,6 +26,8 @@ from chatkit.backends.selfhosted.database.tables import (
     UsageRow,
 )
 from chatkit.backends.selfhosted.user_data import UserData
+from chatkit.limits.concurrency import SharedLeases
+from chatkit.limits.rate import hashed
 from chatkit.web.asgi import AsgiFlask
 from tests.support.applications import MakeApp
 from tests.support.chat_users import ChatUser, begin_conversation, chat, chat_user
@@ -192,18 +194,30 @@ def test_deleted_user_leaves_nothing(app: AsgiFlask, database: str) -> None:
     assert chat(eve, items_of(eve)).status_code == 200
 
 
-def test_what_redis_knows_about_a_user_expires(make_app: MakeApp, database: str) -> None:
+def test_redis_knows_nothing_about_a_deleted_user(make_app: MakeApp, database: str) -> None:
     with Redis() as server:
         app = make_app(CHATKIT_BACKEND="selfhosted", DATABASE_URL=database, OPENAI_API_KEY="", REDIS_URL=server.url)
-        ada = with_data(app, database, "ada")
-        assert run(app, "users", "delete", ada.user, "--yes").exit_code == 0
+        ada, eve = (with_data(app, database, name) for name in ("ada", "eve"))
         import redis
 
         with redis.Redis.from_url(server.url) as client:
-            keys = [key for key in client.keys("*") if ada.user.encode() in key]
-            assert keys
-            assert all(0 < client.ttl(key) <= 180 for key in keys), "a turn of 120 s, and a minute"
-            assert not any(WORDS.encode() in key for key in client.keys("*"))
+
+            def keys_of(someone: ChatUser) -> set[bytes]:
+                return {key for key in client.keys("*") if hashed(someone.user).encode() in key}
+
+            with SharedLeases(client, "turns", each=5, seconds=180).held(ada.user):
+                assert len(keys_of(ada)) == len(keys_of(eve)) + 1 > 1
+                assert all(0 < client.ttl(key) <= 180 for key in keys_of(ada))
+                assert not any(word.encode() in key for key in client.keys("*") for word in (WORDS, ada.user))
+                kept = keys_of(eve)
+                assert run(app, "users", "delete", ada.user, "--yes").exit_code == 0
+                assert keys_of(ada) == set()
+                assert keys_of(eve) == kept
+        server.kill()
+        result = run(app, "users", "delete", eve.user, "--yes")
+        assert result.exit_code == 1
+        assert result.stderr.splitlines()[-1].startswith("Error: REDIS_URL: Redis can't be used")
+        assert eve.user not in everything(database)
 
 
 def test_more_than_one_batch_is_deleted(app: AsgiFlask, database: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from chatkit.backends.selfhosted.database.tables import (
     AttachmentRow,
     ImageRow,
     ItemRow,
+    PausedRunRow,
     SessionRow,
     ThreadRow,
     UsageRow,
@@ -65,6 +66,12 @@ _SELECT_ITEMS = (
 )
 _SELECT_IMAGE = select(ImageRow.media_type, ImageRow.data).where(
     ImageRow.thread_id == _thread, ImageRow.item_id == bindparam("item"), ImageRow.user_id == _user
+)
+_SELECT_PAUSED_RUNS = select(PausedRunRow.thread_id, PausedRunRow.decisions, PausedRunRow.state).where(
+    PausedRunRow.user_id == _user
+)
+_SELECT_ACTIVE_RUNS = select(ActiveRunRow.id, ActiveRunRow.thread_id, ActiveRunRow.started_at).where(
+    ActiveRunRow.user_id == _user
 )
 _SELECT_ATTACHMENTS = select(AttachmentRow.data).where(AttachmentRow.user_id == _user).order_by(AttachmentRow.id)
 _SELECT_USAGE = (
@@ -172,6 +179,12 @@ class UserData:
             for item_separator, item in _separated(self.items(user, row.id)):
                 yield f"{item_separator}{_json(self._with_image(user, item))}", 1
             yield "]}", 0
+        yield '],\n"paused_runs": [', 0
+        for separator, row in _separated(self._stream(_SELECT_PAUSED_RUNS, user=user)):
+            yield f"{separator}{_json(dict(row._mapping))}", 0
+        yield '],\n"active_runs": [', 0
+        for separator, row in _separated(self._stream(_SELECT_ACTIVE_RUNS, user=user)):
+            yield f"{separator}{_json({**row._mapping, 'started_at': _iso(row.started_at)})}", 0
         yield '],\n"attachments": [', 0
         for separator, row in _separated(self._stream(_SELECT_ATTACHMENTS, user=user)):
             yield f"{separator}{row.data}", 0

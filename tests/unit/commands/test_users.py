@@ -72,6 +72,8 @@ def with_data(app: AsgiFlask, database: str, name: str) -> ChatUser:
         )
         paused = {"thread_id": someone.thread, "user_id": someone.user, "decisions": "{}", "state": f"{WORDS} of {name}"}
         connection.execute(insert(PausedRunRow), paused)
+        active = {"id": f"run_{name}", "thread_id": someone.thread, "user_id": someone.user, "started_at": 1_760_000_000}
+        connection.execute(insert(ActiveRunRow), {**active, "heartbeat": 0, "stop_requested": False})
         image = {"id": f"img_{name}", "user_id": someone.user, "thread_id": someone.thread, "item_id": "msg_image"}
         connection.execute(insert(ImageRow), {**image, "media_type": "image/png", "data": f"Image of {name}".encode()})
     return someone
@@ -114,6 +116,7 @@ def everything(database: str) -> str:
         "chat_usage",
         "chat_paused_runs",
         "chat_images",
+        "chat_active_runs",
     } <= metadata.tables.keys()
     with engine.connect() as connection:
         return "\n".join(str(tuple(row)) for table in metadata.tables.values() for row in connection.execute(table.select()))
@@ -132,6 +135,8 @@ def test_export_has_everything_of_the_user(app: AsgiFlask, database: str) -> Non
     assert thread["id"] == ada.thread
     assert f"{WORDS} of ada" in thread["items"][0]["content"][0]["text"]
     assert {item["id"]: item.get("feedback") for item in thread["items"]}[ada.item] == "negative"
+    assert exported["paused_runs"] == [{"thread_id": ada.thread, "decisions": "{}", "state": f"{WORDS} of ada"}]
+    assert exported["active_runs"] == [{"id": "run_ada", "thread_id": ada.thread, "started_at": "2025-10-09T08:53:20+00:00"}]
     assert exported["attachments"] == [{"name": "ada"}]
     assert exported["usage"] == [{"day": "2026-11-23", **USAGE, "agent": "of ada"}]
     shown = {item["id"] for item in chat(ada, items_of(ada)).get_json()["data"]}
@@ -256,16 +261,6 @@ def test_what_an_active_run_stores_at_its_end_is_deleted(
     app: AsgiFlask, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada = with_data(app, database, "ada")
-    row = {
-        "id": "run_1",
-        "thread_id": ada.thread,
-        "user_id": ada.user,
-        "started_at": 1,
-        "heartbeat": 1,
-        "stop_requested": False,
-    }
-    with create_engine(database).begin() as connection:
-        connection.execute(insert(ActiveRunRow), row)
     sleep = user_data.time.sleep
 
     def end_run(seconds: float) -> None:
@@ -275,7 +270,7 @@ def test_what_an_active_run_stores_at_its_end_is_deleted(
 
     monkeypatch.setattr(user_data.time, "sleep", end_run)
     assert run(app, "users", "delete", ada.user, "--yes").exit_code == 0
-    assert not [word for word in (ada.user, "run_1", "thr_late", "late words") if word in everything(database)]
+    assert not [word for word in (ada.user, "run_ada", "thr_late", "late words") if word in everything(database)]
     assert 2 * POLL_SECONDS <= user_data.RUN_END_SECONDS
 
 

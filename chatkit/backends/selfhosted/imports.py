@@ -9,7 +9,7 @@ import heapq
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -105,8 +105,9 @@ class ImportStore:
         """Store a thread of ``user`` (a ``User.id``) and its items, in one transaction.
 
         A thread that was imported before gets the items that are new. Nothing is deleted, nothing is stored twice, and a thread
-        or an item that was deleted here stays deleted. While the thread has not been used here, its title, its status and its
-        items follow the imported ones; after that, they are the user's.
+        or an item that was deleted here stays deleted. While the thread has not been used here, its title, its status, its
+        items and their order follow the imported ones. After that they are the user's, except that a message that was still
+        being written at the import is completed.
 
         Args:
             user: the owner of a new thread; one that was imported before keeps its owner.
@@ -157,17 +158,22 @@ def _save(connection: Connection, user: str, thread: ThreadMetadata, listed: dic
     changed = [
         {"item": by_id[item.id].position, "owner": stored.user_id, "new_data": item.data}
         for item in listed.values()
-        if unused and item.id in by_id and by_id[item.id].data != item.data
+        if item.id in by_id and by_id[item.id].data != item.data and (unused or _completes(by_id[item.id].data, item.data))
     ]
+    order = _order(rows, listed) if unused else []
+    moved = unused and [item.id for item in order if item.id in by_id] != list(by_id)
     old_thread = ThreadMetadata.model_validate_json(stored.data)
     follow = {"title": thread.title, "status": thread.status} if unused else {"title": old_thread.title or thread.title}
     new_thread = old_thread.model_copy(update=follow)
-    if not new and not changed and new_thread == old_thread:
+    if not new and not changed and not moved and new_thread == old_thread:
         return Outcome()
 
-    _add_by_time(connection, thread.id, stored.user_id, rows, new, listed)
     for start in range(0, len(changed), BATCH):
         connection.execute(_UPDATE_ITEMS, changed[start : start + BATCH])
+    if unused:
+        _replace_from_first_difference(connection, thread.id, stored.user_id, rows, order)
+    else:
+        _add_by_time(connection, thread.id, stored.user_id, rows, new, listed)
     connection.execute(_UPDATE_THREAD, {**own, "new_data": _thread_data(new_thread), "now": used_at})
     record = {"last_item": last or known.last_item_id, "number": len(rows) + len(new), "thread": thread.id}
     # Zero: a thread that was used here does not become an unused one again.
@@ -189,6 +195,42 @@ def _position(connection: Connection, thread: ThreadMetadata) -> int:
     return first if taken is None else taken + 1
 
 
+def _completes(old_data: str, new_data: str) -> bool:
+    """Return whether the old item is the beginning of the new one, a message."""
+    old, new = json.loads(old_data), json.loads(new_data)
+    if not old["type"] == new["type"] == "assistant_message":
+        return False
+    old_text, new_text = ("".join(part["text"] for part in item["content"]) for item in (old, new))
+    return len(old_text) < len(new_text) and new_text.startswith(old_text)
+
+
+def _order(rows: Any, listed: dict[str, _NewItem]) -> list[_NewItem]:
+    """Return the items in the order of the list. One that is no longer listed stays behind the item before it."""
+    by_id = {row.id: row for row in rows}
+    order = [replace(item, feedback=by_id[item.id].feedback) if item.id in by_id else item for item in listed.values()]
+    unlisted_after: dict[str | None, list[_NewItem]] = {}
+    before: str | None = None
+    for row in rows:
+        if row.id in listed:
+            before = row.id
+        else:
+            item = _NewItem(row.id, _created_at(row.data), row.data, row.feedback)
+            unlisted_after.setdefault(before, []).append(item)
+    return [
+        *unlisted_after.get(None, []),
+        *(one for item in order for one in (item, *unlisted_after.get(item.id, []))),
+    ]
+
+
+def _replace_from_first_difference(
+    connection: Connection, thread_id: str, owner: str, rows: Any, order: list[_NewItem]
+) -> None:
+    """Give the stored items the order, and add those that are new."""
+    same = next((n for n, (row, item) in enumerate(zip(rows, order, strict=False)) if row.id != item.id), len(rows))
+    _delete_items(connection, owner, rows[same:])
+    _insert_items(connection, thread_id, owner, order[same:])
+
+
 def _add_by_time(
     connection: Connection, thread_id: str, owner: str, rows: Any, new: list[_NewItem], listed: dict[str, _NewItem]
 ) -> None:
@@ -200,10 +242,14 @@ def _add_by_time(
     own = [_NewItem(row.id, _created_at(row.data), row.data, row.feedback) for row in own_rows]
     merged = list(heapq.merge(new, own, key=lambda item: item.created_at))
     stay = merged.index(new[0])
-    moved = [{"item": row.position, "owner": owner} for row in own_rows[stay:]]
-    for start in range(0, len(moved), BATCH):
-        connection.execute(_DELETE_ITEMS, moved[start : start + BATCH])
+    _delete_items(connection, owner, own_rows[stay:])
     _insert_items(connection, thread_id, owner, merged[stay:])
+
+
+def _delete_items(connection: Connection, owner: str, rows: Any) -> None:
+    params = [{"item": row.position, "owner": owner} for row in rows]
+    for start in range(0, len(params), BATCH):
+        connection.execute(_DELETE_ITEMS, params[start : start + BATCH])
 
 
 def _insert_items(connection: Connection, thread_id: str, owner: str, items: list[_NewItem]) -> None:

@@ -169,6 +169,31 @@ def test_thread_used_here_belongs_to_the_user(engine: Engine, store: SqlStore, i
     assert words(store) == ["changed here", "b", "c", "d"], "it is not followed again after that"
 
 
+def test_order_of_an_unused_thread_is_that_of_openai(engine: Engine, store: SqlStore, imported: ImportStore) -> None:
+    imported.save(ADA.user, thread(), said("a", "c", "gone", "d"))
+    run(store.save_feedback("cthr_1", ["cthi_d"], "positive", ADA))
+    a, b, c, d, e = said("a", "b", "c", "d", "e")
+    assert imported.save(ADA.user, thread(), [a, b, c, d, e]) == Outcome(new_items=2, changed_items=1)
+    assert words(store) == ["a", "b", "c", "gone", "d", "e"]
+    assert rows(engine, "SELECT id FROM chat_items WHERE feedback = 'positive'") == [("cthi_d",)]
+    assert imported.save(ADA.user, thread(), [a, c, b, d, e]) == NOTHING
+    assert words(store) == ["a", "c", "gone", "b", "d", "e"]
+    assert list(imported.check()) == [("cthr_1", 6, 6)]
+
+
+def test_message_that_was_being_written_is_completed_in_a_thread_used_here(
+    engine: Engine, store: SqlStore, imported: ImportStore
+) -> None:
+    imported.save(ADA.user, thread(), said("a", "Hel"))
+    say(store, "here", START + timedelta(days=1, minutes=9))
+    use_later(engine)
+    whole = ImportedItem(message("cthi_Hel", "Hello", START + timedelta(days=1, minutes=1)))
+    assert imported.save(ADA.user, thread(), [*said("a"), whole]) == Outcome(changed_items=1)
+    assert words(store) == ["a", "Hello", "here"]
+    other = ImportedItem(message("cthi_Hel", "Changed there", START))
+    assert imported.save(ADA.user, thread(), [*said("a"), other]) == NOTHING
+
+
 def test_items_of_both_sides_are_in_the_order_of_their_times(engine: Engine, store: SqlStore, imported: ImportStore) -> None:
     imported.save(ADA.user, thread(), said("a", "b"))
     day = START + timedelta(days=1)

@@ -98,6 +98,8 @@ class ImportStore:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._new_owners: dict[str, str] = {}
+        """The users to whom the threads of a visitor were transferred, by visitor."""
         self.database = public_address(engine)
         """Its address, for the operator, without secrets."""
 
@@ -110,13 +112,14 @@ class ImportStore:
         being written at the import is completed.
 
         Args:
-            user: the owner of a new thread; one that was imported before keeps its owner.
+            user: the owner of a new thread; one that was imported before keeps its owner. If an earlier one of this visitor was
+                transferred to a user, the new one is that user's as well.
             thread: the thread.
             items: all its items, oldest first, with ``created_at`` in UTC.
         """
         listed = {imported.item.id: _new_item(imported) for imported in items}
         with self._engine.begin() as connection:
-            return _save(connection, user, thread, listed)
+            return _save(connection, user, thread, listed, self._new_owners)
 
     def check(self) -> Iterator[tuple[str, int, int]]:
         """Yield each imported thread that was not used here since: its id, its number of items, and how many it should have."""
@@ -131,20 +134,25 @@ class ImportStore:
             after = rows[-1].thread_id
 
 
-def _save(connection: Connection, user: str, thread: ThreadMetadata, listed: dict[str, _NewItem]) -> Outcome:
+def _save(
+    connection: Connection, user: str, thread: ThreadMetadata, listed: dict[str, _NewItem], new_owners: dict[str, str]
+) -> Outcome:
     used_at = int(time.time()) - 1  # a use of the thread in this very second has to differ
     last = next(reversed(listed), None)
     record = {"thread_id": thread.id, "last_item_id": last, "items": len(listed), "used_at": used_at}
     # Written first, so that two imports of a thread at the same time follow each other.
     if connection.execute(_INSERT_IMPORT[connection.dialect.name], record).scalar_one_or_none() is not None:
-        row = {"position": _position(connection, thread), "id": thread.id, "user_id": user, "used_at": used_at}
+        owner = new_owners.get(user, user)
+        row = {"position": _position(connection, thread), "id": thread.id, "user_id": owner, "used_at": used_at}
         connection.execute(_INSERT_THREAD, {**row, "data": _thread_data(thread)})
-        _insert_items(connection, thread.id, user, list(listed.values()))
+        _insert_items(connection, thread.id, owner, list(listed.values()))
         return Outcome(created=True, new_items=len(listed))
 
     stored = connection.execute(_SELECT_THREAD, {"thread": thread.id}).one_or_none()
     if stored is None:
         return Outcome(deleted=True)
+    if stored.user_id != user:
+        new_owners[user] = stored.user_id
     known = connection.execute(_SELECT_IMPORT, {"thread": thread.id}).one()
     unused = stored.used_at == known.used_at
     own = {"thread": thread.id, "owner": stored.user_id}

@@ -243,6 +243,19 @@ def test_thread_that_was_transferred_keeps_its_new_owner(engine: Engine, store: 
     assert words(store, context=context) == ["a", "b"]
 
 
+def test_later_threads_of_a_visitor_who_has_signed_in_are_the_users(
+    engine: Engine, store: SqlStore, imported: ImportStore
+) -> None:
+    imported.save("anonymous:ada", thread(), said("a"))
+    SessionStore(engine, 600).transfer_conversations(User("anonymous", "ada"), User("user", "bob"))
+    again = ImportStore(engine)
+    assert again.save("anonymous:ada", thread(), said("a")) == NOTHING
+    again.save("anonymous:ada", thread(2), [])
+    again.save("anonymous:eve", thread(3), [])
+    owners = rows(engine, "SELECT id, user_id FROM chat_threads ORDER BY id")
+    assert owners == [("cthr_1", "user:bob"), ("cthr_2", "user:bob"), ("cthr_3", "anonymous:eve")]
+
+
 def test_original_is_kept_beside_an_item_and_the_chat_ignores_it(
     engine: Engine, store: SqlStore, imported: ImportStore
 ) -> None:

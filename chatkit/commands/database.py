@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from chatkit.commands.output import checked_output
 from chatkit.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def open_user_data(settings: Settings) -> Iterator[UserData]:
     from chatkit.backends.selfhosted.database.engine import make_engine, open_database
     from chatkit.backends.selfhosted.user_data import UserData
 
-    with database_errors():
+    with database_errors(), checked_output():
         open_database(settings.database_url)  # upgrades the schema
         with make_engine(settings.database_url).connect() as connection:
             yield UserData(connection)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
+import unicodedata
 
 import click
 
 from chatkit.commands.database import open_user_data
 from chatkit.commands.output import progress_options, utf8_stdout
 from chatkit.settings import Settings
+from chatkit.web.logs import escape
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets run a cell that begins with one of these
+FORMULA = "=+-@"  # spreadsheets run a cell that begins with one of these
+IGNORED = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories of characters that they may skip
+CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and line feeds; a terminal would obey them
 
 
 def command(settings: Settings) -> click.Command:
@@ -46,4 +51,7 @@ def command(settings: Settings) -> click.Command:
 
 
 def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA) else text
+    text = CONTROL.sub(lambda found: escape(found[0]), text)
+    first = next((char for char in text if unicodedata.category(char) not in IGNORED), "")
+    runs = text.startswith(("\t", "\n")) or unicodedata.normalize("NFKC", first).startswith(tuple(FORMULA))
+    return f"'{text}" if runs else text

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from chatkit.commands.database import database_errors, open_import_store
+from chatkit.commands.output import Utf8, checked_output
 from chatkit.settings import Settings
 
 if TYPE_CHECKING:
@@ -153,9 +154,12 @@ def command(settings: Settings) -> click.Command:
     """Return the command, for the service with these settings."""
 
     @click.command("import-hosted")
-    @click.option("--user", callback=_check_user, help="Only this user's conversations; the identifier that OpenAI has.")
+    @click.option(
+        "--user", type=Utf8(), callback=_check_user, help="Only this user's conversations; the identifier that OpenAI has."
+    )
     @click.option(
         "--user-format",
+        type=Utf8(),
         callback=_check_format,
         help="Maps the identifiers of other deployments, which do not begin with anonymous: or user:, as in 'user:{}'.",
     )
@@ -172,7 +176,7 @@ def command(settings: Settings) -> click.Command:
         if not (settings.database_url_given or settings.development or dry_run):
             raise click.ClickException("DATABASE_URL is not set; it is the database in which the conversations are stored.")
         report = Report()
-        with nullcontext() if dry_run else database_errors(f" {REPEAT}"):
+        with checked_output(), nullcontext() if dry_run else database_errors(f" {REPEAT}"):
             store = None if dry_run else open_import_store(settings)
             steps = import_threads(
                 ThreadsApi(settings),

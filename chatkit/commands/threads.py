@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from chatkit.commands.database import open_user_data
+from chatkit.commands.output import Utf8
 from chatkit.settings import Settings
 from chatkit.web.logs import escape
 
@@ -17,7 +18,7 @@ def command(settings: Settings) -> click.Command:
         """Show the conversations of a user."""
 
     @threads.command("list")
-    @click.argument("user")
+    @click.argument("user", type=Utf8())
     def list_(user: str) -> None:
         """List the threads of USER, oldest first: id, times of creation and last use, number of items, title."""
         with open_user_data(settings) as data:
@@ -27,8 +28,8 @@ def command(settings: Settings) -> click.Command:
                 )
 
     @threads.command()
-    @click.argument("user")
-    @click.argument("thread")
+    @click.argument("user", type=Utf8())
+    @click.argument("thread", type=Utf8())
     def show(user: str, thread: str) -> None:
         """Print what was said in THREAD of USER."""
         from chatkit.backends.selfhosted.user_data import said

@@ -6,7 +6,7 @@ import click
 import redis
 
 from chatkit.commands.database import open_user_data
-from chatkit.commands.output import progress_options, utf8_stdout
+from chatkit.commands.output import Utf8, progress_options, utf8_stdout
 from chatkit.limits.rate import forget, redis_client
 from chatkit.settings import Settings
 
@@ -22,7 +22,7 @@ def command(settings: Settings) -> click.Command:
         """
 
     @users.command()
-    @click.argument("user")
+    @click.argument("user", type=Utf8())
     def export(user: str) -> None:
         """Write all that is stored about USER to standard output, as JSON."""
         with open_user_data(settings) as data:
@@ -35,7 +35,7 @@ def command(settings: Settings) -> click.Command:
             output.flush()
 
     @users.command()
-    @click.argument("user")
+    @click.argument("user", type=Utf8())
     @click.option("--yes", is_flag=True, help="Do not ask.")
     def delete(user: str, yes: bool) -> None:
         """Delete all that is stored about USER: sessions, threads, items with images, feedback, attachments, usage."""

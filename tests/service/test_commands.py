@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,6 +153,42 @@ def test_export_is_utf_8_whatever_the_locale(flask: Flask, project: Project, dat
     code, output, _ = outcome(flask("users", "export", "user:a", LC_ALL="C", PYTHONIOENCODING="ascii"))
     assert code == 0
     assert json.loads(output)["threads"][0]["items"][0]["content"][0]["text"] == "✓ é"
+
+
+@on_sqlite
+def test_what_the_terminal_can_not_show_is_escaped(flask: Flask, project: Project, database: str) -> None:
+    project.add("user:a", title="é ✓")
+    outcome(flask("import-hosted"))
+    process = flask("threads", "list", "user:a", PYTHONIOENCODING="latin-1")
+    assert process.communicate(timeout=90)[0].endswith(b"\xe9 \\u2713\n")
+    assert process.returncode == 0
+
+
+@on_sqlite
+def test_output_on_a_full_disk(flask: Flask, project: Project, database: str) -> None:
+    project.add("user:a", asks("Hello"))
+    with Path("/dev/full").open("w") as full:
+        options = {"stdout": full, "stderr": subprocess.PIPE}
+        for command in (
+            ["import-hosted"],
+            ["users", "export", "user:a"],
+            ["threads", "list", "user:a"],
+            ["feedback", "export"],
+        ):
+            process = flask(*command, options=options)
+            errors = process.communicate(timeout=90)[1].decode()
+            assert process.returncode == 1
+            assert errors.endswith("Error: The output can't be written: No space left on device.\n")
+            assert "Traceback" not in errors
+
+
+@on_sqlite
+def test_argument_that_is_not_utf_8(flask: Flask) -> None:
+    wrong = os.fsdecode(b"user:\xff")
+    for command in (["users", "export"], ["users", "delete", "--yes"], ["threads", "list"], ["import-hosted", "--user"]):
+        code, output, errors = outcome(flask(*command, wrong))
+        assert (code, output) == (2, "")
+        assert errors.endswith(": is not encoded in UTF-8\n")
 
 
 @on_sqlite

@@ -26,6 +26,7 @@ from chatkit.backends.selfhosted.database.tables import (
     UsageRow,
 )
 from chatkit.backends.selfhosted.user_data import UserData
+from chatkit.commands.feedback import _cell
 from chatkit.limits.concurrency import SharedLeases
 from chatkit.limits.rate import hashed
 from chatkit.web.asgi import AsgiFlask
@@ -379,6 +380,20 @@ def test_feedback_as_csv_runs_nothing_in_a_spreadsheet(app: AsgiFlask, database:
         ("positive", "", "Unasked", "user:b", "thr_2", "msg_0"),
     )
     assert "negative,First?,Wrong" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "text_",
+    ["=1", "+1", "-1", "@a", "\t=1", "\n=1", "\n1", "\uff1d1", "\uff0b1", " =1", "\u200b=1", "\ufeff\u2060@a", "\u2028-1"],
+)
+def test_cell_that_is_a_formula(text_: str) -> None:
+    assert _cell(text_) == f"'{text_}"
+
+
+def test_cell_has_no_control_characters() -> None:
+    assert _cell("a\x1b[2J\x9b31m\0\x7f\r\n\tb") == "a\\x1b[2J\\x9b31m\\x00\\x7f\\r\n\tb"
+    for plain in ("", "a", "a=1", "1-2", "(=1", "é", "\u200b", "\U0001f600 = 1"):
+        assert _cell(plain) == plain
 
 
 def test_without_feedback(app: AsgiFlask, database: str) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -361,7 +361,7 @@ class _Integer(fields.Integer):
 
 
 class _Boolean(fields.Boolean):
-    default_error_messages: ClassVar[dict[str, str]] = {"invalid": "must be true or false."}
+    default_error_messages = {"invalid": "must be true or false."}  # noqa: RUF012  as marshmallow declares it
 
 
 class _SettingsSchema(Schema):
@@ -540,6 +540,8 @@ def _with_defaults(loaded: dict[str, Any], platform_host: str | None, notices: t
                 "AUTH_KEEP_CONVERSATIONS is set and not used, because OpenAI stores the conversations of hosted sessions.",
             )
     if not development:
+        if settings["backend"] is BackendName.SELFHOSTED and not (settings["agent"] or settings["openai_api_key"]):
+            notices += ("Neither CHATKIT_AGENT nor OPENAI_API_KEY is set: users get the replies of the offline demo.",)
         if "allowed_origins" not in loaded:
             allowed = " and ".join(["http://localhost:3000", *own_origins])
             notice = f"CHATKIT_ALLOWED_ORIGINS is not set: only pages from {allowed} may call the API."

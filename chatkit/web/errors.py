@@ -12,7 +12,7 @@ from typing import Any
 
 from flask import Flask, Response, jsonify
 from marshmallow import Schema, fields
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, SecurityError
 
 log = logging.getLogger(__name__)
 
@@ -227,6 +227,8 @@ def _cause(error: ApiError) -> str:
 
 def _handle_http_exception(error: HTTPException) -> Response:
     """Render errors of Flask and Werkzeug, such as 404, 405 (with its ``Allow``), 413 and an untrusted host."""
+    if isinstance(error, SecurityError):
+        log.warning("the Host header is not localhost, the only host with CHATKIT_ENV=development")
     # The codes are made of Werkzeug's names, because those of http.HTTPStatus differ between versions of Python.
     response = _envelope(error.code or 500, error.name.lower().replace(" ", "_"), error.name.capitalize())
     for name, value in error.get_headers():

@@ -77,6 +77,7 @@ session = client.post("/api/chatkit/sessions").get_json()["data"]
 message = {"content": [{"type": "input_text", "text": "Hello"}], "attachments": [], "inference_options": {}}
 chat = {"type": "threads.create", "params": {"input": message}}
 print(client.post("/api/chatkit", json=chat, headers={"Authorization": "Bearer " + session["client_secret"]}).get_data(True))
+print("commands:", *app.app.cli.commands)
 """
 
 
@@ -93,6 +94,7 @@ def test_selfhosted_works_without_hosted(tmp_path: Path) -> None:
         [sys.executable, "-c", TRY], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60, check=False
     )
     assert "thread.item.done" in outcome.stdout, outcome.stderr
+    assert "commands: users threads feedback\n" in outcome.stdout
     assert importlib.util.find_spec("chatkit.backends.hosted"), "only the copy lacks it"
 
 

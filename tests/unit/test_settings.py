@@ -322,6 +322,7 @@ def test_invalid_allowed_origins(entry: str) -> None:
         ({"CHATKIT_AGENT": "my.agents:one"}, "CHATKIT_AGENT is set and not used"),
         ({"CHATKIT_TOKENS_PER_DAY": "1000"}, "CHATKIT_TOKENS_PER_DAY is set and not used"),
         ({"CHATKIT_BACKEND": "selfhosted"}, "DATABASE_URL is not set"),
+        ({"CHATKIT_BACKEND": "selfhosted"}, "Neither CHATKIT_AGENT nor OPENAI_API_KEY is set"),
         ({"AUTH_JWT_ISSUER": "https://login.example.com"}, "AUTH_JWT_ISSUER is set and not used"),
         ({"AUTH_KEEP_CONVERSATIONS": "true"}, "AUTH_KEEP_CONVERSATIONS is set and not used"),
         ({"CHATKIT_AGENT_CLAIM": "plan"}, "Of CHATKIT_AGENT_CLAIM and CHATKIT_WORKFLOWS one is set"),

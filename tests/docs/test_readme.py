@@ -229,6 +229,12 @@ def test_generated_secrets_are_accepted(tmp_path: Path) -> None:
     Settings.load({}, given)
 
 
+def test_revision_in_the_contributing_guide_is_the_next() -> None:
+    versions = (PROJECT / "chatkit/backends/selfhosted/database/migrations/versions").glob("[0-9]*.py")
+    newest = max(int(path.name[:4]) for path in versions)
+    assert f"--rev-id {newest + 1:04}" in (PROJECT / "CONTRIBUTING.md").read_text()
+
+
 def test_production_settings_are_accepted() -> None:
     """The minimal settings of docs/deployment.md and the complete ones of docs/security.md, with secrets filled in."""
     for page, heading in (("deployment.md", "Set at least these"), ("security.md", "## Production, on one page")):

@@ -237,7 +237,7 @@ def engine(database: str) -> Engine:
 
 def test_what_is_being_stored_at_a_shutdown_is_stored(engine: Engine) -> None:
     store = SqlStore(engine, IMAGE_URLS)
-    usage = UsageStore(engine, store, None)
+    usage = UsageStore(engine, store.submit, None)
     going_on = threading.Event()
     for _ in range(5):  # all threads of the store are busy
         store.submit(lambda _connection: going_on.wait(10), 10)
@@ -258,7 +258,7 @@ def test_what_is_being_stored_at_a_shutdown_is_stored(engine: Engine) -> None:
 
 
 def test_the_name_of_an_agent_may_be_long(engine: Engine) -> None:
-    usage = UsageStore(engine, SqlStore(engine, IMAGE_URLS), None)
+    usage = UsageStore(engine, SqlStore(engine, IMAGE_URLS).submit, None)
     meter = usage.meter("anonymous:ada")
     meter.add("x" * 300, 1, Usage(total_tokens=7))
     meter.close()

@@ -6,6 +6,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from chatkit import create_app
+from chatkit.backends.hosted import sessions_api
 from chatkit.settings import Settings
 
 
@@ -14,3 +15,9 @@ def one_client() -> FlaskClient:
     """A client of an application without an API key, whose error shows that a request has passed all checks."""
     app = create_app(Settings.load({"SECRET_KEY": "a-key-of-the-tests-and-nobody-else", "RATE_LIMIT": "1000000"}))
     return app.test_client(use_cookies=False)
+
+
+@pytest.fixture
+def short_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One second instead of ten for a call of OpenAI's Sessions API. tests/service/test_gunicorn.py covers the real budget."""
+    monkeypatch.setattr(sessions_api, "CALL_SECONDS", 1.0)

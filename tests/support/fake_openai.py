@@ -81,3 +81,8 @@ def users(fake_openai: FakeOpenAI) -> list[str]:
 
 def cancelled(fake_openai: FakeOpenAI) -> list[str]:
     return [received.path for received in fake_openai.received if received.path.endswith("/cancel")]
+
+
+def user_of(fake_openai: FakeOpenAI) -> str:
+    user: str = fake_openai.received[-1].body["user"]
+    return user

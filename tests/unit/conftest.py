@@ -8,6 +8,8 @@ from flask.testing import FlaskClient
 from chatkit import create_app
 from chatkit.backends.hosted import sessions_api
 from chatkit.settings import Settings
+from tests.support.applications import MakeApp
+from tests.support.identity_provider import SECRET
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,9 @@ def one_client() -> FlaskClient:
 def short_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """One second instead of ten for a call of OpenAI's Sessions API. tests/service/test_gunicorn.py covers the real budget."""
     monkeypatch.setattr(sessions_api, "CALL_SECONDS", 1.0)
+
+
+@pytest.fixture
+def with_secret(make_app: MakeApp) -> FlaskClient:
+    """A client of a service that trusts tokens signed with ``SECRET``."""
+    return make_app(AUTH_JWT_SECRET=SECRET).test_client()

@@ -13,6 +13,7 @@ from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT, create_session, error_of
 from tests.support.fake_openai import FakeOpenAI, cancelled, issuing
 from tests.support.identity_provider import SECRET, shared
+from tests.support.sign_in import issue
 
 
 @pytest.mark.parametrize("backend", ["hosted", "selfhosted"])
@@ -83,6 +84,15 @@ def test_own_user_id(client: FlaskClient) -> None:
         visitor = cookie["visitor"]
     assert client.post(ENDPOINT, json={"user_id": visitor}).status_code == 200
     assert client.post(ENDPOINT, json={"user_id": visitor.upper()}).status_code == 200
+
+
+def test_user_id_must_match_the_token(with_secret: FlaskClient, fake_openai: FakeOpenAI) -> None:
+    me, other = "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f", "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e50"
+    token = shared(sub=me.upper())
+    assert issue(with_secret, token, json={"user_id": me}).status_code == 200
+    refused = issue(with_secret, token, json={"user_id": other})
+    assert error_of(refused) == (403, "user_mismatch", "user_id is not the user who is asking")
+    assert len(fake_openai.received) == 1
 
 
 def test_visitor_who_reloads_the_page_takes_nothing_over(make_app: MakeApp) -> None:

@@ -8,6 +8,7 @@ from flask.testing import FlaskClient
 from chatkit import create_app
 from chatkit.backends.hosted import sessions_api
 from chatkit.settings import Settings
+from chatkit.web.asgi import AsgiFlask
 from tests.support.applications import MakeApp
 from tests.support.identity_provider import SECRET
 
@@ -29,3 +30,9 @@ def short_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 def with_secret(make_app: MakeApp) -> FlaskClient:
     """A client of a service that trusts tokens signed with ``SECRET``."""
     return make_app(AUTH_JWT_SECRET=SECRET).test_client()
+
+
+@pytest.fixture
+def app(make_app: MakeApp, database: str) -> AsgiFlask:
+    """A self-hosted application with the demo, on each kind of database."""
+    return make_app(CHATKIT_BACKEND="selfhosted", DATABASE_URL=database, OPENAI_API_KEY="")

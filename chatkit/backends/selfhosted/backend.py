@@ -69,7 +69,7 @@ class SelfhostedBackend:
         )
         servers = make_servers(settings, resources)
         concurrency = ChatConcurrency(redis_client(settings), settings.turn_seconds)
-        usage = UsageStore(engine, store, settings.tokens_per_day)
+        usage = UsageStore(engine, store.submit, settings.tokens_per_day)
         self.blueprints = [
             blueprint(
                 servers,

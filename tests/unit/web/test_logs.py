@@ -107,3 +107,22 @@ def test_search_covers_all_logs(make_app: MakeApp, recorder: Recorder, fake_open
     with service.Service(OPENAI_API_KEY=API_KEY, CHATKIT_WORKFLOW_ID=WORKFLOW_ID, CHATKIT_API_BASE=fake_openai.url) as running:
         assert running.create_session().status_code == 200
     assert re.search(r"cksess_[0-9a-f]{48}", service.output[-1])
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("abc-DEF_1.2:3", True),
+        ("x" * 128, True),
+        ("x" * 129, False),
+        ("", False),
+        ("a b", False),
+        ("ü", False),
+        ('"}', False),
+    ],
+)
+def test_request_id(client: FlaskClient, given: str, kept: bool) -> None:
+    returned = client.post(ENDPOINT, headers={"X-Request-ID": given}).headers.getlist("X-Request-ID")
+    assert len(returned) == 1
+    assert (returned[0] == given) is kept
+    assert kept or re.fullmatch(r"[0-9a-f]{32}", returned[0])

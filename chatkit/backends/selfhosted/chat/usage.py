@@ -10,17 +10,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from sqlalchemy import Engine, Table, bindparam, func, select
+from sqlalchemy import Connection, Engine, Table, bindparam, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from chatkit.backends.selfhosted.database import engine as database
 from chatkit.backends.selfhosted.database.tables import UsageRow
 from chatkit.web import errors
-
-if TYPE_CHECKING:
-    from chatkit.backends.selfhosted.chat.store import SqlStore
 
 MAX_AGENT_NAME = 255
 AMOUNTS = ("requests", "input_tokens", "output_tokens", "total_tokens")
@@ -41,6 +38,8 @@ _SELECT_TOKENS = select(func.sum(_usage.c.total_tokens)).where(
 
 Usage = Mapping[str, Mapping[str, int]]
 """``AMOUNTS`` by the name of the agent."""
+Submit = Callable[[Callable[[Connection], Any], float], Future[Any]]
+"""Runs a function in a transaction, within so many seconds."""
 
 
 class Meter:
@@ -80,13 +79,13 @@ class UsageStore:
 
     Args:
         engine: the database.
-        store: runs the transactions that nobody waits for.
+        submit: runs the transactions that nobody waits for, see ``SqlStore.submit``.
         tokens_per_day: the limit of one user; ``None`` for no limit.
     """
 
-    def __init__(self, engine: Engine, store: SqlStore, tokens_per_day: int | None) -> None:
+    def __init__(self, engine: Engine, submit: Submit, tokens_per_day: int | None) -> None:
         self._engine = engine
-        self._store = store
+        self._submit = submit
         self._tokens_per_day = tokens_per_day
         self._saving: dict[Future[Any], str] = {}
         """The transactions that are not done, with their users."""
@@ -136,7 +135,7 @@ class UsageStore:
         today = datetime.now(UTC).date()
         # Sorted, because two transactions that lock rows in different orders would wait for each other.
         rows = [{"user_id": user, "day": today, "agent": agent, **usage[agent]} for agent in sorted(usage)]
-        saving = self._store.submit(
+        saving = self._submit(
             lambda connection: connection.execute(_SAVE_USAGE[connection.dialect.name], rows), database.WAIT_SECONDS
         )
         self._saving[saving] = user

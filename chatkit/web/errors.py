@@ -179,15 +179,15 @@ class ServiceBusy(ApiError):
 
 
 class NotReady(ApiError):
-    """Not ready. The message names what is missing."""
+    """``/readyz`` can't promise a session. The message says why."""
 
     status, code, message = HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", "Not ready"
     retry_after = 5
     log_level = logging.WARNING
 
-    def __init__(self, missing: list[str]) -> None:
-        super().__init__(", ".join(missing))
-        self.message = f"Not ready. Missing: {', '.join(missing)}"
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.message = f"Not ready. {reason}"
 
 
 def register_error_handlers(app: Flask) -> None:

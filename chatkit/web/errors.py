@@ -34,6 +34,11 @@ def error_envelope(message: str, code: str) -> dict[str, Any]:
     return dumped
 
 
+def http_code_and_message(phrase: str) -> tuple[str, str]:
+    """Return the code and the message for an HTTP reason phrase such as "Not Found"."""
+    return phrase.lower().replace(" ", "_"), phrase.capitalize().replace(" uri ", " URI ")
+
+
 class ApiError(Exception):
     """An error with a row in the contract's table.
 
@@ -228,7 +233,7 @@ def _cause(error: ApiError) -> str:
 def _handle_http_exception(error: HTTPException) -> Response:
     """Render errors of Flask and Werkzeug, such as 404, 405 (with its ``Allow``), 413 and an untrusted host."""
     # The codes are made of Werkzeug's names, because those of http.HTTPStatus differ between versions of Python.
-    response = _envelope(error.code or 500, error.name.lower().replace(" ", "_"), error.name.capitalize())
+    response = _envelope(error.code or 500, *http_code_and_message(error.name))
     for name, value in error.get_headers():
         if name.lower() not in ("content-type", "content-length"):
             response.headers[name] = value

@@ -225,7 +225,7 @@ def _handle_api_error(error: ApiError) -> Response:
 def _cause(error: ApiError) -> str:
     """The type of the exception at the root. Its text may quote what must not be logged."""
     root: BaseException = error
-    while cause := root.__cause__ or root.__context__:
+    while cause := root.__cause__ or (None if root.__suppress_context__ else root.__context__):
         root = cause
     return "" if root is error else f" ({type(root).__name__})"
 

@@ -356,7 +356,7 @@ def test_description_of_the_agent(name: str) -> None:
         ("tests.support.agents_under_test:WorkflowInput", "it has to be an Agents SDK Agent"),
         ("tests.support.agents_under_test:takes_nothing", "takes 0 arguments"),
         ("tests.support.agents_under_test:takes_three", "takes 3 arguments"),
-        ("tests.support.agents_under_test:not_async", "no async function"),
+        ("tests.support.agents_under_test:not_async", "not an async function"),
     ],
 )
 def test_invalid_agent_is_a_setting_error(name: str, words: str) -> None:

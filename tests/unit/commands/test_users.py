@@ -174,8 +174,8 @@ def test_deleted_user_leaves_nothing(app: AsgiFlask, database: str) -> None:
 
     result = run(app, "users", "delete", ada.user, "--yes")
     assert result.exit_code == 0
-    assert result.stdout.startswith("Deleted 1 sessions, 1 threads, ")
-    assert f"1 feedback, 1 attachments, 1 records of usage of {ada.user}." in result.stdout
+    assert result.stdout.startswith("Deleted 1 session, 1 thread, ")
+    assert f"1 rating, 1 attachment, 1 usage record of {ada.user}." in result.stdout
     after = everything(database)
     assert not [word for word in (*ada.ids(), "of ada", "atc_ada") if word in after]
     assert json.loads(exported)["threads"] == json.loads(run(app, "users", "export", eve.user).stdout)["threads"]
@@ -202,9 +202,7 @@ def test_more_than_one_batch_is_deleted(app: AsgiFlask, database: str, monkeypat
         fill(database, "user:a", f"thr_{number}", question("a"))
     fill(database, "user:b", "thr_b", question("b"))
     result = run(app, "users", "delete", "user:a", "--yes")
-    assert (
-        "Deleted 0 sessions, 205 threads, 205 items, 0 feedback, 0 attachments, 0 records of usage of user:a." in result.stdout
-    )
+    assert "Deleted 0 sessions, 205 threads, 205 items, 0 ratings, 0 attachments, 0 usage records of user:a." in result.stdout
     assert "user:a" not in everything(database)
     assert "thr_b" in everything(database)
 
@@ -215,7 +213,7 @@ def test_deleting_asks_first(app: AsgiFlask, database: str, reply: str) -> None:
     result = run(app, "users", "delete", "user:a", answer=reply)
     assert result.exit_code == 1
     assert (
-        "Delete 0 sessions, 1 threads, 1 items, 0 feedback, 0 attachments, 0 records of usage of user:a? This can't be undone."
+        "Delete 0 sessions, 1 thread, 1 item, 0 ratings, 0 attachments, 0 usage records of user:a? This can't be undone."
         in result.stderr
     )
     assert "thr_1" in everything(database)
@@ -223,7 +221,7 @@ def test_deleting_asks_first(app: AsgiFlask, database: str, reply: str) -> None:
     assert "thr_1" not in everything(database)
 
 
-@pytest.mark.parametrize("command", [["users", "export"], ["users", "delete", "--yes"]])
+@pytest.mark.parametrize("command", [["users", "export"], ["users", "delete", "--yes"], ["threads", "list"]])
 @pytest.mark.parametrize("user", ["a", "user:%", "user:A", "anonymous:a", ""])
 def test_user_of_whom_nothing_is_stored(app: AsgiFlask, database: str, command: list[str], user: str) -> None:
     fill(database, "user:a", "thr_1", question("a"))
@@ -239,10 +237,9 @@ def test_list_of_threads(app: AsgiFlask, database: str) -> None:
     fill(database, "user:b", "thr_3", question("a"))
     result = run(app, "threads", "list", "user:a")
     assert result.stdout.splitlines() == [
-        "thr_2  2026-11-01T00:00:00Z  2025-10-09T08:53:20+00:00      2  A title",
-        "thr_1  2026-11-01T00:00:00Z  2025-10-09T08:53:20+00:00      0  A title",
+        "thr_2  2026-11-01T00:00:00Z  2025-10-09T08:53:20Z      2  A title",
+        "thr_1  2026-11-01T00:00:00Z  2025-10-09T08:53:20Z      0  A title",
     ]
-    assert run(app, "threads", "list", "user:c").stdout == ""
 
 
 def test_thread_is_shown(app: AsgiFlask, database: str) -> None:

@@ -245,7 +245,7 @@ def test_stalled_model_times_out(start: Start, fake_openai: FakeOpenAI, agent: s
     started = time.monotonic()
     _, events = caller.create("Hello")
     assert time.monotonic() - started < 4
-    assert errors(events) == [("custom", "The answer took too long. Please try again.", True)]
+    assert errors(events) == [("custom", "The response took too long. Please try again.", True)]
 
 
 @pytest.mark.parametrize("agent", ["breaks", "for_nobody"])

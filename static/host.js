@@ -643,7 +643,7 @@
     thread_not_active: "This conversation is locked or closed. Start another one in the chat.",
     too_many_requests: "Wait a moment. The limits are set by RATE_LIMIT and CHATKIT_MAX_REQUESTS_PER_MINUTE.",
     authentication_required: "The service requires signed-in users (AUTH_REQUIRED), and this page has no sign-in. Try it from your frontend.",
-    script_not_loaded: "OpenAI's CDN, the only source of ChatKit, can't be reached: no internet connection, an ad blocker, or a firewall.",
+    script_not_loaded: "OpenAI's CDN, the only source of ChatKit, can't be reached: no internet connection, an ad blocker, or a firewall. Then choose New session.",
     not_ready: `The frame stays blank. ${ALLOWLIST}`,
     removed: `ChatKit has removed itself. ${ALLOWLIST}`
   };
@@ -670,27 +670,27 @@
   }
   function settings({ service: service2 }) {
     if (!service2) return WAITING;
-    if (service2 === "unreachable") return ["failed", "the service does not answer"];
+    if (service2 === "unreachable") return ["failed", "the service does not respond"];
     return service2 === "ready" ? ["ok", "complete"] : ["failed", service2.notReady];
   }
   function session({ service: service2, session: session3 }) {
     if (!session3) return WAITING;
     if (session3 === "failed") return ["failed", "none"];
-    if (service2 === "unreachable") return ["failed", "not without the service"];
+    if (service2 === "unreachable") return ["failed", "unavailable: the service does not respond"];
     const seconds = Math.round(session3.secondsLeft);
-    if (!seconds) return ["waiting", `${session3.id}, expired: the next message gets a new session`];
-    return ["ok", `${session3.id}, ${seconds} s left`];
+    if (!seconds) return ["waiting", `expired, ${session3.id}: the next message gets a new session`];
+    return ["ok", `${seconds} s left, ${session3.id}`];
   }
   function script({ script: script2 }) {
     if (!script2) return WAITING;
     return script2 === "loaded" ? ["ok", "loaded from OpenAI\u2019s CDN"] : ["failed", "not loaded"];
   }
   function chat({ service: service2, session: session3, script: script2, component }) {
-    if (script2 === "failed") return ["failed", "not without the component"];
-    if (component === "failed") return ["failed", "not available"];
-    if (service2 === "unreachable") return ["failed", "not without the service"];
-    if (session3 === "failed") return ["failed", "not without a session"];
-    if (service2 !== null && service2 !== "ready") return ["failed", "not until the settings are complete"];
+    if (script2 === "failed") return ["failed", "unavailable: the component is not loaded"];
+    if (component === "failed") return ["failed", "unavailable"];
+    if (service2 === "unreachable") return ["failed", "unavailable: the service does not respond"];
+    if (session3 === "failed") return ["failed", "unavailable: there is no session"];
+    if (service2 !== null && service2 !== "ready") return ["failed", "unavailable: the service is not ready"];
     return component && session3 && service2 ? ["ok", "ready, send a message"] : WAITING;
   }
 

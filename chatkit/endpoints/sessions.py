@@ -59,4 +59,4 @@ def _read_request() -> dict[str, Any]:
     try:
         return read_session_request(read_json_body(MAX_BODY_BYTES))
     except ValueError as error:
-        raise InvalidRequestBody("the body does not fit the schema") from error
+        raise InvalidRequestBody(str(error)) from None

@@ -34,6 +34,11 @@ def error_envelope(message: str, code: str) -> dict[str, Any]:
     return dumped
 
 
+def http_code_and_message(phrase: str) -> tuple[str, str]:
+    """Return the code and the message for an HTTP reason phrase such as "Not Found"."""
+    return phrase.lower().replace(" ", "_"), phrase.capitalize().replace(" uri ", " URI ")
+
+
 class ApiError(Exception):
     """An error with a row in the contract's table.
 
@@ -179,15 +184,15 @@ class ServiceBusy(ApiError):
 
 
 class NotReady(ApiError):
-    """Not ready. The message names what is missing."""
+    """``/readyz`` can't promise a session. The message says why."""
 
     status, code, message = HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", "Not ready"
     retry_after = 5
     log_level = logging.WARNING
 
-    def __init__(self, missing: list[str]) -> None:
-        super().__init__(", ".join(missing))
-        self.message = f"Not ready. Missing: {', '.join(missing)}"
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.message = f"Not ready. {reason}"
 
 
 def register_error_handlers(app: Flask) -> None:
@@ -220,7 +225,7 @@ def _handle_api_error(error: ApiError) -> Response:
 def _cause(error: ApiError) -> str:
     """The type of the exception at the root. Its text may quote what must not be logged."""
     root: BaseException = error
-    while cause := root.__cause__ or root.__context__:
+    while cause := root.__cause__ or (None if root.__suppress_context__ else root.__context__):
         root = cause
     return "" if root is error else f" ({type(root).__name__})"
 
@@ -230,7 +235,7 @@ def _handle_http_exception(error: HTTPException) -> Response:
     if isinstance(error, SecurityError):
         log.warning("the Host header is not localhost, the only host with CHATKIT_ENV=development")
     # The codes are made of Werkzeug's names, because those of http.HTTPStatus differ between versions of Python.
-    response = _envelope(error.code or 500, error.name.lower().replace(" ", "_"), error.name.capitalize())
+    response = _envelope(error.code or 500, *http_code_and_message(error.name))
     for name, value in error.get_headers():
         if name.lower() not in ("content-type", "content-length"):
             response.headers[name] = value

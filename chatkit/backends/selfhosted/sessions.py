@@ -36,7 +36,7 @@ from chatkit.web import errors
 log = logging.getLogger(__name__)
 
 KEEP_EXPIRED_SECONDS = 3600  # a page that was asleep gets "expired", which tells it to refresh
-KEEP_INTERRUPTED_SECONDS = 86400  # for a page to offer that an interrupted response be repeated; no run lasts so long
+KEEP_INTERRUPTED_SECONDS = 86400  # so that a page can offer a retry; no run lasts that long
 THREAD_BATCH = 500  # databases limit the parameters of a statement
 HIDDEN_ITEM_TYPES = ("hidden_context_item", "sdk_hidden_context")  # sent to the model, never shown to the user
 THREAD_PURGE_INTERVAL_SECONDS = 3600
@@ -102,7 +102,6 @@ class LiveSession:
     session_id: str
     user: str
     """``User.id``"""
-    expires_at: datetime
     agent: str | None
     claims: Mapping[str, Primitive]
 
@@ -204,7 +203,7 @@ class SessionStore:
         if row.expires_at <= time.time():
             raise errors.ClientSecretExpired(f"session {row.id} has expired")
         claims = json.loads(row.claims) if row.claims else {}
-        return LiveSession(row.id, row.user_id, datetime.fromtimestamp(row.expires_at, UTC), row.agent, claims)
+        return LiveSession(row.id, row.user_id, row.agent, claims)
 
     def transfer_conversations(self, visitor: User, user: User) -> None:
         """Transfer the conversations of ``visitor`` to ``user`` and end the visitor's sessions, in one transaction.

@@ -17,10 +17,9 @@ def test_list_of_threads(app: AsgiFlask, database: str) -> None:
     fill(database, "user:b", "thr_3", question("a"))
     result = run(app, "threads", "list", "user:a")
     assert result.stdout.splitlines() == [
-        "thr_2  2026-11-01T00:00:00Z  2025-10-09T08:53:20+00:00      2  A title",
-        "thr_1  2026-11-01T00:00:00Z  2025-10-09T08:53:20+00:00      0  A title",
+        "thr_2  2026-11-01T00:00:00Z  2025-10-09T08:53:20Z      2  A title",
+        "thr_1  2026-11-01T00:00:00Z  2025-10-09T08:53:20Z      0  A title",
     ]
-    assert run(app, "threads", "list", "user:c").stdout == ""
 
 
 def test_thread_is_shown(app: AsgiFlask, database: str) -> None:

@@ -31,7 +31,7 @@ def test_deleting_asks_first(app: AsgiFlask, database: str, reply: str) -> None:
     result = run(app, "users", "delete", "user:a", answer=reply)
     assert result.exit_code == 1
     assert (
-        "Delete 0 sessions, 1 threads, 1 items, 0 feedback, 0 attachments, 0 records of usage of user:a? This can't be undone."
+        "Delete 0 sessions, 1 thread, 1 item, 0 ratings, 0 attachments, 0 usage records of user:a? This can't be undone."
         in result.stderr
     )
     assert "thr_1" in everything(database)
@@ -39,7 +39,7 @@ def test_deleting_asks_first(app: AsgiFlask, database: str, reply: str) -> None:
     assert "thr_1" not in everything(database)
 
 
-@pytest.mark.parametrize("command", [["users", "export"], ["users", "delete", "--yes"]])
+@pytest.mark.parametrize("command", [["users", "export"], ["users", "delete", "--yes"], ["threads", "list"]])
 @pytest.mark.parametrize("user", ["a", "user:%", "user:A", "anonymous:a", ""])
 def test_user_of_whom_nothing_is_stored(app: AsgiFlask, database: str, command: list[str], user: str) -> None:
     fill(database, "user:a", "thr_1", question("a"))

@@ -295,8 +295,8 @@ def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Shape, str]:
         return (AgentServer, value), f"the Agents SDK agent {value.name!r} ({name})"
     if not inspect.isroutine(value):
         raise SettingsError(
-            f"{variable}: {name} is of type {type(value).__name__}; it has to be an Agents SDK Agent, a function from the "
-            "user to one, the run_workflow that Agent Builder exported, or a subclass of ChatKitServer."
+            f"{variable}: {name} is of type {type(value).__name__}; it has to be an Agents SDK Agent, a function that "
+            "takes the user and returns one, the run_workflow that Agent Builder exported, or a subclass of ChatKitServer."
         )
     required = [
         parameter
@@ -315,7 +315,7 @@ def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Shape, str]:
     if input_type is None:
         return (AgentServer, lambda context: value(context.user)), found
     if not inspect.iscoroutinefunction(value):
-        raise SettingsError(f"{variable}: {name} takes a workflow's input and is no async function; export it again.")
+        raise SettingsError(f"{variable}: {name} takes a workflow's input, but is not an async function; export it again.")
     return (WorkflowServer, value, input_type), f"the exported workflow {name}"
 
 

@@ -44,7 +44,7 @@ from chatkit.web import errors
 
 log = logging.getLogger(__name__)
 
-START_SECONDS = 0.25  # a server that neither responds nor asks a model for so long waits for something else
+START_SECONDS = 0.25  # a start that takes longer waits for I/O
 CANCELLED_SECONDS = 10  # for handle_stream_cancelled, whose reader has left
 MAX_TITLE = 200
 MAX_FEEDBACK_ITEMS = 100
@@ -340,7 +340,7 @@ def _stream_error(error: Exception) -> BaseStreamError:
         return error
     if isinstance(error, _TimeLimitError):
         log.warning("the response took more than CHATKIT_TURN_SECONDS")
-        return CustomStreamError("The answer took too long. Please try again.", allow_retry=True)
+        return CustomStreamError("The response took too long. Please try again.", allow_retry=True)
     if isinstance(error, _REFUSALS):
         log.info("a guardrail or the model refused to answer (%s)", type(error).__name__)
         return CustomStreamError("This can't be answered here.", allow_retry=False)

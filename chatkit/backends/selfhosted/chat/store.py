@@ -180,13 +180,13 @@ _SELECT_IMAGE_OWNER = select(_images.c.user_id, func.length(_images.c.data).labe
     _images.c.id == bindparam("image")
 )
 _is_active = _active_runs.c.heartbeat >= bindparam("oldest")
-_threads_runs = and_(_active_runs.c.thread_id == bindparam("thread"), _active_runs.c.user_id == _user)
+_runs_of_thread = and_(_active_runs.c.thread_id == bindparam("thread"), _active_runs.c.user_id == _user)
 _own_run = and_(_active_runs.c.id == bindparam("run"), _active_runs.c.user_id == _user)
 _own_runs = and_(
     _active_runs.c.id.in_(bindparam("runs", expanding=True)), _active_runs.c.user_id.in_(bindparam("users", expanding=True))
 )
-_SELECT_THREADS_ACTIVE_RUNS = select(_active_runs.c.id).where(_threads_runs, _is_active)
-_DELETE_THREADS_RUNS = delete(_active_runs).where(_threads_runs)
+_SELECT_ACTIVE_RUNS_OF_THREAD = select(_active_runs.c.id).where(_runs_of_thread, _is_active)
+_DELETE_RUNS_OF_THREAD = delete(_active_runs).where(_runs_of_thread)
 _INSERT_RUN = insert(_active_runs)
 _SELECT_RUN = (  # an active one, if there is one
     select(_active_runs.c.id, _active_runs.c.started_at, _active_runs.c.heartbeat)
@@ -760,9 +760,9 @@ class SqlStore(Store[ChatContext]):
 
         def work(connection: Connection) -> list[str]:
             if alone:
-                if active := list(connection.execute(_SELECT_THREADS_ACTIVE_RUNS, params).scalars()):
+                if active := list(connection.execute(_SELECT_ACTIVE_RUNS_OF_THREAD, params).scalars()):
                     return active
-                connection.execute(_DELETE_THREADS_RUNS, params)
+                connection.execute(_DELETE_RUNS_OF_THREAD, params)
             connection.execute(_INSERT_RUN, _run_row(thread_id, context))
             return []
 

@@ -80,8 +80,8 @@ def test_deleted_user_leaves_nothing(app: AsgiFlask, database: str) -> None:
 
     result = run(app, "users", "delete", ada.user, "--yes")
     assert result.exit_code == 0
-    assert result.stdout.startswith("Deleted 1 sessions, 1 threads, ")
-    assert f"1 feedback, 1 attachments, 1 records of usage of {ada.user}." in result.stdout
+    assert result.stdout.startswith("Deleted 1 session, 1 thread, ")
+    assert f"1 rating, 1 attachment, 1 usage record of {ada.user}." in result.stdout
     after = everything(database)
     assert not [word for word in (*ada.ids(), "of ada", "atc_ada") if word in after]
     assert json.loads(exported)["threads"] == json.loads(run(app, "users", "export", eve.user).stdout)["threads"]
@@ -94,8 +94,6 @@ def test_more_than_one_batch_is_deleted(app: AsgiFlask, database: str, monkeypat
         fill(database, "user:a", f"thr_{number}", question("a"))
     fill(database, "user:b", "thr_b", question("b"))
     result = run(app, "users", "delete", "user:a", "--yes")
-    assert (
-        "Deleted 0 sessions, 205 threads, 205 items, 0 feedback, 0 attachments, 0 records of usage of user:a." in result.stdout
-    )
+    assert "Deleted 0 sessions, 205 threads, 205 items, 0 ratings, 0 attachments, 0 usage records of user:a." in result.stdout
     assert "user:a" not in everything(database)
     assert "thr_b" in everything(database)

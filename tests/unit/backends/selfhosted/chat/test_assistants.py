@@ -167,7 +167,7 @@ def test_stalled_model_times_out(start: Start, fake_openai: FakeOpenAI, agent: s
     started = time.monotonic()
     _, events = caller.create("Hello")
     assert time.monotonic() - started < 4
-    assert errors(events) == [("custom", "The answer took too long. Please try again.", True)]
+    assert errors(events) == [("custom", "The response took too long. Please try again.", True)]
 
 
 @pytest.mark.parametrize("agent", ["breaks", "for_nobody"])
@@ -206,7 +206,7 @@ def test_description_of_the_agent(name: str) -> None:
         ("tests.support.agents_under_test:WorkflowInput", "it has to be an Agents SDK Agent"),
         ("tests.support.agents_under_test:takes_nothing", "takes 0 arguments"),
         ("tests.support.agents_under_test:takes_three", "takes 3 arguments"),
-        ("tests.support.agents_under_test:not_async", "no async function"),
+        ("tests.support.agents_under_test:not_async", "not an async function"),
     ],
 )
 def test_invalid_agent_is_a_setting_error(name: str, words: str) -> None:

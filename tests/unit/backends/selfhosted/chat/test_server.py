@@ -102,7 +102,7 @@ def test_hidden_items_are_not_sent(start: Start) -> None:
     assert [item.type for item in caller.items(thread_id).data] == ["assistant_message", "user_message"]
 
 
-LATE = [("custom", "The answer took too long. Please try again.", True)]
+LATE = [("custom", "The response took too long. Please try again.", True)]
 
 
 def test_time_limit_of_each_method(start: Start) -> None:

@@ -240,3 +240,8 @@ def test_a_save_that_is_going_on(store: SqlStore) -> None:
     thread.metadata["noted"] = True
     run(store.save_thread(thread, context))
     assert run(store.load_thread(thread.id, of("anonymous:ada"))).title == "The user's"
+
+
+def test_a_title_has_at_most_60_characters() -> None:
+    assert titles._shorten("x" * 61) == "x" * 59 + "…"
+    assert titles._shorten("x" * 60) == "x" * 60

@@ -73,6 +73,8 @@ class Settings:
     host_page: bool
     domain_key: str
     database_url: str = field(repr=False)
+    database_url_given: bool
+    """Whether it is not the default."""
     database_connections: int  # per process
     secret_key: str = field(repr=False)
     secret_key_fallbacks: tuple[str, ...] = field(repr=False)
@@ -517,6 +519,7 @@ def _with_defaults(loaded: dict[str, Any], platform_host: str | None, notices: t
         "backend": BackendName.SELFHOSTED if development else BackendName.HOSTED,
         "allowed_origins": (_LOCALHOST if development else _origin_pattern("http://localhost:3000"),),
         "database_url": f"sqlite:///{INSTANCE / 'chatkit.db'}",
+        "database_url_given": "database_url" in loaded,
         "proxy_hops": 0 if development else 1,
     }
     settings = {**unset, **defaults, **loaded}
@@ -548,7 +551,7 @@ def _with_defaults(loaded: dict[str, Any], platform_host: str | None, notices: t
             if settings["host_page"] and not own_origins:
                 notice += " To use the page at /, also list this service's own origin, such as https://chat.example.com."
             notices += (notice,)
-        if settings["backend"] is BackendName.SELFHOSTED and "database_url" not in loaded:
+        if settings["backend"] is BackendName.SELFHOSTED and not settings["database_url_given"]:
             notices += (
                 "DATABASE_URL is not set: conversations are stored in a SQLite file, which most platforms delete at a restart.",
             )

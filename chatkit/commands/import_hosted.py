@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from chatkit.backends.selfhosted.imports import ImportStore
 
 MAX_USER = 512  # characters; the database's and OpenAI's limit
-MAX_FAILURES_IN_A_ROW = 3  # threads that can't be read; then it is OpenAI that can't be reached
+MAX_FAILURES_IN_A_ROW = 3  # threads at which OpenAI was unavailable; the next would fail as well
 THREADS_PER_LINE = 100  # of the progress, where it is not a terminal
 REPEAT = "Run the command again to continue; what has been read is stored."
 
@@ -63,7 +63,7 @@ def import_threads(
     Raises:
         ReadFailed: OpenAI's conversations can't be read.
     """
-    from chatkit.backends.hosted.threads_api import AccessDenied, ReadFailed
+    from chatkit.backends.hosted.threads_api import AccessDenied, ReadFailed, Unavailable
 
     failures = 0
     for resource in api.threads(user):
@@ -77,7 +77,9 @@ def import_threads(
         except AccessDenied:
             raise
         except ReadFailed as error:
-            failures += 1
+            failures = (
+                failures + 1 if isinstance(error, Unavailable) else 0
+            )  # OpenAI may refuse a thread, such as a deleted one
             if failures == MAX_FAILURES_IN_A_ROW:
                 raise
             report.skipped["its items can't be read"] += 1
@@ -105,7 +107,7 @@ def _import_thread(
     items: dict[str, ImportedItem] = {}
     previous = thread.created_at
     for item_resource in api.items(thread.id):
-        converted = convert_item(item_resource, thread.id, previous)
+        converted = convert_item(item_resource, thread.id, previous, items)
         previous = converted.item.created_at
         items[converted.item.id] = ImportedItem(converted.item, converted.original)
         if converted.losses:
@@ -141,11 +143,17 @@ def _check_format(_context: click.Context, _parameter: click.Parameter, value: s
     return value
 
 
+def _check_user(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise click.BadParameter("must not be empty; without it, all conversations are imported")
+    return value
+
+
 def command(settings: Settings) -> click.Command:
     """Return the command, for the service with these settings."""
 
     @click.command("import-hosted", short_help="Copy the hosted conversations from OpenAI.")
-    @click.option("--user", help="Only this user's conversations; the identifier that OpenAI has.")
+    @click.option("--user", callback=_check_user, help="Only this user's conversations; the identifier that OpenAI has.")
     @click.option(
         "--user-format",
         callback=_check_format,
@@ -161,6 +169,8 @@ def command(settings: Settings) -> click.Command:
 
         if not settings.openai_api_key:
             raise click.ClickException("OPENAI_API_KEY is not set; the conversations are read with it.")
+        if not (settings.database_url_given or settings.development or dry_run):
+            raise click.ClickException("DATABASE_URL is not set; it is the database in which the conversations are stored.")
         report = Report()
         with nullcontext() if dry_run else database_errors(f" {REPEAT}"):
             store = None if dry_run else open_import_store(settings)
@@ -179,7 +189,8 @@ def command(settings: Settings) -> click.Command:
             except KeyboardInterrupt:
                 click.echo(f"\nInterrupted after {report.threads} threads. {REPEAT}", err=True)
                 raise
-            _print_report(report, dry_run=dry_run)
+            finally:
+                _print_report(report, store)
             complete = store is None or _check(store)
         if report.skipped or not complete:
             raise click.exceptions.Exit(1)
@@ -195,11 +206,12 @@ def _show_progress(steps: Iterator[None], report: Report) -> None:
                 click.echo(f"{report.threads} threads with {report.items} items read", err=True)
 
 
-def _print_report(report: Report, *, dry_run: bool) -> None:
-    click.echo(f"OpenAI has {report.threads} threads with {report.items} items.")
-    if dry_run:
+def _print_report(report: Report, store: ImportStore | None) -> None:
+    click.echo(f"Read: {report.threads} threads with {report.items} items.")
+    if store is None:
         click.echo("Nothing was stored, because of --dry-run.")
     else:
+        click.echo(f"Database: {store.database}.")
         click.echo(
             f"Stored: {report.created} new threads, {report.continued} with changes, {report.new_items} new items, "
             f"{report.changed_items} changed items."

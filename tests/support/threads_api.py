@@ -69,7 +69,7 @@ class Project:
         if handler.headers["Authorization"] != f"Bearer {API_KEY}" or handler.headers["OpenAI-Beta"] != "chatkit_beta=v1":
             return handler.respond(401, {"error": {"code": "invalid_api_key", "message": f"Incorrect: {API_KEY}"}})
         url = urlsplit(handler.path)
-        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         match url.path.split("/")[1:]:
             case ["v1", "chatkit", "threads"]:
                 owned = [thread for thread in self.threads if query.get("user") in (None, thread["user"])]

@@ -34,6 +34,10 @@ class AccessDenied(ReadFailed):
     """OpenAI does not accept the key."""
 
 
+class Unavailable(ReadFailed):
+    """OpenAI did not answer any attempt, or answered with errors of its own or that there are too many requests."""
+
+
 class ThreadsApi:
     """Reads threads and their items, page by page.
 
@@ -54,7 +58,7 @@ class ThreadsApi:
         Raises:
             ReadFailed: the list can't be read.
         """
-        return self._list(self._url, {"user": user} if user else {})
+        return self._list(self._url, {} if user is None else {"user": user})
 
     def items(self, thread_id: str) -> Iterator[Any]:
         """Yield the items of a thread, oldest first. See ``threads``."""
@@ -76,6 +80,7 @@ class ThreadsApi:
         """Return a page. Repeat the request while OpenAI is busy, and after broken responses."""
         request = self._http.prepare_request(requests.Request("GET", url, params=params))
         for attempt in range(1, MAX_ATTEMPTS + 1):
+            error: type[ReadFailed] = Unavailable
             seconds = min(2.0**attempt, MAX_WAIT_SECONDS)
             try:
                 status, headers, body = call(self._http, request, seconds=CALL_SECONDS, max_bytes=MAX_PAGE_BYTES)
@@ -92,11 +97,13 @@ class ThreadsApi:
                     raise AccessDenied(f"{summary}: OPENAI_API_KEY is not valid, or may not read this project's conversations")
                 if status not in (200, 408, 429) and status < 500:
                     raise ReadFailed(summary)
+                if status == 200:  # cut, or not a list
+                    error = ReadFailed
                 seconds = _retry_after(headers) or seconds
             if attempt < MAX_ATTEMPTS:
                 log.warning("%s; trying again in %.0f s", summary, seconds)
                 self._wait(seconds)
-        raise ReadFailed(f"{summary}, {MAX_ATTEMPTS} times in a row")
+        raise error(f"{summary}, {MAX_ATTEMPTS} times in a row")
 
 
 def _retry_after(headers: Any) -> float | None:

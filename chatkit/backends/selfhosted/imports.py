@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, delete, exc, func, insert, select, update
+from sqlalchemy import BigInteger, Connection, Engine, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from chatkit.backends.selfhosted.chat.timestamps import as_utc, in_utc
+from chatkit.backends.selfhosted.database.engine import public_address
 from chatkit.backends.selfhosted.database.tables import ImportRow, ItemRow, ThreadRow
 from chatkit.types import ThreadItem, ThreadMetadata
 
@@ -40,6 +41,7 @@ _UPDATE_IMPORT = (
 )
 # The only statement here that does not name the owner, because a visitor's thread may have been transferred to another user.
 _SELECT_THREAD = select(ThreadRow.user_id, ThreadRow.used_at, ThreadRow.data).where(ThreadRow.id == _thread).with_for_update()
+_LOCK_SECOND = select(func.pg_advisory_xact_lock(bindparam("first", type_=BigInteger)))  # for imports at the same time
 _SELECT_POSITION = select(func.max(ThreadRow.position)).where(ThreadRow.position.between(bindparam("first"), bindparam("last")))
 _INSERT_THREAD = insert(ThreadRow)
 _UPDATE_THREAD = (
@@ -71,7 +73,7 @@ _SELECT_UNUSED = (
 class ImportedItem:
     item: ThreadItem
     original: Any = None
-    """Stored beside the item if it is not ``None``; the chat ignores it."""
+    """Stored beside the item, as a text with JSON, if it is not ``None``; the chat ignores it."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class ImportStore:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.database = public_address(engine)
+        """Its address, for the operator, without secrets."""
 
     def save(self, user: str, thread: ThreadMetadata, items: list[ImportedItem]) -> Outcome:
         """Store a thread of ``user`` (a ``User.id``) and its items, in one transaction.
@@ -110,12 +114,8 @@ class ImportStore:
             items: all its items, oldest first, with ``created_at`` in UTC.
         """
         listed = {imported.item.id: _new_item(imported) for imported in items}
-        try:
-            with self._engine.begin() as connection:
-                return _save(connection, user, thread, listed)
-        except exc.IntegrityError:  # another import took the thread's position
-            with self._engine.begin() as connection:
-                return _save(connection, user, thread, listed)
+        with self._engine.begin() as connection:
+            return _save(connection, user, thread, listed)
 
     def check(self) -> Iterator[tuple[str, int, int]]:
         """Yield each imported thread that was not used here since: its id, its number of items, and how many it should have."""
@@ -181,6 +181,8 @@ def _position(connection: Connection, thread: ThreadMetadata) -> int:
     Lists of threads are ordered by position, and a user may have threads of this service already.
     """
     first = (int(thread.created_at.timestamp()) - LAST_SECOND) * POSITIONS_PER_SECOND
+    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
+        connection.execute(_LOCK_SECOND, {"first": first})
     taken: int | None = connection.execute(
         _SELECT_POSITION, {"first": first, "last": first + POSITIONS_PER_SECOND - 1}
     ).scalar_one()
@@ -216,7 +218,8 @@ def _insert_items(connection: Connection, thread_id: str, owner: str, items: lis
 def _new_item(imported: ImportedItem) -> _NewItem:
     data = in_utc(imported.item).model_dump_json()
     if imported.original is not None:
-        data = f'{data[:-1]},"original":{json.dumps(imported.original)}}}'
+        # In a text, because it may be nested more deeply than what the chat can read.
+        data = f'{data[:-1]},"original":{json.dumps(json.dumps(imported.original))}}}'
     return _NewItem(imported.item.id, imported.item.created_at, data)
 
 

@@ -12,7 +12,9 @@ import pytest
 from click.testing import Result
 from sqlalchemy import create_engine, text
 
+from chatkit import settings
 from chatkit.backends.hosted import threads_api
+from chatkit.backends.selfhosted.database.engine import public_address
 from chatkit.commands import import_hosted
 from tests.support.applications import MakeApp
 from tests.support.fake_openai import API_KEY, FakeOpenAI, failing
@@ -85,7 +87,8 @@ def test_visitor_finds_their_conversations(project: Project, importing: Import, 
     result = importing.run(CHATKIT_BACKEND=backend)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [
-        "OpenAI has 4 threads with 31 items.",
+        "Read: 4 threads with 31 items.",
+        f"Database: {public_address(create_engine(importing.database))}.",
         "Stored: 4 new threads, 0 with changes, 31 new items, 0 changed items.",
         "Checked: the database has 4 imported threads with 31 items that were not used here since; all are complete.",
     ]
@@ -155,6 +158,15 @@ def test_one_user_only(project: Project, on_sqlite: Import) -> None:
     assert on_sqlite.users() == {"user:a": 2}
 
 
+@pytest.mark.parametrize("user", ["", " "])
+def test_user_that_is_empty_does_not_import_all(project: Project, on_sqlite: Import, user: str) -> None:
+    project.add("user:a")
+    result = on_sqlite.run("--user", user)
+    assert result.exit_code == 2
+    assert "must not be empty; without it, all conversations are imported" in result.stderr
+    assert project.requests == []
+
+
 def test_users_of_other_deployments(project: Project, importing: Import) -> None:
     for user in ("ada", "user:b", "anonymous:c", "user:", "12 34"):
         project.add(user, asks("Hello"))
@@ -192,7 +204,7 @@ def test_dry_run_stores_nothing(project: Project, on_sqlite: Import) -> None:
     result = on_sqlite.run("--dry-run", CHATKIT_BACKEND="hosted")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        "OpenAI has 1 threads with 11 items.",
+        "Read: 1 threads with 11 items.",
         "Nothing was stored, because of --dry-run.",
         "Not converted, but kept as OpenAI sent it: an item of the unknown type 'chatkit.hologram' (1 items).",
     ]
@@ -210,7 +222,7 @@ def test_what_is_not_as_described_is_reported_and_kept(project: Project, importi
     result = importing.run()
     assert result.exit_code == 1, "two threads could not be imported"
     assert importing.users() == {"user:a": 1}
-    assert "OpenAI has 3 threads with 6 items." in result.stdout
+    assert "Read: 3 threads with 6 items." in result.stdout
     for line in (
         "Not converted, but kept as OpenAI sent it: an item of the unknown type 'chatkit.hologram' (1 items).",
         "Not converted, but kept as OpenAI sent it: a malformed chatkit.widget (1 items).",
@@ -221,11 +233,21 @@ def test_what_is_not_as_described_is_reported_and_kept(project: Project, importi
         assert line in result.stdout.splitlines()
     assert "Tell nobody" not in result.output
     kept = [json.loads(data) for (data,) in importing.rows("SELECT data FROM chat_items ORDER BY position")]
-    originals = [item.get("original") for item in kept]
+    originals = [json.loads(item.get("original", "null")) for item in kept]
     assert originals[0] is None
     assert [original for original in originals[1:4] if original["thread_id"]][2]["attachments"] == [attached]
     assert originals[1]["text"] == "Tell nobody"
     assert originals[4:] == [None, ["Tell nobody"]]
+
+
+def test_equal_items_without_an_id_are_all_kept(project: Project, importing: Import) -> None:
+    thread = project.add("user:a", asks("Hello"))
+    project.items[thread] += [None, {**asks("Again"), "id": None}, None, {**asks("Again"), "id": None}]
+    for _ in range(2):
+        result = importing.run()
+        assert "Checked: the database has 1 imported threads with 5 items" in result.stdout
+    stored = [json.loads(data) for (data,) in importing.rows("SELECT data FROM chat_items ORDER BY position")]
+    assert [item["type"] for item in stored] == ["user_message", "end_of_turn", "user_message", "end_of_turn", "user_message"]
 
 
 def test_limits_and_breaks_in_the_middle(project: Project, importing: Import) -> None:
@@ -252,6 +274,7 @@ def test_it_goes_on_where_it_was_broken_off(project: Project, importing: Import)
         "Error: OpenAI answered 503 (overloaded), 8 times in a row. "
         "Run the command again to continue; what has been read is stored."
     )
+    assert "Stored: 4 new threads, 0 with changes, 4 new items, 0 changed items." in result.stdout
     assert len(importing.users()) == 4
     project.faults = {}
     result = importing.run()
@@ -276,6 +299,18 @@ def test_thread_that_can_not_be_read_does_not_stop_the_others(
     assert f"thread {broken}: not imported: its items can't be read: OpenAI answered 500 (server_error), 8" in result.stderr
 
 
+def test_any_number_of_threads_that_openai_refuses_is_left_out(project: Project, on_sqlite: Import) -> None:
+    for number in range(9):
+        project.add(f"user:{number}", asks("Hello"))
+    for number in range(2, 7):
+        del project.items[project.threads[number]["id"]]
+    for _ in range(2):
+        result = on_sqlite.run()
+        assert result.exit_code == 1
+        assert sorted(on_sqlite.users()) == ["user:0", "user:1", "user:7", "user:8"]
+        assert "Not imported: 5 threads, because: its items can't be read." in result.stdout
+
+
 def test_run_without_success_ends(project: Project, on_sqlite: Import) -> None:
     for number in range(20):
         project.add(f"user:{number}", asks("Hello"))
@@ -298,6 +333,22 @@ def test_without_a_key(project: Project, on_sqlite: Import) -> None:
     result = on_sqlite.run(OPENAI_API_KEY="")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "Error: OPENAI_API_KEY is not set; the conversations are read with it.\n"
+
+
+def test_database_that_is_not_configured_is_not_filled(
+    project: Project, make_app: MakeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "INSTANCE", tmp_path / "instance")
+    project.add("user:a")
+    for backend in ("hosted", "selfhosted"):
+        result = make_app(CHATKIT_BACKEND=backend, DATABASE_URL="").test_cli_runner().invoke(args=["import-hosted"])
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == "Error: DATABASE_URL is not set; it is the database in which the conversations are stored.\n"
+    assert project.requests == []
+    on_own_machine = Import(make_app, "").run(CHATKIT_ENV="development")
+    assert on_own_machine.exit_code == 0
+    assert f"Database: sqlite:///{tmp_path}/instance/chatkit.db." in on_own_machine.stdout
+    assert Import(make_app, "").run("--dry-run").exit_code == 0
 
 
 def test_without_a_database(project: Project, on_sqlite: Import, tmp_path: Path) -> None:

@@ -236,6 +236,12 @@ def _first_line(error: Exception) -> str:
     return str(error.orig if isinstance(error, exc.DBAPIError) else error).partition("\n")[0]
 
 
+def public_address(engine: Engine) -> str:
+    """Return the address of the database without the user, the password and the options, which may contain one."""
+    url = engine.url
+    return str(URL.create(url.get_backend_name(), host=url.host, port=url.port, database=url.database))
+
+
 def file_identity(engine: Engine) -> tuple[int, int] | None:
     """Return the device and inode of the SQLite file; ``None`` if it does not exist, and for PostgreSQL."""
     if not _is_sqlite(engine.url) or not engine.url.database:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +12,8 @@ from chatkit.types import ThreadItem
 from pydantic import TypeAdapter
 
 from chatkit.backends.hosted.conversion import convert_item, convert_thread
-from tests.support.threads_api import BEGIN, DESCRIBED, TOOL, Project, answers, asks
+from tests.support.threads_api import BEGIN, DESCRIBED, TOOL, URL, Project, answers, asks
+from tests.support.threads_api import FILE as FILE_ANNOTATION
 
 _item: TypeAdapter[Any] = TypeAdapter(ThreadItem)
 BEFORE = datetime(2026, 1, 1, tzinfo=UTC)
@@ -113,6 +115,7 @@ def test_each_kind_of_openais_description(item: dict[str, Any], expected: dict[s
 FILE = {"type": "file", "id": "cfile_1", "name": "a.pdf", "mime_type": "application/pdf", "preview_url": None}
 IMAGE = {"type": "image", "id": "cfile_2", "name": "b.png", "mime_type": "image/png", "preview_url": "https://example.com/b"}
 
+PART = ["a part of a message"]
 PARTLY: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "attachments": (asks("See", attachments=[FILE, IMAGE]), ["attachments"], "See"),
     "only attachments": (asks("", content=[], attachments=[FILE, IMAGE]), ["attachments"], "(a.pdf, b.png)"),
@@ -125,6 +128,29 @@ PARTLY: dict[str, tuple[dict[str, Any], list[str], str]] = {
         ["a part of a message"],
         "No",
     ),
+    "a text of another type": (asks("", content=[text("a"), {"type": "input_text", "text": {"value": "b"}}]), PART, "a"),
+    "a quotation without text": (asks("", content=[{"type": "quoted_text"}, text("a")]), PART, "a"),
+    "no text": (asks("", content=[text("a"), {"type": "input_text", "value": "b"}]), PART, "a"),
+    "a text with more": (asks("", content=[{**text("a"), "language": "en"}]), PART, "a"),
+    "an answer of another type": (
+        {"type": "chatkit.assistant_message", "content": [{"type": "output_text", "text": ["a"], "annotations": []}]},
+        PART,
+        "",
+    ),
+    "an answer with more": (
+        {"type": "chatkit.assistant_message", "content": [{"type": "output_text", "text": "a", "logprobs": [1]}]},
+        PART,
+        "a",
+    ),
+    "an annotation with more": (answers("a", {**URL, "index": 5}), ["an annotation"], "a"),
+    "a source with more": (
+        answers("a", {**FILE_ANNOTATION, "source": {**FILE_ANNOTATION["source"], "page": 2}}),
+        ["an annotation"],
+        "a",
+    ),
+    "an unknown member": ({**answers("a"), "rating": 5}, ["an unknown member"], "a"),
+    "unknown options": (asks("a", inference_options={"model": "gpt-5", "effort": "low"}), ["inference options"], "a"),
+    "an unknown choice": (asks("a", inference_options={"tool_choice": {"id": "a", "mode": "b"}}), ["inference options"], "a"),
     "no time": ({**asks("Hello"), "created_at": None}, ["its time"], "Hello"),
 }
 
@@ -139,6 +165,22 @@ def test_what_is_not_converted_is_named_and_kept(case: str) -> None:
     assert result.original.items() >= item.items()
 
 
+@pytest.mark.parametrize("item", DESCRIBED)
+def test_unknown_members_that_are_empty_are_not_reported(item: dict[str, Any]) -> None:
+    assert converted({**item, "metadata": {}, "references": [], "parent": None}).losses == ()
+
+
+def test_rest_of_a_widget_and_of_a_task_is_kept() -> None:
+    widget = {"type": "Card", "children": [{"type": "Text", "value": "Hello", "shadow": 3}]}
+    result = converted({"type": "chatkit.widget", "widget": json.dumps(widget)})
+    assert (result.item.type, result.losses) == ("widget", ("a part of a widget",))
+    assert "shadow" in result.original["widget"]
+    task = {"type": "custom", "heading": "a", "summary": "b", "images": [1]}
+    result = converted({"type": "chatkit.task_group", "tasks": [task]})
+    assert (result.item.type, result.losses) == ("workflow", ("a part of a task",))
+    assert result.original["tasks"] == [task]
+
+
 def test_tasks_and_outputs_of_another_kind() -> None:
     result = converted({"type": "chatkit.task", "task_type": "web_search", "heading": "a", "summary": "b"})
     assert (result.item.task.title, result.item.task.content, result.losses) == ("a", "b", ("the type of a task",))
@@ -146,6 +188,7 @@ def test_tasks_and_outputs_of_another_kind() -> None:
     assert (result.item.output, result.losses) == ("blue", ("the JSON of a tool's output",))
 
 
+DEEP = '{"type": "Card", "children": [' * 120 + "]}" * 120
 HOPELESS: dict[str, tuple[Any, str]] = {
     "unknown": ({"type": "chatkit.hologram", "light": [1, 2]}, "an item of the unknown type 'chatkit.hologram'"),
     "unknown and long": ({"type": "x" * 900}, f"an item of the unknown type '{'x' * 60}'"),
@@ -154,12 +197,13 @@ HOPELESS: dict[str, tuple[Any, str]] = {
     "no content": ({"type": "chatkit.user_message"}, "a malformed chatkit.user_message"),
     "content of another type": ({"type": "chatkit.assistant_message", "content": 5}, "a malformed chatkit.assistant_message"),
     "parts of another type": ({"type": "chatkit.user_message", "content": ["a"]}, "a malformed chatkit.user_message"),
-    "quotation without text": (
-        {"type": "chatkit.user_message", "content": [{"type": "quoted_text"}]},
-        "a malformed chatkit.user_message",
-    ),
     "no widget": ({"type": "chatkit.widget", "widget": "<b>"}, "a malformed chatkit.widget"),
     "a widget of another kind": ({"type": "chatkit.widget", "widget": '{"type": "Moon"}'}, "a malformed chatkit.widget"),
+    "a widget that is nested too deeply": ({"type": "chatkit.widget", "widget": DEEP}, "a malformed chatkit.widget"),
+    "an output that is nested too deeply": (
+        {"type": "chatkit.client_tool_call", **TOOL, "status": "completed", "output": "[" * 250 + "]" * 250},
+        "a malformed chatkit.client_tool_call",
+    ),
     "no status": ({"type": "chatkit.client_tool_call", **TOOL}, "a malformed chatkit.client_tool_call"),
     "arguments of another type": (
         {"type": "chatkit.client_tool_call", **TOOL, "status": "completed", "arguments": "[1]"},

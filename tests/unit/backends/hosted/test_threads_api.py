@@ -65,6 +65,11 @@ def test_pages_are_read_one_after_the_other_in_order(project: Project, api: Thre
     assert {thread["user"] for thread in api.threads("user:1")} == {"user:1"}
 
 
+def test_empty_user_is_not_all_users(project: Project, api: ThreadsApi) -> None:
+    project.add("user:a")
+    assert list(api.threads("")) == []
+
+
 def test_next_page_is_requested_only_when_it_is_needed(project: Project, api: ThreadsApi) -> None:
     for _ in range(300):
         project.add("user:a")

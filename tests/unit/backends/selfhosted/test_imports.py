@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -210,13 +211,16 @@ def test_thread_that_was_transferred_keeps_its_new_owner(engine: Engine, store: 
 def test_original_is_kept_beside_an_item_and_the_chat_ignores_it(
     engine: Engine, store: SqlStore, imported: ImportStore
 ) -> None:
-    original = {"type": "chatkit.hologram", "text": '\U0001f600\0 it\'s "quoted"', "deep": [{"a": None}]}
+    deep: Any = None
+    for _ in range(5000):
+        deep = [deep]
+    original = {"type": "chatkit.hologram", "text": '\U0001f600\0 it\'s "quoted"', "deep": deep}
     item = EndOfTurnItem(id="cthi_x", thread_id="cthr_1", created_at=START)
     imported.save(ADA.user, thread(), [ImportedItem(item, original)])
     page = run(store.load_thread_items("cthr_1", None, 10, "asc", ADA))
     assert "hologram" not in page.model_dump_json()
     ((data,),) = rows(engine, "SELECT data FROM chat_items")
-    assert json.loads(data)["original"] == original
+    assert json.loads(data)["original"] == json.dumps(original)
 
 
 def titles(store: SqlStore) -> list[str]:
@@ -310,6 +314,16 @@ def test_several_imports_at_once(engine: Engine, store: SqlStore, database: str)
     assert sum(outcome.new_items for outcome in outcomes) == 500
     assert rows(engine, "SELECT count(*) FROM chat_items") == [(500,)]
     assert len(titles(store)) == 10
+
+
+def test_several_imports_of_threads_of_the_same_second(engine: Engine, database: str) -> None:
+    def work(first: int) -> None:
+        mine = ImportStore(open_database(database, 1))
+        for number in range(first, first + 15):
+            mine.save(ADA.user, thread(number, created_at=START), [])
+
+    _at_once([partial(work, 100 * n) for n in range(1, 5)])
+    assert rows(engine, "SELECT count(*), count(DISTINCT position) FROM chat_threads") == [(60, 60)]
 
 
 def test_while_the_chat_is_used(engine: Engine, store: SqlStore, database: str) -> None:

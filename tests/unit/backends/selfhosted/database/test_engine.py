@@ -14,9 +14,23 @@ import pytest
 from sqlalchemy import Engine, create_engine, exc, insert, text
 
 from chatkit.backends.selfhosted.database import engine as module
-from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, open_database
+from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, open_database, public_address
 from chatkit.backends.selfhosted.database.tables import SessionRow
 from chatkit.settings import SettingsError
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("sqlite:////srv/chatkit.db", "sqlite:////srv/chatkit.db"),
+        (
+            "postgresql+psycopg://ada:hidden@db.example.com:5433/chatkit?password=hidden&sslmode=require",
+            "postgresql://db.example.com:5433/chatkit",
+        ),
+    ],
+)
+def test_public_address_has_no_secrets(address: str, public: str) -> None:
+    assert public_address(create_engine(address)) == public
 
 
 class Clock:

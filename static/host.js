@@ -127,11 +127,10 @@
     constructor(session3, onStatus) {
       this.session = session3;
       this.onStatus = onStatus;
-      this.fetchUpdates = async () => {
-      };
+      this.fetchUpdates = null;
       this.followed = null;
     }
-    /** Set the function that updates the chat: that of ChatKit's component. */
+    /** Set the function that updates the chat: that of ChatKit's component. Nothing is followed before that. */
     connect(fetchUpdates) {
       this.fetchUpdates = fetchUpdates;
     }
@@ -152,7 +151,12 @@
     follow(threadId) {
       void this.poll(this.start(threadId), 0);
     }
-    /** Stop following: a new response begins, or the chat is removed. */
+    /** Stop following, because the chat is removed, until another one is connected. */
+    dispose() {
+      this.leave();
+      this.fetchUpdates = null;
+    }
+    /** Stop following: a new response begins. */
     leave() {
       if (!this.followed) return;
       this.followed = null;
@@ -181,7 +185,9 @@
     }
     start(threadId) {
       this.leave();
-      return this.followed = { threadId, isPolled: false };
+      const followed = { threadId, isPolled: false };
+      if (this.fetchUpdates) this.followed = followed;
+      return followed;
     }
     async poll(followed, firstPause) {
       followed.isPolled = true;
@@ -201,28 +207,35 @@
             return;
           }
           pause = failedPause = POLL_MS;
-        } catch {
+        } catch (cause) {
           if (this.followed !== followed) return;
+          const { status } = cause instanceof ServiceError ? cause : {};
+          if (status === 404) await this.fetchUpdates().catch(() => {
+          });
+          if (this.followed !== followed) return;
+          if (status === 404 || status === 401) return this.leave();
           this.onStatus("unreachable");
           pause = failedPause;
           failedPause = Math.min(2 * failedPause, MAX_POLL_MS);
         }
       }
     }
-    /** The status of the conversation's run; `null` if it has none, or does not exist any more. */
+    /** The status of the conversation's run; `null` if it has none. */
     async find(threadId) {
       const response = await call(this.session, "GET", `/threads/${encodeURIComponent(threadId)}/run`);
-      if (response.status === 404) return null;
-      if (!response.ok) throw new Error(`The run could not be looked up: ${response.status}`);
+      if (!response.ok) throw await failure(response, "The run could not be looked up");
       const { data } = await response.json();
       return (data == null ? void 0 : data.status) ?? null;
     }
     async post(type, params) {
       const response = await call(this.session, "POST", "", JSON.stringify({ type, params }));
-      if (!response.ok) throw new Error(`${type} failed with status ${response.status}`);
+      if (!response.ok) throw await failure(response, `${type} failed`);
       return response;
     }
   };
+  async function failure(response, message) {
+    return responseError(response, await readJson(response), message, () => USER_MESSAGES.failed);
+  }
   function call(session3, method, path, body) {
     return withSecret(session3, (secret) => {
       const headers = new Headers([["Authorization", `Bearer ${secret}`]]);
@@ -814,7 +827,7 @@
       report(reason);
     };
     const tracker = trackLastThread();
-    runs.leave();
+    runs.dispose();
     stopWatching();
     const stopTimeout = startReadyTimeout(fail);
     element.addEventListener("chatkit.ready", () => {
@@ -853,7 +866,7 @@
   }
   function configure() {
     chat2 == null ? void 0 : chat2.setOptions({
-      api: chatKitApi(session2, { onFailure: (failure) => failedCall = failure, runs }),
+      api: chatKitApi(session2, { onFailure: (failure2) => failedCall = failure2, runs }),
       theme: chatKitTheme({ ...chatKitConfig.theme, darkMode: document.documentElement.dataset.theme === "dark" }),
       initialThread: lastThread(),
       ...choices && { composer: choices },

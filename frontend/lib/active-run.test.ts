@@ -2,7 +2,7 @@ import type { CustomApiConfig } from '@openai/chatkit'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { RunFollower, type RunStatus, stopRun } from './active-run'
 import { chatKitApi } from './chatkit-options'
-import type { ServiceError } from './errors'
+import { ServiceError } from './errors'
 import { PageSession } from './page-session'
 import { setService } from './service'
 
@@ -20,6 +20,7 @@ let updates: ReturnType<typeof vi.fn<() => Promise<void>>>
 let failures: (ServiceError | null)[]
 let runs: RunFollower
 let secrets: number
+let secret: () => Promise<string>
 
 /** Answer the calls of `method` and `path` with each of `responses`, and repeat the last. */
 function answer(call: string, ...responses: (() => Response | Promise<Response>)[]) {
@@ -69,7 +70,8 @@ beforeEach(() => {
   statuses = []
   failures = []
   secrets = 0
-  getClientSecret = async (existing) => existing || `cs_${++secrets}`
+  secret = async () => `cs_${++secrets}`
+  getClientSecret = async (existing) => existing || secret()
   updates = vi.fn(async () => {})
   vi.stubGlobal(
     'fetch',
@@ -129,7 +131,7 @@ describe('a conversation with an active run', () => {
   it.each([
     ['another conversation is shown', () => runs.show('thr_2')],
     ['a new conversation is shown', () => runs.show(null)],
-    ['the chat is removed', () => runs.leave()],
+    ['the chat is removed', () => runs.dispose()],
   ])('is not followed any more when %s', async (_, leave) => {
     answer('GET /threads/thr_1/run', state('active'))
     answer('POST ', () => json({}))
@@ -183,6 +185,33 @@ describe('a conversation with an active run', () => {
     await vi.advanceTimersByTimeAsync(2_100)
     expect(updates).toHaveBeenCalledTimes(2)
     expect(statuses.at(-1)).toBeNull()
+  })
+
+  it.each([
+    ['the conversation was deleted', 404, 'not_found', 1],
+    ['a new secret is rejected as well', 401, 'client_secret_expired', 0],
+  ])('is not followed any more when %s', async (_, status, code, lastUpdates) => {
+    answer('GET /threads/thr_1/run', state('active'), () => json({ code }, status))
+    answer('POST ', () => json({}))
+    await load()
+    updates.mockRejectedValue(new Error('threads.get_by_id failed'))
+    await vi.advanceTimersByTimeAsync(1_000)
+    const { length } = calls
+    await vi.advanceTimersByTimeAsync(60_000)
+    expect(calls).toHaveLength(length)
+    expect(statuses).toEqual(['active', null])
+    expect(updates).toHaveBeenCalledTimes(lastUpdates)
+  })
+
+  it('is not followed any more when the user has signed out', async () => {
+    answer('GET /threads/thr_1/run', state('active'))
+    answer('POST ', () => json({}))
+    await load()
+    PageSession.of(getClientSecret).invalidate()
+    secret = () => Promise.reject(new ServiceError('Authentication required', '…', { status: 401 }))
+    await vi.advanceTimersByTimeAsync(60_000)
+    expect(called('GET')).toHaveLength(1)
+    expect(statuses).toEqual(['active', null])
   })
 
   it('was deleted: there is nothing to follow', async () => {
@@ -285,6 +314,18 @@ describe('a connection that is cut', () => {
     await vi.advanceTimersByTimeAsync(0)
     expect(called('GET')).toEqual(['/threads/thr_new/run'])
     expect(updates).toHaveBeenCalledTimes(1)
+  })
+
+  it('after the chat was removed is not followed, but after it was drawn again', async () => {
+    answer('GET /threads/thr_1/run', state('active'))
+    runs.dispose()
+    for (const expected of [0, 1]) {
+      answer('POST ', stream('data: {}\n\n', new TypeError('network error')).respond)
+      await (await send()).text()
+      await vi.advanceTimersByTimeAsync(0)
+      expect([called('GET').length, updates.mock.calls.length]).toEqual([expected, expected])
+      runs.connect(updates)
+    }
   })
 
   it('before the conversation is known is an error', async () => {

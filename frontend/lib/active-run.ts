@@ -3,7 +3,7 @@
  * or a cut connection. Independent of React and Next.js.
  */
 
-import { USER_MESSAGES } from './errors'
+import { ServiceError, USER_MESSAGES, readJson, responseError } from './errors'
 import { type Session, withSecret } from './page-session'
 import { service } from './service'
 
@@ -49,7 +49,7 @@ export async function stopRun(session: Session, runId: string): Promise<void> {
 
 /** Follows the active run of the conversation that a chat shows. */
 export class RunFollower {
-  private fetchUpdates: () => Promise<void> = async () => {}
+  private fetchUpdates: (() => Promise<void>) | null = null
   private followed: Followed | null = null
 
   /** `onStatus` is called with the status to show, `null` for none. It may be called with the same one again. */
@@ -58,7 +58,7 @@ export class RunFollower {
     private readonly onStatus: (status: RunStatus | null) => void,
   ) {}
 
-  /** Set the function that updates the chat: that of ChatKit's component. */
+  /** Set the function that updates the chat: that of ChatKit's component. Nothing is followed before that. */
   connect(fetchUpdates: () => Promise<void>): void {
     this.fetchUpdates = fetchUpdates
   }
@@ -81,7 +81,13 @@ export class RunFollower {
     void this.poll(this.start(threadId), 0)
   }
 
-  /** Stop following: a new response begins, or the chat is removed. */
+  /** Stop following, because the chat is removed, until another one is connected. */
+  dispose(): void {
+    this.leave()
+    this.fetchUpdates = null
+  }
+
+  /** Stop following: a new response begins. */
   leave(): void {
     if (!this.followed) return
     this.followed = null
@@ -111,7 +117,9 @@ export class RunFollower {
 
   private start(threadId: string): Followed {
     this.leave()
-    return (this.followed = { threadId, isPolled: false })
+    const followed = { threadId, isPolled: false }
+    if (this.fetchUpdates) this.followed = followed
+    return followed
   }
 
   private async poll(followed: Followed, firstPause: number): Promise<void> {
@@ -124,7 +132,7 @@ export class RunFollower {
         if (this.followed !== followed) return
         const status = await this.find(followed.threadId)
         if (this.followed !== followed) return
-        await this.fetchUpdates()
+        await this.fetchUpdates!()
         if (this.followed !== followed) return
         this.onStatus(status)
         if (status !== 'active') {
@@ -132,8 +140,12 @@ export class RunFollower {
           return
         }
         pause = failedPause = POLL_MS
-      } catch {
+      } catch (cause) {
         if (this.followed !== followed) return
+        const { status } = cause instanceof ServiceError ? cause : {}
+        if (status === 404) await this.fetchUpdates!().catch(() => {}) // the conversation is gone, and so is the update
+        if (this.followed !== followed) return
+        if (status === 404 || status === 401) return this.leave() // 401: also with a new secret, or there is none
         this.onStatus('unreachable')
         pause = failedPause
         failedPause = Math.min(2 * failedPause, MAX_POLL_MS)
@@ -141,20 +153,23 @@ export class RunFollower {
     }
   }
 
-  /** The status of the conversation's run; `null` if it has none, or does not exist any more. */
+  /** The status of the conversation's run; `null` if it has none. */
   private async find(threadId: string): Promise<'active' | 'interrupted' | null> {
     const response = await call(this.session, 'GET', `/threads/${encodeURIComponent(threadId)}/run`)
-    if (response.status === 404) return null
-    if (!response.ok) throw new Error(`The run could not be looked up: ${response.status}`)
+    if (!response.ok) throw await failure(response, 'The run could not be looked up')
     const { data } = await response.json()
     return data?.status ?? null
   }
 
   private async post(type: string, params: object): Promise<Response> {
     const response = await call(this.session, 'POST', '', JSON.stringify({ type, params }))
-    if (!response.ok) throw new Error(`${type} failed with status ${response.status}`)
+    if (!response.ok) throw await failure(response, `${type} failed`)
     return response
   }
+}
+
+async function failure(response: Response, message: string): Promise<ServiceError> {
+  return responseError(response, await readJson(response), message, () => USER_MESSAGES.failed)
 }
 
 function call(session: Session, method: 'GET' | 'DELETE' | 'POST', path: string, body?: string): Promise<Response> {

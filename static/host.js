@@ -35,9 +35,9 @@
     const message = typeof (body == null ? void 0 : body.message) === "string" ? body.message : void 0;
     const code = typeof (body == null ? void 0 : body.code) === "string" ? body.code : void 0;
     const seconds = Number(response.headers.get("Retry-After") || NaN);
-    const retryAfter = Number.isFinite(seconds) ? seconds : void 0;
+    const retryAfter2 = Number.isFinite(seconds) ? seconds : void 0;
     const technical = message ?? `${fallback}: ${response.statusText || status}`;
-    return new ServiceError(technical, userMessageFor3(status, code, message), { status, code, retryAfter, threadId });
+    return new ServiceError(technical, userMessageFor3(status, code, message), { status, code, retryAfter: retryAfter2, threadId });
   }
   function networkError(cause, threadId) {
     return new ServiceError(cause instanceof Error ? cause.message : "Network error", USER_MESSAGES.network, { threadId });
@@ -101,7 +101,10 @@
   var RUN_HEADER = "ChatKit-Run";
   var GOES_ON = ["ChatKit-On-Disconnect", "continue"];
   var POLL_MS = 1e3;
-  var MAX_POLL_MS = 1e4;
+  var SLOWDOWN = 1.1;
+  var MAX_POLL_MS = 5e3;
+  var MAX_FAILED_POLL_MS = 1e4;
+  var MAX_RETRY_AFTER_MS = 6e4;
   var NEWEST_ITEMS = 100;
   var RUN_MESSAGES = {
     active: "A response is being written\u2026",
@@ -192,9 +195,10 @@
     async poll(followed, firstPause) {
       followed.isPolled = true;
       let pause = firstPause;
+      let nextPause = POLL_MS;
       let failedPause = POLL_MS;
       for (; ; ) {
-        await new Promise((resolve) => setTimeout(resolve, pause));
+        await sleep(pause);
         try {
           if (this.followed !== followed) return;
           const status = await this.find(followed.threadId);
@@ -206,7 +210,9 @@
             followed.isPolled = false;
             return;
           }
-          pause = failedPause = POLL_MS;
+          pause = nextPause;
+          nextPause = Math.min(SLOWDOWN * nextPause, MAX_POLL_MS);
+          failedPause = POLL_MS;
         } catch (cause) {
           if (this.followed !== followed) return;
           const { status } = cause instanceof ServiceError ? cause : {};
@@ -214,9 +220,9 @@
           });
           if (this.followed !== followed) return;
           if (status === 404 || status === 401) return this.leave();
-          this.onStatus("unreachable");
-          pause = failedPause;
-          failedPause = Math.min(2 * failedPause, MAX_POLL_MS);
+          if (status !== 429) this.onStatus("unreachable");
+          pause = Math.max(failedPause, retryAfter(cause));
+          failedPause = Math.min(2 * failedPause, MAX_FAILED_POLL_MS);
         }
       }
     }
@@ -233,6 +239,13 @@
       return response;
     }
   };
+  function sleep(milliseconds) {
+    return new Promise((resolve) => setTimeout(resolve, milliseconds));
+  }
+  function retryAfter(cause) {
+    const seconds = cause instanceof ServiceError && cause.retryAfter || 0;
+    return Math.min(seconds * 1e3, MAX_RETRY_AFTER_MS);
+  }
   async function failure(response, message) {
     return responseError(response, await readJson(response), message, () => USER_MESSAGES.failed);
   }

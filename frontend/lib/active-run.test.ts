@@ -95,7 +95,7 @@ afterEach(() => {
 describe('a conversation with an active run', () => {
   const load = () => send(JSON.stringify({ type: 'threads.get_by_id', params: { thread_id: 'thr_1' } }))
 
-  it('is updated each second until the run has ended, and then once more', async () => {
+  it('is updated each second at first, until the run has ended, and then once more', async () => {
     answer('GET /threads/thr_1/run', state('active'), state('active'), state('active'), state(null))
     answer('POST ', () => json({}))
     await load()
@@ -175,6 +175,31 @@ describe('a conversation with an active run', () => {
     expect(statuses.at(-1)).toBe('active')
     await vi.advanceTimersByTimeAsync(1_000)
     expect([statuses.at(-1), updates.mock.calls.length]).toEqual([null, 2])
+  })
+
+  it('is updated less often the longer it takes', async () => {
+    answer('GET /threads/thr_1/run', state('active'))
+    answer('POST ', () => json({}))
+    await load()
+    const perMinute = []
+    for (let minute = 0; minute < 3; minute++) {
+      await vi.advanceTimersByTimeAsync(60_000)
+      perMinute.push(updates.mock.calls.length)
+      updates.mockClear()
+    }
+    expect(perMinute).toEqual([21, 12, 12])
+  })
+
+  it('is asked for later if there were too many requests', async () => {
+    const busy = () => new Response('{}', { status: 429, headers: { 'Retry-After': '20' } })
+    answer('GET /threads/thr_1/run', state('active'), busy, state(null))
+    answer('POST ', () => json({}))
+    await load()
+    await vi.advanceTimersByTimeAsync(1_000 + 19_000)
+    expect(called('GET')).toHaveLength(2)
+    expect(statuses).toEqual(['active'])
+    await vi.advanceTimersByTimeAsync(1_000)
+    expect(statuses).toEqual(['active', null])
   })
 
   it('gets the last update even if the first attempt fails', async () => {

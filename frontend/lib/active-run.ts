@@ -13,7 +13,10 @@ export const RUN_HEADER = 'ChatKit-Run'
 export const GOES_ON = ['ChatKit-On-Disconnect', 'continue'] as const
 
 const POLL_MS = 1_000
-const MAX_POLL_MS = 10_000 // while the service can't be reached
+const SLOWDOWN = 1.1 // each pause is so much longer than the one before, because each user's requests are limited
+const MAX_POLL_MS = 5_000
+const MAX_FAILED_POLL_MS = 10_000 // while the service can't be reached
+const MAX_RETRY_AFTER_MS = 60_000
 const NEWEST_ITEMS = 100
 
 /** What to show about the run of the conversation: it is being followed, it can be repeated, or the service can't be reached. */
@@ -125,9 +128,10 @@ export class RunFollower {
   private async poll(followed: Followed, firstPause: number): Promise<void> {
     followed.isPolled = true
     let pause = firstPause
+    let nextPause = POLL_MS
     let failedPause = POLL_MS
     for (;;) {
-      await new Promise((resolve) => setTimeout(resolve, pause))
+      await sleep(pause)
       try {
         if (this.followed !== followed) return
         const status = await this.find(followed.threadId)
@@ -139,16 +143,18 @@ export class RunFollower {
           followed.isPolled = false
           return
         }
-        pause = failedPause = POLL_MS
+        pause = nextPause
+        nextPause = Math.min(SLOWDOWN * nextPause, MAX_POLL_MS)
+        failedPause = POLL_MS
       } catch (cause) {
         if (this.followed !== followed) return
         const { status } = cause instanceof ServiceError ? cause : {}
         if (status === 404) await this.fetchUpdates!().catch(() => {}) // the conversation is gone, and so is the update
         if (this.followed !== followed) return
         if (status === 404 || status === 401) return this.leave() // 401: also with a new secret, or there is none
-        this.onStatus('unreachable')
-        pause = failedPause
-        failedPause = Math.min(2 * failedPause, MAX_POLL_MS)
+        if (status !== 429) this.onStatus('unreachable')
+        pause = Math.max(failedPause, retryAfter(cause))
+        failedPause = Math.min(2 * failedPause, MAX_FAILED_POLL_MS)
       }
     }
   }
@@ -166,6 +172,16 @@ export class RunFollower {
     if (!response.ok) throw await failure(response, `${type} failed`)
     return response
   }
+}
+
+function sleep(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds))
+}
+
+/** How long the service asks to wait after an error, in milliseconds. */
+function retryAfter(cause: unknown): number {
+  const seconds = (cause instanceof ServiceError && cause.retryAfter) || 0
+  return Math.min(seconds * 1_000, MAX_RETRY_AFTER_MS)
 }
 
 async function failure(response: Response, message: string): Promise<ServiceError> {

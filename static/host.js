@@ -105,25 +105,18 @@
   var MAX_POLL_MS = 5e3;
   var MAX_FAILED_POLL_MS = 1e4;
   var MAX_RETRY_AFTER_MS = 6e4;
+  var STOP_ATTEMPTS = 4;
   var NEWEST_ITEMS = 100;
   var RUN_MESSAGES = {
     active: "A response is being written\u2026",
     interrupted: "The response was interrupted.",
-    unreachable: USER_MESSAGES.network
+    unreachable: USER_MESSAGES.network,
+    not_stopped: "The response could not be stopped."
   };
   var isUnloading = false;
   if (typeof window !== "undefined") {
     window.addEventListener("pagehide", () => isUnloading = true);
     window.addEventListener("pageshow", () => isUnloading = false);
-  }
-  async function stopRun(session3, runId) {
-    if (isUnloading) return;
-    try {
-      const response = await call(session3, "DELETE", `/runs/${encodeURIComponent(runId)}`);
-      if (!response.ok && response.status !== 404) console.error("The response could not be stopped:", response.status);
-    } catch (cause) {
-      console.error("The response could not be stopped:", cause);
-    }
   }
   var RunFollower = class {
     /** `onStatus` is called with the status to show, `null` for none. It may be called with the same one again. */
@@ -132,6 +125,7 @@
       this.onStatus = onStatus;
       this.fetchUpdates = null;
       this.followed = null;
+      this.shown = null;
     }
     /** Set the function that updates the chat: that of ChatKit's component. Nothing is followed before that. */
     connect(fetchUpdates) {
@@ -143,6 +137,7 @@
      */
     async beforeLoad(threadId) {
       var _a;
+      this.shown = threadId;
       if (((_a = this.followed) == null ? void 0 : _a.threadId) === threadId && this.followed.isPolled) return;
       const followed = this.start(threadId);
       const status = await this.find(threadId).catch(() => null);
@@ -154,10 +149,20 @@
     follow(threadId) {
       void this.poll(this.start(threadId), 0);
     }
+    /**
+     * Stop a run whose response the user has aborted. If that fails, the run is followed. Does nothing while the page is being
+     * unloaded, because that is not the user's stop.
+     */
+    async abort(runId, threadId = null) {
+      if (isUnloading || await this.tryToStop(runId)) return;
+      const followed = this.start(threadId);
+      this.showNotStopped(followed, runId);
+      void this.poll(followed, POLL_MS);
+    }
     /** Stop following, because the chat is removed, until another one is connected. */
     dispose() {
       this.leave();
-      this.fetchUpdates = null;
+      this.fetchUpdates = this.shown = null;
     }
     /** Stop following: a new response begins. */
     leave() {
@@ -168,6 +173,7 @@
     /** Stop following if the chat shows another conversation. */
     show(threadId) {
       var _a;
+      this.shown = threadId;
       if (((_a = this.followed) == null ? void 0 : _a.threadId) !== threadId) this.leave();
     }
     /** Repeat the interrupted response, and follow the new one. */
@@ -186,13 +192,38 @@
         console.error("The response could not be repeated:", cause);
       }
     }
+    /** Follow nothing but what is started here, and not even that if the chat is removed or shows another conversation. */
     start(threadId) {
       this.leave();
       const followed = { threadId, isPolled: false };
-      if (this.fetchUpdates) this.followed = followed;
+      if (this.fetchUpdates && (this.shown ?? threadId) === threadId) this.followed = followed;
       return followed;
     }
+    /** Stop a run, in several attempts. Returns whether it has ended. */
+    async tryToStop(runId) {
+      for (let attempt = 1; ; attempt++) {
+        try {
+          const response = await call(this.session, "DELETE", `/runs/${encodeURIComponent(runId)}`);
+          if (response.ok || response.status === 404) return true;
+          throw await failure(response, "The stop failed");
+        } catch (cause) {
+          const { status } = cause instanceof ServiceError ? cause : {};
+          if (attempt === STOP_ATTEMPTS || status !== void 0 && status !== 429 && status !== 503) {
+            console.error(RUN_MESSAGES.not_stopped, cause);
+            return false;
+          }
+          await sleep(Math.max(2 ** (attempt - 1) * 1e3, retryAfter(cause)));
+        }
+      }
+    }
+    showNotStopped(followed, runId) {
+      if (this.followed !== followed) return;
+      followed.runId = followed.notStopped = runId;
+      this.onStatus("not_stopped");
+    }
     async poll(followed, firstPause) {
+      const { threadId } = followed;
+      if (threadId === null) return;
       followed.isPolled = true;
       let pause = firstPause;
       let nextPause = POLL_MS;
@@ -201,11 +232,11 @@
         await sleep(pause);
         try {
           if (this.followed !== followed) return;
-          const status = await this.find(followed.threadId);
+          const status = await this.find(threadId);
           if (this.followed !== followed) return;
           await this.fetchUpdates();
           if (this.followed !== followed) return;
-          this.onStatus(status);
+          this.onStatus(status === "active" && followed.notStopped === followed.runId ? "not_stopped" : status);
           if (status !== "active") {
             followed.isPolled = false;
             return;
@@ -228,9 +259,11 @@
     }
     /** The status of the conversation's run; `null` if it has none. */
     async find(threadId) {
+      var _a;
       const response = await call(this.session, "GET", `/threads/${encodeURIComponent(threadId)}/run`);
       if (!response.ok) throw await failure(response, "The run could not be looked up");
       const { data } = await response.json();
+      if (((_a = this.followed) == null ? void 0 : _a.threadId) === threadId) this.followed.runId = data == null ? void 0 : data.id;
       return (data == null ? void 0 : data.status) ?? null;
     }
     async post(type, params) {
@@ -515,7 +548,7 @@
       if (request.threadId) await (runs2 == null ? void 0 : runs2.beforeLoad(request.threadId));
       if (isFollowed && !request.isAction) runs2.leave();
       const answer = withSecret(session3, send);
-      const response = await (isFollowed ? untilAborted(answer, signal, (late) => abandon(session3, late)) : answer);
+      const response = await (isFollowed ? untilAborted(answer, signal, (late) => abandon(runs2, late, request.turnsThread)) : answer);
       if (!response.ok) {
         const body = await readJson(response.clone());
         onFailure(responseError(response, body, "The chat request failed", userMessageFor2, request.threadId));
@@ -525,7 +558,7 @@
       if (request.message) onMessage == null ? void 0 : onMessage(request.message);
       if (!isEventStream(response)) return response;
       const runId = isFollowed && response.headers.get(RUN_HEADER);
-      const run = runId ? { signal, threadId: request.turnsThread, stop: () => void stopRun(session3, runId), onCut: runs2.follow.bind(runs2) } : null;
+      const run = runId ? { signal, threadId: request.turnsThread, stop: runs2.abort.bind(runs2, runId), onCut: runs2.follow.bind(runs2) } : null;
       return watchStream(response, onFailure, reportNetworkError, run);
     };
   }
@@ -542,10 +575,10 @@
       answer.then(resolve, reject).finally(settled);
     });
   }
-  function abandon(session3, response) {
+  function abandon(runs2, response, threadId) {
     var _a;
     const runId = response.headers.get(RUN_HEADER);
-    if (runId) void stopRun(session3, runId);
+    if (runId) void runs2.abort(runId, threadId);
     void ((_a = response.body) == null ? void 0 : _a.cancel());
   }
   function aborted() {
@@ -582,7 +615,7 @@
           (_a2 = run.signal) == null ? void 0 : _a2.removeEventListener("abort", abort);
           stop = () => {
           };
-          run.stop();
+          run.stop(threadId);
         };
         (_a = run.signal) == null ? void 0 : _a.addEventListener("abort", abort);
         if ((_b = run.signal) == null ? void 0 : _b.aborted) abort();

@@ -1,6 +1,6 @@
 import type { CustomApiConfig } from '@openai/chatkit'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
-import { RunFollower, type RunStatus, stopRun } from './active-run'
+import { RunFollower, type RunStatus } from './active-run'
 import { chatKitApi } from './chatkit-options'
 import { ServiceError } from './errors'
 import { PageSession } from './page-session'
@@ -311,12 +311,73 @@ describe('a stop by the user', () => {
     expect(called('DELETE')).toEqual([])
   })
 
-  it('that fails is logged', async () => {
-    answer('DELETE /runs/run_1', lost, () => json({}, 503))
-    const session = PageSession.of(getClientSecret)
-    await stopRun(session, 'run_1')
-    await stopRun(session, 'run_1')
-    expect(console.error).toHaveBeenCalledTimes(2)
+  /** Send a message, and stop the response once it has begun. */
+  async function stopResponse(body = HELLO) {
+    answer('POST ', stream(CREATED).respond)
+    const stop = new AbortController()
+    const reader = (await send(body, stop.signal)).body!.getReader()
+    await reader.read()
+    stop.abort()
+    await vi.advanceTimersByTimeAsync(0)
+  }
+
+  it('is repeated if it fails, and not before the service allows it', async () => {
+    const busy = () => new Response('{}', { status: 429, headers: { 'Retry-After': '20' } })
+    answer(
+      'DELETE /runs/run_1',
+      lost,
+      busy,
+      () => json({}, 503),
+      () => json({}),
+    )
+    await stopResponse()
+    await vi.advanceTimersByTimeAsync(1_000)
+    expect(called('DELETE')).toHaveLength(2)
+    await vi.advanceTimersByTimeAsync(19_000)
+    expect(called('DELETE')).toHaveLength(2)
+    await vi.advanceTimersByTimeAsync(1_000 + 4_000)
+    expect(called('DELETE')).toHaveLength(4)
+    await vi.advanceTimersByTimeAsync(60_000)
+    expect(statuses).toEqual([])
+    expect(console.error).not.toHaveBeenCalled()
+  })
+
+  it.each([
+    ['four times', lost, 4],
+    ['for good', () => json({}, 500), 1],
+  ])('that fails %s is shown, and the response followed to its end', async (_, failing, attempts) => {
+    answer('DELETE /runs/run_1', failing)
+    answer('GET /threads/thr_1/run', state('active'), state(null))
+    await stopResponse()
+    await vi.advanceTimersByTimeAsync(1_000 + 2_000 + 4_000)
+    expect(called('DELETE')).toHaveLength(attempts)
+    await vi.advanceTimersByTimeAsync(2_000)
+    expect(statuses).toEqual(['not_stopped', 'not_stopped', null])
+    expect(updates).toHaveBeenCalledTimes(2)
+    expect(console.error).toHaveBeenCalledOnce()
+  })
+
+  it('that fails is shown in a conversation whose id is not known as well, until a message is sent', async () => {
+    answer('POST ', () => Promise.resolve(stream(CREATED).respond()))
+    answer('DELETE /runs/run_1', () => json({}, 500))
+    const stop = new AbortController()
+    const create = JSON.stringify({ type: 'threads.create', params: { input: { content: [] } } })
+    const sending = send(create, stop.signal)
+    stop.abort()
+    await expect(sending).rejects.toMatchObject({ name: 'AbortError' })
+    await vi.advanceTimersByTimeAsync(60_000)
+    expect([statuses, called('GET')]).toEqual([['not_stopped'], []])
+    answer('POST ', stream(CREATED).respond)
+    await send(create)
+    expect(statuses).toEqual(['not_stopped', null])
+  })
+
+  it('that fails is not shown in another conversation', async () => {
+    answer('DELETE /runs/run_1', lost)
+    await stopResponse()
+    runs.show('thr_2')
+    await vi.advanceTimersByTimeAsync(60_000)
+    expect([statuses, called('GET')]).toEqual([[], []])
   })
 })
 
@@ -339,6 +400,14 @@ describe('a connection that is cut', () => {
     await vi.advanceTimersByTimeAsync(0)
     expect(called('GET')).toEqual(['/threads/thr_new/run'])
     expect(updates).toHaveBeenCalledTimes(1)
+  })
+
+  it('in another conversation than the one that is shown is not followed', async () => {
+    answer('POST ', stream('data: {}\n\n', new TypeError('network error')).respond)
+    runs.show('thr_2')
+    await (await send()).text()
+    await vi.advanceTimersByTimeAsync(60_000)
+    expect(called('GET')).toEqual([])
   })
 
   it('after the chat was removed is not followed, but after it was drawn again', async () => {

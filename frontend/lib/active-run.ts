@@ -17,20 +17,29 @@ const SLOWDOWN = 1.1 // each pause is so much longer than the one before, becaus
 const MAX_POLL_MS = 5_000
 const MAX_FAILED_POLL_MS = 10_000 // while the service can't be reached
 const MAX_RETRY_AFTER_MS = 60_000
+const STOP_ATTEMPTS = 4
 const NEWEST_ITEMS = 100
 
-/** What to show about the run of the conversation: it is being followed, it can be repeated, or the service can't be reached. */
-export type RunStatus = 'active' | 'interrupted' | 'unreachable'
+/**
+ * What to show about the run of the conversation: it is being followed, it can be repeated, the service can't be reached, or it
+ * goes on because the user's stop has failed.
+ */
+export type RunStatus = 'active' | 'interrupted' | 'unreachable' | 'not_stopped'
 
 export const RUN_MESSAGES: Record<RunStatus, string> = {
   active: 'A response is being written…',
   interrupted: 'The response was interrupted.',
   unreachable: USER_MESSAGES.network,
+  not_stopped: 'The response could not be stopped.',
 }
 
 interface Followed {
-  threadId: string
+  /** `null`: a new conversation whose id the page does not know. */
+  threadId: string | null
   isPolled: boolean
+  runId?: string
+  /** The run that could not be stopped. */
+  notStopped?: string
 }
 
 let isUnloading = false
@@ -39,21 +48,11 @@ if (typeof window !== 'undefined') {
   window.addEventListener('pageshow', () => (isUnloading = false))
 }
 
-/** Stop a run for the user. Does nothing while the page is being unloaded, because that is not the user's stop. */
-export async function stopRun(session: Session, runId: string): Promise<void> {
-  if (isUnloading) return
-  try {
-    const response = await call(session, 'DELETE', `/runs/${encodeURIComponent(runId)}`)
-    if (!response.ok && response.status !== 404) console.error('The response could not be stopped:', response.status) // 404: it has ended
-  } catch (cause) {
-    console.error('The response could not be stopped:', cause)
-  }
-}
-
 /** Follows the active run of the conversation that a chat shows. */
 export class RunFollower {
   private fetchUpdates: (() => Promise<void>) | null = null
   private followed: Followed | null = null
+  private shown: string | null = null
 
   /** `onStatus` is called with the status to show, `null` for none. It may be called with the same one again. */
   constructor(
@@ -71,6 +70,7 @@ export class RunFollower {
    * in between would leave an incomplete text on the page.
    */
   async beforeLoad(threadId: string): Promise<void> {
+    this.shown = threadId
     if (this.followed?.threadId === threadId && this.followed.isPolled) return // loaded by fetchUpdates
     const followed = this.start(threadId)
     const status = await this.find(threadId).catch(() => null) // loading fails as well, and says so
@@ -84,10 +84,21 @@ export class RunFollower {
     void this.poll(this.start(threadId), 0)
   }
 
+  /**
+   * Stop a run whose response the user has aborted. If that fails, the run is followed. Does nothing while the page is being
+   * unloaded, because that is not the user's stop.
+   */
+  async abort(runId: string, threadId: string | null = null): Promise<void> {
+    if (isUnloading || (await this.tryToStop(runId))) return
+    const followed = this.start(threadId)
+    this.showNotStopped(followed, runId)
+    void this.poll(followed, POLL_MS)
+  }
+
   /** Stop following, because the chat is removed, until another one is connected. */
   dispose(): void {
     this.leave()
-    this.fetchUpdates = null
+    this.fetchUpdates = this.shown = null
   }
 
   /** Stop following: a new response begins. */
@@ -99,6 +110,7 @@ export class RunFollower {
 
   /** Stop following if the chat shows another conversation. */
   show(threadId: string | null): void {
+    this.shown = threadId
     if (this.followed?.threadId !== threadId) this.leave()
   }
 
@@ -118,14 +130,41 @@ export class RunFollower {
     }
   }
 
-  private start(threadId: string): Followed {
+  /** Follow nothing but what is started here, and not even that if the chat is removed or shows another conversation. */
+  private start(threadId: string | null): Followed {
     this.leave()
     const followed = { threadId, isPolled: false }
-    if (this.fetchUpdates) this.followed = followed
+    if (this.fetchUpdates && (this.shown ?? threadId) === threadId) this.followed = followed
     return followed
   }
 
+  /** Stop a run, in several attempts. Returns whether it has ended. */
+  private async tryToStop(runId: string): Promise<boolean> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        const response = await call(this.session, 'DELETE', `/runs/${encodeURIComponent(runId)}`)
+        if (response.ok || response.status === 404) return true // 404: it has ended
+        throw await failure(response, 'The stop failed')
+      } catch (cause) {
+        const { status } = cause instanceof ServiceError ? cause : {}
+        if (attempt === STOP_ATTEMPTS || (status !== undefined && status !== 429 && status !== 503)) {
+          console.error(RUN_MESSAGES.not_stopped, cause)
+          return false
+        }
+        await sleep(Math.max(2 ** (attempt - 1) * 1_000, retryAfter(cause)))
+      }
+    }
+  }
+
+  private showNotStopped(followed: Followed, runId: string): void {
+    if (this.followed !== followed) return
+    followed.runId = followed.notStopped = runId
+    this.onStatus('not_stopped')
+  }
+
   private async poll(followed: Followed, firstPause: number): Promise<void> {
+    const { threadId } = followed
+    if (threadId === null) return
     followed.isPolled = true
     let pause = firstPause
     let nextPause = POLL_MS
@@ -134,11 +173,11 @@ export class RunFollower {
       await sleep(pause)
       try {
         if (this.followed !== followed) return
-        const status = await this.find(followed.threadId)
+        const status = await this.find(threadId)
         if (this.followed !== followed) return
         await this.fetchUpdates!()
         if (this.followed !== followed) return
-        this.onStatus(status)
+        this.onStatus(status === 'active' && followed.notStopped === followed.runId ? 'not_stopped' : status)
         if (status !== 'active') {
           followed.isPolled = false
           return
@@ -164,6 +203,7 @@ export class RunFollower {
     const response = await call(this.session, 'GET', `/threads/${encodeURIComponent(threadId)}/run`)
     if (!response.ok) throw await failure(response, 'The run could not be looked up')
     const { data } = await response.json()
+    if (this.followed?.threadId === threadId) this.followed.runId = data?.id
     return data?.status ?? null
   }
 

@@ -1,7 +1,7 @@
 /** The contract's configuration as ChatKit's own options. Independent of React and Next.js. */
 
 import type { ChatKitOptions, CustomApiConfig, ThemeOption } from '@openai/chatkit'
-import { GOES_ON, RUN_HEADER, type RunFollower, stopRun } from './active-run'
+import { GOES_ON, RUN_HEADER, type RunFollower } from './active-run'
 import type { ChatKitConfig } from './chatkit-config'
 import { ServiceError, USER_MESSAGES, networkError, readJson, responseError } from './errors'
 import { type Session, withSecret } from './page-session'
@@ -84,7 +84,9 @@ function chatFetch(
     if (request.threadId) await runs?.beforeLoad(request.threadId)
     if (isFollowed && !request.isAction) runs.leave() // an action is answered beside the run
     const answer = withSecret(session, send)
-    const response = await (isFollowed ? untilAborted(answer, signal, (late) => abandon(session, late)) : answer)
+    const response = await (isFollowed
+      ? untilAborted(answer, signal, (late) => abandon(runs, late, request.turnsThread))
+      : answer)
     if (!response.ok) {
       const body = await readJson(response.clone())
       onFailure(responseError(response, body, 'The chat request failed', userMessageFor, request.threadId))
@@ -95,7 +97,7 @@ function chatFetch(
     if (!isEventStream(response)) return response
     const runId = isFollowed && response.headers.get(RUN_HEADER)
     const run = runId
-      ? { signal, threadId: request.turnsThread, stop: () => void stopRun(session, runId), onCut: runs.follow.bind(runs) }
+      ? { signal, threadId: request.turnsThread, stop: runs.abort.bind(runs, runId), onCut: runs.follow.bind(runs) }
       : null
     return watchStream(response, onFailure, reportNetworkError, run)
   }
@@ -120,9 +122,9 @@ function untilAborted(
 }
 
 /** Stop the run of a response that nobody waits for any more. */
-function abandon(session: Session, response: Response): void {
+function abandon(runs: RunFollower, response: Response, threadId?: string): void {
   const runId = response.headers.get(RUN_HEADER)
-  if (runId) void stopRun(session, runId)
+  if (runId) void runs.abort(runId, threadId)
   void response.body?.cancel()
 }
 
@@ -147,7 +149,7 @@ interface StreamedRun {
   signal: AbortSignal | null
   /** `undefined` until the stream has told the id of a new conversation. */
   threadId?: string
-  stop: () => void
+  stop: (threadId?: string) => void
   onCut: (threadId: string) => void
 }
 
@@ -178,7 +180,7 @@ function watchStream(
       stop = () => {
         run.signal?.removeEventListener('abort', abort)
         stop = () => {}
-        run.stop()
+        run.stop(threadId)
       }
       run.signal?.addEventListener('abort', abort)
       if (run.signal?.aborted) abort()

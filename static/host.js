@@ -503,6 +503,7 @@
   }
 
   // lib/chatkit-options.ts
+  var SILENCE_MS = 3e4;
   function chatKitApi(session3, listeners = {}) {
     const { apiUrl, domainKey } = service();
     if (!domainKey) return { getClientSecret: (existing) => session3.secret(existing) };
@@ -621,7 +622,9 @@
         if ((_b = run.signal) == null ? void 0 : _b.aborted) abort();
       },
       async pull(controller) {
-        const { done, value } = await reader.read().catch((cause) => {
+        const { done, value } = await readInTime(reader).catch((cause) => {
+          void reader.cancel().catch(() => {
+          });
           if (!run || threadId === void 0) {
             onDisconnect(cause);
             throw cause;
@@ -649,6 +652,13 @@
       }
     });
     return new Response(body, response);
+  }
+  function readInTime(reader) {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => reject(new TypeError("Network error: no data for 30 s")), SILENCE_MS);
+      const received = () => clearTimeout(timer);
+      reader.read().then(resolve, reject).finally(received);
+    });
   }
   function createdThreadIn(line) {
     if (!line.startsWith('data: {"type":"thread.created"')) return void 0;

@@ -402,6 +402,31 @@ describe('a connection that is cut', () => {
     expect(updates).toHaveBeenCalledTimes(1)
   })
 
+  it('without an error is noticed after a silence of 30 seconds', async () => {
+    let comment = () => {}
+    const cancelled = vi.fn()
+    const body = new ReadableStream<Uint8Array>({
+      start: (controller) => void (comment = () => controller.enqueue(new TextEncoder().encode(': keep-alive\n\n'))),
+      cancel: cancelled,
+    })
+    const headers = { 'Content-Type': 'text/event-stream', 'ChatKit-Run': 'run_1' }
+    answer('POST ', () => new Response(body, { headers }))
+    answer('GET /threads/thr_1/run', state(null))
+    const reading = (await send()).text()
+    for (let times = 0; times < 2; times++) {
+      await vi.advanceTimersByTimeAsync(29_000)
+      comment()
+    }
+    await vi.advanceTimersByTimeAsync(29_000)
+    expect(cancelled).not.toHaveBeenCalled()
+    await vi.advanceTimersByTimeAsync(1_000)
+    expect(cancelled).toHaveBeenCalledOnce()
+    expect(await reading).toContain('keep-alive')
+    await vi.advanceTimersByTimeAsync(1)
+    expect([called('GET').length, called('DELETE').length, updates.mock.calls.length]).toEqual([1, 0, 1])
+    expect(failures).toEqual([null])
+  })
+
   it('in another conversation than the one that is shown is not followed', async () => {
     answer('POST ', stream('data: {}\n\n', new TypeError('network error')).respond)
     runs.show('thr_2')

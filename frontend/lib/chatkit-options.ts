@@ -7,6 +7,8 @@ import { ServiceError, USER_MESSAGES, networkError, readJson, responseError } fr
 import { type Session, withSecret } from './page-session'
 import { service } from './service'
 
+const SILENCE_MS = 30_000 // the service sends a comment every 10 s, so the connection is lost
+
 /** Callbacks for the calls of a self-hosted chat. */
 export interface CallListeners {
   /** Called with the text of each message that the service has accepted. */
@@ -186,7 +188,8 @@ function watchStream(
       if (run.signal?.aborted) abort()
     },
     async pull(controller) {
-      const { done, value } = await reader.read().catch((cause) => {
+      const { done, value } = await readInTime(reader).catch((cause) => {
+        void reader.cancel().catch(() => {})
         if (!run || threadId === undefined) {
           onDisconnect(cause)
           throw cause
@@ -213,6 +216,15 @@ function watchStream(
     },
   })
   return new Response(body, response)
+}
+
+/** The next part of an event stream. Rejects after a silence: a connection may be lost without an error. */
+function readInTime(reader: ReadableStreamDefaultReader<Uint8Array>): ReturnType<typeof reader.read> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new TypeError('Network error: no data for 30 s')), SILENCE_MS)
+    const received = () => clearTimeout(timer)
+    reader.read().then(resolve, reject).finally(received)
+  })
 }
 
 /** The id of the conversation in the line of an event stream that says that it was created. */

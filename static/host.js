@@ -143,6 +143,7 @@
       const status = await this.find(threadId).catch(() => null);
       if (this.followed !== followed) return;
       if (status) this.onStatus(status);
+      else this.followed = null;
       if (status === "active") void this.poll(followed, POLL_MS);
     }
     /** Follow the run of a conversation whose connection was cut. */
@@ -164,11 +165,13 @@
       this.leave();
       this.fetchUpdates = this.shown = null;
     }
-    /** Stop following: a new response begins. */
+    /** Stop following: a new response begins. Returns the conversation with the run that was followed or interrupted, if any. */
     leave() {
-      if (!this.followed) return;
+      if (!this.followed) return null;
+      const { threadId } = this.followed;
       this.followed = null;
       this.onStatus(null);
+      return threadId;
     }
     /** Stop following if the chat shows another conversation. */
     show(threadId) {
@@ -236,8 +239,9 @@
           if (this.followed !== followed) return;
           await this.fetchUpdates();
           if (this.followed !== followed) return;
+          if (!status) return void this.leave();
           this.onStatus(status === "active" && followed.notStopped === followed.runId ? "not_stopped" : status);
-          if (status !== "active") {
+          if (status === "interrupted") {
             followed.isPolled = false;
             return;
           }
@@ -250,7 +254,7 @@
           if (status === 404) await this.fetchUpdates().catch(() => {
           });
           if (this.followed !== followed) return;
-          if (status === 404 || status === 401) return this.leave();
+          if (status === 404 || status === 401) return void this.leave();
           if (status !== 429) this.onStatus("unreachable");
           pause = Math.max(failedPause, retryAfter(cause));
           failedPause = Math.min(2 * failedPause, MAX_FAILED_POLL_MS);
@@ -547,10 +551,17 @@
         }
       };
       if (request.threadId) await (runs2 == null ? void 0 : runs2.beforeLoad(request.threadId));
-      if (isFollowed && !request.isAction) runs2.leave();
+      const left = isFollowed && !request.isAction && runs2.leave();
+      const goOn = () => {
+        if (left) runs2.follow(left);
+      };
       const answer = withSecret(session3, send);
-      const response = await (isFollowed ? untilAborted(answer, signal, (late) => abandon(runs2, late, request.turnsThread)) : answer);
+      const response = await (isFollowed ? untilAborted(answer, signal, (late) => abandon(runs2, late, request.turnsThread)) : answer).catch((cause) => {
+        goOn();
+        throw cause;
+      });
       if (!response.ok) {
+        goOn();
         const body = await readJson(response.clone());
         onFailure(responseError(response, body, "The chat request failed", userMessageFor2, request.threadId));
         return response;

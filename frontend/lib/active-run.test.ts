@@ -154,6 +154,19 @@ describe('a conversation with an active run', () => {
     expect(statuses).toEqual(['active', null])
   })
 
+  it.each([
+    ['refused', () => json({ code: 'too_many_requests' }, 429)],
+    ['lost', lost],
+  ])('is still followed when a message is %s', async (_, failing) => {
+    answer('GET /threads/thr_1/run', state('active'))
+    answer('POST ', () => json({}), failing)
+    await load()
+    await send().catch(() => {})
+    await vi.advanceTimersByTimeAsync(1_100)
+    expect(statuses).toEqual(['active', null, 'active', 'active'])
+    expect(updates).toHaveBeenCalledTimes(2)
+  })
+
   it('is still followed when an action is sent', async () => {
     answer('GET /threads/thr_1/run', state('active'), state(null))
     answer('POST ', () => json({}), stream('data: {}\n\n', 'end').respond)

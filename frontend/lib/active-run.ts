@@ -76,6 +76,7 @@ export class RunFollower {
     const status = await this.find(threadId).catch(() => null) // loading fails as well, and says so
     if (this.followed !== followed) return
     if (status) this.onStatus(status)
+    else this.followed = null
     if (status === 'active') void this.poll(followed, POLL_MS)
   }
 
@@ -101,11 +102,13 @@ export class RunFollower {
     this.fetchUpdates = this.shown = null
   }
 
-  /** Stop following: a new response begins. */
-  leave(): void {
-    if (!this.followed) return
+  /** Stop following: a new response begins. Returns the conversation with the run that was followed or interrupted, if any. */
+  leave(): string | null {
+    if (!this.followed) return null
+    const { threadId } = this.followed
     this.followed = null
     this.onStatus(null)
+    return threadId
   }
 
   /** Stop following if the chat shows another conversation. */
@@ -177,8 +180,9 @@ export class RunFollower {
         if (this.followed !== followed) return
         await this.fetchUpdates!()
         if (this.followed !== followed) return
+        if (!status) return void this.leave()
         this.onStatus(status === 'active' && followed.notStopped === followed.runId ? 'not_stopped' : status)
-        if (status !== 'active') {
+        if (status === 'interrupted') {
           followed.isPolled = false
           return
         }
@@ -190,7 +194,7 @@ export class RunFollower {
         const { status } = cause instanceof ServiceError ? cause : {}
         if (status === 404) await this.fetchUpdates!().catch(() => {}) // the conversation is gone, and so is the update
         if (this.followed !== followed) return
-        if (status === 404 || status === 401) return this.leave() // 401: also with a new secret, or there is none
+        if (status === 404 || status === 401) return void this.leave() // 401: also with a new secret, or there is none
         if (status !== 429) this.onStatus('unreachable')
         pause = Math.max(failedPause, retryAfter(cause))
         failedPause = Math.min(2 * failedPause, MAX_FAILED_POLL_MS)

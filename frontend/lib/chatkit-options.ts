@@ -84,12 +84,19 @@ function chatFetch(
       }
     }
     if (request.threadId) await runs?.beforeLoad(request.threadId)
-    if (isFollowed && !request.isAction) runs.leave() // an action is answered beside the run
+    const left = isFollowed && !request.isAction && runs.leave() // an action is answered beside the run
+    const goOn = () => {
+      if (left) runs!.follow(left)
+    }
     const answer = withSecret(session, send)
-    const response = await (isFollowed
-      ? untilAborted(answer, signal, (late) => abandon(runs, late, request.turnsThread))
-      : answer)
+    const response = await (
+      isFollowed ? untilAborted(answer, signal, (late) => abandon(runs, late, request.turnsThread)) : answer
+    ).catch((cause) => {
+      goOn()
+      throw cause
+    })
     if (!response.ok) {
+      goOn()
       const body = await readJson(response.clone())
       onFailure(responseError(response, body, 'The chat request failed', userMessageFor, request.threadId))
       return response

@@ -22,6 +22,7 @@ from chatkit.agents import (
     simple_to_agent_input,
     stream_agent_response,
 )
+from chatkit.errors import CustomStreamError
 from chatkit.server import ChatKitServer
 from chatkit.store import AttachmentStore, Store
 from chatkit.types import (
@@ -49,6 +50,7 @@ from chatkit.types import (
 from chatkit.widgets import Card, Text
 from openai.types.responses import EasyInputMessageParam
 from pydantic import ConfigDict, Field
+from starlette.exceptions import HTTPException  # the base class of FastAPI's
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from tests.support import agents_under_test
@@ -246,6 +248,41 @@ async def _ask_openai(context: ChatContext) -> None:
         if context.metadata.get("then") == "raise a group":
             raise ExceptionGroup(f"OpenAI said {error}", [error, KeyError("another")]) from None
         raise
+
+
+class ClientError(Exception):
+    """As those of HTTP clients."""
+
+    status_code, detail, response = 403, "an internal detail", "the response"
+
+
+REFUSALS = {
+    "a message": CustomStreamError("This is too long.", allow_retry=True),
+    "HTTPException": HTTPException(403, "This is another user's."),
+    "HTTPException without a text": HTTPException(422, {"an internal": "detail"}),  # type: ignore[arg-type]
+    "HTTPException 500": HTTPException(500, "an internal detail"),
+    "of an HTTP client": ClientError(),
+}
+
+
+class Refusing(ChatKitServer[ChatContext]):
+    """Refuses everything outside of streams, in the way that the request's metadata name."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        yield ThreadItemDoneEvent(item=message(thread, "Hello"))
+
+    async def sync_action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> SyncCustomActionResponse:
+        raise REFUSALS[context.metadata["how"]]
+
+    async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
+        raise REFUSALS[context.metadata["how"]]
+
+    async def transcribe(self, audio_input: AudioInput, context: ChatContext) -> TranscriptionResult:
+        raise REFUSALS[context.metadata["how"]]
 
 
 class Overriding(ChatKitServer[ChatContext]):

@@ -321,6 +321,13 @@ def _api_error(error: Exception) -> errors.ApiError | None:
         return errors.ServiceBusy("the request took more than CHATKIT_TURN_SECONDS")
     if isinstance(error, openai.APIError):
         return openai_error(error, "a method of the server failed")
+    if isinstance(error, CustomStreamError):
+        return errors.RequestRefused("by a method of the server", message=error.message)
+    status, detail = getattr(error, "status_code", None), getattr(error, "detail", None)
+    # FastAPI's HTTPException is such an error. Those of HTTP clients have a response as well, and are no answer to the user.
+    if isinstance(status, int) and 400 <= status < 500 and not hasattr(error, "response"):
+        message = detail if isinstance(detail, str) else ""
+        return errors.RequestRefused("by a method of the server", status=status, message=message)
     if isinstance(error, ValueError):  # raised by the SDK for a request that its thread's state does not allow
         log.info("a request was rejected", exc_info=error)  # it may be an error in a method of the server as well
         return errors.InvalidRequestBody("the request does not fit its thread")

@@ -229,6 +229,26 @@ def test_errors_of_openai_outside_of_streams(
     assert logged.count("a method of the server failed") == 3
 
 
+NO_REFUSAL = (500, "internal_server_error", "Internal server error")
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("a message", (400, "request_refused", "This is too long.")),
+        ("HTTPException", (403, "request_refused", "This is another user's.")),
+        ("HTTPException without a text", (422, "request_refused", "This request can't be served")),
+        ("HTTPException 500", NO_REFUSAL),
+        ("of an HTTP client", NO_REFUSAL),
+    ],
+)
+def test_refusals_outside_of_streams(start: Start, how: str, expected: tuple[int, str, str]) -> None:
+    for type_, answer in call_methods(start(f"{SERVERS}:Refusing"), how=how).items():
+        envelope = answer.json()
+        assert (answer.status_code, envelope["code"], envelope["message"]) == expected, type_
+        assert envelope["status"] == "error"
+
+
 def read_words(caller: Caller, said: str, words: int) -> tuple[str, Any]:
     """The id of a new thread, and its stream after some words of the response."""
     stream = caller.stream("threads.create", input=user_input(said))

@@ -47,7 +47,7 @@ class ApiError(Exception):
         retry_after: the value of ``Retry-After`` in seconds, if not the default of the class.
     """
 
-    status: HTTPStatus
+    status: int
     code: str
     message: str
     retry_after: int | None = None
@@ -123,6 +123,24 @@ class NotFound(ApiError):
 
 class AttachmentsOff(ApiError):
     status, code, message = HTTPStatus.FORBIDDEN, "attachments_off", "This chat takes no attachments"
+
+
+class RequestRefused(ApiError):
+    """An operator's server refused the request.
+
+    Args:
+        detail: for the log.
+        status: the status that it chose.
+        message: its message for the user.
+    """
+
+    status: int = HTTPStatus.BAD_REQUEST
+    code, message = "request_refused", "This request can't be served"
+
+    def __init__(self, detail: str, *, status: int = HTTPStatus.BAD_REQUEST, message: str = "") -> None:
+        super().__init__(detail)
+        self.status = status
+        self.message = message or self.message
 
 
 class ThreadNotActive(ApiError):

@@ -176,7 +176,7 @@ def test_tables_of_errors_are_complete() -> None:
     api = (DOCS / "api.md").read_text()
     for error in ApiError.__subclasses__():
         if error not in (NotReady, NotFound):  # that of /readyz, and one whose code has a row already
-            assert f"| {error.status.value} | `{error.code}` | {error.message} |" in api
+            assert f"| {error.status:d} | `{error.code}` | {error.message} |" in api
 
 
 def test_documented_settings_exist() -> None:

@@ -14,7 +14,7 @@ import openai
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
-from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources, openai_reference
+from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources, openai_error, openai_reference
 from chatkit.backends.selfhosted.chat.events import assistant_text
 from chatkit.backends.selfhosted.chat.history import current_store
 from chatkit.backends.selfhosted.chat.images import ImageRefusedError
@@ -319,6 +319,15 @@ def _api_error(error: Exception) -> errors.ApiError | None:
         return errors.NotFound("no such thread, item or attachment of this user")
     if isinstance(error, _TimeLimitError):
         return errors.ServiceBusy("the request took more than CHATKIT_TURN_SECONDS")
+    if isinstance(error, openai.APIError):
+        return openai_error(error, "a method of the server failed")
+    if isinstance(error, CustomStreamError):
+        return errors.RequestRefused("by a method of the server", message=error.message)
+    status, detail = getattr(error, "status_code", None), getattr(error, "detail", None)
+    # FastAPI's HTTPException is such an error. Those of HTTP clients have a response as well, and are no answer to the user.
+    if isinstance(status, int) and 400 <= status < 500 and not hasattr(error, "response"):
+        message = detail if isinstance(detail, str) else ""
+        return errors.RequestRefused("by a method of the server", status=status, message=message)
     if isinstance(error, ValueError):  # raised by the SDK for a request that its thread's state does not allow
         log.info("a request was rejected", exc_info=error)  # it may be an error in a method of the server as well
         return errors.InvalidRequestBody("the request does not fit its thread")

@@ -12,7 +12,8 @@ from chatkit.settings import SettingsError
 from tests.support.agents_under_test import seen, spoken
 from tests.support.applications import MakeApp, Start
 from tests.support.chat import Caller, errors, texts, user_input
-from tests.support.fake_openai import FakeOpenAI
+from tests.support.fake_openai import FakeOpenAI, failing
+from tests.support.fake_server import Handler
 from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
 from tests.support.responses_api import asked, calls, draws, says, streaming, streaming_until_cancelled
@@ -141,6 +142,59 @@ def test_exceptions_end_only_their_request(start: Start, recorder: Recorder, how
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_server_error")
     assert "internal detail" not in f"{responses}{answer.text}"
     assert caller.post("threads.list").status_code == 200
+
+
+def call_methods(caller: Caller, **metadata: str) -> dict[str, Any]:
+    """Call the methods without a stream, and return the responses."""
+    thread_id, _ = caller.create("Hello")
+    methods: dict[str, dict[str, Any]] = {
+        "threads.sync_custom_action": {"thread_id": thread_id, "action": ACTION},
+        "items.feedback": {"thread_id": thread_id, "item_ids": ["msg_1"], "kind": "positive"},
+        "input.transcribe": {"audio_base64": "aGVsbG8=", "mime_type": "audio/webm"},
+    }
+    return {type_: caller.send({"type": type_, "params": params, "metadata": metadata}) for type_, params in methods.items()}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [
+        (failing(401, "quoted-7"), (401, "openai_authentication_failed")),
+        (failing(429, "quoted-7"), (429, "openai_rate_limited")),
+        (failing(400, "quoted-7"), (503, "openai_unavailable")),
+        (Handler.hang_up, (503, "openai_unavailable")),
+    ],
+    ids=["401", "429", "400", "connection closed"],
+)
+def test_errors_of_openai_outside_of_streams(
+    start: Start, fake_openai: FakeOpenAI, recorder: Recorder, behaviour: Any, expected: tuple[int, str]
+) -> None:
+    fake_openai.behaviour = behaviour
+    before = len(recorder.lines)
+    for type_, answer in call_methods(start(f"{SERVERS}:AsksOpenAI")).items():
+        assert (answer.status_code, answer.json()["code"]) == expected, type_
+    logged = "".join(recorder.lines[before:])
+    assert "quoted-7" not in logged
+    assert logged.count("a method of the server failed") == 3
+
+
+NO_REFUSAL = (500, "internal_server_error", "Internal server error")
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("a message", (400, "request_refused", "This is too long.")),
+        ("HTTPException", (403, "request_refused", "This is another user's.")),
+        ("HTTPException without a text", (422, "request_refused", "This request can't be served")),
+        ("HTTPException 500", NO_REFUSAL),
+        ("of an HTTP client", NO_REFUSAL),
+    ],
+)
+def test_refusals_outside_of_streams(start: Start, how: str, expected: tuple[int, str, str]) -> None:
+    for type_, answer in call_methods(start(f"{SERVERS}:Refusing"), how=how).items():
+        envelope = answer.json()
+        assert (answer.status_code, envelope["code"], envelope["message"]) == expected, type_
+        assert envelope["status"] == "error"
 
 
 def read_words(caller: Caller, said: str, words: int) -> tuple[str, Any]:

@@ -49,7 +49,7 @@ from openai.types.responses import EasyInputMessageParam
 from pydantic import ConfigDict, Field
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from tests.support import agents_under_test
+from tests.support import agents_elsewhere, agents_under_test
 from tests.support.agents_under_test import seen, spoken
 
 
@@ -89,6 +89,11 @@ class TagConverter(ThreadItemConverter):
 
 class Able(Plain):
     agent = agents_under_test.able
+    converter = TagConverter()
+
+
+class Elsewhere(Plain):
+    agent = agents_elsewhere.elsewhere
     converter = TagConverter()
 
 

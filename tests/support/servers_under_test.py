@@ -53,7 +53,7 @@ from pydantic import ConfigDict, Field
 from starlette.exceptions import HTTPException  # the base class of FastAPI's
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from tests.support import agents_under_test
+from tests.support import agents_elsewhere, agents_under_test
 from tests.support.agents_under_test import seen, spoken
 
 
@@ -93,6 +93,11 @@ class TagConverter(ThreadItemConverter):
 
 class Able(Plain):
     agent = agents_under_test.able
+    converter = TagConverter()
+
+
+class Elsewhere(Plain):
+    agent = agents_elsewhere.elsewhere
     converter = TagConverter()
 
 

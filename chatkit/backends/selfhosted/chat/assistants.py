@@ -29,6 +29,7 @@ from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources
 from chatkit.backends.selfhosted.chat.demo import DemoServer
 from chatkit.backends.selfhosted.chat.events import agent_events, assistant_message, outcome
 from chatkit.backends.selfhosted.chat.history import (
+    assistant_message_as_text,
     include_images,
     load_history,
     newest_user_message,
@@ -272,9 +273,10 @@ def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -
         os.environ.setdefault("OPENAI_API_KEY", client.api_key)
     exported_workflow.install_runner()
     # Operators' servers import these from OpenAI's package. Ours also copes with what ends theirs, see agent_events(), and
-    # knows the images of this service.
+    # knows the images of this service. Every API of a model takes the assistant's messages.
     chatkit.agents.stream_agent_response = agent_events
     ThreadItemConverter.to_agent_input = include_images  # type: ignore[method-assign, assignment]
+    ThreadItemConverter.assistant_message_to_input = assistant_message_as_text  # type: ignore[method-assign, assignment]
 
 
 def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Shape, str]:

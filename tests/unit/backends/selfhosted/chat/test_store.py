@@ -286,7 +286,7 @@ def test_deleting_later_items_leaves_other_threads_alone(store: SqlStore) -> Non
 def test_draft_of_a_deleted_thread_does_not_hold_up_the_others(store: SqlStore, database: str) -> None:
     gone, kept = new_thread(store), new_thread(store)
     run(store.delete_thread(gone, ADA))
-    drafts = [(ADA.user, message(gone, "a")), (ADA.user, message(kept, "b")), (EVE.user, message(kept, "c"))]
+    drafts = [(ADA, message(gone, "a")), (ADA, message(kept, "b")), (EVE, message(kept, "c"))]
     run(store.save_drafts(drafts))
     assert [item.id for item in run(store.load_thread_items(kept, None, 10, "asc", ADA)).data] == ["b"]
     assert counts(database)["chat_items"] == 1

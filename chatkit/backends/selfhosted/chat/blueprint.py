@@ -83,7 +83,7 @@ def blueprint(
 
             async def produce(buffer: Buffer) -> None:
                 started = await starts.enter(holder)
-                meter = usage.meter(session.user)
+                meter = usage.meter(session.user, session.session_id)
                 try:
                     context = ChatContext(
                         session.user,
@@ -95,6 +95,7 @@ def blueprint(
                         root_url=root_url,
                         started=started,
                         usage=meter,
+                        session_id=session.session_id,
                         run_id=run_id,
                     )
                     await handle(servers.get(session.agent) or servers[None], chat_request, context)

@@ -52,6 +52,7 @@ from chatkit.backends.selfhosted.database.tables import (
     PausedRunRow,
     ThreadRow,
 )
+from chatkit.backends.selfhosted.sessions import exists_until_commit
 from chatkit.errors import ErrorCode, StreamError
 from chatkit.store import NotFoundError, Store
 from chatkit.types import (
@@ -447,6 +448,8 @@ class SqlStore(Store[ChatContext]):
         def add(connection: Connection) -> ThreadMetadata:
             new = {"id": thread.id, "user_id": context.user, "data": _thread_data(mine), "used_at": int(time.time())}
             connection.execute(_INSERT_THREAD[connection.dialect.name], new)
+            if context.session_id and not exists_until_commit(connection, context.session_id):
+                raise ThreadGone  # with all that its user had
             if begins_run:
                 connection.execute(_INSERT_RUN, _run_row(thread.id, context))
             return mine
@@ -455,7 +458,8 @@ class SqlStore(Store[ChatContext]):
             return stored.model_copy(update=_merge(mine, known, stored)) if known else mine
 
         if objects == []:
-            written = await self._run(add, undo=self._end_run(context) if begins_run else None)
+            with _gone_threads_logged():
+                written = await self._run(add, undo=self._end_run(context) if begins_run else None)
         else:
             # An object without an entry is a copy; its base is the state that this request loaded first.
             known = next((known for loaded, known in objects if loaded is thread), objects[0][1]) if objects else None

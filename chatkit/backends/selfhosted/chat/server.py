@@ -140,7 +140,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
         message = pending_items.get(event.item_id)
         if isinstance(message, AssistantMessageItem) and (context := current_context.get()):
             context.drafts.add(message.id)
-            self._chatkit_resources.drafts.schedule(context.user, message)
+            self._chatkit_resources.drafts.schedule(context, message)
 
     async def handle_stream_cancelled(
         self, thread: ThreadMetadata, pending_items: list[ThreadItem], context: ChatContext

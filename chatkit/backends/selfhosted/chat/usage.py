@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from chatkit.backends.selfhosted.database import engine as database
 from chatkit.backends.selfhosted.database.tables import UsageRow
+from chatkit.backends.selfhosted.sessions import exists_until_commit
 from chatkit.web import errors
 
 MAX_AGENT_NAME = 255
@@ -90,9 +91,9 @@ class UsageStore:
         self._saving: dict[Future[Any], str] = {}
         """The transactions that are not done, with their users."""
 
-    def meter(self, user: str) -> Meter:
-        """Return a meter for a response to ``user`` (a ``User.id``)."""
-        return Meter(partial(self._save, user))
+    def meter(self, user: str, session_id: str | None = None) -> Meter:
+        """Return a meter for a response to ``user`` (a ``User.id``). Nothing is stored once the session has been deleted."""
+        return Meter(partial(self._save, user, session_id))
 
     def check(self, user: str) -> None:
         """Check that ``user`` may begin a turn. May block.
@@ -117,7 +118,7 @@ class UsageStore:
                 retry_after=int((midnight - now).total_seconds()) + 1,
             )
 
-    def _save(self, user: str, usage: Usage) -> None:
+    def _save(self, user: str, session_id: str | None, usage: Usage) -> None:
         """Log and store the usage of a response without waiting for the database."""
         total: Counter[str] = Counter()
         for used in usage.values():
@@ -135,9 +136,13 @@ class UsageStore:
         today = datetime.now(UTC).date()
         # Sorted, because two transactions that lock rows in different orders would wait for each other.
         rows = [{"user_id": user, "day": today, "agent": agent, **usage[agent]} for agent in sorted(usage)]
-        saving = self._submit(
-            lambda connection: connection.execute(_SAVE_USAGE[connection.dialect.name], rows), database.WAIT_SECONDS
-        )
+
+        def save(connection: Connection) -> None:
+            connection.execute(_SAVE_USAGE[connection.dialect.name], rows)
+            if session_id and not exists_until_commit(connection, session_id):
+                connection.rollback()
+
+        saving = self._submit(save, database.WAIT_SECONDS)
         self._saving[saving] = user
         saving.add_done_callback(self._saved)
 

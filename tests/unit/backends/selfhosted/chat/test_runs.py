@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from chatkit.store import NotFoundError
-from chatkit.types import ThreadMetadata
+from chatkit.types import AssistantMessageContent, AssistantMessageItem, ThreadMetadata
 from sqlalchemy import create_engine, text
 
 from chatkit.backends.selfhosted.chat import demo, runs, store
@@ -30,6 +30,11 @@ from tests.support.waiting import wait_for
 ACTION = {"type": "press", "payload": {}}
 WHOLE = "CHATKIT_AGENT."
 """The end of the demo's response."""
+
+
+def message(thread_id: str, item_id: str) -> AssistantMessageItem:
+    content = [AssistantMessageContent(text=item_id)]
+    return AssistantMessageItem(id=item_id, thread_id=thread_id, created_at=MOMENT, content=content)
 
 
 def context(run_id: str, user: str = ADA.user) -> ChatContext:
@@ -206,6 +211,41 @@ class TestRuns:
             assert not pending
 
         self.check(work, sql)
+
+    def test_run_that_stalled_and_was_replaced_stores_nothing(self, sql: SqlStore) -> None:
+        thread_id = new_thread(sql)
+        mine, others = context("run_1"), context("run_2")
+
+        async def work() -> list[str]:
+            here = Runs(sql)
+            await here.begin(thread_id, mine, alone=True)
+            thread = await sql.load_thread(thread_id, mine)
+            await sql.save_item(thread_id, message(thread_id, "before"), mine)
+            await sql.save_drafts([(mine, message(thread_id, "draft"))])
+            await sql.end_run(mine, interrupted=True)  # stands for the missing heartbeats
+            await Runs(sql).begin(thread_id, others, alone=True)
+            with pytest.raises(NotFoundError):
+                await sql.save_item(thread_id, message(thread_id, "after"), mine)
+            thread.title = "after"
+            with pytest.raises(NotFoundError):
+                await sql.save_thread(thread, mine)
+            await sql.save_drafts([(mine, message(thread_id, "after"))])
+            await sql.save_item(thread_id, message(thread_id, "other"), others)
+            assert (await sql.load_thread(thread_id, ADA)).title is None
+            return [item.id for item in (await sql.load_thread_items(thread_id, None, 10, "asc", ADA)).data]
+
+        assert run(work()) == ["before", "draft", "other"]
+
+    def test_what_goes_on_after_a_run_can_be_stored(self, sql: SqlStore) -> None:
+        thread_id, mine = new_thread(sql), context("run_1")
+
+        async def work() -> None:
+            runs_here = Runs(sql)
+            await runs_here.begin(thread_id, mine, alone=True)
+            await runs_here.end(mine, interrupted=False)
+            await sql.save_item(thread_id, message(thread_id, "later"), mine)
+
+        run(work())
 
     def test_next_run_waits_until_the_stopped_one_has_saved_its_text(self, sql: SqlStore) -> None:
         thread_id = new_thread(sql)

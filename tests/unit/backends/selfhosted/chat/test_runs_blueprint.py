@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
+from chatkit.backends.selfhosted.chat import demo
 from tests.support.active_runs import begin, reply, state, stop
 from tests.support.applications import Start
 from tests.support.chat import Caller, deltas, errors, user_input
@@ -47,6 +48,21 @@ class TestStop:
         assert requests.delete(f"{caller.url}/api/chatkit/runs/{found['id']}", headers=headers, timeout=30).ok
         assert errors(list(stream)) == []
         assert len(reply(caller, thread_id)) < 500
+
+    def test_no_other_request_uses_up_its_limit(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = 60 * (time.time() // 60) + 1
+        monkeypatch.setattr("limits.storage.memory.time.time", lambda: now)
+        monkeypatch.setattr(demo, "SECONDS_PER_WORD", 1)
+        caller = start(OPENAI_API_KEY="", CHATKIT_MAX_REQUESTS_PER_MINUTE="2")
+        thread_id, run_id, reader = begin(caller, words=1)
+        reader.close()
+        headers = {"Authorization": f"Bearer {caller.secret}"}
+        url = f"{caller.url}/api/chatkit/threads/{thread_id}/run"
+        followed = [caller.http.get(url, headers=headers, timeout=30).status_code for _ in range(21)]
+        assert followed == [200] * 20 + [429]
+        listed = [caller.post("threads.list").status_code for _ in range(20)]
+        assert listed == [200] * 19 + [429], "the message was a request as well"
+        assert stop(caller, run_id).status_code == 200
 
     @pytest.mark.parametrize("id_", ["run_unknown", "run_\0", "x" * 3000])
     def test_unknown_ids(self, start: Start, database: str, id_: str) -> None:

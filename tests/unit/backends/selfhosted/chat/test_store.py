@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -21,8 +23,10 @@ from sqlalchemy import create_engine, insert, text
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.store import MAX_PAGE_BYTES, SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
-from chatkit.backends.selfhosted.database.tables import ItemRow
-from chatkit.backends.selfhosted.sessions import SessionStore
+from chatkit.backends.selfhosted.database.tables import ItemRow, ThreadRow
+from chatkit.backends.selfhosted.sessions import SessionStore, exists_until_commit
+from chatkit.backends.selfhosted.user_data import UserData
+from chatkit.identity.user import User
 from tests.support.store import ADA, EVE, IMAGE_URLS, MOMENT, add_items, message, new_thread, of, question, run
 
 
@@ -246,10 +250,44 @@ def test_deleting_later_items_leaves_other_threads_alone(store: SqlStore) -> Non
 def test_draft_of_a_deleted_thread_does_not_hold_up_the_others(store: SqlStore, database: str) -> None:
     gone, kept = new_thread(store), new_thread(store)
     run(store.delete_thread(gone, ADA))
-    drafts = [(ADA.user, message(gone, "a")), (ADA.user, message(kept, "b")), (EVE.user, message(kept, "c"))]
+    drafts = [(ADA, message(gone, "a")), (ADA, message(kept, "b")), (EVE, message(kept, "c"))]
     run(store.save_drafts(drafts))
     assert [item.id for item in run(store.load_thread_items(kept, None, 10, "asc", ADA)).data] == ["b"]
     assert counts(database)["chat_items"] == 1
+
+
+class TestDeletedUser:
+    """``users delete`` deletes the sessions first, while their requests may still be served."""
+
+    @pytest.fixture
+    def context(self, database: str) -> ChatContext:
+        session = SessionStore(open_database(database), ttl=600).issue(User("anonymous", "ada"))
+        return replace(ADA, session_id=session.session_id, threads={})
+
+    def test_has_no_new_threads(self, store: SqlStore, database: str, context: ChatContext) -> None:
+        new_thread(store, context)
+        with create_engine(database).connect() as connection:
+            UserData(connection).delete(ADA.user)
+        with pytest.raises(NotFoundError):
+            new_thread(store, context)
+        assert counts(database)["chat_threads"] == 0
+
+    def test_thread_that_is_being_created_is_deleted(self, store: SqlStore, database: str, context: ChatContext) -> None:
+        thread = {"id": "thr_1", "user_id": ADA.user, "used_at": 1, "data": "{}"}
+
+        def delete() -> None:
+            with create_engine(database).connect() as connection:
+                UserData(connection).delete(ADA.user)
+
+        with ThreadPoolExecutor(1) as pool:
+            with store._engine.begin() as connection:
+                connection.execute(insert(ThreadRow), thread)
+                assert exists_until_commit(connection, context.session_id)
+                deleted = pool.submit(delete)
+                time.sleep(0.5)
+                assert not deleted.done()
+            deleted.result()
+        assert counts(database)["chat_threads"] == 0
 
 
 def test_deleting_a_thread_deletes_its_rows(store: SqlStore, database: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import wait
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import psycopg
 import pytest
 from agents import Usage
-from sqlalchemy import Engine, create_engine, insert, select, text, update
+from sqlalchemy import Engine, create_engine, delete, insert, select, text, update
 
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.usage import UsageStore
-from chatkit.backends.selfhosted.database.tables import UsageRow
+from chatkit.backends.selfhosted.database.tables import SessionRow, UsageRow
 from chatkit.backends.selfhosted.sessions import SessionStore
+from chatkit.identity.user import User
 from tests.support.applications import Start
 from tests.support.chat import Caller, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
@@ -110,6 +112,20 @@ def test_the_name_of_an_agent_may_be_long(engine: Engine) -> None:
     meter.add("x" * 300, 1, Usage(total_tokens=7))
     meter.close()
     wait_for(lambda: [row[0] for row in used(engine.url.render_as_string(hide_password=False))] == ["x" * 255])
+
+
+def test_usage_of_a_deleted_user_is_not_stored(engine: Engine) -> None:
+    store = SqlStore(engine, IMAGE_URLS)
+    usage = UsageStore(engine, store.submit, None)
+    sessions = [SessionStore(engine, 600).issue(User("anonymous", name)).session_id for name in ("ada", "eve")]
+    with engine.begin() as connection:
+        connection.execute(delete(SessionRow).where(SessionRow.id == sessions[0]))
+    for name, session_id in zip(("ada", "eve"), sessions, strict=True):
+        meter = usage.meter(f"anonymous:{name}", session_id)
+        meter.add(name, 1, Usage(total_tokens=7))
+        meter.close()
+    wait([store.submit(lambda _connection: None, 5) for _ in range(5)])
+    wait_for(lambda: [row[0] for row in used(engine.url.render_as_string(hide_password=False))] == ["eve"])
 
 
 def test_old_records_are_deleted(engine: Engine) -> None:

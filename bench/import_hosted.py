@@ -39,9 +39,9 @@ def conversations(threads: int) -> Project:
     return project
 
 
-def run(upstream: FakeOpenAI, address: str, kill_at: int | None = None) -> None:
+def run(fake_openai: FakeOpenAI, address: str, kill_at: int | None = None) -> None:
     """Run the command, and print its time and its memory at the beginning, in the middle and at the end."""
-    settings = {"CHATKIT_BACKEND": "hosted", "OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": upstream.url}
+    settings = {"CHATKIT_BACKEND": "hosted", "OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": fake_openai.url}
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "flask", "--app", "app", "import-hosted"],
@@ -93,13 +93,13 @@ def counts(address: str) -> str:
 def measure(database: str, address: str, threads: int) -> None:
     print(f"{database}")
     project = conversations(threads)
-    with FakeOpenAI() as upstream:
-        upstream.behaviour = project
-        run(upstream, address, kill_at=threads // 2)
+    with FakeOpenAI() as fake_openai:
+        fake_openai.behaviour = project
+        run(fake_openai, address, kill_at=threads // 2)
         print(f"  in the database: {counts(address)}")
-        run(upstream, address)
+        run(fake_openai, address)
         print(f"  in the database: {counts(address)}")
-        run(upstream, address)
+        run(fake_openai, address)
         print(
             f"  in the database: {counts(address)}; at OpenAI: {threads} threads, {sum(map(len, project.items.values()))} items"
         )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -66,7 +66,7 @@ class Settings:
     instructions: str
     turn_seconds: int
     on_disconnect: str
-    """``continue`` or ``stop``: what a response does whose reader disconnects, if the request does not say."""
+    """What happens to a response when its reader disconnects, unless the request says: ``continue`` or ``stop``."""
     retention_days: int | None
     allowed_origins: tuple[re.Pattern[str], ...]
     """Origins of the pages that may call the API, including that of the host page if it is known."""
@@ -348,7 +348,7 @@ def _check_state_claims(names: tuple[str, ...]) -> None:
 
 
 def _check_headers(names: tuple[str, ...]) -> None:
-    """Refuse the headers that hold a secret. Whatever an agent knows may get into a prompt or a log."""
+    """Reject the headers that hold a secret. Whatever an agent knows may get into a prompt or a log."""
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9-]+", name) or name.lower() in ("authorization", "cookie", "proxy-authorization"):
             raise ValidationError("must be names of headers, and not Authorization or Cookie, which hold secrets.")
@@ -363,7 +363,7 @@ class _Integer(fields.Integer):
 
 
 class _Boolean(fields.Boolean):
-    default_error_messages: ClassVar[dict[str, str]] = {"invalid": "must be true or false."}
+    default_error_messages = {"invalid": "must be true or false."}  # noqa: RUF012  as marshmallow declares it
 
 
 class _SettingsSchema(Schema):
@@ -395,9 +395,7 @@ class _SettingsSchema(Schema):
     )
     api_base = _ApiBase(data_key="CHATKIT_API_BASE", load_default="https://api.openai.com")
     session_ttl = _Integer(1, MAX_SESSION_TTL, "seconds", data_key="CHATKIT_SESSION_TTL")
-    max_requests_per_minute = _Integer(
-        1, None, "messages per minute in one session", data_key="CHATKIT_MAX_REQUESTS_PER_MINUTE"
-    )
+    max_requests_per_minute = _Integer(1, None, "messages per minute", data_key="CHATKIT_MAX_REQUESTS_PER_MINUTE")
     file_upload = _Boolean(data_key="CHATKIT_FILE_UPLOAD")
     file_upload_max_files = _Integer(1, None, "files", data_key="CHATKIT_FILE_UPLOAD_MAX_FILES")
     file_upload_max_mb = _Integer(1, 512, "megabytes", data_key="CHATKIT_FILE_UPLOAD_MAX_MB")
@@ -488,7 +486,7 @@ class _SettingsSchema(Schema):
             name for name, values in secrets_by_name.items() if any(value and _is_guessable(value) for value in values)
         ]
         if data.get("environment") == "production" and guessable:
-            message = f"is published, or a pattern, so that anybody can guess it. Set it to the output of {RANDOM_HEX}."
+            message = f"is published, or a pattern, so that anyone can guess it. Set it to the output of {RANDOM_HEX}."
             raise ValidationError({name: [message] for name in guessable})
 
     @validates_schema(skip_on_field_errors=False, pass_original=True)
@@ -498,7 +496,9 @@ class _SettingsSchema(Schema):
                 "must not be set together with AUTH_JWT_SECRET: tokens are verified with the one or the other.", "AUTH_JWKS_URL"
             )
         if data.get("auth_required") and not given.keys() & {"AUTH_JWT_SECRET", "AUTH_JWKS_URL"}:
-            raise ValidationError("is true, and nobody can sign in: set AUTH_JWT_SECRET or AUTH_JWKS_URL.", "AUTH_REQUIRED")
+            raise ValidationError(
+                "is true, but sign-in is not configured: set AUTH_JWT_SECRET or AUTH_JWKS_URL.", "AUTH_REQUIRED"
+            )
         restricted = given.keys() & {"AUTH_JWT_ISSUER", "AUTH_JWT_AUDIENCE"}
         if data.get("environment") == "production" and "AUTH_JWKS_URL" in given and not restricted:
             raise ValidationError(
@@ -543,6 +543,8 @@ def _with_defaults(loaded: dict[str, Any], platform_host: str | None, notices: t
                 "AUTH_KEEP_CONVERSATIONS is set and not used, because OpenAI stores the conversations of hosted sessions.",
             )
     if not development:
+        if settings["backend"] is BackendName.SELFHOSTED and not (settings["agent"] or settings["openai_api_key"]):
+            notices += ("Neither CHATKIT_AGENT nor OPENAI_API_KEY is set: users get the replies of the offline demo.",)
         if "allowed_origins" not in loaded:
             allowed = " and ".join(["http://localhost:3000", *own_origins])
             notice = f"CHATKIT_ALLOWED_ORIGINS is not set: only pages from {allowed} may call the API."
@@ -556,7 +558,7 @@ def _with_defaults(loaded: dict[str, Any], platform_host: str | None, notices: t
     complete = Settings(**{**settings, "notices": notices})
     if bool(complete.agent_claim) != bool(complete.agent_names):
         table = "CHATKIT_WORKFLOWS" if complete.backend is BackendName.HOSTED else "CHATKIT_AGENTS"
-        notice = f"Of CHATKIT_AGENT_CLAIM and {table} one is set and the other is not: all users get the same agent."
+        notice = f"Only one of CHATKIT_AGENT_CLAIM and {table} is set: all users get the same agent."
         return replace(complete, notices=(*notices, notice))
     return complete
 
@@ -614,7 +616,7 @@ def _public_suffix_notices(origins: str) -> list[str]:
         fixed = origin.rpartition("*")[2].partition(".")[2].partition(":")[0]
         if "*" in origin and suffixes.publicsuffix(fixed) == fixed:
             notices.append(
-                f"CHATKIT_ALLOWED_ORIGINS: anybody can register names below {fixed}, and call the API if they match {origin}."
+                f"CHATKIT_ALLOWED_ORIGINS: anyone can register names below {fixed}, and call the API if they match {origin}."
             )
     return notices
 

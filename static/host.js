@@ -35,9 +35,9 @@
     const message = typeof (body == null ? void 0 : body.message) === "string" ? body.message : void 0;
     const code = typeof (body == null ? void 0 : body.code) === "string" ? body.code : void 0;
     const seconds = Number(response.headers.get("Retry-After") || NaN);
-    const retryAfter = Number.isFinite(seconds) ? seconds : void 0;
+    const retryAfter2 = Number.isFinite(seconds) ? seconds : void 0;
     const technical = message ?? `${fallback}: ${response.statusText || status}`;
-    return new ServiceError(technical, userMessageFor3(status, code, message), { status, code, retryAfter, threadId });
+    return new ServiceError(technical, userMessageFor3(status, code, message), { status, code, retryAfter: retryAfter2, threadId });
   }
   function networkError(cause, threadId) {
     return new ServiceError(cause instanceof Error ? cause.message : "Network error", USER_MESSAGES.network, { threadId });
@@ -101,37 +101,33 @@
   var RUN_HEADER = "ChatKit-Run";
   var GOES_ON = ["ChatKit-On-Disconnect", "continue"];
   var POLL_MS = 1e3;
-  var MAX_POLL_MS = 1e4;
+  var SLOWDOWN = 1.1;
+  var MAX_POLL_MS = 5e3;
+  var MAX_FAILED_POLL_MS = 1e4;
+  var MAX_RETRY_AFTER_MS = 6e4;
+  var STOP_ATTEMPTS = 4;
   var NEWEST_ITEMS = 100;
   var RUN_MESSAGES = {
     active: "A response is being written\u2026",
     interrupted: "The response was interrupted.",
-    unreachable: USER_MESSAGES.network
+    unreachable: USER_MESSAGES.network,
+    not_stopped: "The response could not be stopped."
   };
   var isUnloading = false;
   if (typeof window !== "undefined") {
     window.addEventListener("pagehide", () => isUnloading = true);
     window.addEventListener("pageshow", () => isUnloading = false);
   }
-  async function stopRun(session3, runId) {
-    if (isUnloading) return;
-    try {
-      const response = await call(session3, "DELETE", `/runs/${encodeURIComponent(runId)}`);
-      if (!response.ok && response.status !== 404) console.error("The response could not be stopped:", response.status);
-    } catch (cause) {
-      console.error("The response could not be stopped:", cause);
-    }
-  }
   var RunFollower = class {
     /** `onStatus` is called with the status to show, `null` for none. It may be called with the same one again. */
     constructor(session3, onStatus) {
       this.session = session3;
       this.onStatus = onStatus;
-      this.fetchUpdates = async () => {
-      };
+      this.fetchUpdates = null;
       this.followed = null;
+      this.shown = null;
     }
-    /** Set the function that updates the chat: that of ChatKit's component. */
+    /** Set the function that updates the chat: that of ChatKit's component. Nothing is followed before that. */
     connect(fetchUpdates) {
       this.fetchUpdates = fetchUpdates;
     }
@@ -141,26 +137,46 @@
      */
     async beforeLoad(threadId) {
       var _a;
+      this.shown = threadId;
       if (((_a = this.followed) == null ? void 0 : _a.threadId) === threadId && this.followed.isPolled) return;
       const followed = this.start(threadId);
       const status = await this.find(threadId).catch(() => null);
       if (this.followed !== followed) return;
       if (status) this.onStatus(status);
+      else this.followed = null;
       if (status === "active") void this.poll(followed, POLL_MS);
     }
     /** Follow the run of a conversation whose connection was cut. */
     follow(threadId) {
       void this.poll(this.start(threadId), 0);
     }
-    /** Stop following: a new response begins, or the chat is removed. */
+    /**
+     * Stop a run whose response the user has aborted. If that fails, the run is followed. Does nothing while the page is being
+     * unloaded, because that is not the user's stop.
+     */
+    async abort(runId, threadId = null) {
+      if (isUnloading || await this.tryToStop(runId)) return;
+      const followed = this.start(threadId);
+      this.showNotStopped(followed, runId);
+      void this.poll(followed, POLL_MS);
+    }
+    /** Stop following, because the chat is removed, until another one is connected. */
+    dispose() {
+      this.leave();
+      this.fetchUpdates = this.shown = null;
+    }
+    /** Stop following: a new response begins. Returns the conversation with the run that was followed or interrupted, if any. */
     leave() {
-      if (!this.followed) return;
+      if (!this.followed) return null;
+      const { threadId } = this.followed;
       this.followed = null;
       this.onStatus(null);
+      return threadId;
     }
     /** Stop following if the chat shows another conversation. */
     show(threadId) {
       var _a;
+      this.shown = threadId;
       if (((_a = this.followed) == null ? void 0 : _a.threadId) !== threadId) this.leave();
     }
     /** Repeat the interrupted response, and follow the new one. */
@@ -179,50 +195,97 @@
         console.error("The response could not be repeated:", cause);
       }
     }
+    /** Follow nothing but what is started here, and not even that if the chat is removed or shows another conversation. */
     start(threadId) {
       this.leave();
-      return this.followed = { threadId, isPolled: false };
+      const followed = { threadId, isPolled: false };
+      if (this.fetchUpdates && (this.shown ?? threadId) === threadId) this.followed = followed;
+      return followed;
     }
-    async poll(followed, firstPause) {
-      followed.isPolled = true;
-      let pause = firstPause;
-      let failedPause = POLL_MS;
-      for (; ; ) {
-        await new Promise((resolve) => setTimeout(resolve, pause));
+    /** Stop a run, in several attempts. Returns whether it has ended. */
+    async tryToStop(runId) {
+      for (let attempt = 1; ; attempt++) {
         try {
-          if (this.followed !== followed) return;
-          const status = await this.find(followed.threadId);
-          if (this.followed !== followed) return;
-          await this.fetchUpdates();
-          if (this.followed !== followed) return;
-          this.onStatus(status);
-          if (status !== "active") {
-            followed.isPolled = false;
-            return;
+          const response = await call(this.session, "DELETE", `/runs/${encodeURIComponent(runId)}`);
+          if (response.ok || response.status === 404) return true;
+          throw await failure(response, "The stop failed");
+        } catch (cause) {
+          const { status } = cause instanceof ServiceError ? cause : {};
+          if (attempt === STOP_ATTEMPTS || status !== void 0 && status !== 429 && status !== 503) {
+            console.error(RUN_MESSAGES.not_stopped, cause);
+            return false;
           }
-          pause = failedPause = POLL_MS;
-        } catch {
-          if (this.followed !== followed) return;
-          this.onStatus("unreachable");
-          pause = failedPause;
-          failedPause = Math.min(2 * failedPause, MAX_POLL_MS);
+          await sleep(Math.max(2 ** (attempt - 1) * 1e3, retryAfter(cause)));
         }
       }
     }
-    /** The status of the conversation's run; `null` if it has none, or does not exist any more. */
+    showNotStopped(followed, runId) {
+      if (this.followed !== followed) return;
+      followed.runId = followed.notStopped = runId;
+      this.onStatus("not_stopped");
+    }
+    async poll(followed, firstPause) {
+      const { threadId } = followed;
+      if (threadId === null) return;
+      followed.isPolled = true;
+      let pause = firstPause;
+      let nextPause = POLL_MS;
+      let failedPause = POLL_MS;
+      for (; ; ) {
+        await sleep(pause);
+        try {
+          if (this.followed !== followed) return;
+          const status = await this.find(threadId);
+          if (this.followed !== followed) return;
+          await this.fetchUpdates();
+          if (this.followed !== followed) return;
+          if (!status) return void this.leave();
+          this.onStatus(status === "active" && followed.notStopped === followed.runId ? "not_stopped" : status);
+          if (status === "interrupted") {
+            followed.isPolled = false;
+            return;
+          }
+          pause = nextPause;
+          nextPause = Math.min(SLOWDOWN * nextPause, MAX_POLL_MS);
+          failedPause = POLL_MS;
+        } catch (cause) {
+          if (this.followed !== followed) return;
+          const { status } = cause instanceof ServiceError ? cause : {};
+          if (status === 404) await this.fetchUpdates().catch(() => {
+          });
+          if (this.followed !== followed) return;
+          if (status === 404 || status === 401) return void this.leave();
+          if (status !== 429) this.onStatus("unreachable");
+          pause = Math.max(failedPause, retryAfter(cause));
+          failedPause = Math.min(2 * failedPause, MAX_FAILED_POLL_MS);
+        }
+      }
+    }
+    /** The status of the conversation's run; `null` if it has none. */
     async find(threadId) {
+      var _a;
       const response = await call(this.session, "GET", `/threads/${encodeURIComponent(threadId)}/run`);
-      if (response.status === 404) return null;
-      if (!response.ok) throw new Error(`The run could not be looked up: ${response.status}`);
+      if (!response.ok) throw await failure(response, "The run could not be looked up");
       const { data } = await response.json();
+      if (((_a = this.followed) == null ? void 0 : _a.threadId) === threadId) this.followed.runId = data == null ? void 0 : data.id;
       return (data == null ? void 0 : data.status) ?? null;
     }
     async post(type, params) {
       const response = await call(this.session, "POST", "", JSON.stringify({ type, params }));
-      if (!response.ok) throw new Error(`${type} failed with status ${response.status}`);
+      if (!response.ok) throw await failure(response, `${type} failed`);
       return response;
     }
   };
+  function sleep(milliseconds) {
+    return new Promise((resolve) => setTimeout(resolve, milliseconds));
+  }
+  function retryAfter(cause) {
+    const seconds = cause instanceof ServiceError && cause.retryAfter || 0;
+    return Math.min(seconds * 1e3, MAX_RETRY_AFTER_MS);
+  }
+  async function failure(response, message) {
+    return responseError(response, await readJson(response), message, () => USER_MESSAGES.failed);
+  }
   function call(session3, method, path, body) {
     return withSecret(session3, (secret) => {
       const headers = new Headers([["Authorization", `Bearer ${secret}`]]);
@@ -444,6 +507,7 @@
   }
 
   // lib/chatkit-options.ts
+  var SILENCE_MS = 3e4;
   function chatKitApi(session3, listeners = {}) {
     const { apiUrl, domainKey } = service();
     if (!domainKey) return { getClientSecret: (existing) => session3.secret(existing) };
@@ -487,10 +551,17 @@
         }
       };
       if (request.threadId) await (runs2 == null ? void 0 : runs2.beforeLoad(request.threadId));
-      if (isFollowed && !request.isAction) runs2.leave();
+      const left = isFollowed && !request.isAction && runs2.leave();
+      const goOn = () => {
+        if (left) runs2.follow(left);
+      };
       const answer = withSecret(session3, send);
-      const response = await (isFollowed ? untilAborted(answer, signal, (late) => abandon(session3, late)) : answer);
+      const response = await (isFollowed ? untilAborted(answer, signal, (late) => abandon(runs2, late, request.turnsThread)) : answer).catch((cause) => {
+        goOn();
+        throw cause;
+      });
       if (!response.ok) {
+        goOn();
         const body = await readJson(response.clone());
         onFailure(responseError(response, body, "The chat request failed", userMessageFor2, request.threadId));
         return response;
@@ -499,7 +570,7 @@
       if (request.message) onMessage == null ? void 0 : onMessage(request.message);
       if (!isEventStream(response)) return response;
       const runId = isFollowed && response.headers.get(RUN_HEADER);
-      const run = runId ? { signal, threadId: request.turnsThread, stop: () => void stopRun(session3, runId), onCut: runs2.follow.bind(runs2) } : null;
+      const run = runId ? { signal, threadId: request.turnsThread, stop: runs2.abort.bind(runs2, runId), onCut: runs2.follow.bind(runs2) } : null;
       return watchStream(response, onFailure, reportNetworkError, run);
     };
   }
@@ -516,10 +587,10 @@
       answer.then(resolve, reject).finally(settled);
     });
   }
-  function abandon(session3, response) {
+  function abandon(runs2, response, threadId) {
     var _a;
     const runId = response.headers.get(RUN_HEADER);
-    if (runId) void stopRun(session3, runId);
+    if (runId) void runs2.abort(runId, threadId);
     void ((_a = response.body) == null ? void 0 : _a.cancel());
   }
   function aborted() {
@@ -556,13 +627,15 @@
           (_a2 = run.signal) == null ? void 0 : _a2.removeEventListener("abort", abort);
           stop = () => {
           };
-          run.stop();
+          run.stop(threadId);
         };
         (_a = run.signal) == null ? void 0 : _a.addEventListener("abort", abort);
         if ((_b = run.signal) == null ? void 0 : _b.aborted) abort();
       },
       async pull(controller) {
-        const { done, value } = await reader.read().catch((cause) => {
+        const { done, value } = await readInTime(reader).catch((cause) => {
+          void reader.cancel().catch(() => {
+          });
           if (!run || threadId === void 0) {
             onDisconnect(cause);
             throw cause;
@@ -590,6 +663,13 @@
       }
     });
     return new Response(body, response);
+  }
+  function readInTime(reader) {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => reject(new TypeError("Network error: no data for 30 s")), SILENCE_MS);
+      const received = () => clearTimeout(timer);
+      reader.read().then(resolve, reject).finally(received);
+    });
   }
   function createdThreadIn(line) {
     if (!line.startsWith('data: {"type":"thread.created"')) return void 0;
@@ -643,7 +723,7 @@
     thread_not_active: "This conversation is locked or closed. Start another one in the chat.",
     too_many_requests: "Wait a moment. The limits are set by RATE_LIMIT and CHATKIT_MAX_REQUESTS_PER_MINUTE.",
     authentication_required: "The service requires signed-in users (AUTH_REQUIRED), and this page has no sign-in. Try it from your frontend.",
-    script_not_loaded: "OpenAI's CDN, the only source of ChatKit, can't be reached: no internet connection, an ad blocker, or a firewall.",
+    script_not_loaded: "OpenAI's CDN, the only source of ChatKit, can't be reached: no internet connection, an ad blocker, or a firewall. Then choose New session.",
     not_ready: `The frame stays blank. ${ALLOWLIST}`,
     removed: `ChatKit has removed itself. ${ALLOWLIST}`
   };
@@ -670,27 +750,27 @@
   }
   function settings({ service: service2 }) {
     if (!service2) return WAITING;
-    if (service2 === "unreachable") return ["failed", "the service does not answer"];
+    if (service2 === "unreachable") return ["failed", "the service does not respond"];
     return service2 === "ready" ? ["ok", "complete"] : ["failed", service2.notReady];
   }
   function session({ service: service2, session: session3 }) {
     if (!session3) return WAITING;
     if (session3 === "failed") return ["failed", "none"];
-    if (service2 === "unreachable") return ["failed", "not without the service"];
+    if (service2 === "unreachable") return ["failed", "unavailable: the service does not respond"];
     const seconds = Math.round(session3.secondsLeft);
-    if (!seconds) return ["waiting", `${session3.id}, expired: the next message gets a new session`];
-    return ["ok", `${session3.id}, ${seconds} s left`];
+    if (!seconds) return ["waiting", `expired, ${session3.id}: the next message gets a new session`];
+    return ["ok", `${seconds} s left, ${session3.id}`];
   }
   function script({ script: script2 }) {
     if (!script2) return WAITING;
     return script2 === "loaded" ? ["ok", "loaded from OpenAI\u2019s CDN"] : ["failed", "not loaded"];
   }
   function chat({ service: service2, session: session3, script: script2, component }) {
-    if (script2 === "failed") return ["failed", "not without the component"];
-    if (component === "failed") return ["failed", "not available"];
-    if (service2 === "unreachable") return ["failed", "not without the service"];
-    if (session3 === "failed") return ["failed", "not without a session"];
-    if (service2 !== null && service2 !== "ready") return ["failed", "not until the settings are complete"];
+    if (script2 === "failed") return ["failed", "unavailable: the component is not loaded"];
+    if (component === "failed") return ["failed", "unavailable"];
+    if (service2 === "unreachable") return ["failed", "unavailable: the service does not respond"];
+    if (session3 === "failed") return ["failed", "unavailable: there is no session"];
+    if (service2 !== null && service2 !== "ready") return ["failed", "unavailable: the service is not ready"];
     return component && session3 && service2 ? ["ok", "ready, send a message"] : WAITING;
   }
 
@@ -814,7 +894,7 @@
       report(reason);
     };
     const tracker = trackLastThread();
-    runs.leave();
+    runs.dispose();
     stopWatching();
     const stopTimeout = startReadyTimeout(fail);
     element.addEventListener("chatkit.ready", () => {
@@ -853,7 +933,7 @@
   }
   function configure() {
     chat2 == null ? void 0 : chat2.setOptions({
-      api: chatKitApi(session2, { onFailure: (failure) => failedCall = failure, runs }),
+      api: chatKitApi(session2, { onFailure: (failure2) => failedCall = failure2, runs }),
       theme: chatKitTheme({ ...chatKitConfig.theme, darkMode: document.documentElement.dataset.theme === "dark" }),
       initialThread: lastThread(),
       ...choices && { composer: choices },

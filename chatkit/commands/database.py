@@ -44,6 +44,14 @@ def open_user_data(settings: Settings) -> Iterator[UserData]:
             yield UserData(connection)
 
 
+def require_user(data: UserData, user: str) -> dict[str, int]:
+    """Return what is stored about ``user``, in numbers; end the command if that is nothing."""
+    counts = data.counts(user)
+    if not any(counts.values()):
+        raise click.ClickException(f"Nothing is stored about {user!r}. Users begin with anonymous: or user:.")
+    return counts
+
+
 def open_import_store(settings: Settings) -> ImportStore:
     from chatkit.backends.selfhosted.database.engine import open_database
     from chatkit.backends.selfhosted.imports import ImportStore

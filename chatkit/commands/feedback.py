@@ -1,4 +1,4 @@
-"""``flask --app app feedback``: exports what users thought of the answers."""
+"""``flask --app app feedback``: exports the users' ratings of replies."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def command(settings: Settings) -> click.Command:
 
     @click.group()
     def feedback() -> None:
-        """Export the users' feedback on answers."""
+        """Export users' ratings of replies."""
 
-    @feedback.command()
+    @feedback.command(short_help="Write each rated reply to standard output.")
     @click.option("--format", "format_", type=click.Choice(["csv", "jsonl"]), default="csv", show_default=True)
     def export(format_: str) -> None:
-        """Write each rated answer to standard output: when and what was said, and the verdict."""
+        """Write each rated reply, with its time, question and rating, to standard output."""
         from chatkit.backends.selfhosted.user_data import Feedback
 
         output = utf8_stdout()
         with (
             open_user_data(settings) as data,
-            click.progressbar(data.feedback(), label="Answers", show_pos=True, **progress_options()) as progress,
+            click.progressbar(data.feedback(), label="Replies", show_pos=True, **progress_options()) as progress,
         ):
             if format_ == "csv":
                 writer = csv.writer(output)

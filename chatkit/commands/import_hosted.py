@@ -1,6 +1,6 @@
 """``flask --app app import-hosted``: copies the conversations of hosted sessions from OpenAI.
 
-It goes away with the hosted backend.
+Remove it together with the hosted backend.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _check_user(_context: click.Context, _parameter: click.Parameter, value: str
 def command(settings: Settings) -> click.Command:
     """Return the command, for the service with these settings."""
 
-    @click.command("import-hosted")
+    @click.command("import-hosted", short_help="Copy the hosted conversations from OpenAI.")
     @click.option(
         "--user", type=Utf8(), callback=_check_user, help="Only this user's conversations; the identifier that OpenAI has."
     )

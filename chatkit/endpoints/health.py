@@ -22,10 +22,10 @@ def blueprint(backend: Backend) -> Blueprint:
 
     @bp.get("/readyz")
     def ready() -> dict[str, Any]:
-        """Check whether a session can be issued now; otherwise respond with 503 and the names of what is missing."""
+        """Check whether a session can be issued now; otherwise respond with 503 and the reason."""
         missing = request.environ.get(MISSING)  # set by web/asgi, which has already checked
         if missing := backend.missing() if missing is None else missing:
-            raise NotReady(missing)
+            raise NotReady(f"Missing: {', '.join(missing)}")
         return {"status": "success", "data": {"ready": True}}
 
     return bp

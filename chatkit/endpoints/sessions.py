@@ -8,13 +8,13 @@ from typing import Any
 from flask import Blueprint
 
 from chatkit.backends.interface import Backend
+from chatkit.endpoints.schemas import read_session_request, success_envelope
 from chatkit.identity.caller import Identity
 from chatkit.identity.visitor_cookie import forget_visitor
 from chatkit.limits.rate import Limits
 from chatkit.web import logs
 from chatkit.web.errors import InvalidRequestBody, NotFound, UserMismatch
 from chatkit.web.request_body import read_json_body
-from chatkit.web.schemas import read_session_request, success_envelope
 
 MAX_BODY_BYTES = 16 * 1024
 _SESSION_ID = r"[A-Za-z0-9_-]{1,200}"
@@ -59,4 +59,4 @@ def _read_request() -> dict[str, Any]:
     try:
         return read_session_request(read_json_body(MAX_BODY_BYTES))
     except ValueError as error:
-        raise InvalidRequestBody("the body does not fit the schema") from error
+        raise InvalidRequestBody(str(error)) from None

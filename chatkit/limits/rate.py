@@ -23,7 +23,7 @@ from redis.retry import Retry
 from chatkit.settings import Settings
 from chatkit.web.errors import TooManyRequests
 
-Action = Literal["sessions", "endings", "requests", "turns"]
+Action = Literal["sessions", "endings", "requests", "turns", "polls", "stops"]
 TURNS_PER_MINUTE = 30  # of one user, without CHATKIT_MAX_REQUESTS_PER_MINUTE
 TURNS_PER_SESSION = 10  # of one address, on average
 REQUESTS_PER_TURN = 10  # of the chat, turns included: lists, pages of items, feedback
@@ -49,9 +49,12 @@ class Limits:
             ("endings", "address"): per_address,
             ("turns", "user"): turns,
             ("turns", "address"): per_address * TURNS_PER_SESSION,
-            ("requests", "user"): turns * REQUESTS_PER_TURN,
-            ("requests", "address"): per_address * TURNS_PER_SESSION * REQUESTS_PER_TURN,
         }
+        # Of the same size, but apart: a page that follows a response must still be able to stop it, and to send a message.
+        actions: tuple[Action, ...] = ("requests", "polls", "stops")
+        for action in actions:
+            per_minute[action, "user"] = turns * REQUESTS_PER_TURN
+            per_minute[action, "address"] = per_address * TURNS_PER_SESSION * REQUESTS_PER_TURN
         self._rules = {rule: RateLimitItemPerMinute(amount) for rule, amount in per_minute.items()}
         self._counter = _Counter(settings.redis_url)
 

@@ -29,7 +29,7 @@ from chatkit.limits.rate import client_address
 from chatkit.limits.starts import Starts
 from chatkit.web import logs
 from chatkit.web.buffer import Buffer
-from chatkit.web.errors import NotFound, ServiceBusy
+from chatkit.web.errors import NotFound, NotReady, ServiceBusy
 from chatkit.web.watchdog import watch_loop
 from chatkit.web.wsgi import WsgiResponse, make_environ
 
@@ -272,9 +272,13 @@ class Adapter:
         return client_address(located.get("REMOTE_ADDR"))
 
     async def _check_readiness(self) -> list[str]:
-        """Return what is missing. Requests share one check per second, because it costs a transaction."""
+        """Return what is missing. Requests share one check per second, because it costs a transaction.
+
+        Raises:
+            NotReady: the process is shutting down, or the check takes too long.
+        """
         if self.draining:
-            return ["a process that is not shutting down"]
+            raise NotReady("The process is shutting down")
         loop = asyncio.get_running_loop()
         if self._readiness is None or (self._readiness.done() and loop.time() - self._readiness_at > READINESS_CACHE_SECONDS):
             self._readiness = loop.run_in_executor(self._readiness_pool, self._missing)
@@ -282,7 +286,7 @@ class Adapter:
         try:
             return await asyncio.wait_for(asyncio.shield(self._readiness), READINESS_SECONDS)
         except TimeoutError:
-            return ["what this service needs (it does not answer in time)"]
+            raise NotReady("The check timed out") from None
 
     async def _read_body(self, request: _Request, address: str, limit: int) -> None:
         body = io.BytesIO()  # a list of chunks would fragment the memory

@@ -12,7 +12,7 @@ from typing import Any
 
 from flask import Flask, Response, jsonify
 from marshmallow import Schema, fields
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, SecurityError
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,11 @@ def error_envelope(message: str, code: str) -> dict[str, Any]:
     return dumped
 
 
+def http_code_and_message(phrase: str) -> tuple[str, str]:
+    """Return the code and the message for an HTTP reason phrase such as "Not Found"."""
+    return phrase.lower().replace(" ", "_"), phrase.capitalize().replace(" uri ", " URI ")
+
+
 class ApiError(Exception):
     """An error with a row in the contract's table.
 
@@ -42,7 +47,7 @@ class ApiError(Exception):
         retry_after: the value of ``Retry-After`` in seconds, if not the default of the class.
     """
 
-    status: HTTPStatus
+    status: int
     code: str
     message: str
     retry_after: int | None = None
@@ -120,6 +125,24 @@ class AttachmentsOff(ApiError):
     status, code, message = HTTPStatus.FORBIDDEN, "attachments_off", "This chat takes no attachments"
 
 
+class RequestRefused(ApiError):
+    """An operator's server refused the request.
+
+    Args:
+        detail: for the log.
+        status: the status that it chose.
+        message: its message for the user.
+    """
+
+    status: int = HTTPStatus.BAD_REQUEST
+    code, message = "request_refused", "This request can't be served"
+
+    def __init__(self, detail: str, *, status: int = HTTPStatus.BAD_REQUEST, message: str = "") -> None:
+        super().__init__(detail)
+        self.status = status
+        self.message = message or self.message
+
+
 class ThreadNotActive(ApiError):
     """The thread is locked or closed."""
 
@@ -179,15 +202,15 @@ class ServiceBusy(ApiError):
 
 
 class NotReady(ApiError):
-    """Not ready. The message names what is missing."""
+    """``/readyz`` can't promise a session. The message says why."""
 
     status, code, message = HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", "Not ready"
     retry_after = 5
     log_level = logging.WARNING
 
-    def __init__(self, missing: list[str]) -> None:
-        super().__init__(", ".join(missing))
-        self.message = f"Not ready. Missing: {', '.join(missing)}"
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.message = f"Not ready. {reason}"
 
 
 def register_error_handlers(app: Flask) -> None:
@@ -220,15 +243,17 @@ def _handle_api_error(error: ApiError) -> Response:
 def _cause(error: ApiError) -> str:
     """The type of the exception at the root. Its text may quote what must not be logged."""
     root: BaseException = error
-    while cause := root.__cause__ or root.__context__:
+    while cause := root.__cause__ or (None if root.__suppress_context__ else root.__context__):
         root = cause
     return "" if root is error else f" ({type(root).__name__})"
 
 
 def _handle_http_exception(error: HTTPException) -> Response:
     """Render errors of Flask and Werkzeug, such as 404, 405 (with its ``Allow``), 413 and an untrusted host."""
+    if isinstance(error, SecurityError):
+        log.warning("the Host header is not localhost, the only host with CHATKIT_ENV=development")
     # The codes are made of Werkzeug's names, because those of http.HTTPStatus differ between versions of Python.
-    response = _envelope(error.code or 500, error.name.lower().replace(" ", "_"), error.name.capitalize())
+    response = _envelope(error.code or 500, *http_code_and_message(error.name))
     for name, value in error.get_headers():
         if name.lower() not in ("content-type", "content-length"):
             response.headers[name] = value

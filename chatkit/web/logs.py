@@ -7,6 +7,7 @@ import logging
 import re
 import textwrap
 import time
+import traceback
 import uuid
 from collections.abc import Iterable
 from contextvars import ContextVar
@@ -80,15 +81,38 @@ class IdsFilter(logging.Filter):
         return True
 
 
+quoting_errors: set[type[Exception]] = set()
+"""Exceptions whose texts quote secrets. All that a traceback shows with one of them is logged without texts."""
+
+
+def _quoting(error: BaseException | None) -> list[BaseException]:
+    """Return all exceptions in the traceback of ``error``, itself first, if one of them is of ``quoting_errors``."""
+    shown: list[BaseException] = []
+    pending = [error]
+    while pending:
+        found = pending.pop(0)
+        if found is not None and not any(found is other for other in shown):
+            shown.append(found)
+            pending += [found.__cause__, found.__context__, *getattr(found, "exceptions", ())]
+    return shown if any(isinstance(found, tuple(quoting_errors)) for found in shown) else []
+
+
 class _SafeFormatter(logging.Formatter):
     """Escapes and truncates all messages, because libraries log what callers send unescaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         safe = copy.copy(record)  # other handlers get the original
-        safe.msg, safe.args = _truncate(escape(record.getMessage()), MAX_MESSAGE), None
+        message = record.getMessage()
+        for error in _quoting(record.exc_info[1]) if record.exc_info else ():
+            for text in filter(None, (repr(error), str(error))):  # asyncio, and OpenAI's package, put it into the message
+                message = message.replace(text, type(error).__name__)
+        safe.msg, safe.args = _truncate(escape(message), MAX_MESSAGE), None
         return super().format(safe)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  logging's name
+        if quoting := _quoting(ei[1]):
+            parts = (f"{''.join(traceback.format_tb(error.__traceback__))}{type(error).__name__}" for error in quoting[::-1])
+            return _escape_lines("\n".join(parts))
         return _escape_lines(super().formatException(ei))
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802  logging's name

@@ -30,7 +30,7 @@ from gunicorn.workers import gasgi
 from chatkit.limits.concurrency import ADDRESS_DIVISOR
 from chatkit.web import logs
 from chatkit.web.asgi import AsgiFlask
-from chatkit.web.errors import error_envelope
+from chatkit.web.errors import ServiceBusy, error_envelope, http_code_and_message
 
 HEAD_SECONDS: float = 20  # for the request line and headers, from connecting or from the first byte
 WRITE_SECONDS: float = 20  # for a client to read some of its response
@@ -169,14 +169,15 @@ class Protocol(_Protocol):  # type: ignore[misc]
             return
         request_id = logs.new_request_id()
         phrase = _PHRASES.get(status, HTTPStatus(status).phrase)
-        code = "service_busy" if status == HTTPStatus.SERVICE_UNAVAILABLE else phrase.lower().replace(" ", "_")
+        busy = status == HTTPStatus.SERVICE_UNAVAILABLE
+        code, text = (ServiceBusy.code, ServiceBusy.message) if busy else http_code_and_message(phrase)
         log.info("%d %s", status, code, extra={"request_id": request_id})
-        body = json.dumps(error_envelope(phrase.capitalize(), code)).encode()
+        body = json.dumps(error_envelope(text, code)).encode()
         head = (
             f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: application/json\r\n"
             f"Cache-Control: no-store\r\nContent-Length: {len(body)}\r\nX-Request-ID: {request_id}\r\n"
         )
-        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        if busy:
             head += "Retry-After: 5\r\n"
         self._safe_write(f"{head}\r\n".encode() + body)
 

@@ -22,7 +22,8 @@ const ADVICE: Record<string, string> = {
   authentication_required:
     'The service requires signed-in users (AUTH_REQUIRED), and this page has no sign-in. Try it from your frontend.',
   script_not_loaded:
-    "OpenAI's CDN, the only source of ChatKit, can't be reached: no internet connection, an ad blocker, or a firewall.",
+    "OpenAI's CDN, the only source of ChatKit, can't be reached: no internet connection, an ad blocker, or a firewall. " +
+    'Then choose New session.',
   not_ready: `The frame stays blank. ${ALLOWLIST}`,
   removed: `ChatKit has removed itself. ${ALLOWLIST}`,
 }

@@ -149,7 +149,7 @@ function mountComponent(): void {
     report(reason)
   }
   const tracker = trackLastThread()
-  runs.leave()
+  runs.dispose()
   stopWatching()
   const stopTimeout = startReadyTimeout(fail)
   element.addEventListener('chatkit.ready', () => {

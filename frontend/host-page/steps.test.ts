@@ -9,7 +9,7 @@ function states(facts: Partial<Facts>): string[] {
 
 it('all steps work', () => {
   expect(states({})).toEqual(['ok', 'ok', 'ok', 'ok'])
-  expect(steps(ALL_WORK).session).toEqual(['ok', 'ses_1, 600 s left'])
+  expect(steps(ALL_WORK).session).toEqual(['ok', '600 s left, ses_1'])
 })
 
 describe('the chat is not ready', () => {
@@ -29,6 +29,6 @@ describe('the chat is not ready', () => {
 it('an expired session is not shown as working', () => {
   expect(steps({ ...ALL_WORK, session: { id: 'ses_1', secondsLeft: 0 } }).session).toEqual([
     'waiting',
-    'ses_1, expired: the next message gets a new session',
+    'expired, ses_1: the next message gets a new session',
   ])
 })

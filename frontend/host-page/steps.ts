@@ -19,17 +19,17 @@ export function steps(facts: Facts): Record<Step, StepStatus> {
 
 function settings({ service }: Facts): StepStatus {
   if (!service) return WAITING
-  if (service === 'unreachable') return ['failed', 'the service does not answer']
+  if (service === 'unreachable') return ['failed', 'the service does not respond']
   return service === 'ready' ? ['ok', 'complete'] : ['failed', service.notReady]
 }
 
 function session({ service, session }: Facts): StepStatus {
   if (!session) return WAITING
   if (session === 'failed') return ['failed', 'none']
-  if (service === 'unreachable') return ['failed', 'not without the service']
+  if (service === 'unreachable') return ['failed', 'unavailable: the service does not respond']
   const seconds = Math.round(session.secondsLeft)
-  if (!seconds) return ['waiting', `${session.id}, expired: the next message gets a new session`]
-  return ['ok', `${session.id}, ${seconds} s left`]
+  if (!seconds) return ['waiting', `expired, ${session.id}: the next message gets a new session`]
+  return ['ok', `${seconds} s left, ${session.id}`]
 }
 
 function script({ script }: Facts): StepStatus {
@@ -38,10 +38,10 @@ function script({ script }: Facts): StepStatus {
 }
 
 function chat({ service, session, script, component }: Facts): StepStatus {
-  if (script === 'failed') return ['failed', 'not without the component']
-  if (component === 'failed') return ['failed', 'not available']
-  if (service === 'unreachable') return ['failed', 'not without the service']
-  if (session === 'failed') return ['failed', 'not without a session']
-  if (service !== null && service !== 'ready') return ['failed', 'not until the settings are complete']
+  if (script === 'failed') return ['failed', 'unavailable: the component is not loaded']
+  if (component === 'failed') return ['failed', 'unavailable']
+  if (service === 'unreachable') return ['failed', 'unavailable: the service does not respond']
+  if (session === 'failed') return ['failed', 'unavailable: there is no session']
+  if (service !== null && service !== 'ready') return ['failed', 'unavailable: the service is not ready']
   return component && session && service ? ['ok', 'ready, send a message'] : WAITING
 }

@@ -1,8 +1,8 @@
 import type { CustomApiConfig } from '@openai/chatkit'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
-import { RunFollower, type RunStatus, stopRun } from './active-run'
+import { RunFollower, type RunStatus } from './active-run'
 import { chatKitApi } from './chatkit-options'
-import type { ServiceError } from './errors'
+import { ServiceError } from './errors'
 import { PageSession } from './page-session'
 import { setService } from './service'
 
@@ -20,6 +20,7 @@ let updates: ReturnType<typeof vi.fn<() => Promise<void>>>
 let failures: (ServiceError | null)[]
 let runs: RunFollower
 let secrets: number
+let secret: () => Promise<string>
 
 /** Answer the calls of `method` and `path` with each of `responses`, and repeat the last. */
 function answer(call: string, ...responses: (() => Response | Promise<Response>)[]) {
@@ -69,7 +70,8 @@ beforeEach(() => {
   statuses = []
   failures = []
   secrets = 0
-  getClientSecret = async (existing) => existing || `cs_${++secrets}`
+  secret = async () => `cs_${++secrets}`
+  getClientSecret = async (existing) => existing || secret()
   updates = vi.fn(async () => {})
   vi.stubGlobal(
     'fetch',
@@ -93,7 +95,7 @@ afterEach(() => {
 describe('a conversation with an active run', () => {
   const load = () => send(JSON.stringify({ type: 'threads.get_by_id', params: { thread_id: 'thr_1' } }))
 
-  it('is updated each second until the run has ended, and then once more', async () => {
+  it('is updated each second at first, until the run has ended, and then once more', async () => {
     answer('GET /threads/thr_1/run', state('active'), state('active'), state('active'), state(null))
     answer('POST ', () => json({}))
     await load()
@@ -129,7 +131,7 @@ describe('a conversation with an active run', () => {
   it.each([
     ['another conversation is shown', () => runs.show('thr_2')],
     ['a new conversation is shown', () => runs.show(null)],
-    ['the chat is removed', () => runs.leave()],
+    ['the chat is removed', () => runs.dispose()],
   ])('is not followed any more when %s', async (_, leave) => {
     answer('GET /threads/thr_1/run', state('active'))
     answer('POST ', () => json({}))
@@ -150,6 +152,19 @@ describe('a conversation with an active run', () => {
     await vi.advanceTimersByTimeAsync(5_000)
     expect(updates).not.toHaveBeenCalled()
     expect(statuses).toEqual(['active', null])
+  })
+
+  it.each([
+    ['refused', () => json({ code: 'too_many_requests' }, 429)],
+    ['lost', lost],
+  ])('is still followed when a message is %s', async (_, failing) => {
+    answer('GET /threads/thr_1/run', state('active'))
+    answer('POST ', () => json({}), failing)
+    await load()
+    await send().catch(() => {})
+    await vi.advanceTimersByTimeAsync(1_100)
+    expect(statuses).toEqual(['active', null, 'active', 'active'])
+    expect(updates).toHaveBeenCalledTimes(2)
   })
 
   it('is still followed when an action is sent', async () => {
@@ -175,6 +190,31 @@ describe('a conversation with an active run', () => {
     expect([statuses.at(-1), updates.mock.calls.length]).toEqual([null, 2])
   })
 
+  it('is updated less often the longer it takes', async () => {
+    answer('GET /threads/thr_1/run', state('active'))
+    answer('POST ', () => json({}))
+    await load()
+    const perMinute = []
+    for (let minute = 0; minute < 3; minute++) {
+      await vi.advanceTimersByTimeAsync(60_000)
+      perMinute.push(updates.mock.calls.length)
+      updates.mockClear()
+    }
+    expect(perMinute).toEqual([21, 12, 12])
+  })
+
+  it('is asked for later if there were too many requests', async () => {
+    const busy = () => new Response('{}', { status: 429, headers: { 'Retry-After': '20' } })
+    answer('GET /threads/thr_1/run', state('active'), busy, state(null))
+    answer('POST ', () => json({}))
+    await load()
+    await vi.advanceTimersByTimeAsync(1_000 + 19_000)
+    expect(called('GET')).toHaveLength(2)
+    expect(statuses).toEqual(['active'])
+    await vi.advanceTimersByTimeAsync(1_000)
+    expect(statuses).toEqual(['active', null])
+  })
+
   it('gets the last update even if the first attempt fails', async () => {
     answer('GET /threads/thr_1/run', state('active'), state(null))
     answer('POST ', () => json({}))
@@ -183,6 +223,33 @@ describe('a conversation with an active run', () => {
     await vi.advanceTimersByTimeAsync(2_100)
     expect(updates).toHaveBeenCalledTimes(2)
     expect(statuses.at(-1)).toBeNull()
+  })
+
+  it.each([
+    ['the conversation was deleted', 404, 'not_found', 1],
+    ['a new secret is rejected as well', 401, 'client_secret_expired', 0],
+  ])('is not followed any more when %s', async (_, status, code, lastUpdates) => {
+    answer('GET /threads/thr_1/run', state('active'), () => json({ code }, status))
+    answer('POST ', () => json({}))
+    await load()
+    updates.mockRejectedValue(new Error('threads.get_by_id failed'))
+    await vi.advanceTimersByTimeAsync(1_000)
+    const { length } = calls
+    await vi.advanceTimersByTimeAsync(60_000)
+    expect(calls).toHaveLength(length)
+    expect(statuses).toEqual(['active', null])
+    expect(updates).toHaveBeenCalledTimes(lastUpdates)
+  })
+
+  it('is not followed any more when the user has signed out', async () => {
+    answer('GET /threads/thr_1/run', state('active'))
+    answer('POST ', () => json({}))
+    await load()
+    PageSession.of(getClientSecret).invalidate()
+    secret = () => Promise.reject(new ServiceError('Authentication required', '…', { status: 401 }))
+    await vi.advanceTimersByTimeAsync(60_000)
+    expect(called('GET')).toHaveLength(1)
+    expect(statuses).toEqual(['active', null])
   })
 
   it('was deleted: there is nothing to follow', async () => {
@@ -257,12 +324,73 @@ describe('a stop by the user', () => {
     expect(called('DELETE')).toEqual([])
   })
 
-  it('that fails is logged', async () => {
-    answer('DELETE /runs/run_1', lost, () => json({}, 503))
-    const session = PageSession.of(getClientSecret)
-    await stopRun(session, 'run_1')
-    await stopRun(session, 'run_1')
-    expect(console.error).toHaveBeenCalledTimes(2)
+  /** Send a message, and stop the response once it has begun. */
+  async function stopResponse(body = HELLO) {
+    answer('POST ', stream(CREATED).respond)
+    const stop = new AbortController()
+    const reader = (await send(body, stop.signal)).body!.getReader()
+    await reader.read()
+    stop.abort()
+    await vi.advanceTimersByTimeAsync(0)
+  }
+
+  it('is repeated if it fails, and not before the service allows it', async () => {
+    const busy = () => new Response('{}', { status: 429, headers: { 'Retry-After': '20' } })
+    answer(
+      'DELETE /runs/run_1',
+      lost,
+      busy,
+      () => json({}, 503),
+      () => json({}),
+    )
+    await stopResponse()
+    await vi.advanceTimersByTimeAsync(1_000)
+    expect(called('DELETE')).toHaveLength(2)
+    await vi.advanceTimersByTimeAsync(19_000)
+    expect(called('DELETE')).toHaveLength(2)
+    await vi.advanceTimersByTimeAsync(1_000 + 4_000)
+    expect(called('DELETE')).toHaveLength(4)
+    await vi.advanceTimersByTimeAsync(60_000)
+    expect(statuses).toEqual([])
+    expect(console.error).not.toHaveBeenCalled()
+  })
+
+  it.each([
+    ['four times', lost, 4],
+    ['for good', () => json({}, 500), 1],
+  ])('that fails %s is shown, and the response followed to its end', async (_, failing, attempts) => {
+    answer('DELETE /runs/run_1', failing)
+    answer('GET /threads/thr_1/run', state('active'), state(null))
+    await stopResponse()
+    await vi.advanceTimersByTimeAsync(1_000 + 2_000 + 4_000)
+    expect(called('DELETE')).toHaveLength(attempts)
+    await vi.advanceTimersByTimeAsync(2_000)
+    expect(statuses).toEqual(['not_stopped', 'not_stopped', null])
+    expect(updates).toHaveBeenCalledTimes(2)
+    expect(console.error).toHaveBeenCalledOnce()
+  })
+
+  it('that fails is shown in a conversation whose id is not known as well, until a message is sent', async () => {
+    answer('POST ', () => Promise.resolve(stream(CREATED).respond()))
+    answer('DELETE /runs/run_1', () => json({}, 500))
+    const stop = new AbortController()
+    const create = JSON.stringify({ type: 'threads.create', params: { input: { content: [] } } })
+    const sending = send(create, stop.signal)
+    stop.abort()
+    await expect(sending).rejects.toMatchObject({ name: 'AbortError' })
+    await vi.advanceTimersByTimeAsync(60_000)
+    expect([statuses, called('GET')]).toEqual([['not_stopped'], []])
+    answer('POST ', stream(CREATED).respond)
+    await send(create)
+    expect(statuses).toEqual(['not_stopped', null])
+  })
+
+  it('that fails is not shown in another conversation', async () => {
+    answer('DELETE /runs/run_1', lost)
+    await stopResponse()
+    runs.show('thr_2')
+    await vi.advanceTimersByTimeAsync(60_000)
+    expect([statuses, called('GET')]).toEqual([[], []])
   })
 })
 
@@ -285,6 +413,51 @@ describe('a connection that is cut', () => {
     await vi.advanceTimersByTimeAsync(0)
     expect(called('GET')).toEqual(['/threads/thr_new/run'])
     expect(updates).toHaveBeenCalledTimes(1)
+  })
+
+  it('without an error is noticed after a silence of 30 seconds', async () => {
+    let comment = () => {}
+    const cancelled = vi.fn()
+    const body = new ReadableStream<Uint8Array>({
+      start: (controller) => void (comment = () => controller.enqueue(new TextEncoder().encode(': keep-alive\n\n'))),
+      cancel: cancelled,
+    })
+    const headers = { 'Content-Type': 'text/event-stream', 'ChatKit-Run': 'run_1' }
+    answer('POST ', () => new Response(body, { headers }))
+    answer('GET /threads/thr_1/run', state(null))
+    const reading = (await send()).text()
+    for (let times = 0; times < 2; times++) {
+      await vi.advanceTimersByTimeAsync(29_000)
+      comment()
+    }
+    await vi.advanceTimersByTimeAsync(29_000)
+    expect(cancelled).not.toHaveBeenCalled()
+    await vi.advanceTimersByTimeAsync(1_000)
+    expect(cancelled).toHaveBeenCalledOnce()
+    expect(await reading).toContain('keep-alive')
+    await vi.advanceTimersByTimeAsync(1)
+    expect([called('GET').length, called('DELETE').length, updates.mock.calls.length]).toEqual([1, 0, 1])
+    expect(failures).toEqual([null])
+  })
+
+  it('in another conversation than the one that is shown is not followed', async () => {
+    answer('POST ', stream('data: {}\n\n', new TypeError('network error')).respond)
+    runs.show('thr_2')
+    await (await send()).text()
+    await vi.advanceTimersByTimeAsync(60_000)
+    expect(called('GET')).toEqual([])
+  })
+
+  it('after the chat was removed is not followed, but after it was drawn again', async () => {
+    answer('GET /threads/thr_1/run', state('active'))
+    runs.dispose()
+    for (const expected of [0, 1]) {
+      answer('POST ', stream('data: {}\n\n', new TypeError('network error')).respond)
+      await (await send()).text()
+      await vi.advanceTimersByTimeAsync(0)
+      expect([called('GET').length, updates.mock.calls.length]).toEqual([expected, expected])
+      runs.connect(updates)
+    }
   })
 
   it('before the conversation is known is an error', async () => {

@@ -3,7 +3,7 @@
  * or a cut connection. Independent of React and Next.js.
  */
 
-import { USER_MESSAGES } from './errors'
+import { ServiceError, USER_MESSAGES, readJson, responseError } from './errors'
 import { type Session, withSecret } from './page-session'
 import { service } from './service'
 
@@ -13,21 +13,33 @@ export const RUN_HEADER = 'ChatKit-Run'
 export const GOES_ON = ['ChatKit-On-Disconnect', 'continue'] as const
 
 const POLL_MS = 1_000
-const MAX_POLL_MS = 10_000 // while the service can't be reached
+const SLOWDOWN = 1.1 // each pause is so much longer than the one before, because each user's requests are limited
+const MAX_POLL_MS = 5_000
+const MAX_FAILED_POLL_MS = 10_000 // while the service can't be reached
+const MAX_RETRY_AFTER_MS = 60_000
+const STOP_ATTEMPTS = 4
 const NEWEST_ITEMS = 100
 
-/** What to show about the run of the conversation: it is being followed, it can be repeated, or the service can't be reached. */
-export type RunStatus = 'active' | 'interrupted' | 'unreachable'
+/**
+ * What to show about the run of the conversation: it is being followed, it can be repeated, the service can't be reached, or it
+ * goes on because the user's stop has failed.
+ */
+export type RunStatus = 'active' | 'interrupted' | 'unreachable' | 'not_stopped'
 
 export const RUN_MESSAGES: Record<RunStatus, string> = {
   active: 'A response is being written…',
   interrupted: 'The response was interrupted.',
   unreachable: USER_MESSAGES.network,
+  not_stopped: 'The response could not be stopped.',
 }
 
 interface Followed {
-  threadId: string
+  /** `null`: a new conversation whose id the page does not know. */
+  threadId: string | null
   isPolled: boolean
+  runId?: string
+  /** The run that could not be stopped. */
+  notStopped?: string
 }
 
 let isUnloading = false
@@ -36,21 +48,11 @@ if (typeof window !== 'undefined') {
   window.addEventListener('pageshow', () => (isUnloading = false))
 }
 
-/** Stop a run for the user. Does nothing while the page is being unloaded, because that is not the user's stop. */
-export async function stopRun(session: Session, runId: string): Promise<void> {
-  if (isUnloading) return
-  try {
-    const response = await call(session, 'DELETE', `/runs/${encodeURIComponent(runId)}`)
-    if (!response.ok && response.status !== 404) console.error('The response could not be stopped:', response.status) // 404: it has ended
-  } catch (cause) {
-    console.error('The response could not be stopped:', cause)
-  }
-}
-
 /** Follows the active run of the conversation that a chat shows. */
 export class RunFollower {
-  private fetchUpdates: () => Promise<void> = async () => {}
+  private fetchUpdates: (() => Promise<void>) | null = null
   private followed: Followed | null = null
+  private shown: string | null = null
 
   /** `onStatus` is called with the status to show, `null` for none. It may be called with the same one again. */
   constructor(
@@ -58,7 +60,7 @@ export class RunFollower {
     private readonly onStatus: (status: RunStatus | null) => void,
   ) {}
 
-  /** Set the function that updates the chat: that of ChatKit's component. */
+  /** Set the function that updates the chat: that of ChatKit's component. Nothing is followed before that. */
   connect(fetchUpdates: () => Promise<void>): void {
     this.fetchUpdates = fetchUpdates
   }
@@ -68,11 +70,13 @@ export class RunFollower {
    * in between would leave an incomplete text on the page.
    */
   async beforeLoad(threadId: string): Promise<void> {
+    this.shown = threadId
     if (this.followed?.threadId === threadId && this.followed.isPolled) return // loaded by fetchUpdates
     const followed = this.start(threadId)
     const status = await this.find(threadId).catch(() => null) // loading fails as well, and says so
     if (this.followed !== followed) return
     if (status) this.onStatus(status)
+    else this.followed = null
     if (status === 'active') void this.poll(followed, POLL_MS)
   }
 
@@ -81,15 +85,35 @@ export class RunFollower {
     void this.poll(this.start(threadId), 0)
   }
 
-  /** Stop following: a new response begins, or the chat is removed. */
-  leave(): void {
-    if (!this.followed) return
+  /**
+   * Stop a run whose response the user has aborted. If that fails, the run is followed. Does nothing while the page is being
+   * unloaded, because that is not the user's stop.
+   */
+  async abort(runId: string, threadId: string | null = null): Promise<void> {
+    if (isUnloading || (await this.tryToStop(runId))) return
+    const followed = this.start(threadId)
+    this.showNotStopped(followed, runId)
+    void this.poll(followed, POLL_MS)
+  }
+
+  /** Stop following, because the chat is removed, until another one is connected. */
+  dispose(): void {
+    this.leave()
+    this.fetchUpdates = this.shown = null
+  }
+
+  /** Stop following: a new response begins. Returns the conversation with the run that was followed or interrupted, if any. */
+  leave(): string | null {
+    if (!this.followed) return null
+    const { threadId } = this.followed
     this.followed = null
     this.onStatus(null)
+    return threadId
   }
 
   /** Stop following if the chat shows another conversation. */
   show(threadId: string | null): void {
+    this.shown = threadId
     if (this.followed?.threadId !== threadId) this.leave()
   }
 
@@ -109,52 +133,103 @@ export class RunFollower {
     }
   }
 
-  private start(threadId: string): Followed {
+  /** Follow nothing but what is started here, and not even that if the chat is removed or shows another conversation. */
+  private start(threadId: string | null): Followed {
     this.leave()
-    return (this.followed = { threadId, isPolled: false })
+    const followed = { threadId, isPolled: false }
+    if (this.fetchUpdates && (this.shown ?? threadId) === threadId) this.followed = followed
+    return followed
   }
 
-  private async poll(followed: Followed, firstPause: number): Promise<void> {
-    followed.isPolled = true
-    let pause = firstPause
-    let failedPause = POLL_MS
-    for (;;) {
-      await new Promise((resolve) => setTimeout(resolve, pause))
+  /** Stop a run, in several attempts. Returns whether it has ended. */
+  private async tryToStop(runId: string): Promise<boolean> {
+    for (let attempt = 1; ; attempt++) {
       try {
-        if (this.followed !== followed) return
-        const status = await this.find(followed.threadId)
-        if (this.followed !== followed) return
-        await this.fetchUpdates()
-        if (this.followed !== followed) return
-        this.onStatus(status)
-        if (status !== 'active') {
-          followed.isPolled = false
-          return
+        const response = await call(this.session, 'DELETE', `/runs/${encodeURIComponent(runId)}`)
+        if (response.ok || response.status === 404) return true // 404: it has ended
+        throw await failure(response, 'The stop failed')
+      } catch (cause) {
+        const { status } = cause instanceof ServiceError ? cause : {}
+        if (attempt === STOP_ATTEMPTS || (status !== undefined && status !== 429 && status !== 503)) {
+          console.error(RUN_MESSAGES.not_stopped, cause)
+          return false
         }
-        pause = failedPause = POLL_MS
-      } catch {
-        if (this.followed !== followed) return
-        this.onStatus('unreachable')
-        pause = failedPause
-        failedPause = Math.min(2 * failedPause, MAX_POLL_MS)
+        await sleep(Math.max(2 ** (attempt - 1) * 1_000, retryAfter(cause)))
       }
     }
   }
 
-  /** The status of the conversation's run; `null` if it has none, or does not exist any more. */
+  private showNotStopped(followed: Followed, runId: string): void {
+    if (this.followed !== followed) return
+    followed.runId = followed.notStopped = runId
+    this.onStatus('not_stopped')
+  }
+
+  private async poll(followed: Followed, firstPause: number): Promise<void> {
+    const { threadId } = followed
+    if (threadId === null) return
+    followed.isPolled = true
+    let pause = firstPause
+    let nextPause = POLL_MS
+    let failedPause = POLL_MS
+    for (;;) {
+      await sleep(pause)
+      try {
+        if (this.followed !== followed) return
+        const status = await this.find(threadId)
+        if (this.followed !== followed) return
+        await this.fetchUpdates!()
+        if (this.followed !== followed) return
+        if (!status) return void this.leave()
+        this.onStatus(status === 'active' && followed.notStopped === followed.runId ? 'not_stopped' : status)
+        if (status === 'interrupted') {
+          followed.isPolled = false
+          return
+        }
+        pause = nextPause
+        nextPause = Math.min(SLOWDOWN * nextPause, MAX_POLL_MS)
+        failedPause = POLL_MS
+      } catch (cause) {
+        if (this.followed !== followed) return
+        const { status } = cause instanceof ServiceError ? cause : {}
+        if (status === 404) await this.fetchUpdates!().catch(() => {}) // the conversation is gone, and so is the update
+        if (this.followed !== followed) return
+        if (status === 404 || status === 401) return void this.leave() // 401: also with a new secret, or there is none
+        if (status !== 429) this.onStatus('unreachable')
+        pause = Math.max(failedPause, retryAfter(cause))
+        failedPause = Math.min(2 * failedPause, MAX_FAILED_POLL_MS)
+      }
+    }
+  }
+
+  /** The status of the conversation's run; `null` if it has none. */
   private async find(threadId: string): Promise<'active' | 'interrupted' | null> {
     const response = await call(this.session, 'GET', `/threads/${encodeURIComponent(threadId)}/run`)
-    if (response.status === 404) return null
-    if (!response.ok) throw new Error(`The run could not be looked up: ${response.status}`)
+    if (!response.ok) throw await failure(response, 'The run could not be looked up')
     const { data } = await response.json()
+    if (this.followed?.threadId === threadId) this.followed.runId = data?.id
     return data?.status ?? null
   }
 
   private async post(type: string, params: object): Promise<Response> {
     const response = await call(this.session, 'POST', '', JSON.stringify({ type, params }))
-    if (!response.ok) throw new Error(`${type} failed with status ${response.status}`)
+    if (!response.ok) throw await failure(response, `${type} failed`)
     return response
   }
+}
+
+function sleep(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds))
+}
+
+/** How long the service asks to wait after an error, in milliseconds. */
+function retryAfter(cause: unknown): number {
+  const seconds = (cause instanceof ServiceError && cause.retryAfter) || 0
+  return Math.min(seconds * 1_000, MAX_RETRY_AFTER_MS)
+}
+
+async function failure(response: Response, message: string): Promise<ServiceError> {
+  return responseError(response, await readJson(response), message, () => USER_MESSAGES.failed)
 }
 
 function call(session: Session, method: 'GET' | 'DELETE' | 'POST', path: string, body?: string): Promise<Response> {

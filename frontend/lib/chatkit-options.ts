@@ -1,11 +1,13 @@
 /** The contract's configuration as ChatKit's own options. Independent of React and Next.js. */
 
 import type { ChatKitOptions, CustomApiConfig, ThemeOption } from '@openai/chatkit'
-import { GOES_ON, RUN_HEADER, type RunFollower, stopRun } from './active-run'
+import { GOES_ON, RUN_HEADER, type RunFollower } from './active-run'
 import type { ChatKitConfig } from './chatkit-config'
 import { ServiceError, USER_MESSAGES, networkError, readJson, responseError } from './errors'
 import { type Session, withSecret } from './page-session'
 import { service } from './service'
+
+const SILENCE_MS = 30_000 // the service sends a comment every 10 s, so the connection is lost
 
 /** Callbacks for the calls of a self-hosted chat. */
 export interface CallListeners {
@@ -82,10 +84,19 @@ function chatFetch(
       }
     }
     if (request.threadId) await runs?.beforeLoad(request.threadId)
-    if (isFollowed && !request.isAction) runs.leave() // an action is answered beside the run
+    const left = isFollowed && !request.isAction && runs.leave() // an action is answered beside the run
+    const goOn = () => {
+      if (left) runs!.follow(left)
+    }
     const answer = withSecret(session, send)
-    const response = await (isFollowed ? untilAborted(answer, signal, (late) => abandon(session, late)) : answer)
+    const response = await (
+      isFollowed ? untilAborted(answer, signal, (late) => abandon(runs, late, request.turnsThread)) : answer
+    ).catch((cause) => {
+      goOn()
+      throw cause
+    })
     if (!response.ok) {
+      goOn()
       const body = await readJson(response.clone())
       onFailure(responseError(response, body, 'The chat request failed', userMessageFor, request.threadId))
       return response
@@ -95,7 +106,7 @@ function chatFetch(
     if (!isEventStream(response)) return response
     const runId = isFollowed && response.headers.get(RUN_HEADER)
     const run = runId
-      ? { signal, threadId: request.turnsThread, stop: () => void stopRun(session, runId), onCut: runs.follow.bind(runs) }
+      ? { signal, threadId: request.turnsThread, stop: runs.abort.bind(runs, runId), onCut: runs.follow.bind(runs) }
       : null
     return watchStream(response, onFailure, reportNetworkError, run)
   }
@@ -120,9 +131,9 @@ function untilAborted(
 }
 
 /** Stop the run of a response that nobody waits for any more. */
-function abandon(session: Session, response: Response): void {
+function abandon(runs: RunFollower, response: Response, threadId?: string): void {
   const runId = response.headers.get(RUN_HEADER)
-  if (runId) void stopRun(session, runId)
+  if (runId) void runs.abort(runId, threadId)
   void response.body?.cancel()
 }
 
@@ -147,7 +158,7 @@ interface StreamedRun {
   signal: AbortSignal | null
   /** `undefined` until the stream has told the id of a new conversation. */
   threadId?: string
-  stop: () => void
+  stop: (threadId?: string) => void
   onCut: (threadId: string) => void
 }
 
@@ -178,13 +189,14 @@ function watchStream(
       stop = () => {
         run.signal?.removeEventListener('abort', abort)
         stop = () => {}
-        run.stop()
+        run.stop(threadId)
       }
       run.signal?.addEventListener('abort', abort)
       if (run.signal?.aborted) abort()
     },
     async pull(controller) {
-      const { done, value } = await reader.read().catch((cause) => {
+      const { done, value } = await readInTime(reader).catch((cause) => {
+        void reader.cancel().catch(() => {})
         if (!run || threadId === undefined) {
           onDisconnect(cause)
           throw cause
@@ -211,6 +223,15 @@ function watchStream(
     },
   })
   return new Response(body, response)
+}
+
+/** The next part of an event stream. Rejects after a silence: a connection may be lost without an error. */
+function readInTime(reader: ReadableStreamDefaultReader<Uint8Array>): ReturnType<typeof reader.read> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new TypeError('Network error: no data for 30 s')), SILENCE_MS)
+    const received = () => clearTimeout(timer)
+    reader.read().then(resolve, reject).finally(received)
+  })
 }
 
 /** The id of the conversation in the line of an event stream that says that it was created. */

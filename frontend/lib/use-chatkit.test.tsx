@@ -168,6 +168,24 @@ it('strict mode and five chats share one session', async () => {
   expect(asked).toHaveBeenCalledTimes(1)
 })
 
+it('in strict mode too, a response that goes on is shown until the chat is removed', async () => {
+  setService({ domainKey: 'local-dev' })
+  const fetched = vi.fn(async (_url: string) => new Response('{"data":{"id":"run_1","status":"active"}}'))
+  vi.stubGlobal('fetch', fetched)
+  const { unmount } = render(<TestChat config={{ api: { getClientSecret } }} />, { wrapper: StrictMode })
+  await act(async () => {})
+  const api = component().options[0]!.api as CustomApiConfig
+  const body = JSON.stringify({ type: 'threads.get_by_id', params: { thread_id: 'thr_1' } })
+  await act(async () => void (await api.fetch!(api.url, { method: 'POST', body })))
+  expect(last.runStatus).toBe('active')
+  vi.useFakeTimers()
+  unmount()
+  fetched.mockClear()
+  await api.fetch!(api.url, { method: 'POST', body })
+  await vi.advanceTimersByTimeAsync(60_000)
+  expect(fetched.mock.calls.filter(([url]) => url.endsWith('/run'))).toHaveLength(1) // looked up, and not followed
+})
+
 describe('error', () => {
   const refused = new Error('OpenAI authentication failed')
 

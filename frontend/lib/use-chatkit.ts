@@ -183,7 +183,7 @@ export function useChatKit(config: ChatKitConfig, options: Omit<UseChatKitOption
     () => () => {
       watched.current.stop()
       watched.current = { element: null, stop: () => {} }
-      runs.leave()
+      runs.dispose()
     },
     [runs],
   )

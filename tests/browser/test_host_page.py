@@ -126,7 +126,7 @@ class TestInTheBrowser:
         with development(tmp_path) as service:
             page = visitor.open(f"http://localhost:{service.port}")
             expect_all_ok(page)
-            expect(step(page, "Session")).to_contain_text(re.compile(r"ses_[\w-]{32}, (600|59\d) s left"))
+            expect(step(page, "Session")).to_contain_text(re.compile(r"(600|59\d) s left, ses_[\w-]{32}"))
             page.get_by_role("button", name="Say hello").click()
             expect(page.get_by_role("log")).to_contain_text(REPLY_END)
             page.reload()
@@ -287,7 +287,7 @@ class TestErrors:
             for working in ("Settings", "Component"):
                 expect(step(page, working)).to_have_attribute("data-state", "ok")
             expect(page.locator("openai-chatkit")).to_be_visible()  # it is ready, but unusable
-            expect(step(page, "Chat")).to_contain_text("not without a session")
+            expect(step(page, "Chat")).to_contain_text("there is no session")
             assert axe_violations(page) == []
             fake_openai.behaviour = issue_session
             page.get_by_role("button", name="New session").click()
@@ -324,7 +324,7 @@ class TestErrors:
         page = visitor.open(shared.url)
         expect(step(page, "Component")).to_have_attribute("data-state", "failed")
         expect(step(page, "Session")).to_have_attribute("data-state", "ok")
-        expect(step(page, "Chat")).to_contain_text("not without the component")
+        expect(step(page, "Chat")).to_contain_text("the component is not loaded")
         expect(page.get_by_role("alert")).to_contain_text("ad blocker")
         visitor.cdn_script = script
         page.get_by_role("button", name="New session").click()
@@ -379,6 +379,6 @@ class TestErrors:
 
     @staticmethod
     def expect_unreachable(page: Page) -> None:
-        expect(step(page, "Settings")).to_contain_text("does not answer", timeout=30_000)
+        expect(step(page, "Settings")).to_contain_text("does not respond", timeout=30_000)
         for name in ("Session", "Chat"):
             expect(step(page, name)).to_have_attribute("data-state", "failed")

@@ -176,7 +176,7 @@ def test_tables_of_errors_are_complete() -> None:
     api = (DOCS / "api.md").read_text()
     for error in ApiError.__subclasses__():
         if error not in (NotReady, NotFound):  # that of /readyz, and one whose code has a row already
-            assert f"| {error.status.value} | `{error.code}` | {error.message} |" in api
+            assert f"| {error.status:d} | `{error.code}` | {error.message} |" in api
 
 
 def test_documented_settings_exist() -> None:
@@ -227,6 +227,12 @@ def test_generated_secrets_are_accepted(tmp_path: Path) -> None:
     given = dotenv_values(tmp_path / ".env")
     assert set(given) == {"SECRET_KEY", "POSTGRES_PASSWORD"}
     Settings.load({}, given)
+
+
+def test_revision_in_the_contributing_guide_is_the_next() -> None:
+    versions = (PROJECT / "chatkit/backends/selfhosted/database/migrations/versions").glob("[0-9]*.py")
+    newest = max(int(path.name[:4]) for path in versions)
+    assert f"--rev-id {newest + 1:04}" in (PROJECT / "CONTRIBUTING.md").read_text()
 
 
 def test_production_settings_are_accepted() -> None:

@@ -119,6 +119,7 @@ def test_malformed_request_gets_the_error_envelope(running: Service, case: str) 
     assert body.keys() == {"status", "message", "code"}
     assert body["status"] == "error"
     assert body["code"] == (CODES[status] or body["code"])
+    assert body["message"] == body["code"].replace("_", " ").capitalize().replace("uri", "URI")
     assert headers["content-type"] == "application/json"
     assert headers["cache-control"] == "no-store"
     assert re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import requests
 
-from tests.support.chat import Caller
+from tests.support.chat import Caller, user_input
 from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, issue_session
 from tests.support.fake_server import Behaviour, responding, sending
+from tests.support.responses_api import says, streaming
 from tests.support.service import Service
 
 TEXT = "quoted-by-OpenAI-7"
@@ -74,3 +77,34 @@ def test_dictation(shared_openai: FakeOpenAI, tmp_path_factory: pytest.TempPathF
     assert not any(TEXT in response.text for response in responses)
     assert [line for line in service.log.splitlines() if TEXT in line] == []
     assert service.log.count("transcription failed") > 10
+
+
+def test_own_server(shared_openai: FakeOpenAI, tmp_path_factory: pytest.TempPathFactory) -> None:
+    more = {
+        "DATABASE_URL": f"sqlite:///{tmp_path_factory.mktemp('db')}/chatkit.db",
+        "CHATKIT_BACKEND": "selfhosted",
+        "CHATKIT_AGENT": "tests.support.servers_under_test:AsksOpenAI",
+    }
+    with Service(**variables(shared_openai), **more) as service:
+        caller = Caller(service.url)
+        shared_openai.behaviour = streaming(says("Hello"))
+        thread_id, _ = caller.create("Hello")
+        methods: list[tuple[str, dict[str, Any]]] = [
+            ("threads.add_user_message", {"thread_id": thread_id, "input": user_input("Hello")}),
+            ("threads.sync_custom_action", {"thread_id": thread_id, "action": {"type": "press"}}),
+            ("items.feedback", {"thread_id": thread_id, "item_ids": ["msg_1"], "kind": "positive"}),
+            ("input.transcribe", {"audio_base64": "aGVsbG8=", "mime_type": "audio/webm"}),
+        ]
+        responses = []
+        for name in ("error, 401", "text", "not http"):
+            shared_openai.behaviour = FAILURES[name]
+            for then in ("", "raise another", "raise a group"):
+                responses += [
+                    caller.send({"type": type_, "params": params, "metadata": {"then": then}}) for type_, params in methods
+                ]
+    assert all(response.status_code >= 400 or "stream.error" in response.text for response in responses)
+    assert not any(TEXT in response.text for response in responses)
+    assert [line for line in service.log.splitlines() if TEXT in line] == []
+    assert service.log.count('"message": "unhandled exception"') == 3 * 2 * 3
+    assert service.log.count('"message": "the assistant failed"') == 3 * 2
+    assert service.log.count("in _ask_openai") >= 3 * 2 * 4, "the traceback without the texts"

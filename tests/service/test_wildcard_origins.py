@@ -1,4 +1,4 @@
-"""Wildcards below a public suffix allow names that anybody can register, so a notice is logged."""
+"""Wildcards below a public suffix allow names that anyone can register, so a notice is logged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.service import SECRET_KEY, Service
 
 def notices_for(origins: str) -> list[str]:
     notices = Settings.load({"SECRET_KEY": SECRET_KEY, "CHATKIT_ALLOWED_ORIGINS": origins}).notices
-    return [text for text in notices if "anybody" in text]
+    return [text for text in notices if "anyone" in text]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from agents import Agent, HostedMCPTool, RunContextWrapper, Runner, StopAtTools, function_tool
+from agents import (
+    Agent,
+    ApplyPatchTool,
+    HostedMCPTool,
+    RunContextWrapper,
+    Runner,
+    ShellCommandRequest,
+    ShellTool,
+    StopAtTools,
+    function_tool,
+)
+from agents.editor import ApplyPatchOperation
 from chatkit.actions import Action
 from chatkit.agents import AgentContext, ClientToolCall, simple_to_agent_input
 from chatkit.server import ChatKitServer
@@ -65,6 +76,24 @@ async def ask_page(context: RunContextWrapper[AgentContext[Any]], question: str)
     context.context.client_tool_call = ClientToolCall(name="ask_page", arguments={"question": question})
 
 
+async def run_commands(request: ShellCommandRequest) -> str:
+    executed.append(f"shell {request.data.action.commands}")
+    return "done"
+
+
+class Editor:
+    """Changes no files."""
+
+    def create_file(self, operation: ApplyPatchOperation) -> None:
+        executed.append(f"create {operation.path}")
+
+    def update_file(self, operation: ApplyPatchOperation) -> None:
+        executed.append(f"update {operation.path}")
+
+    def delete_file(self, operation: ApplyPatchOperation) -> None:
+        executed.append(f"delete {operation.path}")
+
+
 careful = Agent(name="Careful", model="gpt-test", tools=[delete_file, pay, look_up, returns_much])
 failing = Agent(name="Failing", model="gpt-test", tools=[fail])
 asking = Agent(
@@ -74,6 +103,14 @@ asking = Agent(
     tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"]),
 )
 asking_under_a_name = asking.clone(name="Careful", tools=[ask_page])
+administrator = Agent(
+    name="Administrator",
+    model="gpt-test",
+    tools=[
+        ShellTool(executor=run_commands, needs_approval=True),
+        ApplyPatchTool(editor=Editor(), needs_approval=True),
+    ],
+)
 boss = Agent(name="Boss", model="gpt-boss", tools=[careful.as_tool("clerk", "Ask the clerk.")])
 handing_over = Agent(name="Handing over", model="gpt-first", handoffs=[careful])
 hosted_mcp = Agent(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from copy import copy
 from typing import Any
 
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from chatkit.identity.user import User
+from tests.support.applications import MakeApp
 
 ENDPOINT = "/api/chatkit/sessions"
 USER = User("anonymous", "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f")
@@ -28,3 +30,10 @@ def error_of(response: TestResponse) -> tuple[int, str, str]:
 def create_session(client: FlaskClient, **headers: str) -> str:
     session_id: str = client.post(ENDPOINT, headers=headers).get_json()["data"]["session_id"]
     return session_id
+
+
+def restarted(client: FlaskClient, make_app: MakeApp, **variables: str) -> FlaskClient:
+    """The same browser, after a restart of the service with other variables."""
+    later = make_app(**variables).test_client()
+    later._cookies = copy(client._cookies)
+    return later

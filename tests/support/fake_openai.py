@@ -77,3 +77,12 @@ def delayed(seconds: float) -> Behaviour:
 
 def users(fake_openai: FakeOpenAI) -> list[str]:
     return [received.body["user"] for received in fake_openai.received]
+
+
+def cancelled(fake_openai: FakeOpenAI) -> list[str]:
+    return [received.path for received in fake_openai.received if received.path.endswith("/cancel")]
+
+
+def user_of(fake_openai: FakeOpenAI) -> str:
+    user: str = fake_openai.received[-1].body["user"]
+    return user

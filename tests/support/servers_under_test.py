@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any, ClassVar
 
+import openai
 from agents import Agent, ModelSettings, RunConfig, RunContextWrapper, Runner, function_tool
+from agents.models import _openai_shared
 from chatkit.actions import Action
 from chatkit.agents import (
     AgentContext,
@@ -20,6 +22,7 @@ from chatkit.agents import (
     simple_to_agent_input,
     stream_agent_response,
 )
+from chatkit.errors import CustomStreamError
 from chatkit.server import ChatKitServer
 from chatkit.store import AttachmentStore, Store
 from chatkit.types import (
@@ -47,9 +50,10 @@ from chatkit.types import (
 from chatkit.widgets import Card, Text
 from openai.types.responses import EasyInputMessageParam
 from pydantic import ConfigDict, Field
+from starlette.exceptions import HTTPException  # the base class of FastAPI's
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from tests.support import agents_under_test
+from tests.support import agents_elsewhere, agents_under_test
 from tests.support.agents_under_test import seen, spoken
 
 
@@ -89,6 +93,11 @@ class TagConverter(ThreadItemConverter):
 
 class Able(Plain):
     agent = agents_under_test.able
+    converter = TagConverter()
+
+
+class Elsewhere(Plain):
+    agent = agents_elsewhere.elsewhere
     converter = TagConverter()
 
 
@@ -208,6 +217,77 @@ def _fail(how: str) -> None:
     if "exit" in how:
         sys.exit("an internal detail")
     raise KeyError("an internal detail")
+
+
+class AsksOpenAI(ChatKitServer[ChatContext]):
+    """Calls OpenAI itself, in each of its methods. The request's metadata say what it does with an error."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        await _ask_openai(context)
+        yield ThreadItemDoneEvent(item=message(thread, "OpenAI responded"))
+
+    async def sync_action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> SyncCustomActionResponse:
+        await _ask_openai(context)
+        return SyncCustomActionResponse()
+
+    async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
+        await _ask_openai(context)
+
+    async def transcribe(self, audio_input: AudioInput, context: ChatContext) -> TranscriptionResult:
+        await _ask_openai(context)
+        return TranscriptionResult(text="OpenAI responded")
+
+
+async def _ask_openai(context: ChatContext) -> None:
+    client = _openai_shared.get_default_openai_client()
+    assert client is not None
+    try:
+        await client.with_options(max_retries=0).responses.create(model="gpt-test", input="Hello")
+    except openai.APIError as error:
+        if context.metadata.get("then") == "raise another":
+            raise LookupError(f"OpenAI said {error}") from error
+        if context.metadata.get("then") == "raise a group":
+            raise ExceptionGroup(f"OpenAI said {error}", [error, KeyError("another")]) from None
+        raise
+
+
+class ClientError(Exception):
+    """As those of HTTP clients."""
+
+    status_code, detail, response = 403, "an internal detail", "the response"
+
+
+REFUSALS = {
+    "a message": CustomStreamError("This is too long.", allow_retry=True),
+    "HTTPException": HTTPException(403, "This is another user's."),
+    "HTTPException without a text": HTTPException(422, {"an internal": "detail"}),  # type: ignore[arg-type]
+    "HTTPException 500": HTTPException(500, "an internal detail"),
+    "of an HTTP client": ClientError(),
+}
+
+
+class Refusing(ChatKitServer[ChatContext]):
+    """Refuses everything outside of streams, in the way that the request's metadata name."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        yield ThreadItemDoneEvent(item=message(thread, "Hello"))
+
+    async def sync_action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> SyncCustomActionResponse:
+        raise REFUSALS[context.metadata["how"]]
+
+    async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
+        raise REFUSALS[context.metadata["how"]]
+
+    async def transcribe(self, audio_input: AudioInput, context: ChatContext) -> TranscriptionResult:
+        raise REFUSALS[context.metadata["how"]]
 
 
 class Overriding(ChatKitServer[ChatContext]):

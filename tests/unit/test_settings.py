@@ -189,7 +189,7 @@ SECRET = {"AUTH_JWT_SECRET": "a-secret-of-these-tests-and-no-provider"}
     [
         ({"SECRET_KEY_FALLBACKS": f"{'f' * 32},{'f' * 31}"}, "SECRET_KEY_FALLBACKS must be former values of SECRET_KEY"),
         ({"SECRET_KEY_FALLBACKS": f"{'f' * 32},"}, "SECRET_KEY_FALLBACKS must be former values of SECRET_KEY"),
-        ({"AUTH_REQUIRED": "true"}, "AUTH_REQUIRED is true, and nobody can sign in"),
+        ({"AUTH_REQUIRED": "true"}, "AUTH_REQUIRED is true, but sign-in is not configured"),
         ({**JWKS_WITH_ISSUER, **SECRET}, "AUTH_JWKS_URL must not be set together with AUTH_JWT_SECRET"),
         (JWKS, "AUTH_JWKS_URL must come with AUTH_JWT_ISSUER or AUTH_JWT_AUDIENCE"),
         ({**JWKS_WITH_ISSUER, "AUTH_JWKS_URL": "http://login.example.com/keys"}, "AUTH_JWKS_URL must begin with https://"),
@@ -322,12 +322,13 @@ def test_invalid_allowed_origins(entry: str) -> None:
         ({"CHATKIT_AGENT": "my.agents:one"}, "CHATKIT_AGENT is set and not used"),
         ({"CHATKIT_TOKENS_PER_DAY": "1000"}, "CHATKIT_TOKENS_PER_DAY is set and not used"),
         ({"CHATKIT_BACKEND": "selfhosted"}, "DATABASE_URL is not set"),
+        ({"CHATKIT_BACKEND": "selfhosted"}, "Neither CHATKIT_AGENT nor OPENAI_API_KEY is set"),
         ({"AUTH_JWT_ISSUER": "https://login.example.com"}, "AUTH_JWT_ISSUER is set and not used"),
         ({"AUTH_KEEP_CONVERSATIONS": "true"}, "AUTH_KEEP_CONVERSATIONS is set and not used"),
-        ({"CHATKIT_AGENT_CLAIM": "plan"}, "Of CHATKIT_AGENT_CLAIM and CHATKIT_WORKFLOWS one is set"),
+        ({"CHATKIT_AGENT_CLAIM": "plan"}, "Only one of CHATKIT_AGENT_CLAIM and CHATKIT_WORKFLOWS is set"),
         (
             {"CHATKIT_BACKEND": "selfhosted", "CHATKIT_AGENTS": "pro=a.b:c"},
-            "Of CHATKIT_AGENT_CLAIM and CHATKIT_AGENTS one is set",
+            "Only one of CHATKIT_AGENT_CLAIM and CHATKIT_AGENTS is set",
         ),
     ],
 )

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+import openai
+
 import chatkit.logger
 from chatkit.backends.interface import Session
 from chatkit.backends.selfhosted.chat import images_blueprint, runs_blueprint
@@ -28,6 +30,7 @@ from chatkit.identity.user import User
 from chatkit.limits.concurrency import ChatConcurrency
 from chatkit.limits.rate import Limits, redis_client
 from chatkit.settings import MAX_SESSION_TTL, Settings
+from chatkit.web import logs
 
 MAINTENANCE_SECONDS = 30
 
@@ -46,6 +49,7 @@ def _shorten_database_errors(record: logging.LogRecord) -> bool:
 
 
 chatkit.logger.logger.addFilter(_shorten_database_errors)
+logs.quoting_errors.add(openai.APIError)  # its text quotes the key and the request
 
 
 class SelfhostedBackend:
@@ -69,7 +73,7 @@ class SelfhostedBackend:
         )
         servers = make_servers(settings, resources)
         concurrency = ChatConcurrency(redis_client(settings), settings.turn_seconds)
-        usage = UsageStore(engine, store, settings.tokens_per_day)
+        usage = UsageStore(engine, store.submit, settings.tokens_per_day)
         self.blueprints = [
             blueprint(
                 servers,

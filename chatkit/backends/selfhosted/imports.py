@@ -10,13 +10,13 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Engine, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from chatkit.backends.selfhosted.chat.timestamps import in_utc
+from chatkit.backends.selfhosted.chat.timestamps import as_utc, in_utc
 from chatkit.backends.selfhosted.database.engine import public_address
 from chatkit.backends.selfhosted.database.tables import ImportRow, ItemRow, ThreadRow
 from chatkit.types import ThreadItem, ThreadMetadata
@@ -282,5 +282,4 @@ def _thread_data(thread: ThreadMetadata) -> str:
 
 
 def _created_at(data: str) -> datetime:
-    created_at = datetime.fromisoformat(json.loads(data)["created_at"])
-    return created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC)
+    return as_utc(datetime.fromisoformat(json.loads(data)["created_at"]))

@@ -36,8 +36,9 @@ from chatkit.web import errors
 
 log = logging.getLogger(__name__)
 
-KEEP_EXPIRED_SECONDS = 3600  # a page that was asleep gets "expired", which tells it to refresh
-KEEP_INTERRUPTED_SECONDS = 86400  # for a page to offer that an interrupted response be repeated; no run lasts so long
+# A page that was asleep gets "expired", which tells it to refresh. A response that goes on stores its usage until then.
+KEEP_EXPIRED_SECONDS = 3600
+KEEP_INTERRUPTED_SECONDS = 86400  # so that a page can offer a retry; no run lasts that long
 THREAD_BATCH = 500  # databases limit the parameters of a statement
 HIDDEN_ITEM_TYPES = ("hidden_context_item", "sdk_hidden_context")  # sent to the model, never shown to the user
 THREAD_PURGE_INTERVAL_SECONDS = 3600
@@ -52,6 +53,8 @@ _INSERT_SESSION = insert(SessionRow)
 _SELECT_SESSION = select(SessionRow.id, SessionRow.user_id, SessionRow.expires_at, SessionRow.agent, SessionRow.claims).where(
     SessionRow.secret_hash == bindparam("hash")
 )
+# With a lock that whoever deletes the row waits for.
+_LOCK_SESSION = select(SessionRow.id).where(SessionRow.id == bindparam("session")).with_for_update(read=True, key_share=True)
 _now: Any = bindparam("now")
 _END_SESSION = (
     update(SessionRow)
@@ -114,7 +117,6 @@ class LiveSession:
     session_id: str
     user: str
     """``User.id``"""
-    expires_at: datetime
     agent: str | None
     claims: Mapping[str, Primitive]
 
@@ -218,7 +220,7 @@ class SessionStore:
         if row.expires_at <= time.time():
             raise errors.ClientSecretExpired(f"session {row.id} has expired")
         claims = json.loads(row.claims) if row.claims else {}
-        return LiveSession(row.id, row.user_id, datetime.fromtimestamp(row.expires_at, UTC), row.agent, claims)
+        return LiveSession(row.id, row.user_id, row.agent, claims)
 
     def transfer_conversations(self, visitor: User, user: User) -> None:
         """Transfer the conversations of ``visitor`` to ``user`` and end the visitor's sessions, in one transaction.
@@ -259,6 +261,15 @@ class SessionStore:
             database.migrate(self.engine.url, database.WAIT_SECONDS)
             self.engine.dispose()
             self._file = database.file_identity(self.engine)
+
+
+def exists_until_commit(connection: Connection, session_id: str) -> bool:
+    """Whether a session, live or expired, has not been deleted, and will not be before the end of the transaction.
+
+    ``users delete`` deletes sessions first. What a transaction stores for one that exists is deleted after it, and one that is
+    gone must not store anything. On SQLite call this after a write, which is what begins the transaction.
+    """
+    return connection.execute(_LOCK_SESSION, {"session": session_id}).one_or_none() is not None
 
 
 def _delete_hidden_items(connection: Connection, threads: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Delete, Executable, bindparam, delete, func, select
 
+from chatkit.backends.selfhosted.chat.timestamps import as_utc
 from chatkit.backends.selfhosted.database.tables import (
     ActiveRunRow,
     AttachmentRow,
@@ -45,9 +46,9 @@ _COUNTS = {
     "sessions": select(func.count()).where(SessionRow.user_id == _user),
     "threads": select(func.count()).where(ThreadRow.user_id == _user),
     "items": _COUNT_ITEMS,
-    "feedback": _COUNT_ITEMS.where(ItemRow.feedback.is_not(None)),
+    "ratings": _COUNT_ITEMS.where(ItemRow.feedback.is_not(None)),
     "attachments": select(func.count()).where(AttachmentRow.user_id == _user),
-    "records of usage": select(func.count()).where(UsageRow.user_id == _user),
+    "usage records": select(func.count()).where(UsageRow.user_id == _user),
 }
 _SELECT_SESSIONS = select(SessionRow.id, SessionRow.expires_at, SessionRow.agent, SessionRow.claims).where(
     SessionRow.user_id == _user
@@ -148,7 +149,7 @@ class UserData:
         self._connection = connection
 
     def counts(self, user: str) -> dict[str, int]:
-        """Return the number of rows of each kind. ``feedback`` is part of ``items``."""
+        """Return the number of rows of each kind, named in the plural. ``ratings`` are part of ``items``."""
         counts = {name: self._connection.execute(query, {"user": user}).scalar_one() for name, query in _COUNTS.items()}
         self._connection.rollback()
         return counts
@@ -157,7 +158,8 @@ class UserData:
         """Yield the user's threads, oldest first."""
         for row in self._stream(_SELECT_THREADS, user=user):
             data = json.loads(row.data)
-            yield Thread(row.id, data["title"], data["created_at"], _iso(row.used_at), row.items)
+            created_at = as_utc(datetime.fromisoformat(data["created_at"])).timestamp()
+            yield Thread(row.id, data["title"], _iso(created_at), _iso(row.used_at), row.items)
 
     def items(self, user: str, thread_id: str) -> Iterator[dict[str, Any]]:
         """Yield the items of a thread of the user, oldest first, as they are stored, with ``feedback`` where there is some."""
@@ -166,8 +168,7 @@ class UserData:
 
     def export(self, user: str) -> Iterator[tuple[str, int]]:
         """Yield one JSON document in pieces, each with the number of items that it completes."""
-        exported_at = datetime.now(UTC).isoformat(timespec="seconds")
-        yield f'{{"user": {_json(user)}, "exported_at": "{exported_at}",\n"sessions": [', 0
+        yield f'{{"user": {_json(user)}, "exported_at": "{_iso(time.time())}",\n"sessions": [', 0
         for separator, row in _separated(self._stream(_SELECT_SESSIONS, user=user)):
             claims = json.loads(row.claims) if row.claims else {}
             session = {"id": row.id, "expires_at": _iso(row.expires_at), "agent": row.agent, "claims": claims}
@@ -233,12 +234,12 @@ class UserData:
             item = json.loads(row.data)
             before = {"user": row.user_id, "thread": row.thread_id, "before": row.position}
             earlier = (json.loads(found.data) for found in self._stream(_SELECT_QUESTION, **before))
-            question = next((said(found) for found in earlier if found["type"] == "user_message"), "")
+            question = next((text_of(found) for found in earlier if found["type"] == "user_message"), "")
             yield Feedback(
                 created_at=item["created_at"],
                 verdict=row.feedback,
                 question=question,
-                answer=said(item),
+                answer=text_of(item),
                 user=row.user_id,
                 thread_id=row.thread_id,
                 item_id=item["id"],
@@ -249,7 +250,7 @@ class UserData:
             yield from rows
 
 
-def said(item: dict[str, Any]) -> str:
+def text_of(item: dict[str, Any]) -> str:
     """Return the text of a message, or the JSON of what another item contains."""
     if item["type"] in ("user_message", "assistant_message"):
         return "".join(part["text"] for part in item["content"])
@@ -270,5 +271,5 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _iso(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+def _iso(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"

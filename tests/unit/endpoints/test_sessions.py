@@ -1,17 +1,19 @@
-"""The contract's errors: status, code, message and headers. Those of the fake_openai are in test_sessions_api_faults.py."""
+"""The sessions endpoint: what it answers, and its errors. Those that OpenAI causes are in test_sessions_api_faults.py."""
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
 from tests.support.applications import MakeApp
-from tests.support.endpoint import ENDPOINT, error_of
-from tests.support.fake_openai import FakeOpenAI, issuing
+from tests.support.endpoint import ENDPOINT, create_session, error_of
+from tests.support.fake_openai import FakeOpenAI, cancelled, issuing
 from tests.support.identity_provider import SECRET, shared
+from tests.support.sign_in import issue
 
 
 @pytest.mark.parametrize("backend", ["hosted", "selfhosted"])
@@ -84,6 +86,15 @@ def test_own_user_id(client: FlaskClient) -> None:
     assert client.post(ENDPOINT, json={"user_id": visitor.upper()}).status_code == 200
 
 
+def test_user_id_must_match_the_token(with_secret: FlaskClient, fake_openai: FakeOpenAI) -> None:
+    me, other = "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e5f", "6f1b3c1e-6a0f-4f43-9d53-0a1b2c3d4e50"
+    token = shared(sub=me.upper())
+    assert issue(with_secret, token, json={"user_id": me}).status_code == 200
+    refused = issue(with_secret, token, json={"user_id": other})
+    assert error_of(refused) == (403, "user_mismatch", "user_id is not the user who is asking")
+    assert len(fake_openai.received) == 1
+
+
 def test_visitor_who_reloads_the_page_takes_nothing_over(make_app: MakeApp) -> None:
     variables = {"CHATKIT_BACKEND": "selfhosted", "AUTH_JWT_SECRET": SECRET, "AUTH_KEEP_CONVERSATIONS": "true"}
     client = make_app(**variables).test_client()
@@ -118,19 +129,6 @@ def test_unlisted_origin(client: FlaskClient) -> None:
     assert error_of(response) == (403, "origin_not_allowed", "Origin not allowed")
 
 
-def test_unknown_path(client: FlaskClient) -> None:
-    assert error_of(client.get("/api/chatkit/nothing")) == (404, "not_found", "Not found")
-    assert error_of(client.post(ENDPOINT + "/")) == (404, "not_found", "Not found")
-    assert error_of(client.post("//api/chatkit/sessions")) == (404, "not_found", "Not found")
-
-
-@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
-def test_wrong_method(client: FlaskClient, method: str) -> None:
-    response = client.open(ENDPOINT, method=method)
-    assert error_of(response) == (405, "method_not_allowed", "Method not allowed")
-    assert set(response.headers["Allow"].split(", ")) == {"POST", "OPTIONS"}
-
-
 def test_body_too_large(client: FlaskClient) -> None:
     largest = b"{" + b" " * (16 * 1024 - 2) + b"}"
     assert client.post(ENDPOINT, data=largest, content_type="application/json").status_code == 200
@@ -144,31 +142,89 @@ def test_unsupported_media_type(client: FlaskClient, content_type: str | None) -
     assert error_of(response) == (415, "unsupported_media_type", "Content-Type must be application/json")
 
 
-def test_unhandled_exception(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: object, user: object) -> None:
-        raise ZeroDivisionError("something internal")
+# The end of a session: only for its owner, and idempotent
 
-    monkeypatch.setattr("chatkit.backends.hosted.sessions_api.SessionsApi.issue", broken)
-    response = make_app().test_client().post(ENDPOINT, headers={"Origin": "http://localhost:3000"})
-    assert error_of(response) == (500, "internal_server_error", "Internal server error")
-    assert "internal" not in response.text.replace("Internal server error", "").replace("internal_server_error", "")
-    assert response.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
+NOT_FOUND = (404, "not_found", "Not found")
+
+
+def bearer(subject: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {shared(sub=subject)}"}
+
+
+@pytest.fixture(params=["hosted", "selfhosted"])
+def app(request: pytest.FixtureRequest, make_app: MakeApp) -> Any:
+    return make_app(CHATKIT_BACKEND=request.param, AUTH_JWT_SECRET=SECRET)
+
+
+@pytest.mark.parametrize("headers", [{}, bearer("ada")], ids=["visitor", "signed in"])
+def test_ending_is_idempotent(app: Any, headers: dict[str, str]) -> None:
+    client = app.test_client()
+    session_id = create_session(client, **headers)
+    for _ in range(3):
+        response = client.delete(f"{ENDPOINT}/{session_id}", headers=headers)
+        assert response.status_code == 200
+        assert response.get_json() == {"status": "success", "data": {"session_id": session_id, "ended": True}}
+        assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_sessions_of_others_are_not_found(app: Any, fake_openai: FakeOpenAI) -> None:
+    visitor, other = app.test_client(), app.test_client()
+    of_visitor, of_ada, of_other = create_session(visitor), create_session(visitor, **bearer("ada")), create_session(other)
+    never_issued = of_ada[:-6] + "AAAAAA"
+    attempts: list[tuple[Any, str, dict[str, str]]] = [
+        (other, of_visitor, {}),
+        (other, of_ada, {}),
+        (other, of_ada, bearer("bob")),
+        (app.test_client(), of_visitor, {}),
+        (visitor, of_ada, {}),  # the same browser, signed out
+        (visitor, of_visitor, bearer("ada")),  # the same browser, signed in
+        (visitor, of_ada, bearer("bob")),  # the same browser, another user
+        (visitor, of_other, bearer("ada")),
+        (visitor, never_issued, {}),
+        (visitor, never_issued, bearer("ada")),
+    ]
+    bodies = set()
+    for client, session_id, headers in attempts:
+        response = client.delete(f"{ENDPOINT}/{session_id}", headers=headers)
+        assert error_of(response) == NOT_FOUND
+        bodies.add(response.text)
+    assert len(bodies) == 1
+    assert cancelled(fake_openai) == []
+    assert visitor.delete(f"{ENDPOINT}/{of_visitor}").status_code == 200
+    assert visitor.delete(f"{ENDPOINT}/{of_ada}", headers=bearer("ada")).status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{"Authorization": "Bearer e30.e30.x"}, {"Authorization": "Bearer"}])
+def test_end_with_an_invalid_token(app: Any, headers: dict[str, str]) -> None:
+    client = app.test_client()
+    session_id = create_session(client)
+    assert error_of(client.delete(f"{ENDPOINT}/{session_id}", headers=headers))[:2] == (401, "invalid_token")
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        ("abc-DEF_1.2:3", True),
-        ("x" * 128, True),
-        ("x" * 129, False),
-        ("", False),
-        ("a b", False),
-        ("ü", False),
-        ('"}', False),
-    ],
+    "session_id",
+    ["..", "%2e%2e%2fthreads", "a%00b", "a%0d%0aX-Forged: 1", "x" * 201, "ses_ü", "' OR 1=1 --", "a;b", "a%3Fb", "*"],
 )
-def test_request_id(client: FlaskClient, given: str, kept: bool) -> None:
-    returned = client.post(ENDPOINT, headers={"X-Request-ID": given}).headers.getlist("X-Request-ID")
-    assert len(returned) == 1
-    assert (returned[0] == given) is kept
-    assert kept or re.fullmatch(r"[0-9a-f]{32}", returned[0])
+def test_invalid_session_id(app: Any, fake_openai: FakeOpenAI, session_id: str) -> None:
+    client = app.test_client()
+    create_session(client)
+    calls = len(fake_openai.received)
+    assert error_of(client.delete(f"{ENDPOINT}/{session_id}")) == NOT_FOUND
+    assert len(fake_openai.received) == calls
+
+
+def test_end_from_an_unlisted_origin(app: Any) -> None:
+    client = app.test_client()
+    session_id = create_session(client)
+    for origin in ("https://evil.test", "null", "http://localhost:3000.evil.test"):
+        response = client.delete(f"{ENDPOINT}/{session_id}", headers={"Origin": origin})
+        assert error_of(response) == (403, "origin_not_allowed", "Origin not allowed")
+    response = client.delete(f"{ENDPOINT}/{session_id}", headers={"Origin": "http://localhost:3000"})
+    assert response.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
+    assert response.status_code == 200
+
+
+def test_other_methods_of_a_session(app: Any) -> None:
+    for method in ("GET", "POST", "PUT", "PATCH"):
+        response = app.test_client().open(f"{ENDPOINT}/ses_1", method=method)
+        assert error_of(response)[:2] == (405, "method_not_allowed")

@@ -12,9 +12,10 @@ from itsdangerous import URLSafeTimedSerializer
 from werkzeug.test import TestResponse
 
 from tests.support.applications import MakeApp
-from tests.support.endpoint import ENDPOINT
+from tests.support.endpoint import ENDPOINT, create_session, restarted
 from tests.support.fake_openai import FakeOpenAI, users
 from tests.support.identity_provider import SECRET, shared
+from tests.support.service import SECRET_KEY
 
 HTTPS = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "chat.example.com"}
 
@@ -144,3 +145,38 @@ def test_cookie_is_kept_over_https(client: FlaskClient, fake_openai: FakeOpenAI)
         client.post(ENDPOINT, headers=HTTPS, base_url="https://chat.example.com")
     first, second = users(fake_openai)
     assert first == second
+
+
+# Rotation of ``SECRET_KEY``, with and without the former key in ``SECRET_KEY_FALLBACKS``
+
+NEW = f"{SECRET_KEY}-2"
+
+
+NEWER = f"{SECRET_KEY}-3"
+
+
+def test_fallback_key_keeps_the_visitor(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
+    client = make_app().test_client()
+    create_session(client)
+    create_session(restarted(client, make_app, SECRET_KEY=NEW, SECRET_KEY_FALLBACKS=SECRET_KEY))
+    create_session(restarted(client, make_app, SECRET_KEY=NEWER, SECRET_KEY_FALLBACKS=f"{NEW}, {SECRET_KEY}"))
+    first, *later = users(fake_openai)
+    assert later == [first, first]
+
+
+def test_visitor_is_new_without_the_fallback_key(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
+    client = make_app().test_client()
+    create_session(client)
+    create_session(restarted(client, make_app, SECRET_KEY=NEWER))
+    create_session(restarted(client, make_app, SECRET_KEY=NEWER, SECRET_KEY_FALLBACKS=NEW))
+    assert len(set(users(fake_openai))) == 3
+
+
+def test_cookie_is_signed_again_with_the_new_key(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
+    client = make_app().test_client()
+    create_session(client)
+    second = restarted(client, make_app, SECRET_KEY=NEW, SECRET_KEY_FALLBACKS=SECRET_KEY)
+    create_session(second)
+    create_session(restarted(second, make_app, SECRET_KEY=NEW))
+    first, *later = users(fake_openai)
+    assert later == [first, first]

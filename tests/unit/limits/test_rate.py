@@ -41,6 +41,10 @@ LIMITS: list[tuple[Action, str | None, dict[str, str], int]] = [
     ("requests", "user:ada", {}, 300),
     ("requests", "user:ada", {"CHATKIT_MAX_REQUESTS_PER_MINUTE": "4"}, 40),
     ("requests", None, {"RATE_LIMIT": "7,50"}, 5000),
+    ("polls", "user:ada", {"CHATKIT_MAX_REQUESTS_PER_MINUTE": "4"}, 40),
+    ("polls", None, {"RATE_LIMIT": "7,50"}, 5000),
+    ("stops", "user:ada", {"CHATKIT_MAX_REQUESTS_PER_MINUTE": "4"}, 40),
+    ("stops", None, {"RATE_LIMIT": "7,50"}, 5000),
 ]
 
 

@@ -133,7 +133,7 @@ def test_pattern_for_preview_deployments(make_app: MakeApp) -> None:
     assert client.post(ENDPOINT, headers={"Origin": "https://shop-x-team.vercel.app.evil.test"}).status_code == 403
 
 
-def test_only_localhost_names_are_served_in_development(make_app: MakeApp) -> None:
+def test_only_localhost_names_are_served_in_development(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
     client = make_app(CHATKIT_ENV="development").test_client()
     for host in ("localhost:8000", "127.0.0.1:8000"):
         assert client.post(ENDPOINT, headers={"Host": host, "Origin": f"http://{host}"}).status_code == 200
@@ -143,3 +143,5 @@ def test_only_localhost_names_are_served_in_development(make_app: MakeApp) -> No
         for origin in ({}, {"Origin": LISTED}):
             rebound = client.post(ENDPOINT, headers={"Host": "evil.test", **origin, **more}, base_url="https://evil.test")
             assert (rebound.status_code, rebound.get_json()["code"]) == (400, "bad_request")
+            assert caplog.messages.count("the Host header is not localhost, the only host with CHATKIT_ENV=development") == 1
+            caplog.clear()

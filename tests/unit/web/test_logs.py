@@ -21,7 +21,7 @@ from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder, leaks
 
 
-def written(name: str, *, readable: bool) -> str:
+def written(name: str, *, readable: bool, message: object = "said %s", error: Exception | None = None) -> str:
     """Return what the configured handler writes for a record of logger ``name``."""
     config = logs.configuration("INFO", readable=readable)
     chosen = config["formatters"][config["handlers"]["stdout"]["formatter"]]
@@ -30,7 +30,8 @@ def written(name: str, *, readable: bool) -> str:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
     handler.addFilter(logs.IdsFilter())
-    handler.handle(logging.LogRecord(name, logging.INFO, "", 0, "said %s", ("this",), None))
+    exc_info = (type(error), error, error.__traceback__) if error else None
+    handler.handle(logging.LogRecord(name, logging.INFO, "", 0, message, () if error else ("this",), exc_info))
     return stream.getvalue()
 
 
@@ -53,6 +54,50 @@ def test_readable_line(ids: None) -> None:
     assert re.fullmatch(
         r"[\d-]+ [\d:.]+ INFO    said this  request_id=req-1  session_id=ses_1\n", written("chatkit", readable=True)
     )
+
+
+def raised(error: Exception, cause: Exception | None = None) -> Exception:
+    try:
+        raise error from cause
+    except Exception as caught:  # noqa: BLE001
+        return caught
+
+
+class QuotingError(Exception):
+    """As OpenAI's, of which the text quotes the key."""
+
+
+TEXT = "Incorrect key 'quoted-7'\nYou can't use it"
+
+
+@pytest.mark.parametrize("readable", [True, False])
+@pytest.mark.parametrize(
+    "error",
+    [
+        raised(QuotingError(TEXT)),
+        raised(KeyError(TEXT), raised(QuotingError(TEXT))),
+        raised(QuotingError(TEXT), raised(KeyError(TEXT))),
+        raised(ExceptionGroup(TEXT, [KeyError("another"), raised(LookupError(TEXT), QuotingError(TEXT))])),
+    ],
+    ids=["itself", "a cause", "with a cause", "in a group"],
+)
+def test_exceptions_that_quote_secrets(monkeypatch: pytest.MonkeyPatch, error: Exception, readable: bool) -> None:
+    monkeypatch.setattr(logs, "quoting_errors", {QuotingError})
+    for message in ("failed", f"Task exception was never retrieved\nfuture: {error!r}", error):
+        line = written("chatkit", readable=readable, message=message, error=error)
+        assert "quoted-7" not in line
+        assert "can't use" not in line
+        assert "raise error from cause" in line
+        assert type(error).__name__ in line
+        assert "QuotingError" in line
+
+
+def test_other_exceptions_are_logged_with_their_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "quoting_errors", {QuotingError})
+    error = raised(KeyError("a detail"), raised(OSError("the disk is full")))
+    line = written("chatkit", readable=False, message="failed", error=error)
+    assert "KeyError: 'a detail'" in line
+    assert "OSError: the disk is full" in line
 
 
 def access_record(caplog: pytest.LogCaptureFixture) -> Any:
@@ -107,3 +152,22 @@ def test_search_covers_all_logs(make_app: MakeApp, recorder: Recorder, fake_open
     with service.Service(OPENAI_API_KEY=API_KEY, CHATKIT_WORKFLOW_ID=WORKFLOW_ID, CHATKIT_API_BASE=fake_openai.url) as running:
         assert running.create_session().status_code == 200
     assert re.search(r"cksess_[0-9a-f]{48}", service.output[-1])
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("abc-DEF_1.2:3", True),
+        ("x" * 128, True),
+        ("x" * 129, False),
+        ("", False),
+        ("a b", False),
+        ("ü", False),
+        ('"}', False),
+    ],
+)
+def test_request_id(client: FlaskClient, given: str, kept: bool) -> None:
+    returned = client.post(ENDPOINT, headers={"X-Request-ID": given}).headers.getlist("X-Request-ID")
+    assert len(returned) == 1
+    assert (returned[0] == given) is kept
+    assert kept or re.fullmatch(r"[0-9a-f]{32}", returned[0])

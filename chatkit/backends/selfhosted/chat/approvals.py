@@ -16,6 +16,7 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Any, cast
 
+import pydantic_core
 from agents import (
     Agent,
     ModelBehaviorError,
@@ -226,7 +227,8 @@ def _widget(thread: ThreadMetadata, call: ToolApprovalItem) -> WidgetItem:
     if label := _field(call.raw_item, "server_label"):
         name = f"{name} ({label})"
     children: list[dict[str, Any]] = [{"type": "Title", "value": f"Allow {_plain(name)}?", "size": "sm"}]
-    for argument, value in _arguments(call.arguments or "").items():
+    arguments = call.arguments if call.arguments is not None else _described(call.raw_item)
+    for argument, value in _parsed(arguments).items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         children.append({"type": "Caption", "value": _plain(argument)})
         children.append({"type": "Text", "value": _plain(text)})
@@ -243,11 +245,17 @@ def _widget(thread: ThreadMetadata, call: ToolApprovalItem) -> WidgetItem:
         thread_id=thread.id,
         created_at=datetime.now(),  # noqa: DTZ005  as in the SDK's own items
         widget=DynamicWidgetRoot.model_validate(card),
-        copy_text=f"{_plain(name)} {_plain(call.arguments or '')}",
+        copy_text=f"{_plain(name)} {_plain(arguments)}",
     )
 
 
-def _arguments(arguments: str) -> dict[str, Any]:
+def _described(raw_item: Any) -> str:
+    """Return as JSON what a call does that has no arguments: the commands of a shell, or the change of a file."""
+    call = pydantic_core.to_jsonable_python(raw_item, exclude_none=True, fallback=str)
+    return json.dumps(call.get("action") or call.get("operation") or call, ensure_ascii=False)
+
+
+def _parsed(arguments: str) -> dict[str, Any]:
     try:
         parsed = json.loads(arguments)
     except ValueError:

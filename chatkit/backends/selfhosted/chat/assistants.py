@@ -29,6 +29,7 @@ from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources
 from chatkit.backends.selfhosted.chat.demo import DemoServer
 from chatkit.backends.selfhosted.chat.events import agent_events, assistant_message, outcome
 from chatkit.backends.selfhosted.chat.history import (
+    assistant_message_as_text,
     include_images,
     load_history,
     newest_user_message,
@@ -272,9 +273,10 @@ def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -
         os.environ.setdefault("OPENAI_API_KEY", client.api_key)
     exported_workflow.install_runner()
     # Operators' servers import these from OpenAI's package. Ours also copes with what ends theirs, see agent_events(), and
-    # knows the images of this service.
+    # knows the images of this service. Every API of a model takes the assistant's messages.
     chatkit.agents.stream_agent_response = agent_events
     ThreadItemConverter.to_agent_input = include_images  # type: ignore[method-assign, assignment]
+    ThreadItemConverter.assistant_message_to_input = assistant_message_as_text  # type: ignore[method-assign, assignment]
 
 
 def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Shape, str]:
@@ -295,8 +297,8 @@ def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Shape, str]:
         return (AgentServer, value), f"the Agents SDK agent {value.name!r} ({name})"
     if not inspect.isroutine(value):
         raise SettingsError(
-            f"{variable}: {name} is of type {type(value).__name__}; it has to be an Agents SDK Agent, a function from the "
-            "user to one, the run_workflow that Agent Builder exported, or a subclass of ChatKitServer."
+            f"{variable}: {name} is of type {type(value).__name__}; it has to be an Agents SDK Agent, a function that "
+            "takes the user and returns one, the run_workflow that Agent Builder exported, or a subclass of ChatKitServer."
         )
     required = [
         parameter
@@ -315,7 +317,7 @@ def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Shape, str]:
     if input_type is None:
         return (AgentServer, lambda context: value(context.user)), found
     if not inspect.iscoroutinefunction(value):
-        raise SettingsError(f"{variable}: {name} takes a workflow's input and is no async function; export it again.")
+        raise SettingsError(f"{variable}: {name} takes a workflow's input, but is not an async function; export it again.")
     return (WorkflowServer, value, input_type), f"the exported workflow {name}"
 
 

@@ -17,7 +17,7 @@ from chatkit.backends.selfhosted.chat.store import new_id
 from chatkit.backends.selfhosted.chat.usage import UsageStore
 from chatkit.backends.selfhosted.sessions import LiveSession, SessionStore
 from chatkit.limits.concurrency import ChatConcurrency
-from chatkit.limits.rate import Limits, address
+from chatkit.limits.rate import Action, Limits, address
 from chatkit.limits.starts import Starts
 from chatkit.types import is_streaming_req
 from chatkit.web import logs
@@ -83,7 +83,7 @@ def blueprint(
 
             async def produce(buffer: Buffer) -> None:
                 started = await starts.enter(holder)
-                meter = usage.meter(session.user)
+                meter = usage.meter(session.user, session.session_id)
                 try:
                     context = ChatContext(
                         session.user,
@@ -95,6 +95,7 @@ def blueprint(
                         root_url=root_url,
                         started=started,
                         usage=meter,
+                        session_id=session.session_id,
                         run_id=run_id,
                     )
                     await handle(servers.get(session.agent) or servers[None], chat_request, context)
@@ -142,17 +143,17 @@ def _is_turn(chat_request: Any) -> bool:
     return is_streaming_req(chat_request) or chat_request.type in ("input.transcribe", "threads.sync_custom_action")
 
 
-def session_of_request(sessions: SessionStore, limits: Limits) -> LiveSession:
-    """Return the session whose secret is the request's bearer token, after counting the request per address and user.
+def session_of_request(sessions: SessionStore, limits: Limits, action: Action = "requests") -> LiveSession:
+    """Return the session whose secret is the request's bearer token, after counting an ``action`` per address and user.
 
     Raises:
         ApiError: there is no bearer token, or no live session that it belongs to, or there were too many requests.
     """
-    limits.count("requests")
+    limits.count(action)
     scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
         raise ClientSecretMissing("no bearer token")
     session = sessions.find(secret.strip())
     logs.session_id.set(session.session_id)
-    limits.count("requests", session.user)
+    limits.count(action, session.user)
     return session

@@ -38,8 +38,12 @@ class ChatContext:
     """Call it when the processor-bound start of the request is done."""
     usage: Meter = field(default_factory=Meter, compare=False)
     """Counts what the models use."""
+    session_id: str = ""
+    """The session that the request belongs to."""
     run_id: str = ""
     """The id of the response as an active run; empty if it is none."""
+    run_is_active: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
+    """Set from the beginning to the end of the run. Meanwhile nothing is stored without the run's row."""
     saving_thread: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
     """Held while a thread is saved and the objects in ``threads`` are updated."""
     drafts: set[str] = field(default_factory=set)

@@ -98,16 +98,23 @@ class DefaultServer(ChatKitServer[ChatContext]):
                 result = await client.audio.transcriptions.create(model=model, file=file)
             context.usage.add("Dictation", 1, result.usage)
             return TranscriptionResult(text=result.text)
-        except openai.APIStatusError as error:
-            # The error's text is not logged: it quotes the key and the request.
-            detail = f"transcription failed: OpenAI answered {error.status_code}{openai_reference(error)}"
-            if isinstance(error, openai.AuthenticationError):
-                raise errors.OpenAIAuthenticationFailed(detail) from error
-            if isinstance(error, openai.RateLimitError):
-                raise errors.OpenAIRateLimited(detail) from error
-            raise errors.OpenAIUnavailable(detail) from error
-        except Exception as error:  # a timeout, a network error or an invalid response
-            raise errors.OpenAIUnavailable("transcription failed") from error
+        except Exception as error:  # also a timeout or an invalid response
+            raise openai_error(error, "transcription failed") from error
+
+
+def openai_error(error: Exception, what: str) -> errors.ApiError:
+    """Return the contract's error for ``error``, which a call to OpenAI raised. ``what`` is for the log.
+
+    The error's text is not logged: it quotes the key and the request.
+    """
+    if not isinstance(error, openai.APIStatusError):
+        return errors.OpenAIUnavailable(what)
+    detail = f"{what}: OpenAI answered {error.status_code}{openai_reference(error)}"
+    if isinstance(error, openai.AuthenticationError):
+        return errors.OpenAIAuthenticationFailed(detail)
+    if isinstance(error, openai.RateLimitError):
+        return errors.OpenAIRateLimited(detail)
+    return errors.OpenAIUnavailable(detail)
 
 
 def openai_reference(error: openai.APIStatusError) -> str:

@@ -43,10 +43,10 @@ from chatkit.widgets import DynamicWidgetRoot
 SECONDS_PER_WORD = 0.03
 
 INTRODUCTION = (
-    "I am the demo assistant of this service: no model is behind me, I work offline and say the same to everyone. "
+    "I am the demo assistant of this service. I work offline, without a model, and always give this reply. "
     "You said: “{said}”. "
-    "To see what a frontend can be sent, write widget, progress, tool, question or error. "
-    "For real answers set OPENAI_API_KEY or CHATKIT_AGENT."
+    "To see what else a frontend can receive, write widget, progress, tool, question or error. "
+    "For real replies set OPENAI_API_KEY or CHATKIT_AGENT."
 )
 
 
@@ -59,7 +59,7 @@ class DemoServer(DefaultServer):
         set_title(thread, input_user_message)
         if input_user_message is None:
             last = (await load_history(self.store, thread.id, context))[-1]
-            events = _speak(thread, _answer_to_page(last))
+            events = _speak(thread, _reply_to_page(last))
         else:
             said = user_text(input_user_message)
             respond = next((function for keyword, function in _RESPONSES.items() if keyword in said.lower()), None)
@@ -88,13 +88,13 @@ class DemoServer(DefaultServer):
         return SyncCustomActionResponse(updated_item=item)
 
 
-def _answer_to_page(last: ThreadItem) -> str:
+def _reply_to_page(last: ThreadItem) -> str:
     if isinstance(last, ClientToolCallItem):
         return f"Your page answered the call of {last.name} with: {last.output}"
     if isinstance(last, StructuredInputItem):
         answers = [f"{question.question} {_format_answer(question)}" for question in last.inputs]
         return "Thank you. " + " ".join(answers)
-    return "There is nothing new to answer."
+    return "There is nothing new to reply to."
 
 
 def _format_answer(question: Any) -> str:
@@ -167,7 +167,7 @@ async def _ask(thread: ThreadMetadata) -> AsyncIterator[ThreadStreamEvent]:
 
 
 async def _fail(thread: ThreadMetadata) -> AsyncIterator[ThreadStreamEvent]:
-    async for event in _speak(thread, "This answer ends in an error, as you asked for."):
+    async for event in _speak(thread, "This reply ends in an error, as you asked for."):
         yield event
         if isinstance(event, ThreadItemAddedEvent):
             await asyncio.sleep(SECONDS_PER_WORD)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 from contextvars import Context
 
+from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.types import AssistantMessageItem
 
@@ -21,13 +22,13 @@ class Drafts:
 
     def __init__(self, store: SqlStore) -> None:
         self._store = store
-        self._unsaved: dict[str, tuple[str, AssistantMessageItem]] = {}
+        self._unsaved: dict[str, tuple[ChatContext, AssistantMessageItem]] = {}
         self._saving = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
-    def schedule(self, user: str, message: AssistantMessageItem) -> None:
-        """Save ``message`` of ``user`` soon, with the content that it has by then."""
-        self._unsaved[message.id] = (user, message)
+    def schedule(self, context: ChatContext, message: AssistantMessageItem) -> None:
+        """Save ``message`` of the context's response soon, with the content that it has by then."""
+        self._unsaved[message.id] = (context, message)
         if self._task is None or self._task.done():
             # An empty context, because the task serves all requests.
             self._task = asyncio.get_running_loop().create_task(self._save_loop(), context=Context())

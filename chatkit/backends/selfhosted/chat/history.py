@@ -14,8 +14,10 @@ from typing import Any
 
 from chatkit.agents import ThreadItemConverter
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
+from chatkit.backends.selfhosted.chat.events import assistant_text
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.types import (
+    AssistantMessageItem,
     Attachment,
     GeneratedImageItem,
     HiddenContextItem,
@@ -129,6 +131,14 @@ async def include_images(converter: ThreadItemConverter, thread_items: Sequence[
         items = [item for item in items if not (isinstance(item, GeneratedImageItem) and item.image and not item.image.url)]
     converted: list[Any] = await _to_agent_input(converter, items)
     return converted
+
+
+async def assistant_message_as_text(_converter: ThreadItemConverter, item: AssistantMessageItem) -> Any:
+    """OpenAI's ``ThreadItemConverter.assistant_message_to_input``, for every API.
+
+    Theirs returns ``output_text`` parts, which the Agents SDK refuses for the Chat Completions API.
+    """
+    return {"type": "message", "role": "assistant", "content": assistant_text(item)}
 
 
 async def _newest_first(store: SqlStore, thread_id: str, context: ChatContext) -> AsyncIterator[ThreadItem]:

@@ -1,8 +1,9 @@
 """The active runs: responses that are being produced, each with a row in the database.
 
 Through its row any process can tell that a thread is being answered, and can stop the run in the process that it is in. That
-process reads the rows of its runs several times per second. It also stops a run whose row is gone, because the thread was
-deleted or belongs to another user now.
+process reads the rows of its runs several times per second. It also stops a run whose row is gone: the thread was deleted or
+belongs to another user now, or the process stalled for so long that another run has replaced this one. The store refuses what
+such a run still writes.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Runs:
 
     def begun(self, context: ChatContext) -> None:
         """Watch the context's run, which is stored, as the current task."""
+        context.run_is_active.set()
         task = cast("asyncio.Task[None]", asyncio.current_task())
         self._running[context.run_id] = _Running(context.user, task)
 
@@ -77,6 +79,7 @@ class Runs:
         """End the run of the current task, if it has one. If it was ``interrupted``, the page offers to repeat it."""
         if self._running.pop(context.run_id, None) is None:
             return
+        context.run_is_active.clear()  # what goes on after the response, such as a title, has no row
         try:
             await self._store.end_run(context, interrupted=interrupted)
         except Exception as error:  # noqa: BLE001  without heartbeats the run counts as interrupted

@@ -15,7 +15,7 @@ from chatkit.backends.selfhosted.chat.runs import Runs
 from chatkit.backends.selfhosted.chat.server import api_errors
 from chatkit.backends.selfhosted.sessions import SessionStore
 from chatkit.limits.concurrency import ChatConcurrency
-from chatkit.limits.rate import Limits, address
+from chatkit.limits.rate import Action, Limits, address
 from chatkit.web.asgi import deferred
 from chatkit.web.buffer import Buffer
 from chatkit.web.errors import NotFound
@@ -40,7 +40,7 @@ def blueprint(runs: Runs, sessions: SessionStore, limits: Limits, concurrency: C
             started_at = f"{datetime.fromtimestamp(run.started_at, UTC):%Y-%m-%dT%H:%M:%SZ}"
             return {"id": run.id, "status": "active" if run.is_active else "interrupted", "started_at": started_at}
 
-        return respond(thread_id, find)
+        return respond("polls", thread_id, find)
 
     @bp.delete(f"{CHAT_PATH}/runs/<run_id>")
     def stop_run(run_id: str) -> Response:
@@ -50,11 +50,11 @@ def blueprint(runs: Runs, sessions: SessionStore, limits: Limits, concurrency: C
             await runs.stop(run_id, user)
             return {"id": run_id, "stopped": True}
 
-        return respond(run_id, stop)
+        return respond("stops", run_id, stop)
 
-    def respond(id_: str, answer: Callable[[str], Awaitable[dict[str, Any] | None]]) -> Response:
-        """Respond with what ``answer`` returns for the user of the session."""
-        session = session_of_request(sessions, limits)
+    def respond(action: Action, id_: str, answer: Callable[[str], Awaitable[dict[str, Any] | None]]) -> Response:
+        """Count the ``action``, and respond with what ``answer`` returns for the user of the session."""
+        session = session_of_request(sessions, limits, action)
         if "\0" in id_:
             raise NotFound("an id contains a NUL")  # PostgreSQL rejects it
 

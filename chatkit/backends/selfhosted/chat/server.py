@@ -14,7 +14,7 @@ import openai
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
-from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources, openai_reference
+from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources, openai_error, openai_reference
 from chatkit.backends.selfhosted.chat.events import assistant_text
 from chatkit.backends.selfhosted.chat.history import current_store
 from chatkit.backends.selfhosted.chat.images import ImageRefusedError
@@ -44,7 +44,7 @@ from chatkit.web import errors
 
 log = logging.getLogger(__name__)
 
-START_SECONDS = 0.25  # a server that neither responds nor asks a model for so long waits for something else
+START_SECONDS = 0.25  # a start that takes longer waits for I/O
 CANCELLED_SECONDS = 10  # for handle_stream_cancelled, whose reader has left
 MAX_TITLE = 200
 MAX_FEEDBACK_ITEMS = 100
@@ -140,7 +140,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
         message = pending_items.get(event.item_id)
         if isinstance(message, AssistantMessageItem) and (context := current_context.get()):
             context.drafts.add(message.id)
-            self._chatkit_resources.drafts.schedule(context.user, message)
+            self._chatkit_resources.drafts.schedule(context, message)
 
     async def handle_stream_cancelled(
         self, thread: ThreadMetadata, pending_items: list[ThreadItem], context: ChatContext
@@ -319,6 +319,15 @@ def _api_error(error: Exception) -> errors.ApiError | None:
         return errors.NotFound("no such thread, item or attachment of this user")
     if isinstance(error, _TimeLimitError):
         return errors.ServiceBusy("the request took more than CHATKIT_TURN_SECONDS")
+    if isinstance(error, openai.APIError):
+        return openai_error(error, "a method of the server failed")
+    if isinstance(error, CustomStreamError):
+        return errors.RequestRefused("by a method of the server", message=error.message)
+    status, detail = getattr(error, "status_code", None), getattr(error, "detail", None)
+    # FastAPI's HTTPException is such an error. Those of HTTP clients have a response as well, and are no answer to the user.
+    if isinstance(status, int) and 400 <= status < 500 and not hasattr(error, "response"):
+        message = detail if isinstance(detail, str) else ""
+        return errors.RequestRefused("by a method of the server", status=status, message=message)
     if isinstance(error, ValueError):  # raised by the SDK for a request that its thread's state does not allow
         log.info("a request was rejected", exc_info=error)  # it may be an error in a method of the server as well
         return errors.InvalidRequestBody("the request does not fit its thread")
@@ -340,7 +349,7 @@ def _stream_error(error: Exception) -> BaseStreamError:
         return error
     if isinstance(error, _TimeLimitError):
         log.warning("the response took more than CHATKIT_TURN_SECONDS")
-        return CustomStreamError("The answer took too long. Please try again.", allow_retry=True)
+        return CustomStreamError("The response took too long. Please try again.", allow_retry=True)
     if isinstance(error, _REFUSALS):
         log.info("a guardrail or the model refused to answer (%s)", type(error).__name__)
         return CustomStreamError("This can't be answered here.", allow_retry=False)

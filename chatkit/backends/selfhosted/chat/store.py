@@ -33,6 +33,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    or_,
     select,
     update,
 )
@@ -51,6 +52,7 @@ from chatkit.backends.selfhosted.database.tables import (
     PausedRunRow,
     ThreadRow,
 )
+from chatkit.backends.selfhosted.sessions import exists_until_commit
 from chatkit.errors import ErrorCode, StreamError
 from chatkit.store import NotFoundError, Store
 from chatkit.types import (
@@ -95,7 +97,10 @@ Result = TypeVar("Result")
 
 
 class ThreadGone(NotFoundError, StreamError):
-    """A thread was deleted while a request was using it. Within a stream, the SDK converts this to an error event."""
+    """A thread was deleted, or another run replaced that of a request, while the request was using the thread.
+
+    Within a stream, the SDK converts this to an error event.
+    """
 
     def __init__(self) -> None:
         StreamError.__init__(self, ErrorCode.STREAM_ERROR, allow_retry=False)
@@ -121,7 +126,10 @@ _INSERT_THREAD = {
     "postgresql": insert(_threads),
 }
 _UPDATE_THREAD = update(_threads).where(_own_thread).values(data=bindparam("new_data"))
-_TOUCH_THREAD = update(_threads).where(_own_thread).values(used_at=bindparam("now"))
+# A run whose row is gone stores nothing: the text of another one may have replaced its own.
+_writer: Any = bindparam("active_run", type_=Text)
+_run_goes_on = or_(_writer == "", exists().where(_active_runs.c.id == _writer, _active_runs.c.user_id == _user))
+_TOUCH_THREAD = update(_threads).where(_own_thread, _run_goes_on).values(used_at=bindparam("now"))
 _TOUCH_AND_SELECT_THREAD = _TOUCH_THREAD.returning(_threads.c.data)
 _DELETE_THREAD = delete(_threads).where(_own_thread)
 _SELECT_ITEM = select(_items.c.data).where(_own_item)
@@ -134,10 +142,11 @@ _SAVE_ITEM = {  # an upsert that keeps the position; SQLAlchemy has one for each
     ),
 }
 _draft = {"thread_id": "thread", "user_id": "user", "id": "item", "data": "new_data"}
-_SAVE_DRAFT = {  # does nothing if the thread has been deleted
+_SAVE_DRAFT = {  # does nothing if the thread has been deleted, or the run replaced
     dialect_name: dialect.insert(_items)
     .from_select(
-        list(_draft), select(*(bindparam(name, type_=Text) for name in _draft.values())).where(exists().where(_own_thread))
+        list(_draft),
+        select(*(bindparam(name, type_=Text) for name in _draft.values())).where(exists().where(_own_thread), _run_goes_on),
     )
     .on_conflict_do_update(index_elements=["thread_id", "id"], set_={"data": dialect.insert(_items).excluded.data})
     for dialect_name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
@@ -180,13 +189,13 @@ _SELECT_IMAGE_OWNER = select(_images.c.user_id, func.length(_images.c.data).labe
     _images.c.id == bindparam("image")
 )
 _is_active = _active_runs.c.heartbeat >= bindparam("oldest")
-_threads_runs = and_(_active_runs.c.thread_id == bindparam("thread"), _active_runs.c.user_id == _user)
+_runs_of_thread = and_(_active_runs.c.thread_id == bindparam("thread"), _active_runs.c.user_id == _user)
 _own_run = and_(_active_runs.c.id == bindparam("run"), _active_runs.c.user_id == _user)
 _own_runs = and_(
     _active_runs.c.id.in_(bindparam("runs", expanding=True)), _active_runs.c.user_id.in_(bindparam("users", expanding=True))
 )
-_SELECT_THREADS_ACTIVE_RUNS = select(_active_runs.c.id).where(_threads_runs, _is_active)
-_DELETE_THREADS_RUNS = delete(_active_runs).where(_threads_runs)
+_SELECT_ACTIVE_RUNS_OF_THREAD = select(_active_runs.c.id).where(_runs_of_thread, _is_active)
+_DELETE_RUNS_OF_THREAD = delete(_active_runs).where(_runs_of_thread)
 _INSERT_RUN = insert(_active_runs)
 _SELECT_RUN = (  # an active one, if there is one
     select(_active_runs.c.id, _active_runs.c.started_at, _active_runs.c.heartbeat)
@@ -366,9 +375,9 @@ class SqlStore(Store[ChatContext]):
         """Run ``work`` in a transaction that locks the thread. ``undo`` is that of ``_run``.
 
         Raises:
-            ThreadGone: the user has no such thread.
+            ThreadGone: the user has no such thread, or the context's run was replaced.
         """
-        params = {"user": context.user, "thread": thread_id, "now": int(time.time())}
+        params = {**_writer_params(context), "thread": thread_id, "now": int(time.time())}
 
         def touch_and_work(connection: Connection) -> Result:
             # The update locks the row, so positions grow in the order of commits, across all processes.
@@ -385,9 +394,9 @@ class SqlStore(Store[ChatContext]):
         """Store the changed thread in a transaction that locks the thread, and return it.
 
         Raises:
-            ThreadGone: the user has no such thread.
+            ThreadGone: the user has no such thread, or the context's run was replaced.
         """
-        params = {"user": context.user, "thread": thread_id, "now": int(time.time())}
+        params = {**_writer_params(context), "thread": thread_id, "now": int(time.time())}
 
         def work(connection: Connection) -> ThreadMetadata:
             data = connection.execute(_TOUCH_AND_SELECT_THREAD, params).scalar_one_or_none()
@@ -439,6 +448,8 @@ class SqlStore(Store[ChatContext]):
         def add(connection: Connection) -> ThreadMetadata:
             new = {"id": thread.id, "user_id": context.user, "data": _thread_data(mine), "used_at": int(time.time())}
             connection.execute(_INSERT_THREAD[connection.dialect.name], new)
+            if context.session_id and not exists_until_commit(connection, context.session_id):
+                raise ThreadGone  # with all that its user had
             if begins_run:
                 connection.execute(_INSERT_RUN, _run_row(thread.id, context))
             return mine
@@ -447,7 +458,8 @@ class SqlStore(Store[ChatContext]):
             return stored.model_copy(update=_merge(mine, known, stored)) if known else mine
 
         if objects == []:
-            written = await self._run(add, undo=self._end_run(context) if begins_run else None)
+            with _gone_threads_logged():
+                written = await self._run(add, undo=self._end_run(context) if begins_run else None)
         else:
             # An object without an entry is a copy; its base is the state that this request loaded first.
             known = next((known for loaded, known in objects if loaded is thread), objects[0][1]) if objects else None
@@ -611,11 +623,16 @@ class SqlStore(Store[ChatContext]):
 
         await self._write(thread_id, context, work)
 
-    async def save_drafts(self, drafts: Iterable[tuple[str, AssistantMessageItem]]) -> None:
-        """Store unfinished messages, each paired with the ``User.id`` of its thread's owner, within ``DRAFT_SECONDS``."""
+    async def save_drafts(self, drafts: Iterable[tuple[ChatContext, AssistantMessageItem]]) -> None:
+        """Store unfinished messages, each paired with the context of its response, within ``DRAFT_SECONDS``."""
         rows = [
-            {"user": user, "thread": message.thread_id, "item": message.id, "new_data": in_utc(message).model_dump_json()}
-            for user, message in drafts
+            {
+                **_writer_params(context),
+                "thread": message.thread_id,
+                "item": message.id,
+                "new_data": in_utc(message).model_dump_json(),
+            }
+            for context, message in drafts
             if any(part.text.strip() for part in message.content)
         ]
         if rows:
@@ -760,9 +777,9 @@ class SqlStore(Store[ChatContext]):
 
         def work(connection: Connection) -> list[str]:
             if alone:
-                if active := list(connection.execute(_SELECT_THREADS_ACTIVE_RUNS, params).scalars()):
+                if active := list(connection.execute(_SELECT_ACTIVE_RUNS_OF_THREAD, params).scalars()):
                     return active
-                connection.execute(_DELETE_THREADS_RUNS, params)
+                connection.execute(_DELETE_RUNS_OF_THREAD, params)
             connection.execute(_INSERT_RUN, _run_row(thread_id, context))
             return []
 
@@ -845,6 +862,10 @@ def _gone_threads_logged() -> Iterator[None]:
 def _read_image(connection: Connection, image_id: str, user: str) -> Image | None:
     row = connection.execute(_SELECT_IMAGE, {"image": image_id, "user": user}).one_or_none()
     return Image(row.media_type, row.data) if row else None
+
+
+def _writer_params(context: ChatContext) -> dict[str, Any]:
+    return {"user": context.user, "active_run": context.run_id if context.run_is_active.is_set() else ""}
 
 
 def _run_row(thread_id: str, context: ChatContext) -> dict[str, Any]:

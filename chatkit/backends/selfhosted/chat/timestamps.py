@@ -29,9 +29,13 @@ def in_utc(model: Model) -> Model:
     return model.model_copy(update=changed) if changed else model
 
 
+def as_utc(stored: datetime) -> datetime:
+    """Return a stored time with its zone. One without a zone is in UTC."""
+    return stored if stored.tzinfo else stored.replace(tzinfo=UTC)
+
+
 def in_local_time(model: Model) -> Model:
-    """Convert ``created_at`` of a stored ``model``, in place, to naive local time. A stored time without a zone is UTC."""
+    """Convert ``created_at`` of a stored ``model``, in place, to naive local time."""
     stored: datetime = model.created_at  # type: ignore[attr-defined]
-    aware = stored if stored.tzinfo else stored.replace(tzinfo=UTC)
-    model.created_at = datetime.fromtimestamp(aware.timestamp())  # type: ignore[attr-defined]  # noqa: DTZ006
+    model.created_at = datetime.fromtimestamp(as_utc(stored).timestamp())  # type: ignore[attr-defined]  # noqa: DTZ006
     return model

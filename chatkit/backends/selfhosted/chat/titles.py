@@ -1,4 +1,4 @@
-"""Titles of threads: the first words of the first message, and then a title by a model, if there is one for titles."""
+"""Titles of threads: the first words of the first message, and then a title by a model, if CHATKIT_TITLE_MODEL is set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chatkit.backends.selfhosted.chat.events import user_text
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.types import ThreadMetadata, UserMessageItem
 
-MAX_GENERATED_TITLE = 60
+MAX_GENERATED_TITLE = 60  # characters
 MAX_INPUT = 2000  # characters of the message
 MAX_OUTPUT_TOKENS = 2000  # a model may reason before it writes the title
 DELAY_SECONDS = 0.25  # starting a run takes the event loop some milliseconds, and the response starts first
@@ -76,5 +76,5 @@ class Titles:
 def _shorten(text: str) -> str:
     text = " ".join(text.split())
     if len(text) > MAX_GENERATED_TITLE:
-        text = text[:MAX_GENERATED_TITLE].rsplit(" ", 1)[0] + "…"
+        text = text[:MAX_GENERATED_TITLE].rsplit(" ", 1)[0][: MAX_GENERATED_TITLE - 1] + "…"
     return text

@@ -10,17 +10,15 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from sqlalchemy import Engine, Table, bindparam, func, select
+from sqlalchemy import Connection, Engine, Table, bindparam, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from chatkit.backends.selfhosted.database import engine as database
 from chatkit.backends.selfhosted.database.tables import UsageRow
+from chatkit.backends.selfhosted.sessions import exists_until_commit
 from chatkit.web import errors
-
-if TYPE_CHECKING:
-    from chatkit.backends.selfhosted.chat.store import SqlStore
 
 MAX_AGENT_NAME = 255
 AMOUNTS = ("requests", "input_tokens", "output_tokens", "total_tokens")
@@ -41,6 +39,8 @@ _SELECT_TOKENS = select(func.sum(_usage.c.total_tokens)).where(
 
 Usage = Mapping[str, Mapping[str, int]]
 """``AMOUNTS`` by the name of the agent."""
+Submit = Callable[[Callable[[Connection], Any], float], Future[Any]]
+"""Runs a function in a transaction, within so many seconds."""
 
 
 class Meter:
@@ -80,20 +80,20 @@ class UsageStore:
 
     Args:
         engine: the database.
-        store: runs the transactions that nobody waits for.
+        submit: runs the transactions that nobody waits for, see ``SqlStore.submit``.
         tokens_per_day: the limit of one user; ``None`` for no limit.
     """
 
-    def __init__(self, engine: Engine, store: SqlStore, tokens_per_day: int | None) -> None:
+    def __init__(self, engine: Engine, submit: Submit, tokens_per_day: int | None) -> None:
         self._engine = engine
-        self._store = store
+        self._submit = submit
         self._tokens_per_day = tokens_per_day
         self._saving: dict[Future[Any], str] = {}
         """The transactions that are not done, with their users."""
 
-    def meter(self, user: str) -> Meter:
-        """Return a meter for a response to ``user`` (a ``User.id``)."""
-        return Meter(partial(self._save, user))
+    def meter(self, user: str, session_id: str | None = None) -> Meter:
+        """Return a meter for a response to ``user`` (a ``User.id``). Nothing is stored once the session has been deleted."""
+        return Meter(partial(self._save, user, session_id))
 
     def check(self, user: str) -> None:
         """Check that ``user`` may begin a turn. May block.
@@ -118,7 +118,7 @@ class UsageStore:
                 retry_after=int((midnight - now).total_seconds()) + 1,
             )
 
-    def _save(self, user: str, usage: Usage) -> None:
+    def _save(self, user: str, session_id: str | None, usage: Usage) -> None:
         """Log and store the usage of a response without waiting for the database."""
         total: Counter[str] = Counter()
         for used in usage.values():
@@ -136,9 +136,13 @@ class UsageStore:
         today = datetime.now(UTC).date()
         # Sorted, because two transactions that lock rows in different orders would wait for each other.
         rows = [{"user_id": user, "day": today, "agent": agent, **usage[agent]} for agent in sorted(usage)]
-        saving = self._store.submit(
-            lambda connection: connection.execute(_SAVE_USAGE[connection.dialect.name], rows), database.WAIT_SECONDS
-        )
+
+        def save(connection: Connection) -> None:
+            connection.execute(_SAVE_USAGE[connection.dialect.name], rows)
+            if session_id and not exists_until_commit(connection, session_id):
+                connection.rollback()
+
+        saving = self._submit(save, database.WAIT_SECONDS)
         self._saving[saving] = user
         saving.add_done_callback(self._saved)
 

@@ -74,7 +74,7 @@ def open_database(address: str, connections: int = 5) -> Engine:
         _migrate_with_retry(url)
         return _make_pooled_engine(url, connections)
     except (exc.ArgumentError, ValueError) as error:
-        raise SettingsError("DATABASE_URL: this is not the address of a database.") from error
+        raise SettingsError("DATABASE_URL: not a valid database URL.") from error
     except (*UNAVAILABLE, OSError) as error:
         raise SettingsError(f"DATABASE_URL: the database can't be reached or written: {_first_line(error)}") from error
     except CommandError as error:

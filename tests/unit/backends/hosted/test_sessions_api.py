@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import ssl
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -14,14 +10,14 @@ from typing import Any, cast
 import openai
 import pytest
 import requests_mock
-import trustme
 from flask.testing import FlaskClient
 
 from chatkit.identity.user import User
 from chatkit.settings import Settings
-from tests.support.endpoint import ENDPOINT, USER
-from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, delayed, issue_session, issuing, session
-from tests.support.fake_server import responding
+from tests.support.applications import MakeApp
+from tests.support.endpoint import ENDPOINT, USER, create_session, error_of
+from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, failing, issuing, session
+from tests.support.fake_server import Handler, responding
 from tests.support.hosted import COMPLETE, sessions_api, what_counts
 from tests.support.service import SECRET_KEY
 
@@ -94,46 +90,6 @@ def test_openai_is_told_the_id_of_the_request(client: FlaskClient, fake_openai: 
     assert fake_openai.received[0].headers["x-client-request-id"] == response.headers["X-Request-ID"]
 
 
-def test_connection_is_reused(fake_openai: FakeOpenAI) -> None:
-    issuer = sessions_api(fake_openai.url)
-    for _ in range(10):
-        issuer.issue(USER)
-    assert fake_openai.connections == 1
-    fake_openai.behaviour = responding(401, b'{"error": {}}')
-    for _ in range(3):
-        with pytest.raises(Exception, match="401"):
-            issuer.issue(USER)
-    assert fake_openai.connections == 1
-
-
-def test_concurrent_calls_do_not_wait_for_each_other(fake_openai: FakeOpenAI) -> None:
-    fake_openai.behaviour = delayed(1)
-    issuer = sessions_api(fake_openai.url, GUNICORN_THREADS="20")
-    started = time.monotonic()
-    with ThreadPoolExecutor(20) as pool:
-        ids = {issued.session_id for issued in pool.map(issuer.issue, [USER] * 20)}
-    assert len(ids) == 20
-    assert time.monotonic() - started < 10
-    assert fake_openai.connections == 20
-
-
-def test_upstream_cookies_are_not_kept_between_users(fake_openai: FakeOpenAI) -> None:
-    fake_openai.behaviour = lambda handler: handler.respond(200, session(), Set_Cookie="who=first; Path=/")
-    issuer = sessions_api(fake_openai.url)
-    issuer.issue(USER)
-    issuer.issue(USER)
-    assert "cookie" not in fake_openai.received[1].headers
-
-
-def test_proxy_variables_and_netrc_are_ignored(fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login someone password else\n")
-    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    sessions_api(fake_openai.url).issue(USER)
-    assert fake_openai.received[0].headers["authorization"] == f"Bearer {API_KEY}"
-
-
 @pytest.mark.parametrize(
     ("expires_at", "ttl", "expected"),
     [
@@ -179,30 +135,53 @@ def test_response_is_parsed(encoding: dict[str, str]) -> None:
     assert (issued.session_id, issued.client_secret) == ("cksess_1", "ek_test_1")
 
 
-@pytest.fixture
-def authority() -> trustme.CA:
-    return trustme.CA()
+# The end of a session
+
+NOT_ENDED = (500, "openai_session_not_ended", "OpenAI service error: Could not end session")
 
 
-@pytest.fixture
-def tls_openai(authority: trustme.CA) -> Iterator[FakeOpenAI]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    with FakeOpenAI(tls=context) as running:
-        yield running
+def test_request_to_end_a_session_equals_the_one_of_openais_sdk(fake_openai: FakeOpenAI) -> None:
+    with openai.OpenAI(api_key=API_KEY, base_url=f"{fake_openai.url}/v1", max_retries=0) as sdk:
+        sdk.beta.chatkit.sessions.cancel("cksess_1")
+    sessions_api(fake_openai.url).end("cksess_1", USER)
+    by_them, by_us = map(what_counts, fake_openai.received)
+    assert by_us[:2] == by_them[:2] == ("POST", "/v1/chatkit/sessions/cksess_1/cancel")
+    for name in ("authorization", "openai-beta"):
+        assert by_us[3][name] == by_them[3][name]
+    assert by_us[2] == b""
 
 
-def test_tls(tls_openai: FakeOpenAI, authority: trustme.CA, tmp_path: Any) -> None:
-    issuer = sessions_api(tls_openai.url)
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    issuer.http.verify = str(tmp_path / "ca.pem")
-    tls_openai.behaviour = issue_session
-    for _ in range(3):
-        assert re.match("cksess_", issuer.issue(USER).session_id)
-    assert tls_openai.connections == 1
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [
+        (responding(200, session(status="cancelled")), None),
+        (failing(404, "not_found"), None),
+        (failing(400, "invalid_request_error"), None),
+        (failing(409, "conflict"), None),
+        (failing(401, "invalid_api_key"), (401, "openai_authentication_failed", "OpenAI authentication failed")),
+        (failing(403, "forbidden"), NOT_ENDED),
+        (responding(302, Location="http://x.test"), NOT_ENDED),
+        (failing(429, "rate_limit"), (429, "openai_rate_limited", "Rate limited by OpenAI. Please try again in a moment.")),
+        (failing(500, "server_error"), (503, "openai_unavailable", "OpenAI service temporarily unavailable")),
+        (Handler.hang_up, (503, "openai_unavailable", "OpenAI service temporarily unavailable")),
+    ],
+    ids=["200", "404", "400", "409", "401", "403", "302", "429", "500", "connection closed"],
+)
+def test_responses_to_the_end_of_a_session(client: FlaskClient, fake_openai: FakeOpenAI, behaviour: Any, expected: Any) -> None:
+    session_id = create_session(client)
+    fake_openai.behaviour = behaviour
+    response = client.delete(f"{ENDPOINT}/{session_id}")
+    if expected is None:
+        assert response.status_code == 200
+    else:
+        assert error_of(response) == expected
+    assert WORKFLOW_ID not in response.text
+    assert API_KEY not in response.text
 
 
-def test_untrusted_certificate_is_refused(tls_openai: FakeOpenAI) -> None:
-    with pytest.raises(Exception, match="no response from OpenAI"):
-        sessions_api(tls_openai.url).issue(USER)
-    assert tls_openai.received == []
+def test_session_is_not_ended_without_an_api_key(make_app: MakeApp) -> None:
+    client = make_app().test_client()
+    session_id = create_session(client)
+    other = make_app(OPENAI_API_KEY="").test_client()
+    other._cookies = client._cookies
+    assert error_of(other.delete(f"{ENDPOINT}/{session_id}"))[:2] == (500, "openai_api_key_missing")

@@ -231,7 +231,7 @@ def limits(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent, CHATKIT_TURN_SECONDS="1")
     fake_openai.behaviour = streaming([*says("half a")[:4], 5.0])
     _, events = caller.create("Hello")
-    assert errors(events) == [("custom", "The answer took too long. Please try again.", True)]
+    assert errors(events) == [("custom", "The response took too long. Please try again.", True)]
 
 
 def titles_by_a_model(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:

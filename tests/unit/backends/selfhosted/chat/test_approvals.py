@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 import pytest
+from agents import Agent, ToolApprovalItem
+from chatkit.types import ThreadMetadata
 from sqlalchemy import create_engine, text
 
+from chatkit.backends.selfhosted.chat import approvals
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from tests.support import approving_agents
 from tests.support.applications import Start
@@ -597,6 +601,44 @@ def test_arguments_that_are_no_json_object(start: Start, fake_openai: FakeOpenAI
     fake_openai.behaviour = streaming(events, says("Done"))
     thread_id, _ = caller.create("Go")
     assert lines(widgets(caller, thread_id)[0]) == ["Allow delete_file?", "", "[1, 2]"]
+
+
+@pytest.mark.parametrize(
+    ("call", "shown", "done"),
+    [
+        (
+            {"type": "shell_call", "action": {"commands": ["rm -rf /srv", "ls"], "timeout_ms": 1000}},
+            ["Allow shell?", "commands", '["rm -rf /srv", "ls"]', "timeout_ms", "1000"],
+            "shell ['rm -rf /srv', 'ls']",
+        ),
+        (
+            {"type": "apply_patch_call", "operation": {"type": "update_file", "path": "a.txt", "diff": "@@\n-a\n+\u200bü"}},
+            ["Allow apply_patch?", "diff", "@@\n-a\n+\\u200bü", "path", "a.txt", "type", "update_file"],
+            "update a.txt",
+        ),
+    ],
+)
+def test_the_user_sees_what_a_call_without_arguments_does(
+    start: Start, fake_openai: FakeOpenAI, call: Any, shown: list[str], done: str
+) -> None:
+    caller = start(f"{AGENTS}:administrator")
+    item = {"id": "sh_1", "call_id": "call_1", "status": "completed", **call}
+    added_and_done: Events = [
+        {"type": f"response.output_item.{stage}", "output_index": 0, "item": item} for stage in ("added", "done")
+    ]
+    fake_openai.behaviour = streaming(added_and_done, says("Done"))
+    thread_id, _ = caller.create("Go")
+    (widget,) = widgets(caller, thread_id)
+    assert lines(widget) == shown
+    assert shown[4] in widget.copy_text
+    assert texts(decide(caller, widget, APPROVE)) == ["Done"]
+    assert executed == [done]
+
+
+def test_a_call_of_an_unknown_kind_is_shown_as_it_is() -> None:
+    call = ToolApprovalItem(Agent(name="New"), {"type": "new_call", "id": "n_1", "target": {"path": "a.txt"}}, "new")
+    widget = approvals._widget(ThreadMetadata(id="thr_1", created_at=datetime.now()), call)  # noqa: DTZ005
+    assert lines(widget) == ["Allow new?", "type", "new_call", "id", "n_1", "target", '{"path": "a.txt"}']
 
 
 @pytest.mark.parametrize("agent", SHAPES)

@@ -13,6 +13,7 @@ from chatkit.types import AssistantMessageContent, AssistantMessageItem
 from sqlalchemy import create_engine, text
 
 from chatkit.backends.selfhosted.chat import drafts as module
+from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.drafts import Drafts
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
@@ -31,9 +32,9 @@ def test_draft_is_saved_every_second() -> None:
     saved: list[tuple[float, str]] = []
 
     class Noting(SqlStore):
-        async def save_drafts(self, drafts: Iterable[tuple[str, AssistantMessageItem]]) -> None:
-            [(user, draft)] = drafts
-            assert user == ADA.user
+        async def save_drafts(self, drafts: Iterable[tuple[ChatContext, AssistantMessageItem]]) -> None:
+            [(context, draft)] = drafts
+            assert context is ADA
             saved.append((asyncio.get_running_loop().time(), draft.content[0].text))
 
     async def check() -> None:
@@ -41,11 +42,11 @@ def test_draft_is_saved_every_second() -> None:
         started = asyncio.get_running_loop().time()
         for text_ in ("Hello", "Hello Ada", "Hello Ada, how are you?"):
             message.content[0].text = text_
-            drafts.schedule(ADA.user, message)
+            drafts.schedule(ADA, message)
             while not saved or saved[-1][1] != text_:
                 await asyncio.sleep(0.1)
         message.content[0].text = "Finished"
-        drafts.schedule(ADA.user, message)
+        drafts.schedule(ADA, message)
         await drafts.finish([message.id])
         await asyncio.sleep(2)
         assert [(round(at - started), text_) for at, text_ in saved] == [
@@ -67,7 +68,7 @@ def test_message_waits_a_second_for_its_draft_while_the_table_is_locked(
 
     async def finish() -> float:
         drafts = Drafts(store)
-        drafts.schedule(ADA.user, message)
+        drafts.schedule(ADA, message)
         await asyncio.sleep(0.3)  # until it is being saved
         started = time.monotonic()
         await drafts.finish([message.id])

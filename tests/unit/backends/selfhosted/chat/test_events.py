@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import inspect
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +17,8 @@ from chatkit.agents import stream_agent_response
 
 from tests.support.applications import Start
 from tests.support.chat import errors, on_screen, texts
+from tests.support.chat_completions import completing, requests_tool, writes
 from tests.support.fake_openai import FakeOpenAI
-from tests.support.fake_server import Behaviour, Handler
 from tests.support.leaks import Recorder
 from tests.support.responses_api import Events, calls, cites, draws, refuses, says, streaming, thinks, works
 
@@ -282,30 +281,10 @@ def test_reasoning_tool_call_and_citation(start: Start, fake_openai: FakeOpenAI,
     assert [item(one) for one in kept] == [("workflow", ["Ask"]), ("message", "Sunny", [SHOWN_URL])]
 
 
-def completing(*deltas: dict[str, Any]) -> Behaviour:
-    """A stream of the Chat Completions API."""
-
-    def behave(handler: Handler) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Type", "text/event-stream")
-        handler.send_header("Connection", "close")
-        handler.end_headers()
-        handler.close_connection = True
-        whole = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-test"}
-        for delta in [*deltas, None]:
-            choice = {"index": 0, "delta": delta or {}, "finish_reason": None if delta else "stop"}
-            handler.wfile.write(f"data: {json.dumps({**whole, 'choices': [choice]})}\n\n".encode())
-        handler.wfile.write(b"data: [DONE]\n\n")
-
-    return behave
-
-
 def test_client_tool_call_does_not_overwrite_the_preceding_message(start: Start, fake_openai: FakeOpenAI) -> None:
     """Outside the Responses API, messages and calls share one id: ``__fake_id__``."""
     caller = start("chat_completions")
-    function = {"name": "ask_page", "arguments": '{"question": "Colour?"}'}
-    call = {"tool_calls": [{"index": 0, "id": "call_9", "type": "function", "function": function}]}
-    fake_openai.behaviour = completing({"role": "assistant", "content": "Let me see"}, call)
+    fake_openai.behaviour = completing([*writes("Let me see"), *requests_tool("ask_page", question="Colour?")])
     thread_id, events = caller.create("Go")
     assert errors(events) == []
     kept = caller.items(thread_id, order="asc").data
@@ -334,7 +313,7 @@ def test_citation_that_cannot_be_shown_is_skipped(start: Start, fake_openai: Fak
 
 def test_refusal_keeps_the_preceding_text(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("chat_completions")
-    fake_openai.behaviour = completing({"role": "assistant", "content": "Some of it. "}, {"refusal": "The rest I can't"})
+    fake_openai.behaviour = completing([*writes("Some of it. "), {"refusal": "The rest I can't"}])
     thread_id, events = caller.create("Go")
     assert errors(events) == []
     kept = caller.items(thread_id).data[0]

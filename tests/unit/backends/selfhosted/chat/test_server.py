@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
 
 from chatkit.backends.selfhosted.chat import drafts, server
 from chatkit.settings import SettingsError
 from tests.support.agents_under_test import seen, spoken
 from tests.support.applications import MakeApp, Start
 from tests.support.chat import Caller, errors, texts, user_input
-from tests.support.fake_openai import FakeOpenAI
+from tests.support.fake_openai import FakeOpenAI, failing
+from tests.support.fake_server import Handler
 from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
 from tests.support.responses_api import asked, calls, draws, says, streaming, streaming_until_cancelled
@@ -24,36 +22,11 @@ SERVERS = "tests.support.servers_under_test"
 ACTION = {"type": "press", "payload": {"button": "red"}}
 
 
-@pytest.fixture(autouse=True)
-def _nothing_seen() -> None:
-    seen.clear()
-    spoken.clear()
-
-
 def wait_for(condition: Any, seconds: float = 5) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def test_context_of_a_request(start: Start) -> None:
-    url = start(
-        f"{SERVERS}:Knowing", AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan", CHATKIT_AGENT_HEADERS="article-id,X-Org-Id"
-    ).url
-    caller = Caller(url, shared(plan="pro"))
-    tag = {"type": "input_tag", "id": "art_1", "text": "The future", "data": {"kind": "article"}}
-    content = [{"type": "input_text", "text": "Hello "}, tag]
-    params = {"input": {**user_input(""), "content": content, "quoted_text": "a sentence above"}}
-    body = {"type": "threads.create", "params": params, "metadata": {"page": 7}}
-    caller.http.headers.update({"Accept-Language": "de", "Article-Id": "a1", "Cookie": "visitor=x", "X-Other": "y"})
-    assert "accept-language: de" in caller.send(body).text
-    ((context, message),) = seen
-    assert (context.user, context.claims, context.metadata) == ("user:ada", {"plan": "pro"}, {"page": 7})
-    assert dict(context.headers) == {"Accept-Language": "de", "article-id": "a1"}
-    assert context.headers["ARTICLE-ID"] == "a1"
-    assert message.quoted_text == "a sentence above"
-    assert (message.content[1].id, message.content[1].data) == ("art_1", {"kind": "article"})
 
 
 def test_server_by_claim(start: Start, fake_openai: FakeOpenAI) -> None:
@@ -123,30 +96,6 @@ def test_feedback_is_limited_to_100_items_of_own_threads(start: Start) -> None:
     assert status(caller, 100) == 200
 
 
-def test_defaults(start: Start, fake_openai: FakeOpenAI, tmp_path: Path) -> None:
-    """The service's defaults take the place of the SDK's, which raise an exception or do nothing."""
-    caller = start(f"{SERVERS}:Plain")
-    fake_openai.behaviour = streaming(says("Hello"), says("You pressed it"))
-    thread_id, _ = caller.create("Hello")
-    assert caller.thread(thread_id).title is None, "titles are its own business"
-    assert caller.post("threads.sync_custom_action", thread_id=thread_id, action=ACTION).json() == {}
-    assert texts(list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))) == ["You pressed it"]
-    assert str(fake_openai.received[1].body["input"]).count("acted on the page: press with {'button': 'red'}") == 2
-    message = caller.items(thread_id).data[0]
-    assert caller.post("items.feedback", thread_id=thread_id, item_ids=[message.id], kind="positive").status_code == 200
-    with create_engine(f"sqlite:///{tmp_path}/chatkit.db").connect() as connection:
-        kept = connection.execute(text("SELECT id FROM chat_items WHERE feedback = 'positive'")).scalars().all()
-    assert kept == [message.id]
-
-
-def test_timestamps_are_in_utc(start: Start) -> None:
-    caller = start(f"{SERVERS}:Knowing")
-    answer = caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}}).text
-    events = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: ")]
-    times = [(event.get("item") or event.get("thread") or {}).get("created_at", "Z") for event in events]
-    assert all(moment.endswith("Z") for moment in times)
-
-
 def test_hidden_items_are_not_sent(start: Start) -> None:
     caller = start(f"{SERVERS}:Hidden")
     thread_id, events = caller.create("Hello")
@@ -154,7 +103,7 @@ def test_hidden_items_are_not_sent(start: Start) -> None:
     assert [item.type for item in caller.items(thread_id).data] == ["assistant_message", "user_message"]
 
 
-LATE = [("custom", "The answer took too long. Please try again.", True)]
+LATE = [("custom", "The response took too long. Please try again.", True)]
 
 
 def test_time_limit_of_each_method(start: Start) -> None:
@@ -193,6 +142,59 @@ def test_exceptions_end_only_their_request(start: Start, recorder: Recorder, how
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_server_error")
     assert "internal detail" not in f"{responses}{answer.text}"
     assert caller.post("threads.list").status_code == 200
+
+
+def call_methods(caller: Caller, **metadata: str) -> dict[str, Any]:
+    """Call the methods without a stream, and return the responses."""
+    thread_id, _ = caller.create("Hello")
+    methods: dict[str, dict[str, Any]] = {
+        "threads.sync_custom_action": {"thread_id": thread_id, "action": ACTION},
+        "items.feedback": {"thread_id": thread_id, "item_ids": ["msg_1"], "kind": "positive"},
+        "input.transcribe": {"audio_base64": "aGVsbG8=", "mime_type": "audio/webm"},
+    }
+    return {type_: caller.send({"type": type_, "params": params, "metadata": metadata}) for type_, params in methods.items()}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [
+        (failing(401, "quoted-7"), (401, "openai_authentication_failed")),
+        (failing(429, "quoted-7"), (429, "openai_rate_limited")),
+        (failing(400, "quoted-7"), (503, "openai_unavailable")),
+        (Handler.hang_up, (503, "openai_unavailable")),
+    ],
+    ids=["401", "429", "400", "connection closed"],
+)
+def test_errors_of_openai_outside_of_streams(
+    start: Start, fake_openai: FakeOpenAI, recorder: Recorder, behaviour: Any, expected: tuple[int, str]
+) -> None:
+    fake_openai.behaviour = behaviour
+    before = len(recorder.lines)
+    for type_, answer in call_methods(start(f"{SERVERS}:AsksOpenAI")).items():
+        assert (answer.status_code, answer.json()["code"]) == expected, type_
+    logged = "".join(recorder.lines[before:])
+    assert "quoted-7" not in logged
+    assert logged.count("a method of the server failed") == 3
+
+
+NO_REFUSAL = (500, "internal_server_error", "Internal server error")
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("a message", (400, "request_refused", "This is too long.")),
+        ("HTTPException", (403, "request_refused", "This is another user's.")),
+        ("HTTPException without a text", (422, "request_refused", "This request can't be served")),
+        ("HTTPException 500", NO_REFUSAL),
+        ("of an HTTP client", NO_REFUSAL),
+    ],
+)
+def test_refusals_outside_of_streams(start: Start, how: str, expected: tuple[int, str, str]) -> None:
+    for type_, answer in call_methods(start(f"{SERVERS}:Refusing"), how=how).items():
+        envelope = answer.json()
+        assert (answer.status_code, envelope["code"], envelope["message"]) == expected, type_
+        assert envelope["status"] == "error"
 
 
 def read_words(caller: Caller, said: str, words: int) -> tuple[str, Any]:

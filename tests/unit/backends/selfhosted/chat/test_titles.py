@@ -13,7 +13,6 @@ from sqlalchemy import create_engine, select
 
 from chatkit.backends.selfhosted.chat import titles
 from chatkit.backends.selfhosted.chat.store import SqlStore
-from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import UsageRow
 from tests.support.applications import Start
 from tests.support.chat import Caller, errors, texts, user_input
@@ -21,7 +20,7 @@ from tests.support.fake_openai import FakeOpenAI
 from tests.support.fake_server import Behaviour, Handler, Received, responding
 from tests.support.leaks import Recorder
 from tests.support.responses_api import Events, asked, says, streaming
-from tests.support.store import IMAGE_URLS, MOMENT, of, run
+from tests.support.store import MOMENT, of, run
 from tests.support.waiting import wait_for
 
 SAID = "What is the weather going to be like in Paris tomorrow, and do I need an umbrella?"
@@ -192,11 +191,6 @@ def test_a_title_of_the_user_stays(
     assert caller.thread(thread_id).title == "The user's"
 
 
-@pytest.fixture
-def store(database: str) -> SqlStore:
-    return SqlStore(open_database(database), IMAGE_URLS)
-
-
 @pytest.mark.parametrize("first_words_are_stored", [True, False])
 @pytest.mark.parametrize("renamed", ["before", "after", "never"])
 def test_rename_wins_in_any_order(store: SqlStore, renamed: str, first_words_are_stored: bool) -> None:
@@ -246,3 +240,8 @@ def test_a_save_that_is_going_on(store: SqlStore) -> None:
     thread.metadata["noted"] = True
     run(store.save_thread(thread, context))
     assert run(store.load_thread(thread.id, of("anonymous:ada"))).title == "The user's"
+
+
+def test_a_title_has_at_most_60_characters() -> None:
+    assert titles._shorten("x" * 61) == "x" * 59 + "…"
+    assert titles._shorten("x" * 60) == "x" * 60

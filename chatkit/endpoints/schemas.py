@@ -54,6 +54,8 @@ def read_session_request(body: bytes) -> dict[str, Any]:
         loaded: dict[str, Any] = _session_request.load(parsed)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError("not JSON") from None
     except ValidationError as error:
         raise ValueError("does not fit the schema") from error
     return loaded

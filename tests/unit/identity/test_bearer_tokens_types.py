@@ -11,9 +11,8 @@ from flask.testing import FlaskClient
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT, error_of
 from tests.support.identity_provider import SECRET, IdentityProvider, claims, signed_with
+from tests.support.sign_in import INVALID, ISSUER
 
-ISSUER = "https://login.example.com/"
-INVALID = (401, "invalid_token", "Invalid or expired token")
 LOGOUT: dict[str, Any] = {"http://schemas.openid.net/event/backchannel-logout": {}}
 
 

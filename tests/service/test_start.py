@@ -1,7 +1,8 @@
-"""``WEB_CONCURRENCY``, which gunicorn itself reads too, before any file of this project."""
+"""What is checked before gunicorn starts: ``WEB_CONCURRENCY``, which it reads at its import, and the port."""
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from tests.support.service import PROJECT, Service, environment, output
 
 WRONG = ["two", "0", "-1", "65", "1.5"]
 MESSAGES = (
-    "chatkit: cannot start. WEB_CONCURRENCY is not a valid integer.",
+    "chatkit: cannot start. WEB_CONCURRENCY must be a whole number from 1 to 64 (processes).",
     "chatkit: cannot start. WEB_CONCURRENCY must be a whole number from 1 to 64 (processes).",
 )
 
@@ -36,6 +37,18 @@ def test_invalid_value_in_development(value: str) -> None:
     output.append(done.stderr)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.strip() in MESSAGES
+
+
+def test_port_in_use_in_development() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        variables = environment(PORT=str(port), CHATKIT_ENV="development")
+        command = [sys.executable, "app.py"]
+        done = subprocess.run(command, cwd=PROJECT, env=variables, capture_output=True, text=True, check=False, timeout=30)
+    output.append(done.stderr)
+    assert (done.returncode, done.stdout) == (1, "")
+    advice = f"Port {port} is in use. Use another: `PORT={port + 1} make run`."
+    assert done.stderr == f"chatkit: cannot start. {advice}\n"
 
 
 @pytest.mark.parametrize(("value", "workers"), [("", 2), (" ", 2), ("1", 1), (" 3 ", 3)])

@@ -1,0 +1,34 @@
+"""Agents of every kind on the models of another provider, with the Chat Completions API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agents import Agent, OpenAIChatCompletionsModel, Runner, StopAtTools
+from openai import AsyncOpenAI
+from pydantic import BaseModel
+
+from tests.support.agents_under_test import ask_page, weather
+
+provider = AsyncOpenAI(api_key="sk-of-the-provider", base_url="http://127.0.0.1:9/v1", max_retries=0)
+"""The provider's client. A test sets its ``base_url``."""
+
+elsewhere = Agent(
+    name="Elsewhere",
+    model=OpenAIChatCompletionsModel("llama", provider),
+    tools=[weather, ask_page],
+    tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"]),
+)
+
+
+def for_user(user: str) -> Agent[Any]:
+    return elsewhere
+
+
+class WorkflowInput(BaseModel):
+    input_as_text: str
+
+
+async def run_workflow(workflow_input: WorkflowInput) -> Any:
+    result = await Runner.run(elsewhere, workflow_input.input_as_text or "Go on.")
+    return {"output_text": result.final_output}

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 
-class Utf8(click.ParamType):
+class Utf8(click.ParamType[str]):
     """A text that the database can store."""
 
     name = "text"

@@ -142,7 +142,8 @@ def _time(value: Any) -> datetime | None:
 
 
 def _user_message(base: dict[str, Any], resource: dict[str, Any], losses: list[str]) -> ThreadItem:
-    texts, quotations = [], []
+    texts: list[str] = []
+    quotations: list[str] = []
     for part in resource["content"]:
         type_, text = part.get("type"), part.get("text")
         if isinstance(text, str):

@@ -13,7 +13,6 @@ from pydantic import TypeAdapter
 
 from chatkit.backends.hosted.conversion import convert_item, convert_thread
 from tests.support.threads_api import BEGIN, DESCRIBED, TOOL, URL, Project, answers, asks
-from tests.support.threads_api import FILE as FILE_ANNOTATION
 
 _item: TypeAdapter[Any] = TypeAdapter(ThreadItem)
 BEFORE = datetime(2026, 1, 1, tzinfo=UTC)
@@ -144,7 +143,7 @@ PARTLY: dict[str, tuple[dict[str, Any], list[str], str]] = {
     ),
     "an annotation with more": (answers("a", {**URL, "index": 5}), ["an annotation"], "a"),
     "a source with more": (
-        answers("a", {**FILE_ANNOTATION, "source": {**FILE_ANNOTATION["source"], "page": 2}}),
+        answers("a", {"type": "file", "source": {"type": "file", "filename": "a.pdf", "page": 2}}),
         ["an annotation"],
         "a",
     ),

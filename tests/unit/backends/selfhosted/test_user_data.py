@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 import tracemalloc
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, insert
@@ -116,7 +118,12 @@ def test_items_and_images_are_deleted_before_their_thread(
             connection.exec_driver_sql(f"{trigger} BEGIN SELECT RAISE(ABORT, 'not empty'); END")
     deleted: list[int] = []
     delete = UserData._delete
-    monkeypatch.setattr(UserData, "_delete", lambda *args: deleted.append(delete(*args)) or deleted[-1])
+
+    def count(*args: Any) -> int:
+        deleted.append(delete(*args))
+        return deleted[-1]
+
+    monkeypatch.setattr(UserData, "_delete", count)
     assert run(app, "users", "delete", ada.user, "--yes").exit_code == 0
     assert max(deleted) > user_data.DELETE_BATCH
     assert ada.user not in everything(database)
@@ -126,14 +133,14 @@ def test_what_an_active_run_stores_at_its_end_is_deleted(
     app: AsgiFlask, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada = with_data(app, database, "ada")
-    sleep = user_data.time.sleep
+    sleep = time.sleep
 
     def end_run(seconds: float) -> None:
         if seconds == user_data.RUN_END_SECONDS:
             fill(database, ada.user, "thr_late", question("late words"))
         sleep(0)
 
-    monkeypatch.setattr(user_data.time, "sleep", end_run)
+    monkeypatch.setattr(time, "sleep", end_run)
     assert run(app, "users", "delete", ada.user, "--yes").exit_code == 0
     assert not [word for word in (ada.user, "run_ada", "thr_late", "late words") if word in everything(database)]
     assert 2 * POLL_SECONDS <= user_data.RUN_END_SECONDS

@@ -170,7 +170,7 @@ def attachments_delete(caller: Caller) -> None:
 
 
 def transcribe(caller: Caller) -> None:
-    """Without an API key. test_assistants.py covers dictation with one."""
+    """Without an API key. test_defaults.py covers dictation with one."""
     response = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm")
     assert (response.status_code, response.json()["code"]) == (500, "openai_api_key_missing")
     assert caller.post("input.transcribe", audio_base64="?", mime_type="audio/webm").status_code in (400, 500)

@@ -2,8 +2,8 @@
 
 The exported code calls ``Runner.run`` for each agent and returns a finished text. ``Runner.run`` delegates to a default runner
 that can be replaced with ``agents.run.set_default_agent_runner``. The Agents SDK marks that as experimental; its version is
-pinned and ``test_assistants.py`` covers it. During a turn of the chat, our runner streams, passes the events to the turn, and
-prepends the thread's earlier messages, which the hosted service did and the exported code does not.
+pinned and ``test_exported_workflow.py`` covers it. During a turn of the chat, our runner streams, passes the events to the
+turn, and prepends the thread's earlier messages, which the hosted service did and the exported code does not.
 
 The user sees the messages of agents with text output, and items that tools stream. The output of an agent with an
 ``output_type`` is only for the workflow, which branches on it or returns it.

@@ -27,20 +27,10 @@ from chatkit.backends.selfhosted.database.tables import ThreadRow
 from chatkit.backends.selfhosted.imports import ImportedItem, ImportStore, Outcome
 from chatkit.backends.selfhosted.sessions import SECONDS_PER_DAY, SessionStore
 from chatkit.identity.user import User
-from tests.support.store import ADA, EVE, IMAGE_URLS, new_thread, run
+from tests.support.store import ADA, EVE, new_thread, run
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 NOTHING = Outcome()
-
-
-@pytest.fixture
-def engine(database: str) -> Engine:
-    return open_database(database)
-
-
-@pytest.fixture
-def store(engine: Engine) -> SqlStore:
-    return SqlStore(engine, IMAGE_URLS)
 
 
 @pytest.fixture

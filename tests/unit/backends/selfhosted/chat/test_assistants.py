@@ -9,17 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from agents.run import AgentRunner, get_default_agent_runner
 
-from chatkit.backends.selfhosted.chat import exported_workflow
 from chatkit.backends.selfhosted.chat.assistants import _load
 from chatkit.settings import SettingsError
 from chatkit.web import asgi
-from tests.support.agents_under_test import simple
 from tests.support.applications import Start
 from tests.support.chat import Caller, deltas, errors, texts, user_input
 from tests.support.fake_openai import API_KEY, FakeOpenAI, failing
-from tests.support.fake_server import Handler, responding
+from tests.support.fake_server import Handler
 from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
 from tests.support.responses_api import asked, calls, says, streaming
@@ -93,17 +90,6 @@ def test_agent_by_claim(start: Start, fake_openai: FakeOpenAI, token: str | None
     assert fake_openai.received[0].body["instructions"] == instructions
 
 
-@pytest.mark.parametrize("agent", ["knowing", "knowing_workflow", f"{SERVERS}:WithKnowingTool"])
-def test_tools_see_the_request(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
-    url = start(agent, AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan").url
-    fake_openai.behaviour = streaming(calls("what_is_known"), says("I see"))
-    caller = Caller(url, shared(plan="pro", email="ada@example.com"))
-    caller.http.headers["Accept-Language"] = "de"
-    caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}, "metadata": {"page": 7}})
-    (output,) = [item["output"] for item in fake_openai.received[1].body["input"] if item.get("type") == "function_call_output"]
-    assert output == "user:ada {'plan': 'pro'} {'Accept-Language': 'de'} {'page': 7}"
-
-
 @pytest.mark.parametrize("agent", ["with_tool", f"{SERVERS}:WithTool"])
 def test_tool_call(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
@@ -128,55 +114,6 @@ def test_client_tool_call_and_output(start: Start, fake_openai: FakeOpenAI, agen
     assert given[2]["output"] == '{"colour": "blue"}'
 
 
-@pytest.mark.parametrize(
-    ("category", "tool", "agent_instructions"),
-    [("booking", True, "Help the traveller to book"), ("complaint", False, "Apologise")],
-)
-def test_exported_workflow_with_a_branch_runs_unchanged(
-    start: Start, fake_openai: FakeOpenAI, category: str, tool: bool, agent_instructions: str
-) -> None:
-    caller = start("examples.travel_desk:run_workflow")
-    turns = [calls("seats_left", flight="LH1")] if tool else []
-    fake_openai.behaviour = streaming(says(f'{{"category":"{category}"}}'), *turns, says("Here is what I can do"))
-    thread_id, events = caller.create("I need help")
-    assert texts(events) == ["Here is what I can do"], "without the triage's output, and only once"
-    assert deltas(events) == ["Here", " is", " what", " I", " can", " do"]
-    assert fake_openai.received[1].body["instructions"].startswith(agent_instructions)
-    assert [item.type for item in caller.items(thread_id, order="asc").data] == ["user_message", "assistant_message"]
-
-
-@pytest.mark.parametrize(
-    ("agent", "reply"),
-    [
-        ("returns_nothing", ["Well"]),
-        ("returns_parsed", ['{\n  "category": "booking",\n  "sure": true\n}']),
-        ("says_without_an_agent", ["You said Hello"]),
-    ],
-)
-def test_workflow_result_becomes_the_reply(start: Start, fake_openai: FakeOpenAI, agent: str, reply: list[str]) -> None:
-    caller = start(agent)
-    fake_openai.behaviour = streaming(says("Well"))
-    _, events = caller.create("Hello")
-    assert texts(events) == reply
-
-
-def test_output_of_an_agent_used_as_a_tool_is_not_shown(start: Start, fake_openai: FakeOpenAI) -> None:
-    caller = start("runs_another_agent_as_tool")
-    fake_openai.behaviour = streaming(calls("expert", input="Weather?"), says("secret of the expert"), says("All is well"))
-    _, events = caller.create("Hello")
-    assert texts(events) == ["All is well"]
-    given = fake_openai.received[-1].body["input"]
-    assert [item["output"] for item in given if item.get("type") == "function_call_output"] == ["secret of the expert"]
-
-
-def test_agents_running_in_parallel(start: Start, fake_openai: FakeOpenAI) -> None:
-    caller = start("runs_two_at_once")
-    fake_openai.behaviour = streaming(says("one of two", pause=0.05))
-    thread_id, events = caller.create("Hello")
-    assert texts(events) == ["one of two", "one of two"]
-    assert len(caller.items(thread_id).data) == 3
-
-
 def test_silent_stream_sends_heartbeats(start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "HEARTBEAT_SECONDS", 0.2)
     caller = start("simple")
@@ -184,21 +121,6 @@ def test_silent_stream_sends_heartbeats(start: Start, fake_openai: FakeOpenAI, m
     response = caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}})
     assert 2 <= response.text.count(": keep-alive\n\n") <= 5
     assert "after" in response.text
-
-
-def test_widget_action_is_passed_to_the_model(start: Start, fake_openai: FakeOpenAI) -> None:
-    caller = start("simple")
-    fake_openai.behaviour = streaming(says("Hello"), says("You pressed it"))
-    thread_id, _ = caller.create("Hello")
-    action = {"type": "press", "payload": {"button": "red"}}
-    assert caller.post("threads.sync_custom_action", thread_id=thread_id, action=action).json() == {}
-    events = list(caller.stream("threads.custom_action", thread_id=thread_id, action=action))
-    assert texts(events) == ["You pressed it"]
-    reports = [
-        text for _, text in asked(fake_openai.received[1].body) if "acted on the page: press with {'button': 'red'}" in text
-    ]
-    assert len(reports) == 2
-    assert [item.type for item in caller.items(thread_id, order="asc").data] == ["user_message", *["assistant_message"] * 2]
 
 
 @pytest.mark.parametrize("agent", ["simple", PLAIN])
@@ -260,78 +182,6 @@ def test_exception_of_an_agent_is_logged_and_not_shown(start: Start, recorder: R
     assert '"session_id": "ses_' in line
 
 
-@pytest.mark.parametrize("agent", ["simple", PLAIN])
-def test_dictation(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
-    caller = start(agent)
-    fake_openai.behaviour = responding(200, {"text": "Hello there"})
-    response = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm;codecs=opus")
-    assert (response.status_code, response.json()) == (200, {"text": "Hello there"})
-    assert fake_openai.received[0].path == "/v1/audio/transcriptions"
-    assert b"gpt-transcribe" in fake_openai.received[0].body
-
-
-@pytest.mark.parametrize(
-    ("mime_type", "extension"),
-    [
-        ("audio/webm;codecs=opus", "webm"),
-        ('audio/webm; codecs="opus"', "webm"),
-        ("audio/ogg; codecs=opus", "ogg"),
-        ("audio/mp4;codecs=mp4a.40.2", "mp4"),
-        ("audio/mp4 ; codecs=opus", "mp4"),
-        ("audio/x-m4a", "m4a"),
-        ("audio/wav", "wav"),
-        ("audio/x-wav", "wav"),
-        ("audio/wave", "wav"),
-        ("audio/vnd.wave;codec=1", "wav"),
-        ("Audio/MPEG", "mpeg"),
-    ],
-)
-def test_what_browsers_record(start: Start, fake_openai: FakeOpenAI, mime_type: str, extension: str) -> None:
-    """OpenAI tells the format by the name of the file."""
-    caller = start("simple", CHATKIT_TRANSCRIPTION_MODEL="gpt-other-transcribe")
-    fake_openai.behaviour = responding(200, {"text": "Hello there"})
-    assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type=mime_type).json() == {"text": "Hello there"}
-    (received,) = fake_openai.received
-    assert f'filename="audio.{extension}"'.encode() in received.body
-    assert b"gpt-other-transcribe" in received.body
-
-
-UNAVAILABLE = (503, "openai_unavailable")
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "expected"),
-    [
-        (failing(401, "invalid_api_key", X_Request_Id="req_7"), (401, "openai_authentication_failed")),
-        (failing(429, "rate_limit_exceeded", X_Request_Id="req_7"), (429, "openai_rate_limited")),
-        (failing(500, "server_error", X_Request_Id="req_7"), UNAVAILABLE),
-        (responding(200, b"{"), UNAVAILABLE),
-        (responding(200, b"text", Content_Type="text/plain"), UNAVAILABLE),
-        (responding(200, {"text": 7}), UNAVAILABLE),
-        (responding(200, {}), UNAVAILABLE),
-        (Handler.hang_up, UNAVAILABLE),
-    ],
-    ids=["401", "429", "500", "invalid json", "text", "text is not a string", "no text", "connection closed"],
-)
-def test_failing_dictation(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, behaviour: Any, expected: Any) -> None:
-    caller = start("simple")
-    fake_openai.behaviour = behaviour
-    before = len(recorder.lines)
-    response = caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm")
-    assert (response.status_code, response.json()["code"]) == expected
-    (line,) = [line for line in recorder.lines[before:] if "transcription failed" in line]
-    if expected != UNAVAILABLE:
-        assert f"OpenAI answered {response.status_code} (request req_7)" in line
-
-
-@pytest.mark.parametrize("mime_type", ["audio/webm\r\nX-Injected: yes", "text/html", "audio/" + "x" * 60_000, ""])
-def test_invalid_media_type_of_a_dictation_is_refused(start: Start, fake_openai: FakeOpenAI, mime_type: str) -> None:
-    """The media type becomes a header in the request to OpenAI."""
-    caller = start("simple")
-    assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type=mime_type).status_code == 400
-    assert fake_openai.received == []
-
-
 DESCRIPTIONS = {
     PLAIN: f"the server {PLAIN}",
     "simple": "the Agents SDK agent 'Simple'",
@@ -364,15 +214,6 @@ def test_invalid_agent_is_a_setting_error(name: str, words: str) -> None:
         _load(name)
     assert str(caught.value).startswith("CHATKIT_AGENT: ")
     assert words in str(caught.value)
-
-
-def test_runner_outside_a_chat_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other uses of the Agents SDK in the process keep its default behaviour."""
-    exported_workflow.install_runner()
-    received: list[Any] = []
-    monkeypatch.setattr(AgentRunner, "run_streamed", lambda _self, *arguments, **named: received.append((arguments, named)))
-    get_default_agent_runner().run_streamed(simple, "Hello", max_turns=2)
-    assert received == [((simple, "Hello"), {"max_turns": 2})]
 
 
 @pytest.mark.parametrize(
@@ -413,15 +254,6 @@ def test_no_task_is_left_pending(start: Start, fake_openai: FakeOpenAI, recorder
     gc.collect()
     time.sleep(0.2)
     assert [line for line in recorder.lines[before:] if any(words in line for words in LEFT_BEHIND)] == []
-
-
-def test_widget_of_an_agent_with_an_output_type_is_shown(start: Start, fake_openai: FakeOpenAI) -> None:
-    """In an exported workflow the agent's own output goes to the workflow only."""
-    caller = start("typed_workflow")
-    fake_openai.behaviour = streaming(calls("shows_a_widget"), says('{"word":"a"}'))
-    thread_id, _ = caller.create("Hello")
-    kinds = [item.type for item in caller.items(thread_id, order="asc").data]
-    assert kinds == ["user_message", "widget", "assistant_message"]
 
 
 def test_timeout_inside_the_agent_is_not_logged_as_the_turns(start: Start, recorder: Recorder) -> None:

@@ -1,83 +1,36 @@
-"""Generated images: stored apart from their items, within limits, and served by signed URLs."""
+"""Generated images: stored apart from their items, within limits."""
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import requests
 from chatkit.store import NotFoundError
-from chatkit.types import GeneratedImage, GeneratedImageItem, InferenceOptions, UserMessageItem, UserMessageTextContent
 from itsdangerous import URLSafeSerializer
-from sqlalchemy import Engine, create_engine, event, insert, text
+from sqlalchemy import Engine, create_engine, insert, text
 
-from chatkit.backends.selfhosted.chat import images, images_blueprint
-from chatkit.backends.selfhosted.chat.history import MAX_IMAGE_BYTES as MAX_HISTORY_BYTES
-from chatkit.backends.selfhosted.chat.history import load_history, to_model_input
+from chatkit.backends.selfhosted.chat import images
+from chatkit.backends.selfhosted.chat.history import load_history
 from chatkit.backends.selfhosted.chat.images import MAX_IMAGE_BYTES, URL_SECONDS, ImageRefusedError, ImageUrls
 from chatkit.backends.selfhosted.chat.store import SqlStore
-from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import ItemRow
 from chatkit.backends.selfhosted.sessions import SessionStore
 from chatkit.identity.user import User
 from tests.support.applications import MakeApp, Start, served
 from tests.support.chat import Caller, errors, on_screen, texts
 from tests.support.fake_openai import FakeOpenAI
-from tests.support.identity_provider import SECRET, shared
-from tests.support.leaks import Recorder
+from tests.support.images import DRAWING, PNG, data_url, drawn, encoded, get, url_of
 from tests.support.responses_api import asked, draws, says, streaming
-from tests.support.service import SECRET_KEY
-from tests.support.store import ADA, EVE, IMAGE_URLS, MOMENT, new_thread, of, run
-from tests.support.waiting import wait_for
-
-PNG = b"\x89PNG\r\n\x1a\n"
-CDN = "https://cdn.platform.openai.com"
-
-
-def encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def data_url(data: bytes, media_type: str = "image/png") -> str:
-    return f"data:{media_type};base64,{encoded(data)}"
-
-
-def drawn(thread_id: str, url: str = data_url(PNG), name: str = "msg_image") -> GeneratedImageItem:
-    return GeneratedImageItem(
-        id=name, thread_id=thread_id, created_at=MOMENT, image=GeneratedImage(id="ig_of_the_model", url=url)
-    )
-
-
-def question(thread_id: str, name: str) -> UserMessageItem:
-    content: list[Any] = [UserMessageTextContent(text="?")]
-    return UserMessageItem(
-        id=name, thread_id=thread_id, created_at=MOMENT, content=content, inference_options=InferenceOptions()
-    )
-
-
-def url_of(item: Any) -> str:
-    url: str = item.image.url
-    return url
+from tests.support.store import ADA, EVE, IMAGE_URLS, new_thread, of, question, run
 
 
 def fetched(store: SqlStore, url: str) -> images.Image:
     """The image that the endpoint finds for ``url``."""
     parts = urlsplit(url)
     return store.open_image(parts.path.rpartition("/")[2], parts.query.removeprefix("token="), lambda _size: None)
-
-
-@pytest.fixture
-def engine(database: str) -> Engine:
-    return open_database(database)
-
-
-@pytest.fixture
-def store(engine: Engine) -> SqlStore:
-    return SqlStore(engine, IMAGE_URLS)
 
 
 def stored(engine: Engine) -> list[tuple[str, str]]:
@@ -246,26 +199,6 @@ class TestStore:
         (given,) = run(load_history(store, thread_id, ADA))
         assert url_of(given) == data_url(PNG)
 
-    def test_model_is_told_of_an_image_that_is_gone(self, store: SqlStore, engine: Engine) -> None:
-        thread_id = new_thread(store)
-        run(store.add_thread_item(thread_id, drawn(thread_id), ADA))
-        with engine.begin() as connection:
-            connection.execute(text("DELETE FROM chat_images"))
-        [message] = run(to_model_input(run(load_history(store, thread_id, ADA)), None))
-        assert [part["type"] for part in message["content"]] == ["input_text"]
-
-    def test_history_reads_no_more_images_than_it_gives_to_the_model(self, store: SqlStore, engine: Engine) -> None:
-        thread_id = new_thread(store)
-        large = PNG + bytes(MAX_HISTORY_BYTES // 2 * 3 // 4)  # a little more than half, in base64
-        run(store.add_thread_item(thread_id, question(thread_id, "msg_0"), ADA))
-        for number in range(1, 6):
-            run(store.add_thread_item(thread_id, drawn(thread_id, data_url(large), f"msg_{number}"), ADA))
-        statements: list[str] = []
-        event.listen(engine, "before_cursor_execute", lambda *call: statements.append(call[2]))
-        given: list[Any] = run(load_history(store, thread_id, ADA))
-        assert [url_of(item)[:14] for item in given[1:]] == ["", "", "", "", "data:image/png"]
-        assert len([statement for statement in statements if "chat_images" in statement]) == 2
-
 
 class TestUrls:
     def test_url_names_the_image_but_not_the_user(self) -> None:
@@ -294,164 +227,6 @@ class TestUrls:
         assert rotated.read(token, "img_1") == IMAGE_URLS.read(token, "img_1") is not None
         assert ImageUrls("another key").read(token, "img_1") is None
         assert IMAGE_URLS.read(rotated.make("/", "img_1", ADA.user).partition("token=")[2], "img_1") is None, "a new signature"
-
-
-DRAWING = [*draws(encoded(PNG)), *says("Here it is")]
-
-
-@pytest.fixture
-def caller(start: Start, fake_openai: FakeOpenAI) -> Caller:
-    fake_openai.behaviour = streaming(DRAWING)
-    return start("simple")
-
-
-def image_url(caller: Caller, thread_id: str) -> str:
-    (url,) = [url_of(item) for item in caller.items(thread_id).data if item.type == "generated_image"]
-    return url
-
-
-def get(url: str, **headers: str) -> requests.Response:
-    return requests.get(url, headers=headers, timeout=30)
-
-
-class TestEndpoint:
-    def test_response(self, caller: Caller, recorder: Recorder) -> None:
-        thread_id, _ = caller.create("Draw")
-        url = image_url(caller, thread_id)
-        assert url.startswith(f"{caller.url}/api/chatkit/images/img_")
-        path = urlsplit(url).path
-        response = get(url)
-        assert (response.status_code, response.content) == (200, PNG)
-        names = (*images_blueprint.HEADERS, "Content-Type")
-        assert {name: response.headers[name] for name in names} == {
-            "Cache-Control": "private, max-age=43200, immutable",
-            "Access-Control-Allow-Origin": "*",
-            "Cross-Origin-Resource-Policy": "cross-origin",
-            "Content-Disposition": "inline",
-            "Content-Security-Policy": "default-src 'none'; sandbox",
-            "X-Content-Type-Options": "nosniff",
-            "Content-Type": "image/png",
-        }
-        assert "Set-Cookie" not in response.headers
-        wait_for(lambda: any("chatkit.access" in line and path in line for line in recorder.lines))
-        (line,) = [line for line in recorder.lines if "chatkit.access" in line and path in line]
-        assert "token" not in line, "the log would give the image to its readers"
-
-    @pytest.mark.parametrize("origin", [CDN, "http://localhost:3000"])
-    def test_frame_of_another_origin_may_read_it(self, caller: Caller, origin: str) -> None:
-        thread_id, _ = caller.create("Draw")
-        response = get(image_url(caller, thread_id), Origin=origin)
-        assert (response.status_code, response.headers["Access-Control-Allow-Origin"]) == (200, "*")
-        assert "Access-Control-Allow-Credentials" not in response.headers
-
-    def test_unknown_foreign_expired_and_forged_urls_are_alike(self, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-        thread_id, _ = caller.create("Draw")
-        other_thread, _ = caller.create("Draw")
-        url, other = image_url(caller, thread_id), image_url(caller, other_thread)
-        path, token = url.split("?token=")
-        image_id = path.rpartition("/")[2]
-        body, _, signature = token.rpartition(".")
-        urls = ImageUrls("a guessed key")
-        real = ImageUrls(SECRET_KEY)
-        wrong = [
-            path,
-            f"{path}?token=",
-            f"{path}?token={token[:-1]}",
-            f"{path}?token={body}.{signature[::-1]}",
-            f"{path}?token={body}",
-            f"{path}?token={other.partition('token=')[2]}",
-            f"{path}?token=%00",
-            f"{path}%00?token={token}",
-            f"{caller.url}/api/chatkit/images/img_unknown?token={token}",
-            urls.make(caller.url, image_id, "anonymous:ada"),
-            real.make(caller.url, image_id, "anonymous:eve"),
-        ]
-        caller.post("threads.delete", thread_id=other_thread)
-        seen = {(get(one).status_code, get(one).json()["code"]) for one in [*wrong, other]}
-        now = time.time()
-        monkeypatch.setattr("time.time", lambda: now + 2 * URL_SECONDS)
-        seen.add((get(url).status_code, get(url).json()["code"]))
-        monkeypatch.undo()
-        assert seen == {(404, "not_found")}
-        assert get(url).status_code == 200
-
-    def test_page_of_history_is_small(self, start: Start, fake_openai: FakeOpenAI, database: str) -> None:
-        caller = start("simple", DATABASE_URL=database)
-        data = PNG + bytes(4_000_000)
-        fake_openai.behaviour = streaming([*draws(encoded(data)), *says("Here it is")])
-        thread_id, _ = caller.create("Draw")
-        answer = caller.post("items.list", thread_id=thread_id)
-        assert len(answer.content) < 2000
-        assert get(image_url(caller, thread_id)).content == data
-        assert len(caller.post("threads.get_by_id", thread_id=thread_id).content) < 2000
-
-    def test_retry_replaces_the_image(self, caller: Caller) -> None:
-        thread_id, _ = caller.create("Draw")
-        first = image_url(caller, thread_id)
-        question_id = caller.items(thread_id, order="asc").data[0].id
-        list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=question_id))
-        assert get(first).status_code == 404
-        assert get(image_url(caller, thread_id)).status_code == 200
-
-    def test_url_is_valid_after_the_key_was_rotated(self, make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
-        fake_openai.behaviour = streaming(DRAWING)
-        selfhosted = {"CHATKIT_BACKEND": "selfhosted", "CHATKIT_AGENT": "tests.support.agents_under_test:simple"}
-        old, new = ("an-old-key-of-the-tests-0123456789abcdef", "a-new-key-of-the-tests-0123456789abcdef")
-        with served(make_app(**selfhosted, SECRET_KEY=old)) as address:
-            caller = Caller(address)
-            thread_id, _ = caller.create("Draw")
-            path = image_url(caller, thread_id).removeprefix(address)
-        with served(make_app(**selfhosted, SECRET_KEY=new, SECRET_KEY_FALLBACKS=old)) as address:
-            assert get(address + path).status_code == 200
-        with served(make_app(**selfhosted, SECRET_KEY=new)) as address:
-            assert get(address + path).status_code == 404
-
-    def test_url_has_the_address_that_the_proxy_reports(self, start: Start, fake_openai: FakeOpenAI) -> None:
-        fake_openai.behaviour = streaming(DRAWING)
-        caller = start("simple", PROXY_HOPS="1")
-        caller.http.headers.update({"X-Forwarded-Proto": "https", "X-Forwarded-Host": "api.example.com"})
-        thread_id, events = caller.create("Draw")
-        (streamed,) = [url_of(e.item) for e in events if e.type == "thread.item.done" and e.item.type == "generated_image"]
-        assert streamed == image_url(caller, thread_id)
-        assert streamed.startswith("https://api.example.com/api/chatkit/images/img_")
-
-    def test_image_stays_after_signing_in(self, start: Start, fake_openai: FakeOpenAI) -> None:
-        fake_openai.behaviour = streaming(DRAWING)
-        caller = start("simple", AUTH_JWT_SECRET=SECRET, AUTH_KEEP_CONVERSATIONS="true")
-        thread_id, _ = caller.create("Draw")
-        before = image_url(caller, thread_id)
-        caller.token = shared()
-        caller.refresh()
-        assert get(before).status_code == 404
-        assert get(image_url(caller, thread_id)).content == PNG
-
-    def test_requests_of_an_address_are_limited(self, start: Start, fake_openai: FakeOpenAI) -> None:
-        fake_openai.behaviour = streaming(DRAWING)
-        caller = start("simple", RATE_LIMIT="1000000,1")  # 100 requests per minute
-        thread_id, _ = caller.create("Draw")
-        url = image_url(caller, thread_id)
-        codes = [get(url).status_code for _ in range(101)]
-        assert (codes[0], codes[-1]) == (200, 429)
-
-    @pytest.mark.parametrize(("too_few", "codes"), [(0, [200, 200]), (1, [429, 429])])
-    def test_bytes_in_memory_are_limited(
-        self, start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, too_few: int, codes: list[int]
-    ) -> None:
-        """An address has a quarter of them. They are released when the client has read them."""
-        monkeypatch.setattr(images_blueprint, "MAX_SENDING_BYTES", 4 * len(PNG) - too_few)
-        fake_openai.behaviour = streaming(DRAWING)
-        caller = start("simple")
-        thread_id, _ = caller.create("Draw")
-        url = image_url(caller, thread_id)
-        assert [get(url).status_code for _ in range(2)] == codes
-
-    def test_database_that_fails(self, caller: Caller, tmp_path: Any) -> None:
-        thread_id, _ = caller.create("Draw")
-        url = image_url(caller, thread_id)
-        with create_engine(f"sqlite:///{tmp_path}/chatkit.db").begin() as connection:
-            connection.execute(text("ALTER TABLE chat_images RENAME TO gone"))
-        response = get(url)
-        assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
 
 
 @pytest.mark.parametrize("agent", ["simple", "run_workflow", "tests.support.servers_under_test:Plain"])

@@ -1,17 +1,14 @@
-"""Active runs: a response goes on without its reader, can be found and stopped from any process, and ends once."""
+"""Active runs: a response goes on without its reader, is stopped from any process, and ends once."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 import pytest
-import requests
 from chatkit.store import NotFoundError
 from chatkit.types import ThreadMetadata
 from sqlalchemy import create_engine, text
@@ -24,10 +21,9 @@ from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.sessions import SessionStore
 from chatkit.identity.user import User
 from chatkit.web.errors import ServiceBusy
+from tests.support.active_runs import begin, reply, state, stop
 from tests.support.applications import Start
-from tests.support.chat import Caller, deltas, errors, texts, user_input
-from tests.support.fake_openai import FakeOpenAI
-from tests.support.responses_api import streaming_until_cancelled
+from tests.support.chat import Caller, texts, user_input
 from tests.support.store import ADA, EVE, IMAGE_URLS, MOMENT, new_thread, run
 from tests.support.waiting import wait_for
 
@@ -311,52 +307,6 @@ class TestRuns:
         self.check(work, sql)
 
 
-@dataclass
-class Reader:
-    response: requests.Response
-    lines: Iterator[bytes]
-    """Requests closes the connection if this is garbage."""
-
-    def close(self) -> None:
-        self.response.close()
-
-
-def begin(caller: Caller, said: str = "Hello", words: int = 5, on_disconnect: str = "continue") -> tuple[str, str, Reader]:
-    """Start a response. Return its thread, its run, and the stream after some words."""
-    body = {"type": "threads.create", "params": {"input": user_input(said)}}
-    headers = {"ChatKit-On-Disconnect": on_disconnect} if on_disconnect else {}
-    response = caller.send(body, stream=True, **headers)
-    assert response.status_code == 200, response.text
-    received = b""
-    lines = response.iter_lines(1)
-    for line in lines:
-        received += line
-        words -= b"text_delta" in line
-        if not words:
-            break
-    thread_id = received.partition(b'"id":"')[2].partition(b'"')[0].decode()
-    return thread_id, response.headers["ChatKit-Run"], Reader(response, lines)
-
-
-def state(caller: Caller, thread_id: str) -> str | None:
-    headers = {"Authorization": f"Bearer {caller.secret}"}
-    response = caller.http.get(f"{caller.url}/api/chatkit/threads/{thread_id}/run", headers=headers, timeout=30)
-    assert response.status_code == 200, response.text
-    data = response.json()["data"]
-    return str(data["status"]) if data else None
-
-
-def stop(caller: Caller, run_id: str) -> requests.Response:
-    headers = {"Authorization": f"Bearer {caller.secret}"}
-    return caller.http.delete(f"{caller.url}/api/chatkit/runs/{run_id}", headers=headers, timeout=30)
-
-
-def reply(caller: Caller, thread_id: str) -> str:
-    """The text of the thread's first response."""
-    items = caller.items(thread_id, order="asc").data
-    return items[1].content[0].text if len(items) > 1 else ""
-
-
 class TestReaderLeaves:
     @pytest.mark.parametrize(
         ("setting", "header", "goes_on"),
@@ -413,50 +363,6 @@ class TestReaderLeaves:
         message = caller.items(thread_id, order="asc").data[0]
         list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
         assert state(caller, thread_id) == ends_as
-
-
-class TestStop:
-    def test_model_sees_it_within_a_second(self, start: Start, fake_openai: FakeOpenAI) -> None:
-        caller = start("simple")
-        ended: list[float] = []
-        fake_openai.behaviour = streaming_until_cancelled(ended)
-        thread_id, run_id, reader = begin(caller)
-        reader.close()
-        time.sleep(0.5)
-        assert not ended, "it goes on without its reader"
-        assert stop(Caller(caller.url), run_id).status_code == 404
-        stopped = time.monotonic()
-        answer = stop(caller, run_id)
-        assert answer.json() == {"status": "success", "data": {"id": run_id, "stopped": True}}
-        wait_for(lambda: bool(ended))
-        assert ended[0] - stopped < 1
-        wait_for(lambda: state(caller, thread_id) is None)
-        assert reply(caller, thread_id).startswith("word word")
-        assert stop(caller, run_id).status_code == 404
-        assert errors(caller.say(thread_id, "Go on")) == []
-
-    def test_stream_of_a_stopped_run_ends(self, start: Start) -> None:
-        caller = start("tests.support.servers_under_test:Speaking")
-        stream = caller.stream("threads.create", input=user_input("Hello"))
-        thread_id = next(stream).thread.id
-        while not deltas([next(stream)]):
-            pass
-        headers = {"Authorization": f"Bearer {caller.secret}"}
-        found = requests.get(f"{caller.url}/api/chatkit/threads/{thread_id}/run", headers=headers, timeout=30).json()["data"]
-        assert requests.delete(f"{caller.url}/api/chatkit/runs/{found['id']}", headers=headers, timeout=30).ok
-        assert errors(list(stream)) == []
-        assert len(reply(caller, thread_id)) < 500
-
-    @pytest.mark.parametrize("id_", ["run_unknown", "run_\0", "x" * 3000])
-    def test_unknown_ids(self, start: Start, database: str, id_: str) -> None:
-        caller = start(OPENAI_API_KEY="", DATABASE_URL=database)
-        headers = {"Authorization": f"Bearer {caller.secret}"}
-        quoted = quote(id_)
-        for method, path in (("DELETE", f"runs/{quoted}"), ("GET", f"threads/{quoted}/run")):
-            response = requests.request(method, f"{caller.url}/api/chatkit/{path}", headers=headers, timeout=30)
-            assert (response.status_code, response.json()["code"]) == (404, "not_found")
-            response = requests.request(method, f"{caller.url}/api/chatkit/{path}", timeout=30)
-            assert (response.status_code, response.json()["code"]) == (401, "client_secret_missing")
 
 
 class TestWhileARunIsActive:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
 
 from chatkit.backends.selfhosted.chat import drafts, server
 from chatkit.settings import SettingsError
@@ -24,36 +21,11 @@ SERVERS = "tests.support.servers_under_test"
 ACTION = {"type": "press", "payload": {"button": "red"}}
 
 
-@pytest.fixture(autouse=True)
-def _nothing_seen() -> None:
-    seen.clear()
-    spoken.clear()
-
-
 def wait_for(condition: Any, seconds: float = 5) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def test_context_of_a_request(start: Start) -> None:
-    url = start(
-        f"{SERVERS}:Knowing", AUTH_JWT_SECRET=SECRET, CHATKIT_STATE_CLAIMS="plan", CHATKIT_AGENT_HEADERS="article-id,X-Org-Id"
-    ).url
-    caller = Caller(url, shared(plan="pro"))
-    tag = {"type": "input_tag", "id": "art_1", "text": "The future", "data": {"kind": "article"}}
-    content = [{"type": "input_text", "text": "Hello "}, tag]
-    params = {"input": {**user_input(""), "content": content, "quoted_text": "a sentence above"}}
-    body = {"type": "threads.create", "params": params, "metadata": {"page": 7}}
-    caller.http.headers.update({"Accept-Language": "de", "Article-Id": "a1", "Cookie": "visitor=x", "X-Other": "y"})
-    assert "accept-language: de" in caller.send(body).text
-    ((context, message),) = seen
-    assert (context.user, context.claims, context.metadata) == ("user:ada", {"plan": "pro"}, {"page": 7})
-    assert dict(context.headers) == {"Accept-Language": "de", "article-id": "a1"}
-    assert context.headers["ARTICLE-ID"] == "a1"
-    assert message.quoted_text == "a sentence above"
-    assert (message.content[1].id, message.content[1].data) == ("art_1", {"kind": "article"})
 
 
 def test_server_by_claim(start: Start, fake_openai: FakeOpenAI) -> None:
@@ -121,30 +93,6 @@ def test_feedback_is_limited_to_100_items_of_own_threads(start: Start) -> None:
     assert status(Caller(caller.url), 1) == 404
     assert seen == []
     assert status(caller, 100) == 200
-
-
-def test_defaults(start: Start, fake_openai: FakeOpenAI, tmp_path: Path) -> None:
-    """The service's defaults take the place of the SDK's, which raise an exception or do nothing."""
-    caller = start(f"{SERVERS}:Plain")
-    fake_openai.behaviour = streaming(says("Hello"), says("You pressed it"))
-    thread_id, _ = caller.create("Hello")
-    assert caller.thread(thread_id).title is None, "titles are its own business"
-    assert caller.post("threads.sync_custom_action", thread_id=thread_id, action=ACTION).json() == {}
-    assert texts(list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))) == ["You pressed it"]
-    assert str(fake_openai.received[1].body["input"]).count("acted on the page: press with {'button': 'red'}") == 2
-    message = caller.items(thread_id).data[0]
-    assert caller.post("items.feedback", thread_id=thread_id, item_ids=[message.id], kind="positive").status_code == 200
-    with create_engine(f"sqlite:///{tmp_path}/chatkit.db").connect() as connection:
-        kept = connection.execute(text("SELECT id FROM chat_items WHERE feedback = 'positive'")).scalars().all()
-    assert kept == [message.id]
-
-
-def test_timestamps_are_in_utc(start: Start) -> None:
-    caller = start(f"{SERVERS}:Knowing")
-    answer = caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}}).text
-    events = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: ")]
-    times = [(event.get("item") or event.get("thread") or {}).get("created_at", "Z") for event in events]
-    assert all(moment.endswith("Z") for moment in times)
 
 
 def test_hidden_items_are_not_sent(start: Start) -> None:

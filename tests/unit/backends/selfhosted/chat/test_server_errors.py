@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
-from chatkit.types import AudioInput
 from sqlalchemy import create_engine, text
 
-from chatkit.backends.selfhosted.chat.assistants import make_openai_client
-from chatkit.backends.selfhosted.chat.composer import Composer
-from chatkit.backends.selfhosted.chat.defaults import Resources
-from chatkit.backends.selfhosted.chat.demo import DemoServer
-from chatkit.backends.selfhosted.chat.drafts import Drafts
-from chatkit.backends.selfhosted.chat.runs import Runs
-from chatkit.backends.selfhosted.chat.server import guarded
 from chatkit.backends.selfhosted.chat.store import SqlStore, ThreadGone
-from chatkit.backends.selfhosted.chat.titles import Titles
-from chatkit.backends.selfhosted.database.engine import open_database
-from chatkit.settings import Settings
-from chatkit.web import errors
-from tests.support import jumping_loop
 from tests.support.applications import Start
 from tests.support.chat import errors as errors_of
 from tests.support.chat import user_input
 from tests.support.fake_openai import FakeOpenAI
-from tests.support.fake_server import silent
-from tests.support.hosted import COMPLETE
 from tests.support.responses_api import says, streaming
-from tests.support.store import ADA, IMAGE_URLS
 
 
 @pytest.mark.parametrize(
@@ -45,27 +27,6 @@ def test_title_has_sixty_characters_of_the_first_message(start: Start, fake_open
     caller = start("simple")
     thread_id, _ = caller.create(words)
     assert caller.thread(thread_id).title == title
-
-
-def test_dictation_takes_a_minute_at_most(fake_openai: FakeOpenAI, tmp_path: object) -> None:
-    fake_openai.behaviour = silent(5)
-    variables = {"CHATKIT_BACKEND": "selfhosted", "CHATKIT_API_BASE": fake_openai.url, "CHATKIT_TURN_SECONDS": "300"}
-    store = SqlStore(open_database(f"sqlite:///{tmp_path}/chatkit.db"), IMAGE_URLS)
-
-    async def dictate() -> float:
-        client = make_openai_client(Settings.load({**COMPLETE, **variables}))
-        composer, titles = Composer({"models": [], "tools": []}), Titles(store, None)
-        resources = Resources(
-            store, Drafts(store), Runs(store), composer, titles, 300, client, transcription_model="gpt-transcribe"
-        )
-        server = guarded(DemoServer, resources)
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        with pytest.raises(errors.OpenAIUnavailable):
-            await server.transcribe(AudioInput(data=b"audio", mime_type="audio/webm"), ADA)
-        return loop.time() - started
-
-    assert 59 < jumping_loop.run(dictate()) < 61
 
 
 @pytest.mark.parametrize(("error", "retry"), [(ThreadGone(), False), (OSError("the disk is gone"), True)])

@@ -10,60 +10,20 @@ from typing import Any, Literal
 import pytest
 from chatkit.store import NotFoundError
 from chatkit.types import (
-    AssistantMessageContent,
-    AssistantMessageItem,
     ClientToolCallItem,
     FileAttachment,
-    GeneratedImage,
-    GeneratedImageItem,
-    InferenceOptions,
     ThreadMetadata,
-    UserMessageItem,
-    UserMessageTextContent,
     Workflow,
     WorkflowItem,
 )
 from sqlalchemy import create_engine, insert, text
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from chatkit.backends.selfhosted.chat.history import MAX_CHARACTERS, load_history, to_model_input
-from chatkit.backends.selfhosted.chat.store import MAX_PAGE_BYTES, SqlStore, new_id
+from chatkit.backends.selfhosted.chat.store import MAX_PAGE_BYTES, SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import ItemRow
 from chatkit.backends.selfhosted.sessions import SessionStore
-from tests.support.store import ADA, EVE, IMAGE_URLS, MOMENT, new_thread, of, run
-
-
-@pytest.fixture
-def store(database: str) -> SqlStore:
-    return SqlStore(open_database(database), IMAGE_URLS)
-
-
-def message(thread_id: str, name: str, words: str = "hello") -> AssistantMessageItem:
-    return AssistantMessageItem(id=name, thread_id=thread_id, created_at=MOMENT, content=[AssistantMessageContent(text=words)])
-
-
-def question(thread_id: str, name: str) -> UserMessageItem:
-    return UserMessageItem(
-        id=name,
-        thread_id=thread_id,
-        created_at=MOMENT,
-        content=[UserMessageTextContent(text="?")],
-        inference_options=InferenceOptions(),
-    )
-
-
-def add_items(store: SqlStore, items: list[Any]) -> None:
-    """Add many items of Ada's at once."""
-    rows = [{"thread_id": item.thread_id, "user_id": ADA.user, "id": item.id, "data": item.model_dump_json()} for item in items]
-    with store._engine.begin() as connection:
-        connection.execute(insert(ItemRow), rows)
-
-
-def drawn(thread_id: str, size: int) -> GeneratedImageItem:
-    """An image whose URL has this many characters."""
-    image = GeneratedImage(id=new_id("message"), url="A" * size)
-    return GeneratedImageItem(id=image.id, thread_id=thread_id, created_at=MOMENT, image=image)
+from tests.support.store import ADA, EVE, IMAGE_URLS, MOMENT, add_items, message, new_thread, of, question, run
 
 
 def counts(database: str) -> dict[str, int]:
@@ -370,87 +330,3 @@ def test_paging_uses_an_index(store: SqlStore) -> None:
     assert "ix_chat_items_thread_id_position" in plan or "pk_chat_items" in plan
     assert "SCAN" not in plan.upper().replace("INDEX SCAN", "").replace("SCAN BACKWARD", "")
     assert "SORT" not in plan.upper().replace("COVERING", "")
-
-
-@pytest.mark.parametrize(("number", "expected"), [(200, 200), (201, 199), (300, 200)])
-def test_long_history_starts_at_a_user_message(store: SqlStore, number: int, expected: int) -> None:
-    thread_id = new_thread(store)
-    makers: list[Callable[[str, str], Any]] = [message, question]
-    add_items(store, [makers[index % 2 == 0](thread_id, f"msg_{index}") for index in range(number)])
-    history = run(load_history(store, thread_id, ADA))
-    assert history[-1].id == f"msg_{number - 1}"
-    assert history[0].type == "user_message"
-    assert len(history) == expected
-
-
-@pytest.mark.parametrize(("length", "expected"), [(99_500, ["q_0", "a_0", "q_1"]), (100_000, ["q_1"])])
-def test_history_has_a_hundred_thousand_characters_at_most(store: SqlStore, length: int, expected: list[str]) -> None:
-    """The words that the model's input has besides the text, such as roles, are counted too."""
-    thread_id = new_thread(store)
-    add_items(store, [question(thread_id, "q_0"), message(thread_id, "a_0", "x" * length), question(thread_id, "q_1")])
-    assert [item.id for item in run(load_history(store, thread_id, ADA))] == expected
-
-
-def test_twenty_megabytes_of_images_are_sent_and_of_older_ones_the_mention(store: SqlStore) -> None:
-    thread_id = new_thread(store)
-    add_items(store, [question(thread_id, "q"), *(drawn(thread_id, size) for size in (1, 10_000_000, 9_999_999, 1))])
-    items: list[Any] = run(load_history(store, thread_id, ADA))
-    assert [len(item.image.url) for item in items[1:]] == [0, 10_000_000, 9_999_999, 1]
-    [mention, image] = run(to_model_input(items[1:3], None))
-    assert [part["type"] for part in mention["content"]] == ["input_text"]
-    assert [part["type"] for part in image["content"]] == ["input_text", "input_image"]
-
-
-def test_history_is_cut_by_characters(store: SqlStore) -> None:
-    thread_id = new_thread(store)
-    for number in range(6):
-        run(store.add_thread_item(thread_id, question(thread_id, f"q_{number}"), ADA))
-        run(store.add_thread_item(thread_id, message(thread_id, f"a_{number}", "x" * (MAX_CHARACTERS // 3)), ADA))
-    history = run(load_history(store, thread_id, ADA))
-    assert [item.id for item in history] == ["q_4", "a_4", "q_5", "a_5"]
-
-
-def test_last_message_is_kept_if_longer_than_the_limit(store: SqlStore) -> None:
-    thread_id = new_thread(store)
-    run(store.add_thread_item(thread_id, message(thread_id, "old"), ADA))
-    run(store.add_thread_item(thread_id, message(thread_id, "long", "x" * (2 * MAX_CHARACTERS)), ADA))
-    assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["long"]
-
-
-def test_user_message_is_kept_with_a_result_longer_than_the_limit(store: SqlStore) -> None:
-    thread_id = new_thread(store)
-    for item in (question(thread_id, "old"), question(thread_id, "q"), message(thread_id, "between")):
-        run(store.add_thread_item(thread_id, item, ADA))
-    run(store.add_thread_item(thread_id, message(thread_id, "long", "x" * (2 * MAX_CHARACTERS)), ADA))
-    assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["q", "long"]
-
-
-def test_history_without_a_recent_user_message(store: SqlStore) -> None:
-    thread_id = new_thread(store)
-    with store._engine.begin() as connection:
-        for number in range(1000):
-            item = message(thread_id, f"msg_{number}")
-            connection.execute(
-                insert(ItemRow).values(thread_id=thread_id, user_id=ADA.user, id=item.id, data=item.model_dump_json())
-            )
-    assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["msg_999"]
-
-
-def test_images_count_as_a_fixed_number_of_characters(store: SqlStore) -> None:
-    thread_id = new_thread(store)
-    url = "data:image/png;base64," + "A" * (3 * MAX_CHARACTERS)
-    many = 16  # of 6,000 characters each
-    for number in range(many + 1):
-        run(store.add_thread_item(thread_id, question(thread_id, f"q_{number}"), ADA))
-        image = GeneratedImage(id=f"ig_{number}", url=url)
-        item = GeneratedImageItem(id=f"i_{number}", thread_id=thread_id, created_at=MOMENT, image=image)
-        run(store.add_thread_item(thread_id, item, ADA))
-    history = [item.id for item in run(load_history(store, thread_id, ADA))]
-    assert history[-2:] == [f"q_{many}", f"i_{many}"]
-    assert len(history) == 2 * many
-
-
-def test_short_history_is_complete(store: SqlStore) -> None:
-    thread_id = new_thread(store)
-    run(store.add_thread_item(thread_id, message(thread_id, "greeting"), ADA))
-    assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["greeting"]

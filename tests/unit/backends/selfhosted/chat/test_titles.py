@@ -13,7 +13,6 @@ from sqlalchemy import create_engine, select
 
 from chatkit.backends.selfhosted.chat import titles
 from chatkit.backends.selfhosted.chat.store import SqlStore
-from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import UsageRow
 from tests.support.applications import Start
 from tests.support.chat import Caller, errors, texts, user_input
@@ -21,7 +20,7 @@ from tests.support.fake_openai import FakeOpenAI
 from tests.support.fake_server import Behaviour, Handler, Received, responding
 from tests.support.leaks import Recorder
 from tests.support.responses_api import Events, asked, says, streaming
-from tests.support.store import IMAGE_URLS, MOMENT, of, run
+from tests.support.store import MOMENT, of, run
 from tests.support.waiting import wait_for
 
 SAID = "What is the weather going to be like in Paris tomorrow, and do I need an umbrella?"
@@ -190,11 +189,6 @@ def test_a_title_of_the_user_stays(
     list(stream)
     assert replaced.wait(10)
     assert caller.thread(thread_id).title == "The user's"
-
-
-@pytest.fixture
-def store(database: str) -> SqlStore:
-    return SqlStore(open_database(database), IMAGE_URLS)
 
 
 @pytest.mark.parametrize("first_words_are_stored", [True, False])

@@ -1,12 +1,10 @@
-"""What models use is stored and logged in every shape, however a response ends, and limited per user and day."""
+"""What models use is stored and logged, and limited per user and day."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,10 +16,8 @@ from sqlalchemy import Engine, create_engine, insert, select, text, update
 
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.usage import UsageStore
-from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import UsageRow
 from chatkit.backends.selfhosted.sessions import SessionStore
-from tests.support.agents_under_test import seen
 from tests.support.applications import Start
 from tests.support.chat import Caller, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
@@ -29,94 +25,15 @@ from tests.support.fake_server import responding
 from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
 from tests.support.postgres import new_postgres_database
-from tests.support.responses_api import calls, says, streaming
+from tests.support.responses_api import says, streaming
 from tests.support.store import IMAGE_URLS, run
+from tests.support.usage import requests_of, today, used
 from tests.support.waiting import wait_for
 
 SERVERS = "tests.support.servers_under_test"
-INCOMPLETE: dict[str, Any] = {
-    "type": "response.incomplete",
-    "response": {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
-}
-FAILED: dict[str, Any] = {
-    "type": "response.failed",
-    "response": {"status": "failed", "error": {"code": "server_error", "message": "An internal detail"}},
-}
 
 
-def today() -> Any:
-    return datetime.now(UTC).date()
-
-
-def used(database: str) -> list[tuple[Any, ...]]:
-    """Agent, requests and tokens of each row of today."""
-    columns = [UsageRow.agent, UsageRow.requests, UsageRow.input_tokens, UsageRow.output_tokens, UsageRow.total_tokens]
-    with create_engine(database).connect() as connection:
-        rows = connection.execute(select(*columns).where(UsageRow.day == today()).order_by(UsageRow.agent))
-        return [tuple(row) for row in rows]
-
-
-def requests_of(agent: str, number: int) -> tuple[Any, ...]:
-    """The row of ``agent`` after so many requests. One uses 1 token of input and 1 of output."""
-    return (agent, number, number, number, 2 * number)
-
-
-@pytest.fixture
-def lines() -> Iterator[list[dict[str, Any]]]:
-    """The structured lines about usage."""
-    found: list[dict[str, Any]] = []
-    names = ("model_requests", "input_tokens", "output_tokens", "total_tokens", "agents")
-
-    class Lines(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if hasattr(record, "total_tokens"):
-                found.append({name: getattr(record, name) for name in names})
-
-    handler, logger = Lines(), logging.getLogger("chatkit.backends.selfhosted.chat.usage")
-    logger.addHandler(handler)
-    yield found
-    logger.removeHandler(handler)
-
-
-TOOL = [calls("weather", city="Paris"), says("Sun")]
-SHAPES: dict[str, tuple[list[Any], list[tuple[Any, ...]]]] = {
-    "with_tool": (TOOL, [requests_of("With a tool", 2)]),
-    "with_tool_for_user": (TOOL, [requests_of("With a tool", 2)]),
-    "handing_over": (
-        [calls("transfer_to_simple"), says("Hello")],
-        [requests_of("Handing over", 1), requests_of("Simple", 1)],
-    ),
-    "tool_workflow": (TOOL, [requests_of("With a tool", 2)]),
-    "runs_two_at_once": ([says("Hello")], [requests_of("Simple", 2)]),
-    "runs_another_agent_as_tool": (
-        [calls("expert", input="The weather?"), *TOOL, says("It is sunny")],
-        [requests_of("Boss", 2), requests_of("With a tool", 2)],
-    ),
-    f"{SERVERS}:WithTool": (TOOL, [requests_of("With a tool", 2)]),
-    f"{SERVERS}:Desk": (
-        [calls("ask_expert", input="A slate?"), says("A slate"), says("It is a slate")],
-        [requests_of("Desk", 2), requests_of("Expert", 1)],
-    ),
-}
-
-
-@pytest.mark.parametrize("agent", SHAPES)
-def test_it_is_stored_for_each_agent(
-    start: Start, fake_openai: FakeOpenAI, agent: str, tmp_path: Any, lines: list[dict[str, Any]]
-) -> None:
-    answers, rows = SHAPES[agent]
-    caller = start(agent)
-    fake_openai.behaviour = streaming(*answers)
-    _, events = caller.create("Hello")
-    assert errors(events) == []
-    wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == rows)
-    (line,) = lines
-    assert line["agents"] == [row[0] for row in rows]
-    totals = [sum(amounts) for amounts in zip(*(row[1:] for row in rows), strict=True)]
-    assert [line[name] for name in ("model_requests", "input_tokens", "output_tokens", "total_tokens")] == totals
-
-
-def test_responses_add_up(start: Start, fake_openai: FakeOpenAI, database: str, lines: list[dict[str, Any]]) -> None:
+def test_responses_add_up(start: Start, fake_openai: FakeOpenAI, database: str, usage_lines: list[dict[str, Any]]) -> None:
     caller = start("simple", DATABASE_URL=database)
     fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
@@ -125,62 +42,7 @@ def test_responses_add_up(start: Start, fake_openai: FakeOpenAI, database: str, 
     other = Caller(caller.url)
     other.create("Hello")
     wait_for(lambda: sorted(used(database)) == [requests_of("Simple", 1), requests_of("Simple", 3)])
-    assert [line["total_tokens"] for line in lines] == [2, 2, 2, 2]
-
-
-def test_the_demo_uses_nothing(start: Start, tmp_path: Any, lines: list[dict[str, Any]]) -> None:
-    start("", OPENAI_API_KEY="").create("Hello")
-    assert used(f"sqlite:///{tmp_path}/chatkit.db") == []
-    assert lines == []
-
-
-ENDINGS: dict[str, tuple[str, list[Any], int]] = {
-    "an error of the model's service": ("with_tool", [calls("weather", city="Paris"), [FAILED]], 2),
-    "an answer that is too long": ("simple", [[*says("Half of"), INCOMPLETE]], 1),
-    "an answer that is too long, in a workflow": ("run_workflow", [[*says("Half of"), INCOMPLETE]], 1),
-    "an answer that is too long, of a server": (f"{SERVERS}:Plain", [[*says("Half of"), INCOMPLETE]], 1),
-    "an unknown tool": ("with_tool", [calls("no_such_tool")], 1),
-    "an output guardrail": ("guarded", [says("the secret word")], 1),
-    "an input guardrail": ("guarded", [says("Hello")], 1),
-}
-
-
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_a_response_that_fails_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: Any, ending: str) -> None:
-    agent, answers, number = ENDINGS[ending]
-    caller = start(agent)
-    fake_openai.behaviour = streaming(*answers)
-    _, events = caller.create("forbidden" if ending == "an input guardrail" else "Hello")
-    assert len(errors(events)) == 1
-    wait_for(lambda: [row[1:] for row in used(f"sqlite:///{tmp_path}/chatkit.db")] == [requests_of("", number)[1:]])
-
-
-@pytest.mark.parametrize("how", ["the reader leaves", "the time limit"])
-@pytest.mark.parametrize("agent", ["with_tool", "tool_workflow", f"{SERVERS}:WithTool"])
-def test_a_response_that_is_cancelled_is_counted(
-    start: Start, fake_openai: FakeOpenAI, tmp_path: Any, agent: str, how: str
-) -> None:
-    caller = start(agent, CHATKIT_TURN_SECONDS="2" if how == "the time limit" else "30")
-    fake_openai.behaviour = streaming(calls("weather", city="Paris"), [*says("A long"), 5.0])
-    stream: Any = caller.stream("threads.create", input=user_input("Hello"))
-    if how == "the reader leaves":
-        while next(stream).type != "thread.item.updated":
-            pass
-        stream.close()
-    else:
-        assert len(errors(list(stream))) == 1
-    wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [requests_of("With a tool", 1)])
-
-
-def test_a_run_that_outlives_its_response_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:
-    caller = start(f"{SERVERS}:Afterwards")
-    going_on, answer = threading.Event(), streaming(says("Hello"))
-    fake_openai.behaviour = lambda handler: answer(handler) if going_on.wait(30) else None
-    _, events = caller.create("Hello")
-    assert texts(events) == ["Later"]
-    assert used(f"sqlite:///{tmp_path}/chatkit.db") == []
-    going_on.set()
-    wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [requests_of("Simple", 1)])
+    assert [line["total_tokens"] for line in usage_lines] == [2, 2, 2, 2]
 
 
 TOKENS = {"type": "tokens", "input_tokens": 5, "output_tokens": 2, "total_tokens": 7}
@@ -192,16 +54,6 @@ def test_dictation_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: A
     fake_openai.behaviour = responding(200, {"text": "Hello", "usage": reported})
     assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm").json() == {"text": "Hello"}
     wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [("Dictation", *row)])
-
-
-def test_own_hooks_are_called(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:
-    seen.clear()
-    caller = start("hooked_workflow")
-    fake_openai.behaviour = streaming(*TOOL)
-    _, events = caller.create("Hello")
-    assert texts(events) == ["Sun"]
-    assert seen == ["start", "llm_start", "llm_end", "tool", "llm_start", "llm_end", "end", 4]
-    wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [requests_of("With a tool", 2)])
 
 
 def test_a_database_that_cannot_store_it(start: Start, fake_openai: FakeOpenAI, database: str, recorder: Recorder) -> None:
@@ -228,11 +80,6 @@ def test_a_response_does_not_wait_for_it(start: Start, fake_openai: FakeOpenAI, 
         assert texts(caller.say(thread_id, "Again")) == ["Hello"]
         assert time.monotonic() - began < 3
     wait_for(lambda: used(address.replace("postgresql://", "postgresql+psycopg://")) == [requests_of("Simple", 2)])
-
-
-@pytest.fixture
-def engine(database: str) -> Engine:
-    return open_database(database)
 
 
 def test_what_is_being_stored_at_a_shutdown_is_stored(engine: Engine) -> None:

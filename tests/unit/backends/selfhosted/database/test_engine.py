@@ -17,12 +17,6 @@ from chatkit.backends.selfhosted.database import engine as module
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, open_database
 from chatkit.backends.selfhosted.database.tables import SessionRow
 from chatkit.settings import SettingsError
-from tests.support.postgres import new_postgres_database
-
-
-@pytest.fixture
-def postgresql(postgres: str) -> str:
-    return new_postgres_database(postgres)
 
 
 class Clock:

@@ -34,7 +34,6 @@ from tests.support.applications import MakeApp, Start
 from tests.support.chat import user_input
 from tests.support.endpoint import ENDPOINT, USER, error_of
 from tests.support.pgbouncer import PgBouncer
-from tests.support.postgres import new_postgres_database
 from tests.support.store import ADA, IMAGE_URLS, new_thread, run
 
 UNAVAILABLE_503 = (503, "database_unavailable", "Service temporarily unavailable")
@@ -44,11 +43,6 @@ ITEM = {"thread_id": "thr_1", "user_id": "anonymous:a", "id": "msg_1", "data": "
 
 def not_ready(reason: str) -> tuple[int, str, str]:
     return 503, "not_ready", f"Not ready. Missing: DATABASE_URL ({reason})"
-
-
-@pytest.fixture
-def postgresql(postgres: str) -> str:
-    return new_postgres_database(postgres)
 
 
 @pytest.fixture

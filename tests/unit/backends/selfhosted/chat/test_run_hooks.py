@@ -1,0 +1,134 @@
+"""What models use is counted in every shape, however a response ends."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from tests.support.agents_under_test import seen
+from tests.support.applications import Start
+from tests.support.chat import errors, texts, user_input
+from tests.support.fake_openai import FakeOpenAI
+from tests.support.responses_api import calls, says, streaming
+from tests.support.usage import requests_of, used
+from tests.support.waiting import wait_for
+
+SERVERS = "tests.support.servers_under_test"
+
+INCOMPLETE: dict[str, Any] = {
+    "type": "response.incomplete",
+    "response": {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
+}
+
+
+FAILED: dict[str, Any] = {
+    "type": "response.failed",
+    "response": {"status": "failed", "error": {"code": "server_error", "message": "An internal detail"}},
+}
+
+
+TOOL = [calls("weather", city="Paris"), says("Sun")]
+
+
+SHAPES: dict[str, tuple[list[Any], list[tuple[Any, ...]]]] = {
+    "with_tool": (TOOL, [requests_of("With a tool", 2)]),
+    "with_tool_for_user": (TOOL, [requests_of("With a tool", 2)]),
+    "handing_over": (
+        [calls("transfer_to_simple"), says("Hello")],
+        [requests_of("Handing over", 1), requests_of("Simple", 1)],
+    ),
+    "tool_workflow": (TOOL, [requests_of("With a tool", 2)]),
+    "runs_two_at_once": ([says("Hello")], [requests_of("Simple", 2)]),
+    "runs_another_agent_as_tool": (
+        [calls("expert", input="The weather?"), *TOOL, says("It is sunny")],
+        [requests_of("Boss", 2), requests_of("With a tool", 2)],
+    ),
+    f"{SERVERS}:WithTool": (TOOL, [requests_of("With a tool", 2)]),
+    f"{SERVERS}:Desk": (
+        [calls("ask_expert", input="A slate?"), says("A slate"), says("It is a slate")],
+        [requests_of("Desk", 2), requests_of("Expert", 1)],
+    ),
+}
+
+
+@pytest.mark.parametrize("agent", SHAPES)
+def test_it_is_stored_for_each_agent(
+    start: Start, fake_openai: FakeOpenAI, agent: str, tmp_path: Any, usage_lines: list[dict[str, Any]]
+) -> None:
+    answers, rows = SHAPES[agent]
+    caller = start(agent)
+    fake_openai.behaviour = streaming(*answers)
+    _, events = caller.create("Hello")
+    assert errors(events) == []
+    wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == rows)
+    (line,) = usage_lines
+    assert line["agents"] == [row[0] for row in rows]
+    totals = [sum(amounts) for amounts in zip(*(row[1:] for row in rows), strict=True)]
+    assert [line[name] for name in ("model_requests", "input_tokens", "output_tokens", "total_tokens")] == totals
+
+
+def test_the_demo_uses_nothing(start: Start, tmp_path: Any, usage_lines: list[dict[str, Any]]) -> None:
+    start("", OPENAI_API_KEY="").create("Hello")
+    assert used(f"sqlite:///{tmp_path}/chatkit.db") == []
+    assert usage_lines == []
+
+
+ENDINGS: dict[str, tuple[str, list[Any], int]] = {
+    "an error of the model's service": ("with_tool", [calls("weather", city="Paris"), [FAILED]], 2),
+    "an answer that is too long": ("simple", [[*says("Half of"), INCOMPLETE]], 1),
+    "an answer that is too long, in a workflow": ("run_workflow", [[*says("Half of"), INCOMPLETE]], 1),
+    "an answer that is too long, of a server": (f"{SERVERS}:Plain", [[*says("Half of"), INCOMPLETE]], 1),
+    "an unknown tool": ("with_tool", [calls("no_such_tool")], 1),
+    "an output guardrail": ("guarded", [says("the secret word")], 1),
+    "an input guardrail": ("guarded", [says("Hello")], 1),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_response_that_fails_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: Any, ending: str) -> None:
+    agent, answers, number = ENDINGS[ending]
+    caller = start(agent)
+    fake_openai.behaviour = streaming(*answers)
+    _, events = caller.create("forbidden" if ending == "an input guardrail" else "Hello")
+    assert len(errors(events)) == 1
+    wait_for(lambda: [row[1:] for row in used(f"sqlite:///{tmp_path}/chatkit.db")] == [requests_of("", number)[1:]])
+
+
+@pytest.mark.parametrize("how", ["the reader leaves", "the time limit"])
+@pytest.mark.parametrize("agent", ["with_tool", "tool_workflow", f"{SERVERS}:WithTool"])
+def test_a_response_that_is_cancelled_is_counted(
+    start: Start, fake_openai: FakeOpenAI, tmp_path: Any, agent: str, how: str
+) -> None:
+    caller = start(agent, CHATKIT_TURN_SECONDS="2" if how == "the time limit" else "30")
+    fake_openai.behaviour = streaming(calls("weather", city="Paris"), [*says("A long"), 5.0])
+    stream: Any = caller.stream("threads.create", input=user_input("Hello"))
+    if how == "the reader leaves":
+        while next(stream).type != "thread.item.updated":
+            pass
+        stream.close()
+    else:
+        assert len(errors(list(stream))) == 1
+    wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [requests_of("With a tool", 1)])
+
+
+def test_a_run_that_outlives_its_response_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:
+    caller = start(f"{SERVERS}:Afterwards")
+    going_on, answer = threading.Event(), streaming(says("Hello"))
+    fake_openai.behaviour = lambda handler: answer(handler) if going_on.wait(30) else None
+    _, events = caller.create("Hello")
+    assert texts(events) == ["Later"]
+    assert used(f"sqlite:///{tmp_path}/chatkit.db") == []
+    going_on.set()
+    wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [requests_of("Simple", 1)])
+
+
+def test_own_hooks_are_called(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:
+    seen.clear()
+    caller = start("hooked_workflow")
+    fake_openai.behaviour = streaming(*TOOL)
+    _, events = caller.create("Hello")
+    assert texts(events) == ["Sun"]
+    assert seen == ["start", "llm_start", "llm_end", "tool", "llm_start", "llm_end", "end", 4]
+    wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [requests_of("With a tool", 2)])

@@ -155,7 +155,7 @@ def test_export_is_utf_8_whatever_the_locale(flask: Flask, project: Project, dat
 
 
 @on_sqlite
-def test_what_an_operator_may_forget(flask: Flask) -> None:
+def test_settings_that_an_operator_may_forget(flask: Flask) -> None:
     code, output, errors = outcome(flask("import-hosted", OPENAI_API_KEY=""))
     assert (code, output) == (1, "")
     assert errors.endswith("Error: OPENAI_API_KEY is not set; the conversations are read with it.\n")

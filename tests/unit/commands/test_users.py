@@ -11,7 +11,7 @@ from tests.support.redis_server import Redis
 from tests.support.stored_data import WORDS, everything, fill, question, with_data
 
 
-def test_what_redis_knows_about_a_user_expires(make_app: MakeApp, database: str) -> None:
+def test_keys_of_a_user_in_redis_expire(make_app: MakeApp, database: str) -> None:
     with Redis() as server:
         app = make_app(CHATKIT_BACKEND="selfhosted", DATABASE_URL=database, OPENAI_API_KEY="", REDIS_URL=server.url)
         ada = with_data(app, database, "ada")

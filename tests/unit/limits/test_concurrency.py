@@ -70,7 +70,7 @@ def test_refused_request_holds_nothing(held: ExitStack) -> None:
         held.enter_context(concurrency.held("turns", "user:ada", f"10.0.0.{2 + number}"))
 
 
-def test_what_is_given_back_can_be_held_once_again(held: ExitStack) -> None:
+def test_released_place_can_be_held_once_again(held: ExitStack) -> None:
     concurrency = ChatConcurrency(None, turn_seconds=90)
     for number in range(4):
         held.enter_context(concurrency.held("turns", "user:ada", f"10.0.0.{number}"))

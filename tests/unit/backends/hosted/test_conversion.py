@@ -130,7 +130,7 @@ PARTLY: dict[str, tuple[dict[str, Any], list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", PARTLY)
-def test_what_is_not_converted_is_named_and_kept(case: str) -> None:
+def test_unknown_content_is_named_and_kept(case: str) -> None:
     item, losses, words = PARTLY[case]
     result = converted(item)
     dumped = result.item.model_dump()
@@ -198,7 +198,7 @@ def test_id_that_can_not_be_stored_is_replaced(bad: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [None, "now", True, -1, 2**33, math.nan, math.inf, 1e300, {}])
-def test_time_that_is_none_becomes_that_of_the_item_before(bad: Any) -> None:
+def test_invalid_time_is_replaced_with_that_of_the_item_before(bad: Any) -> None:
     assert converted({**asks("Hello"), "created_at": bad}).item.created_at == BEFORE
 
 

@@ -208,7 +208,7 @@ def resource(**changes: Any) -> dict[str, Any]:
     return project.threads[0]
 
 
-def test_thread() -> None:
+def test_thread_is_converted() -> None:
     thread = convert_thread(resource())
     assert (thread.title, thread.status.type) == ("About user:a", "active")
     assert thread.created_at == datetime.fromtimestamp(BEGIN + 60, UTC)

@@ -209,7 +209,7 @@ COMPOSER = {
 }
 
 
-class TestTheExampleOfAnOwnServer:
+class TestGardenExample:
     @pytest.fixture
     def page(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> Iterator[Page]:
         with selfhosted(CHATKIT_AGENT="examples.garden:GardenServer", CHATKIT_COMPOSER=json.dumps(COMPOSER)):
@@ -243,7 +243,7 @@ class TestTheExampleOfAnOwnServer:
         self.ask(page, "Water it")
         expect(self.told(page)).to_have_text(['garden/watered: {"litres":5}'])
 
-    def test_an_approval_that_waits_for_a_reload(self, page: Page) -> None:
+    def test_approval_that_waits_for_a_reload(self, page: Page) -> None:
         self.ask(page, "Order some seeds")
         expect(page.get_by_role("button", name="Reject")).to_be_visible()
         page.locator("openai-chatkit").evaluate("async (chat) => { await chat.fetchUpdates() }")
@@ -253,7 +253,7 @@ class TestTheExampleOfAnOwnServer:
         expect(page.get_by_role("button", name="Approve")).to_have_count(0)
         expect(self.told(page)).to_have_text(['garden/ordered: {"plant":"kale","packets":3}'])
 
-    def test_a_rejection_with_a_reason(self, page: Page) -> None:
+    def test_rejection_with_a_reason(self, page: Page) -> None:
         self.ask(page, "Order some seeds")
         page.get_by_placeholder("Reason for rejecting (optional)").fill("Too many")
         page.get_by_role("button", name="Reject").click()

@@ -30,9 +30,7 @@ def pending(caller: Caller, thread_id: str) -> Any:
 
 @pytest.mark.parametrize("agent", ["careful", "for_user", "boss"])
 @pytest.mark.parametrize(("button", "told"), [("confirm", "a.txt is deleted"), ("cancel", "The user rejected this call.")])
-def test_a_kill_while_an_approval_is_pending(
-    tmp_path: Path, fake_openai: FakeOpenAI, agent: str, button: str, told: str
-) -> None:
+def test_kill_while_an_approval_is_pending(tmp_path: Path, fake_openai: FakeOpenAI, agent: str, button: str, told: str) -> None:
     variables = {
         "CHATKIT_BACKEND": "selfhosted",
         "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db",
@@ -64,7 +62,7 @@ def test_a_kill_while_an_approval_is_pending(
     assert output == told
 
 
-def test_a_kill_while_an_approved_call_is_executed(tmp_path: Path, fake_openai: FakeOpenAI) -> None:
+def test_kill_while_an_approved_call_is_executed(tmp_path: Path, fake_openai: FakeOpenAI) -> None:
     """It may have been executed, so it is never executed again."""
     variables = {
         "CHATKIT_BACKEND": "selfhosted",

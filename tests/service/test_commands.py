@@ -192,7 +192,7 @@ def test_argument_that_is_not_utf_8(flask: Flask) -> None:
 
 
 @on_sqlite
-def test_what_an_operator_may_forget(flask: Flask) -> None:
+def test_settings_that_an_operator_may_forget(flask: Flask) -> None:
     code, output, errors = outcome(flask("import-hosted", OPENAI_API_KEY=""))
     assert (code, output) == (1, "")
     assert errors.endswith("Error: OPENAI_API_KEY is not set; the conversations are read with it.\n")

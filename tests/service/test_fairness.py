@@ -1,4 +1,4 @@
-"""One user or address can't starve the others: hanging fake_openai, floods of feedback, large bodies."""
+"""One user or address can't starve the others: a hanging OpenAI, floods of feedback, large bodies."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def health_checks(service: Service) -> Iterator[list[float]]:
 
 
 @pytest.mark.parametrize(("addresses", "refused"), [(1, 429), (200, 503)], ids=["one address", "many"])
-def test_hanging_upstream(addresses: int, refused: int) -> None:
+def test_hanging_openai(addresses: int, refused: int) -> None:
     """Its calls hold threads. One address gets a quarter of them. If none is free, requests are refused at once."""
     threads, workers = 32, 2
     with FakeOpenAI() as fake_openai:

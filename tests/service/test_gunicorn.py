@@ -133,7 +133,7 @@ def test_chunked_body(running: Service) -> None:
     assert (status, body["status"]) == (200, "success")
 
 
-def test_slow_upstream_times_out_after_ten_seconds_without_delaying_others() -> None:
+def test_slow_openai_times_out_after_ten_seconds_without_delaying_others() -> None:
     with FakeOpenAI() as fake_openai, hosted(fake_openai, WEB_CONCURRENCY="1") as service, ThreadPoolExecutor(21) as pool:
         fake_openai.behaviour = dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n", 30, pause=1)
         started = time.monotonic()

@@ -13,7 +13,7 @@ from tests.support.responses_api import calls, says, streaming
 from tests.support.service import Service
 
 
-def test_a_stop_ends_the_mcp_servers(tmp_path: Path, fake_openai: FakeOpenAI) -> None:
+def test_stop_ends_the_mcp_servers(tmp_path: Path, fake_openai: FakeOpenAI) -> None:
     fake_openai.behaviour = streaming(calls("find_customer", who="Ada"), says("It is 7"))
     variables = {
         "CHATKIT_BACKEND": "selfhosted",

@@ -1,4 +1,4 @@
-"""What is checked before gunicorn starts: ``WEB_CONCURRENCY``, which it reads at its import, and the port."""
+"""What is checked before gunicorn starts: settings, ``WEB_CONCURRENCY``, which it reads at its import, and the port."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ import pytest
 from tests.support.service import PROJECT, Service, environment, output
 
 WRONG = ["two", "0", "-1", "65", "1.5"]
-MESSAGES = (
-    "chatkit: cannot start. WEB_CONCURRENCY must be a whole number from 1 to 64 (processes).",
-    "chatkit: cannot start. WEB_CONCURRENCY must be a whole number from 1 to 64 (processes).",
-)
+MESSAGE = "chatkit: cannot start. WEB_CONCURRENCY must be a whole number from 1 to 64 (processes)."
+PUBLISHED = "change-this-to-64-random-hex-characters"
 
 
 @pytest.mark.parametrize("value", WRONG)
@@ -25,7 +23,7 @@ def test_invalid_value_is_a_one_line_error(value: str) -> None:
     with pytest.raises(AssertionError, match="did not start"):
         service.__enter__()
     assert service.process.returncode == 1
-    assert service.log.strip() in MESSAGES
+    assert service.log.strip() == MESSAGE
 
 
 @pytest.mark.parametrize("value", WRONG)
@@ -36,7 +34,7 @@ def test_invalid_value_in_development(value: str) -> None:
     )
     output.append(done.stderr)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.strip() in MESSAGES
+    assert done.stderr.strip() == MESSAGE
 
 
 def test_port_in_use_in_development() -> None:
@@ -60,3 +58,16 @@ def test_number_of_processes(value: str, workers: int) -> None:
             time.sleep(0.05)
         time.sleep(0.5)  # in which a surplus process would start
         assert len(gunicorn.children()) == workers
+
+
+def test_service_does_not_start() -> None:
+    service = Service(SECRET_KEY=PUBLISHED)
+    with pytest.raises(AssertionError, match=r"cannot start\. SECRET_KEY is published"):
+        service.__enter__()
+    assert PUBLISHED not in service.log
+
+
+def test_notice_is_logged_at_start_up() -> None:
+    with Service(CHATKIT_ALLOWED_ORIGINS="https://*.co.uk") as service:
+        pass
+    assert service.log.count("names below co.uk") == 1

@@ -42,7 +42,7 @@ def fake_openai() -> Iterator[FakeOpenAI]:
         yield running
 
 
-def test_the_limit_of_two_processes(fake_openai: FakeOpenAI, tmp_path: Path) -> None:
+def test_limit_of_two_processes(fake_openai: FakeOpenAI, tmp_path: Path) -> None:
     fake_openai.behaviour = streaming(says("Hello"))
     with Service(**variables(fake_openai, tmp_path, WEB_CONCURRENCY="2", CHATKIT_TOKENS_PER_DAY="6")) as service:
         caller = Caller(service.url)
@@ -58,7 +58,7 @@ def test_the_limit_of_two_processes(fake_openai: FakeOpenAI, tmp_path: Path) -> 
     assert "more than 6 tokens per day of one user" in service.log
 
 
-def test_what_a_shutdown_interrupts_is_counted(fake_openai: FakeOpenAI, tmp_path: Path) -> None:
+def test_response_that_a_shutdown_interrupts_is_counted(fake_openai: FakeOpenAI, tmp_path: Path) -> None:
     fake_openai.behaviour = streaming(calls("weather", city="Paris"), [*says("A long"), 30.0])
     with Service(**variables(fake_openai, tmp_path, WEB_CONCURRENCY="1", CHATKIT_STOP_SECONDS="3")) as service:
         stream = Caller(service.url).stream("threads.create", input=user_input("Hello"))

@@ -101,8 +101,49 @@ def test_nothing_imports_from_a_test_module() -> None:
         assert not [name for name in imported if ".test_" in name or name == "tests.conftest"], path
 
 
+TESTED_ELSEWHERE = {
+    "__init__": "tests/unit/endpoints/test_sessions.py",
+    "__main__": "tests/service/test_web_concurrency.py",
+    "backends/__init__": "tests/service/test_gunicorn.py",
+    "backends/interface": "tests/unit/endpoints/test_sessions.py",
+    "backends/hosted/backend": "tests/unit/endpoints/test_sessions.py",
+    "backends/hosted/errors": "tests/unit/backends/hosted/test_sessions_api_faults.py",
+    "backends/selfhosted/backend": "tests/service/test_kept_conversations.py",
+    "backends/selfhosted/chat/demo": "tests/service/test_chat.py",
+    "backends/selfhosted/database/tables": "tests/unit/backends/selfhosted/database/test_migrations.py",
+    "commands/__init__": "tests/docs/test_commands_page.py",
+    "commands/output": "tests/service/test_commands.py",
+    "web/watchdog": "tests/service/test_shutdown.py",
+    "web/wsgi": "tests/service/test_forwarder_headers.py",
+}
+"""The modules without a test module of their name."""
+
+OF_MANY_MODULES = {
+    "test_packages": "the package",
+    "backends/selfhosted/test_planted_conversations": "the chat, with conversations that an attacker has begun",
+    "backends/selfhosted/chat/test_abilities": "the table of docs/agents.md",
+    "backends/selfhosted/chat/test_guardrails": "the chat, with guardrails",
+    "backends/selfhosted/chat/test_openai_suite": "OpenAI's own tests",
+    "backends/selfhosted/chat/test_threads": "the chat, with several requests for one thread",
+    "backends/selfhosted/database/test_migrations": "the folder migrations",
+    "endpoints/test_isolation": "every endpoint",
+}
+"""The test modules that are not about one module."""
+
+
+def has_code(path: Path) -> bool:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return any(isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) for node in nodes)
+
+
 def test_unit_tests_mirror_the_package() -> None:
+    """The tests of ``a/b.py`` are in ``a/test_b.py``. Those of one aspect of it may be in ``a/test_b_aspect.py``."""
     unit = PROJECT / "tests/unit"
-    folders = {str(path.parent.relative_to(unit)) for path in unit.rglob("test_*.py")} - {"support"}
-    assert {"web", "backends/selfhosted/chat"} <= folders
-    assert [folder for folder in folders if not (PACKAGE / folder).is_dir()] == []
+    tests = {path.relative_to(unit).with_suffix("") for path in unit.rglob("test_*.py")}
+    modules = [path.relative_to(PACKAGE).with_suffix("") for path in MODULES.values() if has_code(path)]
+    own = {module.with_name(f"test_{module.name}"): str(module) for module in modules}
+    own |= {Path("support", f"test_{path.stem}"): "" for path in PROJECT.glob("tests/support/*.py")}
+    assert {module for test, module in own.items() if test not in tests} - {""} == TESTED_ELSEWHERE.keys()
+    assert [file for file in TESTED_ELSEWHERE.values() if not (PROJECT / file).is_file()] == []
+    of_no_module = {str(test) for test in tests if not any(f"{test}_".startswith(f"{name}_") for name in own)}
+    assert of_no_module == OF_MANY_MODULES.keys()

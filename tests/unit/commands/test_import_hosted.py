@@ -123,7 +123,7 @@ def test_conversation_can_be_continued(fake_openai: FakeOpenAI, project: Project
     assert "unknown words" not in sent
 
 
-def test_it_can_be_repeated(project: Project, importing: Import) -> None:
+def test_import_can_be_repeated(project: Project, importing: Import) -> None:
     threads = [project.add(f"user:{number % 3}", *DESCRIBED) for number in range(7)]
     importing.run()
     before = importing.rows("SELECT * FROM chat_threads, chat_items ORDER BY 1, 6")
@@ -140,7 +140,7 @@ def test_it_can_be_repeated(project: Project, importing: Import) -> None:
     assert "Checked: the database has 8 imported threads with 71 items" in result.stdout
 
 
-def test_what_was_deleted_here_stays_deleted(project: Project, on_sqlite: Import) -> None:
+def test_conversation_that_was_deleted_here_stays_deleted(project: Project, on_sqlite: Import) -> None:
     project.add("user:a", asks("Hello"))
     on_sqlite.run()
     with sqlite3.connect(on_sqlite.database.removeprefix("sqlite:///")) as shell:
@@ -211,7 +211,7 @@ def test_dry_run_stores_nothing(project: Project, on_sqlite: Import) -> None:
     assert not Path(on_sqlite.database.removeprefix("sqlite:///")).exists()
 
 
-def test_what_is_not_as_described_is_reported_and_kept(project: Project, importing: Import) -> None:
+def test_items_that_are_not_as_described_are_reported_and_kept(project: Project, importing: Import) -> None:
     unknown = {"type": "chatkit.hologram", "text": "Tell nobody"}
     attached = {"type": "image", "id": "cfile_1", "name": "a.png", "mime_type": "image/png", "preview_url": None}
     project.add(
@@ -263,7 +263,7 @@ def test_limits_and_breaks_in_the_middle(project: Project, importing: Import) ->
     assert [id_ for (id_,) in orders] == [item["id"] for items in project.items.values() for item in items]
 
 
-def test_it_goes_on_where_it_was_broken_off(project: Project, importing: Import) -> None:
+def test_import_goes_on_where_it_was_broken_off(project: Project, importing: Import) -> None:
     project.largest_page = 4
     for number in range(10):
         project.add(f"user:{number}", asks("Hello"))
@@ -379,7 +379,7 @@ def test_database_that_fails_in_the_middle(project: Project, on_sqlite: Import) 
     assert on_sqlite.users() == {"user:0": 1}
 
 
-def test_what_is_missing_in_the_end_is_reported(project: Project, on_sqlite: Import) -> None:
+def test_items_that_are_missing_in_the_end_are_reported(project: Project, on_sqlite: Import) -> None:
     thread = project.add("user:a", asks("Hello"), answers("Hello"))
     project.add("user:b", asks("Hello"))
     on_sqlite.run()

@@ -36,7 +36,7 @@ def test_thread_is_shown(app: AsgiFlask, database: str) -> None:
     ]
 
 
-def test_what_users_wrote_does_not_control_the_terminal(app: AsgiFlask, database: str) -> None:
+def test_text_of_users_does_not_control_the_terminal(app: AsgiFlask, database: str) -> None:
     fill(database, "user:a", "thr_1", question("\x1b[2J\r\x9b31m\u202egone"))
     with create_engine(database).begin() as connection:
         data = json.dumps({"title": "\x1b]0;x\x07\n\n", "created_at": "2026-11-01T00:00:00Z"})

@@ -94,7 +94,7 @@ def test_uuid_is_read(user_id: Any) -> None:
     assert read_session_request(json.dumps({"user_id": str(user_id)}).encode()) == {"user_id": str(user_id)}
 
 
-def test_refused_requests_reach_no_upstream(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
+def test_refused_requests_do_not_reach_openai(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:
     client = make_app().test_client()
     for body in MALFORMED.values():
         assert client.post(ENDPOINT, data=body, content_type=JSON).status_code == 400

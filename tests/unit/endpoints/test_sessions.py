@@ -108,7 +108,7 @@ def test_visitor_who_reloads_the_page_takes_nothing_over(make_app: MakeApp) -> N
     assert client.post("/api/chatkit", json=body, headers={"Authorization": f"Bearer {first}"}).status_code == 200
 
 
-def test_who_signs_in_is_no_visitor_any_more(make_app: MakeApp) -> None:
+def test_visitor_is_forgotten_after_sign_in(make_app: MakeApp) -> None:
     variables = {"CHATKIT_BACKEND": "selfhosted", "AUTH_JWT_SECRET": SECRET, "AUTH_KEEP_CONVERSATIONS": "true"}
     client = make_app(**variables).test_client()
     client.post(ENDPOINT)

@@ -35,7 +35,7 @@ def refusal(concurrency: ChatConcurrency, what: What, user: str, address: str) -
 
 
 @pytest.mark.parametrize(("what", "most"), [("turns", 5), ("requests", 10)])
-def test_of_a_user(held: ExitStack, what: What, most: int) -> None:
+def test_limits_of_a_user(held: ExitStack, what: What, most: int) -> None:
     concurrency = ChatConcurrency(None, turn_seconds=90)
     for number in range(most):
         held.enter_context(concurrency.held(what, "user:ada", f"10.0.0.{number}"))
@@ -48,7 +48,7 @@ def test_of_a_user(held: ExitStack, what: What, most: int) -> None:
 
 
 @pytest.mark.parametrize(("what", "of_an_address"), [("turns", 250), ("requests", 64)])
-def test_of_an_address_and_of_all(held: ExitStack, what: What, of_an_address: int) -> None:
+def test_limits_of_an_address_and_of_all(held: ExitStack, what: What, of_an_address: int) -> None:
     concurrency = ChatConcurrency(None, turn_seconds=90)
     for address in range(4):
         for number in range(of_an_address):
@@ -70,7 +70,7 @@ def test_refused_request_holds_nothing(held: ExitStack) -> None:
         held.enter_context(concurrency.held("turns", "user:ada", f"10.0.0.{2 + number}"))
 
 
-def test_what_is_given_back_can_be_held_once_again(held: ExitStack) -> None:
+def test_released_place_can_be_held_once_again(held: ExitStack) -> None:
     concurrency = ChatConcurrency(None, turn_seconds=90)
     for number in range(4):
         held.enter_context(concurrency.held("turns", "user:ada", f"10.0.0.{number}"))

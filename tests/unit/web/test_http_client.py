@@ -50,7 +50,7 @@ def test_concurrent_calls_do_not_wait_for_each_other(fake_openai: FakeOpenAI) ->
     assert fake_openai.connections == 20
 
 
-def test_upstream_cookies_are_not_kept_between_users(fake_openai: FakeOpenAI) -> None:
+def test_cookies_of_openai_are_not_kept_between_users(fake_openai: FakeOpenAI) -> None:
     fake_openai.behaviour = lambda handler: handler.respond(200, session(), Set_Cookie="who=first; Path=/")
     issuer = sessions_api(fake_openai.url)
     issuer.issue(USER)

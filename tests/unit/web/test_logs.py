@@ -13,12 +13,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from chatkit.web import logs
-from tests.support import service
-from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT
-from tests.support.fake_openai import API_KEY, SECRET_PREFIX, WORKFLOW_ID, FakeOpenAI
-from tests.support.identity_provider import SECRET, shared
-from tests.support.leaks import Recorder, leaks
+from tests.support.leaks import Recorder
 
 
 def written(name: str, *, readable: bool, message: object = "said %s", error: Exception | None = None) -> str:
@@ -129,29 +125,6 @@ def test_ids_are_reset_after_the_request(client: FlaskClient, recorder: Recorder
     client.get("/healthz", buffered=True)
     assert "session_id" not in json.loads(recorder.lines[-1])
     assert logs.request_id.get() is None
-
-
-# At the end of the run, the ``recorder`` fixture searches everything that was logged for secrets. These test the search.
-
-
-@pytest.mark.parametrize(
-    "secret",
-    [API_KEY, WORKFLOW_ID, f"{SECRET_PREFIX}1", "cs_" + "a" * 43, "chatkit_visitor=ey", SECRET, shared()],
-    ids=range(7),
-)
-def test_search_finds_secrets(secret: str) -> None:
-    assert leaks(f"before {secret} after")
-
-
-def test_search_covers_all_logs(make_app: MakeApp, recorder: Recorder, fake_openai: FakeOpenAI) -> None:
-    """Both from applications in this process and from services in their own processes."""
-    for backend, session_id in (("hosted", r"cksess_[0-9a-f]{48}"), ("selfhosted", r"ses_[A-Za-z0-9_-]{32}")):
-        before = len(recorder.lines)
-        make_app(CHATKIT_BACKEND=backend).test_client().post(ENDPOINT, buffered=True)
-        assert re.search(session_id, "\n".join(recorder.lines[before:]))
-    with service.Service(OPENAI_API_KEY=API_KEY, CHATKIT_WORKFLOW_ID=WORKFLOW_ID, CHATKIT_API_BASE=fake_openai.url) as running:
-        assert running.create_session().status_code == 200
-    assert re.search(r"cksess_[0-9a-f]{48}", service.output[-1])
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ PARTLY: dict[str, tuple[dict[str, Any], list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", PARTLY)
-def test_what_is_not_converted_is_named_and_kept(case: str) -> None:
+def test_unknown_content_is_named_and_kept(case: str) -> None:
     item, losses, words = PARTLY[case]
     result = converted(item)
     dumped = result.item.model_dump()
@@ -241,7 +241,7 @@ def test_id_that_can_not_be_stored_is_replaced(bad: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [None, "now", True, -1, 2**33, math.nan, math.inf, 1e300, {}])
-def test_time_that_is_none_becomes_that_of_the_item_before(bad: Any) -> None:
+def test_invalid_time_is_replaced_with_that_of_the_item_before(bad: Any) -> None:
     assert converted({**asks("Hello"), "created_at": bad}).item.created_at == BEFORE
 
 
@@ -251,7 +251,7 @@ def resource(**changes: Any) -> dict[str, Any]:
     return project.threads[0]
 
 
-def test_thread() -> None:
+def test_thread_is_converted() -> None:
     thread = convert_thread(resource())
     assert (thread.title, thread.status.type) == ("About user:a", "active")
     assert thread.created_at == datetime.fromtimestamp(BEGIN + 60, UTC)

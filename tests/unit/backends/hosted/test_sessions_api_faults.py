@@ -102,7 +102,7 @@ def test_retry_after_is_passed_on(client: FlaskClient, fake_openai: FakeOpenAI, 
     assert client.post(ENDPOINT).headers["Retry-After"] == seconds
 
 
-def test_log_names_the_upstream_request_id_and_the_likely_cause(
+def test_log_names_the_request_id_of_openai_and_the_likely_cause(
     client: FlaskClient, fake_openai: FakeOpenAI, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake_openai.behaviour = failing(404, "not_found", X_Request_ID="req_4f2a")

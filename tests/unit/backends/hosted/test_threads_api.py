@@ -123,7 +123,7 @@ def test_gives_up_in_the_end(project: Project, api: ThreadsApi, waits: list[floa
     assert 120 < sum(waits) < 240
 
 
-def test_nobody_listens(waits: list[float]) -> None:
+def test_connection_refused(waits: list[float]) -> None:
     settings = Settings.load({**COMPLETE, "CHATKIT_API_BASE": f"http://127.0.0.1:{free_port()}"})
     with pytest.raises(ReadFailed, match="OpenAI does not answer, 8 times in a row"):
         list(ThreadsApi(settings, waits.append).threads())

@@ -76,7 +76,7 @@ def rows(engine: Engine, query: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in connection.execute(text(query))]
 
 
-def test_thread_comes_in_whole(store: SqlStore, imported: ImportStore) -> None:
+def test_whole_thread_is_imported(store: SqlStore, imported: ImportStore) -> None:
     assert imported.save(ADA.user, thread(), said("a", "b", "c")) == Outcome(created=True, new_items=3)
     loaded = run(store.load_thread("cthr_1", ADA))
     assert (loaded.title, loaded.created_at.astimezone(UTC)) == ("Thread 1", START + timedelta(days=1))
@@ -86,14 +86,14 @@ def test_thread_comes_in_whole(store: SqlStore, imported: ImportStore) -> None:
     assert list(imported.check()) == [("cthr_1", 3, 3)]
 
 
-def test_others_do_not_see_it(store: SqlStore, imported: ImportStore) -> None:
+def test_others_do_not_see_an_imported_thread(store: SqlStore, imported: ImportStore) -> None:
     imported.save(ADA.user, thread(), said("a"))
     assert run(store.load_threads(10, None, "asc", EVE)).data == []
     with pytest.raises(Exception, match=r"^$"):
         run(store.load_thread("cthr_1", EVE))
 
 
-def test_second_time_changes_nothing(engine: Engine, imported: ImportStore) -> None:
+def test_second_import_changes_nothing(engine: Engine, imported: ImportStore) -> None:
     imported.save(ADA.user, thread(), said("a", "b"))
     with engine.begin() as connection:  # so that a write would show
         connection.execute(text("UPDATE chat_threads SET used_at = 5"))
@@ -110,7 +110,7 @@ def test_item_that_is_listed_twice_is_stored_once(store: SqlStore, imported: Imp
     assert words(store) == ["a", "b"]
 
 
-def test_what_is_new_is_added(store: SqlStore, imported: ImportStore) -> None:
+def test_new_items_are_added(store: SqlStore, imported: ImportStore) -> None:
     imported.save(ADA.user, thread(title=None), said("a", "b"))
     assert imported.save(ADA.user, thread(title="At last"), said("a", "b", "c", "d")) == Outcome(new_items=2)
     assert words(store) == ["a", "b", "c", "d"]
@@ -215,7 +215,7 @@ def test_answer_that_was_discarded_here_is_not_imported_again(engine: Engine, st
     assert words(store) == ["a", "c", "d"]
 
 
-def test_what_vanished_at_openai_stays(engine: Engine, store: SqlStore, imported: ImportStore) -> None:
+def test_items_that_vanished_at_openai_stay(engine: Engine, store: SqlStore, imported: ImportStore) -> None:
     imported.save(ADA.user, thread(), said("a", "b"))
     assert imported.save(ADA.user, thread(), [*said("a"), *said("again", minutes=2)]) == Outcome(new_items=1)
     assert words(store) == ["a", "b", "again"]
@@ -364,7 +364,7 @@ def test_several_imports_of_threads_of_the_same_second(engine: Engine, database:
     assert rows(engine, "SELECT count(*), count(DISTINCT position) FROM chat_threads") == [(60, 60)]
 
 
-def test_while_the_chat_is_used(engine: Engine, store: SqlStore, database: str) -> None:
+def test_import_while_the_chat_is_used(engine: Engine, store: SqlStore, database: str) -> None:
     imported = ImportStore(open_database(database, 1))
     imported.save(ADA.user, thread(), said("a"))
     stop = threading.Event()

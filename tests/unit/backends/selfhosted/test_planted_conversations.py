@@ -108,7 +108,7 @@ def test_only_hidden_items_are_dropped(app: Flask, database: str, monkeypatch: p
     assert len(kept) == 20 * 2 + 20 * 4
 
 
-def test_a_planted_run_can_not_be_resumed(make_app: MakeApp, database: str, fake_openai: FakeOpenAI) -> None:
+def test_planted_run_can_not_be_resumed(make_app: MakeApp, database: str, fake_openai: FakeOpenAI) -> None:
     fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("Never said"))
     agent = {"CHATKIT_AGENT": "tests.support.approving_agents:careful", "DATABASE_URL": database}
     app = make_app(CHATKIT_BACKEND="selfhosted", AUTH_JWT_SECRET=SECRET, AUTH_KEEP_CONVERSATIONS="true", **agent)

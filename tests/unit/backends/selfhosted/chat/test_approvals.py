@@ -79,7 +79,7 @@ def address(tmp_path: Any) -> str:
 
 
 @pytest.mark.parametrize("agent", [*SHAPES, f"{AGENTS}:for_user"])
-def test_an_approved_call_is_executed(start: Start, fake_openai: FakeOpenAI, database: str, agent: str) -> None:
+def test_approved_call_is_executed(start: Start, fake_openai: FakeOpenAI, database: str, agent: str) -> None:
     caller = start(agent, DATABASE_URL=database)
     fake_openai.behaviour = streaming([*says("I will."), *calling("delete_file", path="a.txt")], says("It is gone"))
     thread_id, events = caller.create("Delete a.txt")
@@ -133,7 +133,7 @@ def test_an_approved_call_is_executed(start: Start, fake_openai: FakeOpenAI, dat
         ("x" * 5000, f"The user rejected this call. The user's reason: {'x' * 1000}", f"Rejected: {'x' * 1000}"),
     ],
 )
-def test_a_rejected_call_is_not_executed(
+def test_rejected_call_is_not_executed(
     start: Start, fake_openai: FakeOpenAI, agent: str, reason: str, told: str, shown: str
 ) -> None:
     caller = start(agent)
@@ -187,7 +187,7 @@ def test_each_of_several_calls_is_decided(start: Start, fake_openai: FakeOpenAI,
     assert sorted(told) == ["9 euros are paid", "The user rejected this call.", "a.txt is deleted", "b.txt exists"]
 
 
-def test_a_run_may_be_paused_again(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_run_may_be_paused_again(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:careful")
     fake_openai.behaviour = streaming(
         calling("delete_file", "call_a", path="a.txt"), calling("delete_file", "call_b", path="b.txt"), says("Done")
@@ -202,7 +202,7 @@ def test_a_run_may_be_paused_again(start: Start, fake_openai: FakeOpenAI) -> Non
     assert len(executed) == 2
 
 
-def test_a_decision_that_is_made_twice(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
+def test_decision_that_is_made_twice(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
     fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("It is gone", pause=0.3))
     thread_id, _ = caller.create("Go")
@@ -258,7 +258,7 @@ def test_foreign_and_unknown_calls_are_not_decided(start: Start, fake_openai: Fa
 
 
 @pytest.mark.parametrize("agent", SHAPES)
-def test_a_new_message_discards_what_is_pending(start: Start, fake_openai: FakeOpenAI, database: str, agent: str) -> None:
+def test_new_message_discards_what_is_pending(start: Start, fake_openai: FakeOpenAI, database: str, agent: str) -> None:
     caller = start(agent, DATABASE_URL=database)
     two = [*calling("delete_file", "call_a", path="a.txt"), *calling("delete_file", "call_b", path="b.txt")]
     fake_openai.behaviour = streaming(two, says("As you like"))
@@ -284,7 +284,7 @@ def test_a_new_message_discards_what_is_pending(start: Start, fake_openai: FakeO
     assert [event.type for event in caller.say(thread_id, "Go on") if event.type == "thread.item.replaced"] == []
 
 
-def test_a_message_does_not_discard_a_run_that_is_being_resumed(
+def test_message_does_not_discard_a_run_that_is_being_resumed(
     start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The decision comes after the message's turn has loaded the thread."""
@@ -304,7 +304,7 @@ def test_a_message_does_not_discard_a_run_that_is_being_resumed(
     assert lines(widgets(caller, thread_id)[0])[-1] == "Approved."
 
 
-def test_a_retry_discards_what_is_pending(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
+def test_retry_discards_what_is_pending(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     caller = start(f"{AGENTS}:careful")
     fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), calling("delete_file", path="b.txt"), says("Done"))
     thread_id, _ = caller.create("Go")
@@ -320,7 +320,7 @@ def test_a_retry_discards_what_is_pending(start: Start, fake_openai: FakeOpenAI,
     assert "b.txt" in executed[0]
 
 
-def test_a_thread_has_one_paused_run(
+def test_thread_has_one_paused_run(
     start: Start, fake_openai: FakeOpenAI, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two turns in one thread at once, as of a user with two tabs."""
@@ -339,7 +339,7 @@ def test_a_thread_has_one_paused_run(
     assert list(json.loads(row.decisions)) == [pending.id]
 
 
-def test_a_widget_without_its_run_is_closed(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
+def test_widget_without_its_run_is_closed(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     """As a process leaves it that is killed between the last decision and the update of the page."""
     caller = start(f"{AGENTS}:careful")
     fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Never said"))
@@ -354,7 +354,7 @@ def test_a_widget_without_its_run_is_closed(start: Start, fake_openai: FakeOpenA
     assert not is_open(widget)
 
 
-def test_a_deleted_thread_takes_its_run_along(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
+def test_deleted_thread_takes_its_run_along(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
     fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"))
     thread_id, _ = caller.create("Go")
@@ -393,7 +393,7 @@ def test_another_agent_does_not_resume_the_run(
     assert texts(later.say(thread_id, "Hello?")) == ["Never said"], "the thread goes on"
 
 
-def test_an_agent_that_lost_its_tool(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_agent_that_lost_its_tool(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:for_user")
     fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Never said"))
     thread_id, _ = caller.create("Go")
@@ -404,7 +404,7 @@ def test_an_agent_that_lost_its_tool(start: Start, fake_openai: FakeOpenAI) -> N
     assert (executed, len(fake_openai.received)) == ([], 1)
 
 
-def test_an_agent_that_can_not_be_made_for_now(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_agent_that_can_not_be_made_for_now(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:for_user")
     fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
     thread_id, _ = caller.create("Go")
@@ -416,7 +416,7 @@ def test_an_agent_that_can_not_be_made_for_now(start: Start, fake_openai: FakeOp
     assert texts(decide(caller, widget, APPROVE)) == ["Done"]
 
 
-def test_a_call_that_fails_after_its_approval(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_call_that_fails_after_its_approval(start: Start, fake_openai: FakeOpenAI) -> None:
     """It was carried out, at least in part, so the widget says no more than that it was approved."""
     caller = start(f"{AGENTS}:failing")
     fake_openai.behaviour = streaming(calling("fail"), says("Never said"))
@@ -460,9 +460,7 @@ def test_after_a_handoff(start: Start, fake_openai: FakeOpenAI) -> None:
 
 
 @pytest.mark.parametrize(("action", "approved"), [(APPROVE, True), (REJECT, False)])
-def test_a_tool_of_a_hosted_mcp_server(
-    start: Start, fake_openai: FakeOpenAI, address: str, action: Any, approved: bool
-) -> None:
+def test_tool_of_a_hosted_mcp_server(start: Start, fake_openai: FakeOpenAI, address: str, action: Any, approved: bool) -> None:
     request = {
         "id": "mcpr_1",
         "type": "mcp_approval_request",
@@ -488,7 +486,7 @@ def test_a_tool_of_a_hosted_mcp_server(
     assert (response["approve"], response["approval_request_id"]) == (approved, "mcpr_1")
 
 
-def test_a_state_has_no_secrets(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
+def test_state_of_a_run_has_no_secrets(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     url = start(
         f"{AGENTS}:careful",
         AUTH_JWT_SECRET=SECRET,
@@ -507,7 +505,7 @@ def test_a_state_has_no_secrets(start: Start, fake_openai: FakeOpenAI, address: 
         assert secret not in row.state, secret
 
 
-def test_a_state_that_is_too_large(start: Start, fake_openai: FakeOpenAI, address: str, recorder: Recorder) -> None:
+def test_state_that_is_too_large(start: Start, fake_openai: FakeOpenAI, address: str, recorder: Recorder) -> None:
     caller = start(f"{AGENTS}:careful")
     fake_openai.behaviour = streaming(
         calling("returns_much", "call_a"), calling("delete_file", "call_b", path="a.txt"), says("Hm")
@@ -532,7 +530,7 @@ def test_images_of_earlier_turns_are_not_kept(start: Start, fake_openai: FakeOpe
     assert "(This image is not shown to you.)" in json.dumps(fake_openai.received[2].body)
 
 
-def test_the_chosen_model_stays(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_chosen_model_stays(start: Start, fake_openai: FakeOpenAI) -> None:
     offered = {"models": [{"id": "gpt-test", "label": "Small"}, {"id": "gpt-large", "label": "Large"}]}
     caller = start(f"{AGENTS}:careful", CHATKIT_COMPOSER=json.dumps(offered))
     fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
@@ -560,7 +558,7 @@ def test_reasoning_before_the_call_is_finished(start: Start, fake_openai: FakeOp
     ]
 
 
-def test_a_client_tool_call_beside_a_pending_one(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_client_tool_call_beside_a_pending_one(start: Start, fake_openai: FakeOpenAI) -> None:
     """The page answers at once, and the answer continues the conversation."""
     caller = start(f"{AGENTS}:asking")
     both = [*calling("delete_file", "call_a", path="a.txt"), *calling("ask_page", "call_b", question="Which?")]
@@ -574,7 +572,7 @@ def test_a_client_tool_call_beside_a_pending_one(start: Start, fake_openai: Fake
     assert executed == []
 
 
-def test_an_exported_workflow_can_not_wait(start: Start, fake_openai: FakeOpenAI, address: str, recorder: Recorder) -> None:
+def test_exported_workflow_can_not_wait(start: Start, fake_openai: FakeOpenAI, address: str, recorder: Recorder) -> None:
     caller = start(f"{AGENTS}:workflow")
     fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"))
     recorder.lines.clear()
@@ -584,7 +582,7 @@ def test_an_exported_workflow_can_not_wait(start: Start, fake_openai: FakeOpenAI
     assert (paused(address), widgets(caller, thread_id), executed) == ([], [], [])
 
 
-def test_the_user_sees_all_of_a_call(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_user_sees_all_of_a_call(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:careful")
     hidden = "a.txt\u202egnp.\u200b" + " " * 5000 + "and b.txt"
     fake_openai.behaviour = streaming(calling("delete_file", path=hidden, more={"of": ["it", "ü"]}), says("Done"))

@@ -75,7 +75,7 @@ def test_unlisted_choice_is_refused(start: Start, fake_openai: FakeOpenAI, agent
     assert len(caller.items(thread_id).data) == 2
 
 
-def test_the_frontend_offers_dictation_with_a_key(start: Start) -> None:
+def test_frontend_offers_dictation_with_a_key(start: Start) -> None:
     caller = start("", CHATKIT_COMPOSER=json.dumps({"models": COMPOSER["models"]}))
     answer = requests.get(f"{caller.url}/api/chatkit/composer", timeout=10)
     assert answer.json()["data"] == {"models": COMPOSER["models"], "dictation": {"enabled": True}}

@@ -95,7 +95,7 @@ def test_dictation(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
         ("Audio/MPEG", "mpeg"),
     ],
 )
-def test_what_browsers_record(start: Start, fake_openai: FakeOpenAI, mime_type: str, extension: str) -> None:
+def test_media_types_that_browsers_record(start: Start, fake_openai: FakeOpenAI, mime_type: str, extension: str) -> None:
     """OpenAI tells the format by the name of the file."""
     caller = start("simple", CHATKIT_TRANSCRIPTION_MODEL="gpt-other-transcribe")
     fake_openai.behaviour = responding(200, {"text": "Hello there"})

@@ -84,14 +84,14 @@ class TestStore:
         ],
         ids=["svg", "html", "not base64", "not ascii", "percent-encoded", "too large"],
     )
-    def test_refused(self, store: SqlStore, engine: Engine, url: str, message: str) -> None:
+    def test_refused_images(self, store: SqlStore, engine: Engine, url: str, message: str) -> None:
         thread_id = new_thread(store)
         with pytest.raises(ImageRefusedError) as caught:
             run(store.add_thread_item(thread_id, drawn(thread_id, url), ADA))
         assert message in caught.value.message
         assert (stored(engine), run(store.load_thread_items(thread_id, None, 9, "asc", ADA)).data) == ([], [])
 
-    def test_largest(self, store: SqlStore) -> None:
+    def test_largest_image(self, store: SqlStore) -> None:
         thread_id = new_thread(store)
         item = drawn(thread_id, data_url(PNG + bytes(MAX_IMAGE_BYTES - len(PNG))))
         run(store.add_thread_item(thread_id, item, ADA))

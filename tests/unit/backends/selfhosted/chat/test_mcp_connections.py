@@ -60,7 +60,7 @@ def tools(fake_openai: FakeOpenAI) -> list[str]:
 
 
 @pytest.mark.parametrize("agent", ["local", "local_for_user", "handing_over"])
-def test_a_server_over_stdio(make_app: Any, fake_openai: FakeOpenAI, recorder: Recorder, agent: str) -> None:
+def test_server_over_stdio(make_app: Any, fake_openai: FakeOpenAI, recorder: Recorder, agent: str) -> None:
     recorder.lines.clear()
     handing_over = json.loads(json.dumps(calls("transfer_to_local")).replace("call_1", "call_0"))
     handoff = [handing_over] if agent == "handing_over" else []
@@ -76,7 +76,7 @@ def test_a_server_over_stdio(make_app: Any, fake_openai: FakeOpenAI, recorder: R
     assert not [line for line in lines(recorder, "MCP server") if "ERROR" in line or "WARNING" in line]
 
 
-def test_a_call_that_needs_approval(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, monkeypatch: Any) -> None:
+def test_call_that_needs_approval(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, monkeypatch: Any) -> None:
     monkeypatch.setenv("TEST_MCP_APPROVAL", "always")
     recorder.lines.clear()
     fake_openai.behaviour = streaming(FIND, says("It is 7"))
@@ -90,7 +90,7 @@ def test_a_call_that_needs_approval(start: Start, fake_openai: FakeOpenAI, recor
     assert outputs(fake_openai) == ["Ada is customer 7"]
 
 
-def test_a_server_that_is_down_comes_and_goes(
+def test_server_that_is_down_comes_and_goes(
     start: Start, fake_openai: FakeOpenAI, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = str(free_port())
@@ -126,7 +126,7 @@ def test_a_server_that_is_down_comes_and_goes(
     assert not [line for line in lines(recorder, "key-in-the-address") if "DEBUG" not in line]
 
 
-def test_a_server_over_stdio_that_dies_is_started_again(start: Start, fake_openai: FakeOpenAI, recorder: Recorder) -> None:
+def test_server_over_stdio_that_dies_is_started_again(start: Start, fake_openai: FakeOpenAI, recorder: Recorder) -> None:
     recorder.lines.clear()
     fake_openai.behaviour = streaming(says("Hello"))
     caller = start(f"{AGENTS}:local")
@@ -141,7 +141,7 @@ def test_a_server_over_stdio_that_dies_is_started_again(start: Start, fake_opena
     assert texts(caller.create("Who is Ada?")[1]) == ["It is 7"]
 
 
-def test_a_server_that_never_answers(
+def test_server_that_never_answers(
     start: Start, fake_openai: FakeOpenAI, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mcp_connections, "CONNECT_SECONDS", 0.5)

@@ -62,7 +62,9 @@ def warnings(start: Start, fake_openai: FakeOpenAI, recorder: Recorder) -> Calla
         (None, None),
     ],
 )
-def test_when(warnings: Callable[..., list[str]], fake_openai: FakeOpenAI, days: int | None, message: str | None) -> None:
+def test_warning_begins_sixty_days_before_the_shutdown(
+    warnings: Callable[..., list[str]], fake_openai: FakeOpenAI, days: int | None, message: str | None
+) -> None:
     fake_openai.list_models = listing(gpt_test=days, gpt_other=1)
     expected = [message.format(TODAY + timedelta(days or 0))] if message else []
     assert warnings(CHATKIT_MODEL="gpt-test") == expected
@@ -85,7 +87,7 @@ NAMED: dict[str, tuple[str, dict[str, str], list[str]]] = {
 
 
 @pytest.mark.parametrize("who", NAMED)
-def test_who_names_it(warnings: Callable[..., list[str]], fake_openai: FakeOpenAI, who: str) -> None:
+def test_warning_says_what_names_the_model(warnings: Callable[..., list[str]], fake_openai: FakeOpenAI, who: str) -> None:
     agent, variables, sources = NAMED[who]
     model = get_default_model() if who == "the default model" else "gpt-test"
     fake_openai.list_models = listing(**{model: 1})
@@ -113,7 +115,7 @@ FAILURES: dict[str, Behaviour] = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_failure_is_one_line(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, failure: str) -> None:
+def test_failure_is_logged_in_one_line(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, failure: str) -> None:
     before = len(recorder.lines)
     fake_openai.list_models = FAILURES[failure]
     caller = start("", CHATKIT_MODEL="gpt-test")
@@ -122,7 +124,7 @@ def test_a_failure_is_one_line(start: Start, fake_openai: FakeOpenAI, recorder: 
     assert caller.post("threads.list").status_code == 200
 
 
-def test_the_start_does_not_wait_for_it(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_start_does_not_wait_for_the_models(start: Start, fake_openai: FakeOpenAI) -> None:
     asked, going_on = threading.Event(), threading.Event()
 
     def hang(handler: Handler) -> None:
@@ -136,7 +138,7 @@ def test_the_start_does_not_wait_for_it(start: Start, fake_openai: FakeOpenAI) -
     going_on.set()
 
 
-def test_nothing_is_asked_without_a_key(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_models_are_not_listed_without_a_key(start: Start, fake_openai: FakeOpenAI) -> None:
     def refuse(handler: Handler) -> None:
         raise AssertionError
 

@@ -40,14 +40,14 @@ def test_each_call_names_the_user_by_a_hash(start: Start, fake_openai: FakeOpenA
     assert visitors
 
 
-def test_an_agent_that_is_a_tool_names_the_user(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_agent_that_is_a_tool_names_the_user(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("runs_another_agent_as_tool", **SIGNED_IN)
     fake_openai.behaviour = streaming(calls("expert", input="The weather?"), says("Sun"), says("It is sunny"))
     Caller(caller.url, shared(sub="ada")).create("Hello")
     assert identifiers(fake_openai) == [safety_identifier("user:ada")] * 3
 
 
-def test_a_new_secret_key_changes_nothing(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_new_secret_key_changes_no_safety_identifier(start: Start, fake_openai: FakeOpenAI) -> None:
     fake_openai.behaviour = streaming(says("Hello"))
     for key in ("a-first-key-of-this-test-and-no-other", "a-second-key-of-this-test-and-no-other"):
         Caller(start("simple", SECRET_KEY=key, **SIGNED_IN).url, shared(sub="ada")).create("Hello")
@@ -55,7 +55,7 @@ def test_a_new_secret_key_changes_nothing(start: Start, fake_openai: FakeOpenAI)
 
 
 @pytest.mark.parametrize("agent", ["identified", "identified_in_the_body", "identified_workflow"])
-def test_that_of_an_operator_is_kept(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+def test_own_safety_identifier_is_kept(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     fake_openai.behaviour = streaming(says("Hello"))
     start(agent).create("Hello")
     assert identifiers(fake_openai) == ["the operator's"]

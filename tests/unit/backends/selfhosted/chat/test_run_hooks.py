@@ -54,7 +54,7 @@ SHAPES: dict[str, tuple[list[Any], list[tuple[Any, ...]]]] = {
 
 
 @pytest.mark.parametrize("agent", SHAPES)
-def test_it_is_stored_for_each_agent(
+def test_usage_is_stored_for_each_agent(
     start: Start, fake_openai: FakeOpenAI, agent: str, tmp_path: Any, usage_lines: list[dict[str, Any]]
 ) -> None:
     answers, rows = SHAPES[agent]
@@ -69,7 +69,7 @@ def test_it_is_stored_for_each_agent(
     assert [line[name] for name in ("model_requests", "input_tokens", "output_tokens", "total_tokens")] == totals
 
 
-def test_the_demo_uses_nothing(start: Start, tmp_path: Any, usage_lines: list[dict[str, Any]]) -> None:
+def test_demo_uses_nothing(start: Start, tmp_path: Any, usage_lines: list[dict[str, Any]]) -> None:
     start("", OPENAI_API_KEY="").create("Hello")
     assert used(f"sqlite:///{tmp_path}/chatkit.db") == []
     assert usage_lines == []
@@ -87,7 +87,7 @@ ENDINGS: dict[str, tuple[str, list[Any], int]] = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_response_that_fails_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: Any, ending: str) -> None:
+def test_response_that_fails_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: Any, ending: str) -> None:
     agent, answers, number = ENDINGS[ending]
     caller = start(agent)
     fake_openai.behaviour = streaming(*answers)
@@ -98,7 +98,7 @@ def test_a_response_that_fails_is_counted(start: Start, fake_openai: FakeOpenAI,
 
 @pytest.mark.parametrize("how", ["the reader leaves", "the time limit"])
 @pytest.mark.parametrize("agent", ["with_tool", "tool_workflow", f"{SERVERS}:WithTool"])
-def test_a_response_that_is_cancelled_is_counted(
+def test_response_that_is_cancelled_is_counted(
     start: Start, fake_openai: FakeOpenAI, tmp_path: Any, agent: str, how: str
 ) -> None:
     caller = start(agent, CHATKIT_TURN_SECONDS="2" if how == "the time limit" else "30")
@@ -113,7 +113,7 @@ def test_a_response_that_is_cancelled_is_counted(
     wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [requests_of("With a tool", 1)])
 
 
-def test_a_run_that_outlives_its_response_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:
+def test_run_that_outlives_its_response_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:
     caller = start(f"{SERVERS}:Afterwards")
     going_on, answer = threading.Event(), streaming(says("Hello"))
     fake_openai.behaviour = lambda handler: answer(handler) if going_on.wait(30) else None

@@ -280,9 +280,7 @@ class TestRuns:
 
         self.check(work, sql)
 
-    def test_run_that_does_not_end_is_not_waited_for_longer_than_that(
-        self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_wait_for_a_run_that_does_not_end_is_limited(self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(runs, "TAKEOVER_SECONDS", 1.0)
         thread_id = new_thread(sql)
 

@@ -18,7 +18,7 @@ from tests.support.waiting import wait_for
 
 
 class TestStop:
-    def test_model_sees_it_within_a_second(self, start: Start, fake_openai: FakeOpenAI) -> None:
+    def test_call_of_the_model_ends_within_a_second(self, start: Start, fake_openai: FakeOpenAI) -> None:
         caller = start("simple")
         ended: list[float] = []
         fake_openai.behaviour = streaming_until_cancelled(ended)

@@ -57,7 +57,7 @@ def create(caller: Caller) -> tuple[str, list[Any]]:
 
 
 @pytest.mark.parametrize("agent", ["", "simple", "for_user", "run_workflow"])
-def test_a_model_writes_it_beside_the_response(start: Start, fake_openai: FakeOpenAI, tmp_path: Any, agent: str) -> None:
+def test_model_writes_the_title_beside_the_response(start: Start, fake_openai: FakeOpenAI, tmp_path: Any, agent: str) -> None:
     caller = start(agent, **TITLE_MODEL)
     fake_openai.behaviour = titling("\u201cParis in the\n rain\u201d", SLOWLY)
     thread_id, events = create(caller)
@@ -79,7 +79,7 @@ def test_a_model_writes_it_beside_the_response(start: Start, fake_openai: FakeOp
     assert len([*filter(for_titles, fake_openai.received)]) == 1
 
 
-def test_without_the_setting_it_is_the_first_words(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_title_is_the_first_words_without_the_setting(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple")
     fake_openai.behaviour = streaming(SLOWLY)
     thread_id, _ = create(caller)
@@ -88,7 +88,7 @@ def test_without_the_setting_it_is_the_first_words(start: Start, fake_openai: Fa
 
 
 @pytest.mark.parametrize("agent", ["", "tests.support.servers_under_test:Plain"], ids=["the demo", "an own server"])
-def test_who_has_no_titles_of_a_model(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+def test_demo_and_own_servers_have_no_titles_of_a_model(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent, **TITLE_MODEL, **({} if agent else {"OPENAI_API_KEY": ""}))
     fake_openai.behaviour = titling("Never", SLOWLY)
     thread_id, _ = create(caller)
@@ -96,7 +96,7 @@ def test_who_has_no_titles_of_a_model(start: Start, fake_openai: FakeOpenAI, age
     assert not [*filter(for_titles, fake_openai.received)]
 
 
-def test_the_response_does_not_wait_for_it(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_response_does_not_wait_for_the_title(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple", **TITLE_MODEL)
     write, go_on = held("Paris")
     fake_openai.behaviour = titling(write)
@@ -109,7 +109,7 @@ def test_the_response_does_not_wait_for_it(start: Start, fake_openai: FakeOpenAI
     wait_for(lambda: caller.thread(thread_id).title == "Paris")
 
 
-def test_a_reader_that_leaves_still_gets_one(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_reader_that_leaves_still_gets_a_title(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple", **TITLE_MODEL)
     write, go_on = held("Paris")
     fake_openai.behaviour = titling(write, SLOWLY)
@@ -130,7 +130,7 @@ FAILURES: dict[str, Behaviour | str] = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_failure_leaves_the_first_words(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, failure: str) -> None:
+def test_failure_leaves_the_first_words(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, failure: str) -> None:
     caller = start("simple", **TITLE_MODEL)
     before = len(recorder.lines)
     fake_openai.behaviour = titling(FAILURES[failure], SLOWLY)
@@ -142,7 +142,7 @@ def test_a_failure_leaves_the_first_words(start: Start, fake_openai: FakeOpenAI,
     assert "internal detail" not in "".join(recorder.lines[before:])
 
 
-def test_the_time_is_limited(
+def test_time_for_a_title_is_limited(
     start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, recorder: Recorder
 ) -> None:
     monkeypatch.setattr(titles, "TITLE_SECONDS", 0.5)
@@ -156,7 +156,7 @@ def test_the_time_is_limited(
     assert caller.thread(thread_id).title == FIRST_WORDS
 
 
-def test_the_length_is_limited(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_length_of_a_title_is_limited(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple", **TITLE_MODEL)
     fake_openai.behaviour = titling("A title " * 1000, SLOWLY)
     thread_id, _ = caller.create("x" * 50_000)
@@ -166,7 +166,7 @@ def test_the_length_is_limited(start: Start, fake_openai: FakeOpenAI) -> None:
 
 
 @pytest.mark.parametrize("answer", [SLOWLY, says("Sun")], ids=["during the response", "after the response"])
-def test_a_title_of_the_user_stays(
+def test_title_of_the_user_stays(
     start: Start, fake_openai: FakeOpenAI, database: str, answer: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replaced, replace = threading.Event(), SqlStore.replace_title
@@ -219,7 +219,7 @@ def test_rename_wins_in_any_order(store: SqlStore, renamed: str, first_words_are
     assert run(store.load_thread(thread.id, of("anonymous:ada"))).title == expected
 
 
-def test_a_save_that_is_going_on(store: SqlStore) -> None:
+def test_title_that_comes_during_a_save(store: SqlStore) -> None:
     """The title comes while the first words are being saved, and the user renames the thread after that."""
     context = of("anonymous:ada")
     thread = ThreadMetadata(id=store.generate_thread_id(context), created_at=MOMENT)

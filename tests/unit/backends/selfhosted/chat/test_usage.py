@@ -58,7 +58,7 @@ def test_dictation_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: A
     wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [("Dictation", *row)])
 
 
-def test_a_database_that_cannot_store_it(start: Start, fake_openai: FakeOpenAI, database: str, recorder: Recorder) -> None:
+def test_database_that_cannot_store_usage(start: Start, fake_openai: FakeOpenAI, database: str, recorder: Recorder) -> None:
     caller = start("simple", DATABASE_URL=database)
     with create_engine(database).begin() as connection:
         connection.execute(text("DROP TABLE chat_usage"))
@@ -70,7 +70,7 @@ def test_a_database_that_cannot_store_it(start: Start, fake_openai: FakeOpenAI, 
     assert texts(caller.say(thread_id, "Again")) == ["Hello"]
 
 
-def test_a_response_does_not_wait_for_it(start: Start, fake_openai: FakeOpenAI, postgres: str) -> None:
+def test_response_does_not_wait_until_usage_is_stored(start: Start, fake_openai: FakeOpenAI, postgres: str) -> None:
     address = new_postgres_database(postgres)
     caller = start("simple", DATABASE_URL=address)
     fake_openai.behaviour = streaming(says("Hello"))
@@ -84,7 +84,7 @@ def test_a_response_does_not_wait_for_it(start: Start, fake_openai: FakeOpenAI, 
     wait_for(lambda: used(address.replace("postgresql://", "postgresql+psycopg://")) == [requests_of("Simple", 2)])
 
 
-def test_what_is_being_stored_at_a_shutdown_is_stored(engine: Engine) -> None:
+def test_usage_is_stored_before_a_shutdown_ends(engine: Engine) -> None:
     store = SqlStore(engine, IMAGE_URLS)
     usage = UsageStore(engine, store.submit, None)
     going_on = threading.Event()
@@ -106,7 +106,7 @@ def test_what_is_being_stored_at_a_shutdown_is_stored(engine: Engine) -> None:
     run(shut_down())
 
 
-def test_the_name_of_an_agent_may_be_long(engine: Engine) -> None:
+def test_name_of_an_agent_may_be_long(engine: Engine) -> None:
     usage = UsageStore(engine, SqlStore(engine, IMAGE_URLS).submit, None)
     meter = usage.meter("anonymous:ada")
     meter.add("x" * 300, 1, Usage(total_tokens=7))
@@ -149,7 +149,9 @@ def turn(caller: Caller) -> Any:
 
 @pytest.mark.parametrize("who", ["visitor", "user"])
 @pytest.mark.parametrize(("limit", "turns"), [(1, 1), (2, 1), (3, 2), (4, 2)])
-def test_the_limit(start: Start, fake_openai: FakeOpenAI, database: str, who: str, limit: int, turns: int) -> None:
+def test_limit_of_tokens_per_day(
+    start: Start, fake_openai: FakeOpenAI, database: str, who: str, limit: int, turns: int
+) -> None:
     """A turn uses two tokens. The one that reaches the limit is the last."""
     caller = start("simple", DATABASE_URL=database, CHATKIT_TOKENS_PER_DAY=str(limit), **SIGNED_IN)
     asking = Caller(caller.url, shared(sub="ada")) if who == "user" else caller
@@ -175,7 +177,7 @@ def test_the_limit(start: Start, fake_openai: FakeOpenAI, database: str, who: st
 
 
 @pytest.mark.parametrize("type_", ["input.transcribe", "threads.sync_custom_action"])
-def test_whatever_calls_a_model_is_limited(start: Start, fake_openai: FakeOpenAI, type_: str) -> None:
+def test_every_request_that_calls_a_model_is_limited(start: Start, fake_openai: FakeOpenAI, type_: str) -> None:
     caller = start("simple", CHATKIT_TOKENS_PER_DAY="1")
     fake_openai.behaviour = streaming(says("Hello"))
     thread_id, _ = caller.create("Hello")
@@ -186,7 +188,7 @@ def test_whatever_calls_a_model_is_limited(start: Start, fake_openai: FakeOpenAI
     assert caller.post(type_, **params[type_]).status_code == 429
 
 
-def test_the_next_day(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
+def test_limit_begins_again_the_next_day(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     caller = start("simple", DATABASE_URL=database, CHATKIT_TOKENS_PER_DAY="2")
     fake_openai.behaviour = streaming(says("Hello"))
     assert turn(caller).status_code == 200
@@ -197,7 +199,7 @@ def test_the_next_day(start: Start, fake_openai: FakeOpenAI, database: str) -> N
     assert turn(caller).status_code == 429
 
 
-def test_the_limit_is_for_all_processes(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
+def test_limit_is_for_all_processes(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     variables = {"DATABASE_URL": database, "CHATKIT_TOKENS_PER_DAY": "2", **SIGNED_IN}
     fake_openai.behaviour = streaming(says("Hello"))
     for status in (200, 429):
@@ -213,7 +215,7 @@ def test_without_the_setting_nothing_is_added_up(start: Start, fake_openai: Fake
         assert turn(caller).status_code == 200
 
 
-def test_a_database_that_cannot_add_up(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
+def test_database_that_cannot_add_usage_up(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     """A limit that can't be checked is no reason to spend more."""
     caller = start("simple", DATABASE_URL=database, CHATKIT_TOKENS_PER_DAY="2")
     with create_engine(database).begin() as connection:

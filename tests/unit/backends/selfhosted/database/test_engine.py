@@ -170,7 +170,7 @@ def test_connection_that_was_just_used_is_not_tested(postgresql: str) -> None:
         assert connection.execute(text("SELECT pg_backend_pid()")).scalar_one() == backend
 
 
-def test_an_error_does_not_quote_what_was_to_be_stored(database: str) -> None:
+def test_error_does_not_quote_the_values_to_be_stored(database: str) -> None:
     row = {"id": "ses_1", "secret_hash": b"hash", "user_id": "user:ada", "expires_at": 1, "claims": "a private claim"}
     engine = open_database(database)
     with engine.begin() as connection:

@@ -8,7 +8,6 @@ import secrets
 import pytest
 
 from chatkit.settings import PROJECT, Settings, SettingsError
-from tests.support.service import Service
 
 GOOD = {
     "SECRET_KEY": secrets.token_hex(32),
@@ -87,10 +86,3 @@ def test_secrets_of_the_documentation_are_refused() -> None:
     assert len(shown) >= 3
     for name, value in shown:
         assert re.match(rf"{name} is (published|too short)|{name} must be printable", refusal(**{name: value}))
-
-
-def test_service_does_not_start() -> None:
-    service = Service(SECRET_KEY=PUBLISHED[0])
-    with pytest.raises(AssertionError, match=r"cannot start\. SECRET_KEY is published"):
-        service.__enter__()
-    assert PUBLISHED[0] not in service.log

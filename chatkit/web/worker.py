@@ -258,7 +258,7 @@ class Worker(_Worker):  # type: ignore[misc]
         os._exit(0)
 
     def connect(self, connection: Protocol) -> bool:
-        """Add a connection and return whether it is within the limits. Behind a proxy there is none per address."""
+        """Add a connection and return whether it is within the limits. Behind a proxy there is no limit per address."""
         self.connections.add(connection)
         self._by_peer[connection.peer] += 1
         limit = self._limit = self._limit or _max_connections(self.cfg.worker_connections)

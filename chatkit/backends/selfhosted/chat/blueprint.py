@@ -146,7 +146,7 @@ def session_of_request(sessions: SessionStore, limits: Limits) -> LiveSession:
     """Return the session whose secret is the request's bearer token, after counting the request per address and user.
 
     Raises:
-        ApiError: there is no bearer token, or no live session that it belongs to, or there were too many requests.
+        ApiError: there is no bearer token, or it belongs to no live session, or there were too many requests.
     """
     limits.count("requests")
     scheme, _, secret = request.headers.get("Authorization", "").partition(" ")

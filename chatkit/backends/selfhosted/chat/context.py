@@ -39,7 +39,7 @@ class ChatContext:
     usage: Meter = field(default_factory=Meter, compare=False)
     """Counts what the models use."""
     run_id: str = ""
-    """The id of the response as an active run; empty if it is none."""
+    """The id of the response as an active run; empty if the response is not an active run."""
     saving_thread: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
     """Held while a thread is saved and the objects in ``threads`` are updated."""
     drafts: set[str] = field(default_factory=set)

@@ -163,7 +163,7 @@
       var _a;
       if (((_a = this.followed) == null ? void 0 : _a.threadId) !== threadId) this.leave();
     }
-    /** Repeat the interrupted response, and follow the new one. */
+    /** Retry the interrupted response, and follow the new one. */
     async retry() {
       var _a, _b;
       const threadId = (_a = this.followed) == null ? void 0 : _a.threadId;
@@ -176,7 +176,7 @@
         void ((_b = response.body) == null ? void 0 : _b.cancel());
         this.follow(threadId);
       } catch (cause) {
-        console.error("The response could not be repeated:", cause);
+        console.error("The response could not be retried:", cause);
       }
     }
     start(threadId) {
@@ -209,7 +209,7 @@
         }
       }
     }
-    /** The status of the conversation's run; `null` if it has none, or does not exist any more. */
+    /** The status of the conversation's run; `null` if it has none, or no longer exists. */
     async find(threadId) {
       const response = await call(this.session, "GET", `/threads/${encodeURIComponent(threadId)}/run`);
       if (response.status === 404) return null;
@@ -488,8 +488,8 @@
       };
       if (request.threadId) await (runs2 == null ? void 0 : runs2.beforeLoad(request.threadId));
       if (isFollowed && !request.isAction) runs2.leave();
-      const answer = withSecret(session3, send);
-      const response = await (isFollowed ? untilAborted(answer, signal, (late) => abandon(session3, late)) : answer);
+      const pending2 = withSecret(session3, send);
+      const response = await (isFollowed ? untilAborted(pending2, signal, (late) => abandon(session3, late)) : pending2);
       if (!response.ok) {
         const body = await readJson(response.clone());
         onFailure(responseError(response, body, "The chat request failed", userMessageFor2, request.threadId));
@@ -503,17 +503,17 @@
       return watchStream(response, onFailure, reportNetworkError, run);
     };
   }
-  function untilAborted(answer, signal, onLate) {
+  function untilAborted(pending2, signal, onLate) {
     return new Promise((resolve, reject) => {
       const abort = () => {
         reject(aborted());
-        answer.then(onLate, () => {
+        pending2.then(onLate, () => {
         });
       };
       if (signal == null ? void 0 : signal.aborted) return abort();
       signal == null ? void 0 : signal.addEventListener("abort", abort);
       const settled = () => signal == null ? void 0 : signal.removeEventListener("abort", abort);
-      answer.then(resolve, reject).finally(settled);
+      pending2.then(resolve, reject).finally(settled);
     });
   }
   function abandon(session3, response) {

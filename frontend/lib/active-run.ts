@@ -1,5 +1,5 @@
 /**
- * Responses that go on without this page, which the service calls active runs: stopping one, and following one after a reload
+ * Responses that go on without a reader, which the service calls active runs: stopping one, and following one after a reload
  * or a cut connection. Independent of React and Next.js.
  */
 
@@ -16,7 +16,7 @@ const POLL_MS = 1_000
 const MAX_POLL_MS = 10_000 // while the service can't be reached
 const NEWEST_ITEMS = 100
 
-/** What to show about the run of the conversation: it is being followed, it can be repeated, or the service can't be reached. */
+/** What to show about the run of the conversation: it is being followed, it can be retried, or the service can't be reached. */
 export type RunStatus = 'active' | 'interrupted' | 'unreachable'
 
 export const RUN_MESSAGES: Record<RunStatus, string> = {
@@ -70,7 +70,7 @@ export class RunFollower {
   async beforeLoad(threadId: string): Promise<void> {
     if (this.followed?.threadId === threadId && this.followed.isPolled) return // loaded by fetchUpdates
     const followed = this.start(threadId)
-    const status = await this.find(threadId).catch(() => null) // loading fails as well, and says so
+    const status = await this.find(threadId).catch(() => null) // loading will fail too, and report it
     if (this.followed !== followed) return
     if (status) this.onStatus(status)
     if (status === 'active') void this.poll(followed, POLL_MS)
@@ -93,7 +93,7 @@ export class RunFollower {
     if (this.followed?.threadId !== threadId) this.leave()
   }
 
-  /** Repeat the interrupted response, and follow the new one. */
+  /** Retry the interrupted response, and follow the new one. */
   async retry(): Promise<void> {
     const threadId = this.followed?.threadId
     if (!threadId) return
@@ -105,7 +105,7 @@ export class RunFollower {
       void response.body?.cancel() // its text comes with the updates
       this.follow(threadId)
     } catch (cause) {
-      console.error('The response could not be repeated:', cause)
+      console.error('The response could not be retried:', cause)
     }
   }
 
@@ -141,7 +141,7 @@ export class RunFollower {
     }
   }
 
-  /** The status of the conversation's run; `null` if it has none, or does not exist any more. */
+  /** The status of the conversation's run; `null` if it has none, or no longer exists. */
   private async find(threadId: string): Promise<'active' | 'interrupted' | null> {
     const response = await call(this.session, 'GET', `/threads/${encodeURIComponent(threadId)}/run`)
     if (response.status === 404) return null

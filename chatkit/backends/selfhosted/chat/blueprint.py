@@ -58,7 +58,7 @@ def blueprint(
         header_names: the request headers that are passed to servers, besides ``Accept-Language``.
         composer: what users may choose from.
         usage: stores the usage of each response, and limits it.
-        outlives_client: whether a response goes on when its client disconnects, if the request does not say.
+        outlives_client: whether a response goes on without a reader, unless the request says.
     """
     bp = Blueprint("conversation", __name__)
     starts = Starts(MAX_STARTS, MAX_STARTS_PER_ADDRESS, None)

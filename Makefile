@@ -37,7 +37,7 @@ bench: $(VENV)/installed-dev
 	$(VENV)/bin/python -m bench.streams
 	$(VENV)/bin/python -m bench.history
 
-# Node.js is a wheel among the requirements, so that everybody has the same.
+# Node.js is a wheel among the requirements, so that all machines have the same.
 frontend/node_modules/installed: frontend/package-lock.json | $(VENV)/installed-dev
 	cd frontend && npm ci --no-audit --no-fund
 	@touch $@

@@ -179,7 +179,7 @@
       this.shown = threadId;
       if (((_a = this.followed) == null ? void 0 : _a.threadId) !== threadId) this.leave();
     }
-    /** Repeat the interrupted response, and follow the new one. */
+    /** Retry the interrupted response, and follow the new one. */
     async retry() {
       var _a, _b;
       const threadId = (_a = this.followed) == null ? void 0 : _a.threadId;
@@ -192,7 +192,7 @@
         void ((_b = response.body) == null ? void 0 : _b.cancel());
         this.follow(threadId);
       } catch (cause) {
-        console.error("The response could not be repeated:", cause);
+        console.error("The response could not be retried:", cause);
       }
     }
     /** Follow nothing but what is started here, and not even that if the chat is removed or shows another conversation. */
@@ -574,17 +574,17 @@
       return watchStream(response, onFailure, reportNetworkError, run);
     };
   }
-  function untilAborted(answer, signal, onLate) {
+  function untilAborted(pending2, signal, onLate) {
     return new Promise((resolve, reject) => {
       const abort = () => {
         reject(aborted());
-        answer.then(onLate, () => {
+        pending2.then(onLate, () => {
         });
       };
       if (signal == null ? void 0 : signal.aborted) return abort();
       signal == null ? void 0 : signal.addEventListener("abort", abort);
       const settled = () => signal == null ? void 0 : signal.removeEventListener("abort", abort);
-      answer.then(resolve, reject).finally(settled);
+      pending2.then(resolve, reject).finally(settled);
     });
   }
   function abandon(runs2, response, threadId) {

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 ALGORITHMS = frozenset({"RS256", "ES256", "EdDSA"})
 FRESH_SECONDS = 300  # until the keys are fetched again
 USABLE_SECONDS = 3600  # while fetching fails; about the lifetime of the tokens issued before
-FETCHES_PER_MINUTE = 3  # tokens with an unknown key id cause fetches, and anybody can send them
+FETCHES_PER_MINUTE = 3  # tokens with an unknown key id cause fetches, and anyone can send them
 FETCH_SECONDS = 3
 MAX_BYTES = 256 * 1024
 

@@ -70,7 +70,7 @@ class _ClientDisconnected(Exception):
 class _Deferred:
     """The body that a view leaves to the loop.
 
-    Apart from ``_Request``, because an environ that refers to its request would keep the body in memory until the garbage
+    Separate from ``_Request``, because an environ that refers to its request would keep the body in memory until the garbage
     collector runs.
     """
 
@@ -216,7 +216,7 @@ class Adapter:
             await self._serve(_Request(scope, receive, send))
         elif scope["type"] == "lifespan":
             await self._run_lifespan(receive, send)
-        else:  # a WebSocket, refused before it is accepted
+        else:  # a WebSocket, rejected before it is accepted
             await receive()
             await send({"type": "websocket.close"})
 

@@ -42,7 +42,7 @@ class Buffer:
         await self._room.wait()
 
     def detach(self) -> None:
-        """Discard all chunks from now on, because there is no reader any more. ``room`` no longer waits."""
+        """Discard all chunks from now on, because there is no reader left. ``room`` no longer waits."""
         self._detached = True
         self._chunks.clear()
         self._room.set()

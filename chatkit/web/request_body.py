@@ -26,7 +26,7 @@ def read_json_body(limit: int) -> bytes:
         body = request.get_data()
     except HTTPException:
         raise  # too large
-    except Exception as error:  # of the server, which has one for each kind of malformed body
+    except Exception as error:  # the server raises a different exception for each kind of malformed body
         raise InvalidRequestBody("the body can't be read") from error
     if len(body) > limit:
         raise RequestEntityTooLarge

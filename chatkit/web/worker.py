@@ -36,7 +36,7 @@ HEAD_SECONDS: float = 20  # for the request line and headers, from connecting or
 WRITE_SECONDS: float = 20  # for a client to read some of its response
 HALF_CLOSED_SECONDS = 1  # until a client that closed its sending side is treated as disconnected
 ANNOUNCE_SECONDS = 0.7  # of "Connection: close" at shutdown, before the port is closed
-MAX_TINY_CHUNKS, MIN_CHUNK_BYTES = 1000, 64  # so many chunks of a body may be smaller than this on average
+MAX_TINY_CHUNKS, MIN_CHUNK_BYTES = 1000, 64  # that many chunks of a body may be smaller than this on average
 IDLE_SECONDS = 2  # at shutdown, for idle connections to send one more request and get "Connection: close"
 INTERRUPT_SECONDS = 2  # at the end of a shutdown, for unfinished replies to be saved
 
@@ -258,7 +258,7 @@ class Worker(_Worker):  # type: ignore[misc]
         os._exit(0)
 
     def connect(self, connection: Protocol) -> bool:
-        """Add a connection and return whether it is within the limits. Behind a proxy there is none per address."""
+        """Add a connection and return whether it is within the limits. Behind a proxy there is no limit per address."""
         self.connections.add(connection)
         self._by_peer[connection.peer] += 1
         limit = self._limit = self._limit or _max_connections(self.cfg.worker_connections)

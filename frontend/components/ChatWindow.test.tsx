@@ -158,7 +158,7 @@ describe('a response that goes on without the page', () => {
     expect(screen.queryByRole('status', { name: 'Response' })).not.toBeInTheDocument()
   })
 
-  it('can be repeated if it was interrupted', async () => {
+  it('can be retried if it was interrupted', async () => {
     state = 'interrupted'
     await load()
     expect(screen.getByRole('status', { name: 'Response' })).toHaveTextContent('The response was interrupted.')

@@ -483,7 +483,7 @@ describe('an interrupted run', () => {
     expect(updates).not.toHaveBeenCalled()
   })
 
-  it('can be repeated: the last message is answered again, and the new run followed', async () => {
+  it('can be retried: the last message is answered again, and the new run followed', async () => {
     const { respond, cancelled } = stream('data: {}\n\n')
     const items = [
       { id: 'msg_3', type: 'assistant_message' },
@@ -502,7 +502,7 @@ describe('an interrupted run', () => {
     expect(statuses.slice(-2)).toEqual(['active', null])
   })
 
-  it('that can not be repeated stays', async () => {
+  it('that can not be retried stays', async () => {
     answer('POST ', lost)
     await runs.retry()
     expect(statuses).toEqual(['interrupted'])

@@ -1,5 +1,5 @@
 /**
- * Responses that go on without this page, which the service calls active runs: stopping one, and following one after a reload
+ * Responses that go on without a reader, which the service calls active runs: stopping one, and following one after a reload
  * or a cut connection. Independent of React and Next.js.
  */
 
@@ -21,7 +21,7 @@ const STOP_ATTEMPTS = 4
 const NEWEST_ITEMS = 100
 
 /**
- * What to show about the run of the conversation: it is being followed, it can be repeated, the service can't be reached, or it
+ * What to show about the run of the conversation: it is being followed, it can be retried, the service can't be reached, or it
  * goes on because the user's stop has failed.
  */
 export type RunStatus = 'active' | 'interrupted' | 'unreachable' | 'not_stopped'
@@ -73,7 +73,7 @@ export class RunFollower {
     this.shown = threadId
     if (this.followed?.threadId === threadId && this.followed.isPolled) return // loaded by fetchUpdates
     const followed = this.start(threadId)
-    const status = await this.find(threadId).catch(() => null) // loading fails as well, and says so
+    const status = await this.find(threadId).catch(() => null) // loading will fail too, and report it
     if (this.followed !== followed) return
     if (status) this.onStatus(status)
     else this.followed = null
@@ -117,7 +117,7 @@ export class RunFollower {
     if (this.followed?.threadId !== threadId) this.leave()
   }
 
-  /** Repeat the interrupted response, and follow the new one. */
+  /** Retry the interrupted response, and follow the new one. */
   async retry(): Promise<void> {
     const threadId = this.followed?.threadId
     if (!threadId) return
@@ -129,7 +129,7 @@ export class RunFollower {
       void response.body?.cancel() // its text comes with the updates
       this.follow(threadId)
     } catch (cause) {
-      console.error('The response could not be repeated:', cause)
+      console.error('The response could not be retried:', cause)
     }
   }
 

@@ -26,7 +26,7 @@ export interface ChatKitConfig {
 /** A signed-in user's bearer token, or a function that returns the current one. Empty when no user is signed in. */
 export type TokenSource = string | null | undefined | (() => string | null | undefined | Promise<string | null | undefined>)
 
-const CALL_TIMEOUT_MS = 15_000 // the service gives its own upstream ten seconds
+const CALL_TIMEOUT_MS = 15_000 // the service gives OpenAI ten seconds
 const MAX_LIFETIME_SECONDS = 600
 const EXPIRY_MARGIN_MS = 15_000 // a message should arrive before its secret expires
 

@@ -200,7 +200,7 @@ describe('onMessage', () => {
     expect(onMessage.mock.calls.map(([message]) => message)).toEqual(expected)
   })
 
-  it('is called once for a repeated message, and not for a refused one', async () => {
+  it('is called once for a repeated message, and not for a rejected one', async () => {
     const onMessage = vi.fn()
     fetchMock.mockResolvedValueOnce(rejection('client_secret_expired'))
     await selfHosted(onMessage).fetch(URL, { method: 'POST', body: HELLO })

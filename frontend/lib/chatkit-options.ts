@@ -15,7 +15,7 @@ export interface CallListeners {
   onMessage?: (message: string) => void
   /** Called with the error of a failed call, and with `null` after a successful one. */
   onFailure?: (error: ServiceError | null) => void
-  /** Follows responses that go on without this page. Without it, they stop when the page disconnects. */
+  /** Follows responses that go on without a reader. Without it, they stop when the page disconnects. */
   runs?: RunFollower
 }
 
@@ -84,13 +84,13 @@ function chatFetch(
       }
     }
     if (request.threadId) await runs?.beforeLoad(request.threadId)
-    const left = isFollowed && !request.isAction && runs.leave() // an action is answered beside the run
+    const left = isFollowed && !request.isAction && runs.leave() // an action is handled beside the run
     const goOn = () => {
       if (left) runs!.follow(left)
     }
-    const answer = withSecret(session, send)
+    const pending = withSecret(session, send)
     const response = await (
-      isFollowed ? untilAborted(answer, signal, (late) => abandon(runs, late, request.turnsThread)) : answer
+      isFollowed ? untilAborted(pending, signal, (late) => abandon(runs, late, request.turnsThread)) : pending
     ).catch((cause) => {
       goOn()
       throw cause
@@ -112,25 +112,25 @@ function chatFetch(
   }
 }
 
-/** Wait for `answer`, or reject as soon as `signal` is aborted; `onLate` then gets the response that comes nevertheless. */
+/** Wait for `pending`, or reject as soon as `signal` is aborted; `onLate` then gets the response that comes nevertheless. */
 function untilAborted(
-  answer: Promise<Response>,
+  pending: Promise<Response>,
   signal: AbortSignal | null,
   onLate: (response: Response) => void,
 ): Promise<Response> {
   return new Promise((resolve, reject) => {
     const abort = () => {
       reject(aborted())
-      answer.then(onLate, () => {}) // an error has been reported
+      pending.then(onLate, () => {}) // an error has been reported
     }
     if (signal?.aborted) return abort()
     signal?.addEventListener('abort', abort)
     const settled = () => signal?.removeEventListener('abort', abort)
-    answer.then(resolve, reject).finally(settled)
+    pending.then(resolve, reject).finally(settled)
   })
 }
 
-/** Stop the run of a response that nobody waits for any more. */
+/** Stop the run of a response that is no longer awaited. */
 function abandon(runs: RunFollower, response: Response, threadId?: string): void {
   const runId = response.headers.get(RUN_HEADER)
   if (runId) void runs.abort(runId, threadId)

@@ -32,11 +32,11 @@ export interface Chat {
   /** The last error, until a later success. Its `message` can be shown to the user; its `cause` is the original error. */
   error: UserFacingError | null
   /**
-   * Whether a response in this conversation goes on without this page, after a reload or a cut connection, or was interrupted.
+   * Whether a response in this conversation goes on without a reader, after a reload or a cut connection, or was interrupted.
    * `RUN_MESSAGES` has a text for each. ChatKit shows neither, and its composer can't be locked.
    */
   runStatus: RunStatus | null
-  /** Repeat an interrupted response. */
+  /** Retry an interrupted response. */
   retry: () => void
 }
 

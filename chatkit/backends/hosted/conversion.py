@@ -55,7 +55,7 @@ class ConvertedItem:
     original: Any = None
     """What OpenAI sent, if it was not converted completely."""
     losses: tuple[str, ...] = ()
-    """What was not converted, for the report; never what somebody wrote."""
+    """What was not converted, for the report; never message content."""
 
 
 def convert_thread(resource: Any) -> ThreadMetadata:

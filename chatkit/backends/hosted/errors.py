@@ -1,4 +1,4 @@
-"""The errors of hosted sessions. Those that the chat has, too, are in ``chatkit.web.errors``."""
+"""The errors of hosted sessions. Errors shared with the chat are in ``chatkit.web.errors``."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class ImportStore:
 def _save(
     connection: Connection, user: str, thread: ThreadMetadata, listed: dict[str, _NewItem], new_owners: dict[str, str]
 ) -> Outcome:
-    used_at = int(time.time()) - 1  # a use of the thread in this very second has to differ
+    used_at = int(time.time()) - 1  # so that a use within this second is detected
     last = next(reversed(listed), None)
     record = {"thread_id": thread.id, "last_item_id": last, "items": len(listed), "used_at": used_at}
     # Written first, so that two imports of a thread at the same time follow each other.

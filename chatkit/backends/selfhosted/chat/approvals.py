@@ -4,7 +4,7 @@ A run whose model calls a tool with ``needs_approval`` is paused: its state is s
 widget with two buttons. When the user has decided on all of them, the run is resumed, in any process. A new response in the
 thread discards the run.
 
-A state contains what the model was given and what it answered, but neither the context nor credentials.
+A state contains what the model was given and what it returned, but neither the context nor credentials.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ async def discard(context: AgentContext[ChatContext], history: list[ThreadItem])
     """
     if not any(isinstance(item, WidgetItem) and _is_pending(item) for item in history):
         return
-    # None are left if the last decision was stored since ``history`` was loaded: that run is being resumed.
+    # Empty if the last decision was stored after ``history`` was loaded: that run is being resumed.
     discarded = await cast(SqlStore, context.store).discard_run(context.thread.id, context.request_context)
     for index, item in enumerate(history):
         if item.id in discarded and isinstance(item, WidgetItem):
@@ -134,7 +134,7 @@ async def resume(
         except (ModelBehaviorError, UserError) as error:
             if error.__cause__ or len(result.raw_responses) > responses:
                 raise
-            reason = error  # raised before a call is executed: the agent does not have its tool any more
+            reason = error  # raised before a call is executed: the agent no longer has its tool
     log.error("A paused run can't be resumed by the agent %s, which has changed (%s)", agent.name, type(reason).__name__)
     for item_id in run.decisions:
         yield await _replaced(store, context, item_id, "Not carried out, because the assistant has changed.")
@@ -174,7 +174,7 @@ async def _decide(
         return _close(item, outcome)
 
     def not_pending(item: WidgetItem) -> WidgetItem:
-        return _close(item, "This can't be decided any more.") if _is_pending(item) else item
+        return _close(item, "This can no longer be decided.") if _is_pending(item) else item
 
     return await store.decide(sender, {"approved": approved, "reason": reason}, decided, not_pending, context)
 
@@ -198,22 +198,22 @@ async def _replaced(store: SqlStore, context: AgentContext[ChatContext], item_id
 
 def _serialize(run_state: RunState[Any]) -> str:
     state = run_state.to_json(context_serializer=lambda _: {}, strict_context=True)
-    _drop_credentials(state)
-    _drop_images(state)
+    _discard_credentials(state)
+    _discard_images(state)
     return json.dumps(state, separators=(",", ":"))
 
 
-def _drop_credentials(state: dict[str, Any]) -> None:
-    """Drop the configurations of hosted MCP tools, which may have headers. They are read from the agent on resuming."""
+def _discard_credentials(state: dict[str, Any]) -> None:
+    """Discard the configurations of hosted MCP tools, which may have headers. They are read from the agent on resuming."""
     response = state["last_processed_response"] or {}
     for request in response.get("mcp_approval_requests", ()):
         request["mcp_tool"] = {"name": request["mcp_tool"].get("name")}
     for call in response.get("functions", ()):
         if nested := call.get("agent_run_state"):
-            _drop_credentials(nested)
+            _discard_credentials(nested)
 
 
-def _drop_images(state: dict[str, Any]) -> None:
+def _discard_images(state: dict[str, Any]) -> None:
     """Replace the images of earlier turns, which would exceed the limit, by a note for the model."""
     for message in state["original_input"] if isinstance(state["original_input"], list) else ():
         content = message.get("content")
@@ -264,7 +264,7 @@ def _parsed(arguments: str) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """Show characters that are invisible or change the direction of text, so that the user sees what is approved."""
+    """Escape characters that are invisible or change the direction of text, so that the user sees what is approved."""
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)
 
 

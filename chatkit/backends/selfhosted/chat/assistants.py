@@ -1,4 +1,7 @@
-"""Who answers: the agent or server named by ``CHATKIT_AGENT``, a plain agent if only an API key is set, or the demo."""
+"""Selects the ChatKit server.
+
+It is the agent or server named by ``CHATKIT_AGENT``, a plain agent if only an API key is set, or the demo.
+"""
 
 from __future__ import annotations
 
@@ -165,7 +168,7 @@ class WorkflowServer(DefaultServer):
                 yield event
                 called = isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, ClientToolCallItem)
         if called:
-            return  # the page's answer comes in the next turn; the workflow's result is no text of a model
+            return  # the page sends the output in the next turn; what run_workflow returned is not a reply
         if run.tool:
             log.warning("CHATKIT_COMPOSER lists the tool %s, which no agent of the workflow has", run.tool)
         if remaining := _remaining_text(run.result, shown=list(run.shown_texts.values())):
@@ -245,7 +248,7 @@ def _create(shape: Shape, variable: str, resources: Resources) -> GuardedServer:
         raise SettingsError(
             f"{variable}: {server.__name__} can't be created with the store as its only argument ({_summary(error)})."
         ) from error
-    if getattr(created, "store", None) is not resources.store:  # another one may give a user what is another's
+    if getattr(created, "store", None) is not resources.store:  # another store might not separate users
         raise SettingsError(f"{variable}: {server.__name__} has to pass the store that it is given to super().__init__().")
     return created
 
@@ -272,8 +275,8 @@ def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -
         # Exported workflows create their own clients, for guardrails and files, which read only this variable.
         os.environ.setdefault("OPENAI_API_KEY", client.api_key)
     exported_workflow.install_runner()
-    # Operators' servers import these from OpenAI's package. Ours also copes with what ends theirs, see agent_events(), and
-    # knows the images of this service. Every API of a model takes the assistant's messages.
+    # Operators' servers import these from OpenAI's package. Ours also handles events on which OpenAI's version fails, see
+    # agent_events(), knows the images of this service, and gives models messages that every API takes.
     chatkit.agents.stream_agent_response = agent_events
     ThreadItemConverter.to_agent_input = include_images  # type: ignore[method-assign, assignment]
     ThreadItemConverter.assistant_message_to_input = assistant_message_as_text  # type: ignore[method-assign, assignment]

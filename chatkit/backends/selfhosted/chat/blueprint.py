@@ -58,7 +58,7 @@ def blueprint(
         header_names: the request headers that are passed to servers, besides ``Accept-Language``.
         composer: what users may choose from.
         usage: stores the usage of each response, and limits it.
-        outlives_client: whether a response goes on when its client disconnects, if the request does not say.
+        outlives_client: whether a response goes on without a reader, unless the request says.
     """
     bp = Blueprint("conversation", __name__)
     starts = Starts(MAX_STARTS, MAX_STARTS_PER_ADDRESS, None)
@@ -147,7 +147,7 @@ def session_of_request(sessions: SessionStore, limits: Limits, action: Action = 
     """Return the session whose secret is the request's bearer token, after counting an ``action`` per address and user.
 
     Raises:
-        ApiError: there is no bearer token, or no live session that it belongs to, or there were too many requests.
+        ApiError: there is no bearer token, or it belongs to no live session, or there were too many requests.
     """
     limits.count(action)
     scheme, _, secret = request.headers.get("Authorization", "").partition(" ")

@@ -36,7 +36,7 @@ class Composer:
             raise InvalidRequestBody("the tool is not listed in CHATKIT_COMPOSER")
 
     def options(self, message: UserMessageItem | None, newest: ThreadItem | None) -> InferenceOptions:
-        """Return the choices for a turn. Those that are no longer listed are left out: a retry is of an earlier message.
+        """Return the choices for a turn. Those that are no longer listed are left out: a retry repeats an earlier message.
 
         Args:
             message: the turn's message.

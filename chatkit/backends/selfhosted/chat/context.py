@@ -41,7 +41,7 @@ class ChatContext:
     session_id: str = ""
     """The session that the request belongs to."""
     run_id: str = ""
-    """The id of the response as an active run; empty if it is none."""
+    """The id of the response as an active run; empty if the response is not an active run."""
     run_is_active: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
     """Set from the beginning to the end of the run. Meanwhile nothing is stored without the run's row."""
     saving_thread: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)

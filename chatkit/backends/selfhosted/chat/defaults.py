@@ -1,4 +1,4 @@
-"""What this service does where a ``ChatKitServer`` does not do it itself."""
+"""Default implementations of the methods that a ``ChatKitServer`` does not override."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from chatkit.web import errors
 TRANSCRIPTION_SECONDS = 60
 
 _MEDIA_TYPE = re.compile(r"audio/(?:x-|vnd\.)?([a-z0-9.+-]{1,50})", re.ASCII | re.IGNORECASE)
-_EXTENSIONS = {"wave": "wav"}  # others are called like their type
+_EXTENSIONS = {"wave": "wav"}  # otherwise the subtype is the extension
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Resources:
 
 
 class DefaultServer(ChatKitServer[ChatContext]):
-    """The base of this service's own servers. It also stands behind an operator's class, see ``server.guarded``."""
+    """The base of this service's own servers. Also a base of each operator's class, see ``server.guarded``."""
 
     store: SqlStore
     _chatkit_resources: Resources

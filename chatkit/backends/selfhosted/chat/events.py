@@ -116,7 +116,7 @@ class _BridgedRun:
         return event
 
     def _prepare(self, data: Any) -> bool:
-        """Drop citations that the bridge can't convert, which would end the response. Return whether to pass on ``data``."""
+        """Discard citations that the bridge can't convert, which would end the response. Return whether to pass on ``data``."""
         if data.type in ("response.output_item.added", "response.output_item.done"):
             self._remember_id(data.item)
             if data.item.type == "message":
@@ -229,7 +229,7 @@ _ID_TYPES = {"assistant_message": "message", "client_tool_call": "tool_call"}
 
 
 class _IdMapper:
-    """Replaces the ids in ``model_ids`` by our own, and drops the model's messages unless ``show_messages``."""
+    """Replaces the ids in ``model_ids`` by our own, and discards the model's messages unless ``show_messages``."""
 
     def __init__(self, model_ids: set[str], *, show_messages: bool) -> None:
         self._model_ids = model_ids

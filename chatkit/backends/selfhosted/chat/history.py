@@ -95,7 +95,7 @@ async def load_history(store: SqlStore, thread_id: str, context: ChatContext) ->
 
 
 class _ImageInclusion:
-    """Gives generated images to a model: the newest ones, up to ``MAX_IMAGE_BYTES`` as data URLs. The others have no URL."""
+    """Selects the generated images to send to a model: the newest ``MAX_IMAGE_BYTES``, as data URLs. The others get no URL."""
 
     def __init__(self, store: SqlStore, context: ChatContext) -> None:
         self._store = store

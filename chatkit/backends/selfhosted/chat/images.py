@@ -28,7 +28,7 @@ _SIGNATURES = {
     "image/webp": rb"RIFF....WEBP",
     "image/gif": rb"GIF8",
 }
-"""The first bytes of the media types that are stored. SVG is none of them, because it can contain scripts."""
+"""The first bytes of the media types that are stored. SVG is not among them, because it can contain scripts."""
 
 
 class ImageRefusedError(CustomStreamError):

@@ -1,6 +1,7 @@
 """Connections to the MCP servers of the agents, for as long as the process serves.
 
-The Agents SDK fails a run whose agent has an MCP server that is not connected. Here the agent has no tools of that server then.
+The Agents SDK fails a run whose agent has an MCP server that is not connected. Here, such an agent runs without that server's
+tools.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class McpConnection:
-    """Keeps an MCP server connected. While it is not, agents have no tools of it."""
+    """Keeps an MCP server connected. While it is not, agents run without its tools."""
 
     def __init__(self, server: MCPServer) -> None:
         self._server = server
@@ -67,7 +68,7 @@ class McpConnection:
             return []
         try:
             return await self._list_tools(*arguments, **named)
-        except Exception as error:  # noqa: BLE001  whatever it is, the agent answers without these tools
+        except Exception as error:  # noqa: BLE001  whatever it is, the agent runs without these tools
             self._report(type(error).__name__)
             self._lost.set()
             return []
@@ -75,5 +76,5 @@ class McpConnection:
     def _report(self, reason: str) -> None:
         """Log once that there is no connection. The text of an error may contain the server's address, with a key."""
         if not self._reported:
-            log.error("The MCP server %s can't be used (%s); agents answer without it", self._name, reason)
+            log.error("The MCP server %s can't be used (%s); agents run without it", self._name, reason)
             self._reported = True

@@ -26,7 +26,7 @@ class ChatClient(openai.AsyncOpenAI):
 def safety_identifier(user: str) -> str:
     """Return a hash of ``user`` (a ``User.id``), of 64 characters, which is OpenAI's maximum.
 
-    There is no key in it. An identifier has to stay the same, or OpenAI could not tell a user whom it has warned about from
+    The hash has no key: an identifier has to stay the same, or OpenAI could not tell a user whom it has warned about from
     others; with a key derived from ``SECRET_KEY``, it would change at each rotation.
     """
     return hashlib.sha256(user.encode()).hexdigest()

@@ -17,7 +17,7 @@ _OTHER_HOOKS = [name for name in dir(RunHooksBase) if name.startswith("on_") and
 
 
 class _MeteredUsage(Usage):
-    """The usage of a run. The SDK adds each model call to it, also those that a guardrail or an error ends the run after.
+    """The usage of a run. The SDK adds each model call to it, including calls after which a guardrail or an error ends the run.
 
     Agents that are used as tools share the usage of their caller.
     """
@@ -49,7 +49,7 @@ class _MeteredUsage(Usage):
 class _MeteringHooks(RunHooks[Any]):
     """Meters a run, and calls the ``own`` hooks of an operator.
 
-    ``on_llm_end`` would not do: the SDK does not call it for a response after which a guardrail or an error ends the run.
+    ``on_llm_end`` is not enough: the SDK does not call it for a response after which a guardrail or an error ends the run.
     """
 
     def __init__(self, meter: Meter, own: RunHooks[Any]) -> None:
@@ -75,4 +75,4 @@ def metering(own: Any, meter: Meter) -> Any:
     """Return hooks that meter a run and call ``own``, an operator's hooks or ``None``."""
     if own is None or isinstance(own, RunHooksBase):
         return _MeteringHooks(meter, own or RunHooks())
-    return own  # the SDK refuses it
+    return own  # the SDK rejects it

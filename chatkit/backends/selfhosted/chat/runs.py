@@ -1,7 +1,7 @@
 """The active runs: responses that are being produced, each with a row in the database.
 
-Through its row any process can tell that a thread is being answered, and can stop the run in the process that it is in. That
-process reads the rows of its runs several times per second. It also stops a run whose row is gone: the thread was deleted or
+The row lets any process see that a response is being produced and stop it in its own process, which reads the rows of its runs
+several times per second. That process also stops a run whose row is gone: the thread was deleted or
 belongs to another user now, or the process stalled for so long that another run has replaced this one. The store refuses what
 such a run still writes.
 """
@@ -76,7 +76,7 @@ class Runs:
         self._running[context.run_id] = _Running(context.user, task)
 
     async def end(self, context: ChatContext, *, interrupted: bool) -> None:
-        """End the run of the current task, if it has one. If it was ``interrupted``, the page offers to repeat it."""
+        """End the run of the current task, if it has one. If it was ``interrupted``, the page offers a retry."""
         if self._running.pop(context.run_id, None) is None:
             return
         context.run_is_active.clear()  # what goes on after the response, such as a title, has no row

@@ -1,4 +1,4 @@
-"""Blueprint: whether a thread is being answered, and stopping that."""
+"""Blueprint of active runs: look up a thread's run, stop a run."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def blueprint(runs: Runs, sessions: SessionStore, limits: Limits, concurrency: C
 
         return respond("stops", run_id, stop)
 
-    def respond(action: Action, id_: str, answer: Callable[[str], Awaitable[dict[str, Any] | None]]) -> Response:
-        """Count the ``action``, and respond with what ``answer`` returns for the user of the session."""
+    def respond(action: Action, id_: str, load: Callable[[str], Awaitable[dict[str, Any] | None]]) -> Response:
+        """Count the ``action``, and respond with what ``load`` returns for the user of the session."""
         session = session_of_request(sessions, limits, action)
         if "\0" in id_:
             raise NotFound("an id contains a NUL")  # PostgreSQL rejects it
 
         async def produce(buffer: Buffer) -> None:
             with api_errors():
-                data = await answer(session.user)
+                data = await load(session.user)
             buffer.put(json.dumps({"status": "success", "data": data}).encode())
 
         with ExitStack() as held:

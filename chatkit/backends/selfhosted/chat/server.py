@@ -351,17 +351,17 @@ def _stream_error(error: Exception) -> BaseStreamError:
         log.warning("the response took more than CHATKIT_TURN_SECONDS")
         return CustomStreamError("The response took too long. Please try again.", allow_retry=True)
     if isinstance(error, _REFUSALS):
-        log.info("a guardrail or the model refused to answer (%s)", type(error).__name__)
+        log.info("a guardrail or the model refused (%s)", type(error).__name__)
         return CustomStreamError("This can't be answered here.", allow_retry=False)
     if isinstance(error, openai.APIStatusError):
         # The error's text is not logged: it quotes the key and the request.
-        log.error("the model's service answered %d%s", error.status_code, openai_reference(error))
+        log.error("the model's service responded with %d%s", error.status_code, openai_reference(error))
         if error.status_code == 429:
             return CustomStreamError("The assistant is busy. Please try again in a moment.", allow_retry=True)
         return StreamError(ErrorCode.STREAM_ERROR, allow_retry=error.status_code >= 500)
     if isinstance(error, openai.APIError | agents.ModelBehaviorError):
         # Their texts are not logged: they quote the service and the model's output.
-        log.error("no answer from the model's service (%s)", type(error).__name__)
+        log.error("no response from the model's service (%s)", type(error).__name__)
         return StreamError(ErrorCode.STREAM_ERROR, allow_retry=True)
     log.error("the assistant failed", exc_info=error)
     return StreamError(ErrorCode.STREAM_ERROR, allow_retry=True)

@@ -346,7 +346,7 @@ class SqlStore(Store[ChatContext]):
         Args:
             work: runs in a transaction on another thread.
             seconds: limits the time for the thread and for locks together, by default to ``WAIT_SECONDS``.
-            undo: runs in a transaction after that of ``work``, if this is cancelled. Nobody waits for it.
+            undo: runs in a transaction after that of ``work``, if this is cancelled. It is not awaited.
 
         Raises:
             sqlalchemy.exc.TimeoutError: no thread was free in time, because the database is slow.
@@ -435,7 +435,7 @@ class SqlStore(Store[ChatContext]):
         For example, a user can rename a thread while a response to it is streamed. Changes that a tool makes to ``thread``
         during the save are kept, and stored by the next one.
 
-        The context's run is stored together with the new thread that it begins in, which is the first that the request knows.
+        A new thread and its run are stored in one transaction.
         """
         async with context.saving_thread:
             await self._save_thread(thread, context)
@@ -748,7 +748,7 @@ class SqlStore(Store[ChatContext]):
             admit: called with the number of bytes before they are read; may raise.
 
         Raises:
-            NotFoundError: the token is not valid for this image, or there is no such image of its user any more.
+            NotFoundError: the token is not valid for this image, or its user no longer has such an image.
         """
         signed_user = self._image_urls.read(token, image_id)
         if signed_user is None:
@@ -855,7 +855,7 @@ def _gone_threads_logged() -> Iterator[None]:
     try:
         yield
     except ThreadGone:
-        log.info("a thread that does not exist (any more) can't be changed")
+        log.info("a thread that does not exist, or no longer exists, can't be changed")
         raise
 
 

@@ -58,7 +58,10 @@ class Meter:
         self._lock = threading.Lock()  # an operator may run an agent in a thread
 
     def add(self, agent: str, requests: int, tokens: Any) -> None:
-        """Count ``requests`` of ``agent``. ``tokens`` has the other ``AMOUNTS`` as attributes; what is no number is 0."""
+        """Count ``requests`` of ``agent``.
+
+        ``tokens`` has the other ``AMOUNTS`` as attributes; values that are not numbers count as 0.
+        """
         amounts = {name: getattr(tokens, name, None) for name in AMOUNTS} | {"requests": requests}
         used = {name: amount if isinstance(amount, int) else 0 for name, amount in amounts.items()}
         with self._lock:
@@ -80,7 +83,7 @@ class UsageStore:
 
     Args:
         engine: the database.
-        submit: runs the transactions that nobody waits for, see ``SqlStore.submit``.
+        submit: runs the transactions, which are not awaited, see ``SqlStore.submit``.
         tokens_per_day: the limit of one user; ``None`` for no limit.
     """
 

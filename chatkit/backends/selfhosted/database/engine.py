@@ -29,7 +29,7 @@ WAIT_SECONDS = 5  # to connect, for a free connection of the pool, for a lock, f
 SERVER_SECONDS = 7  # for any reply of PostgreSQL; longer than WAIT_SECONDS, so that the server reports its own timeout first
 DEADLINE = "chatkit_deadline"
 """A connection's execution option: the time, on the monotonic clock, by which its statements must be done."""
-IDLE_SECONDS = 5  # a connection idle for longer is tested before use; the network may have dropped it
+IDLE_SECONDS = 5  # a connection idle for longer is tested before use; the network may have closed it
 START_SECONDS = 30  # how long connecting to PostgreSQL is retried at startup
 RETRY_SECONDS = 3
 MIGRATION_SECONDS = 60  # for another process to finish its migration
@@ -138,7 +138,7 @@ def _warn_if_world_readable(path: Path) -> None:
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
-    """WAL lets readers and a writer work at once. NORMAL skips the fsync per commit: only a power cut can lose one."""
+    """WAL lets readers and a writer work at once. NORMAL skips the fsync per commit: only a power failure can lose a commit."""
     _enable_wal(connection)
     for pragma in ("synchronous = NORMAL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")

@@ -123,5 +123,5 @@ def test_planted_run_can_not_be_resumed(make_app: MakeApp, database: str, fake_o
     action = {"type": "chatkit.approval", "payload": {"approved": True}}
     params = {"thread_id": planted, "item_id": widget["id"], "action": action}
     answer = chat(browser, {"type": "threads.custom_action", "params": params})
-    assert "This can't be decided any more." in answer.text
+    assert "This can no longer be decided." in answer.text
     assert len(fake_openai.received) == 1

@@ -350,7 +350,7 @@ def test_widget_without_its_run_is_closed(start: Start, fake_openai: FakeOpenAI,
     events = decide(caller, widget, APPROVE)
     assert (errors(events), texts(events), executed) == ([], [], [])
     (widget,) = widgets(caller, thread_id)
-    assert lines(widget)[-1] == "This can't be decided any more."
+    assert lines(widget)[-1] == "This can no longer be decided."
     assert not is_open(widget)
 
 

@@ -150,6 +150,21 @@
     follow(threadId) {
       void this.poll(this.start(threadId), 0);
     }
+    /** The run that is followed or interrupted, if any. */
+    get runId() {
+      var _a;
+      return (_a = this.followed) == null ? void 0 : _a.runId;
+    }
+    /**
+     * Look for the run of a turn whose connection was cut before the response came, and return its id if it has begun. The
+     * conversation is followed in any case, because the service may not be reachable yet. `before` is the run that was there already.
+     */
+    async recover(threadId, before) {
+      const followed = this.start(threadId);
+      const status = await this.find(threadId).catch(() => null);
+      void this.poll(followed, 0, true);
+      return status === "active" && followed.runId !== before ? followed.runId : null;
+    }
     /**
      * Stop a run whose response the user has aborted. If that fails, the run is followed. Does nothing while the page is being
      * unloaded, because that is not the user's stop.
@@ -224,7 +239,8 @@
       followed.runId = followed.notStopped = runId;
       this.onStatus("not_stopped");
     }
-    async poll(followed, firstPause) {
+    /** `isQuiet`: the page shows already that the service can't be reached. */
+    async poll(followed, firstPause, isQuiet = false) {
       const { threadId } = followed;
       if (threadId === null) return;
       followed.isPolled = true;
@@ -248,6 +264,7 @@
           pause = nextPause;
           nextPause = Math.min(SLOWDOWN * nextPause, MAX_POLL_MS);
           failedPause = POLL_MS;
+          isQuiet = false;
         } catch (cause) {
           if (this.followed !== followed) return;
           const { status } = cause instanceof ServiceError ? cause : {};
@@ -255,7 +272,7 @@
           });
           if (this.followed !== followed) return;
           if (status === 404 || status === 401) return void this.leave();
-          if (status !== 429) this.onStatus("unreachable");
+          if (status !== 429 && !isQuiet) this.onStatus("unreachable");
           pause = Math.max(failedPause, retryAfter(cause));
           failedPause = Math.min(2 * failedPause, MAX_FAILED_POLL_MS);
         }
@@ -538,6 +555,7 @@
       const reportNetworkError = (cause) => {
         if (!(cause instanceof Error && cause.name === "AbortError")) onFailure(networkError(cause, request.threadId));
       };
+      let isCut = false;
       const send = async (secret) => {
         const headers = new Headers((init == null ? void 0 : init.headers) || (input instanceof Request ? input.headers : void 0));
         headers.set("Authorization", `Bearer ${secret}`);
@@ -546,16 +564,22 @@
           const options = { ...init, headers, ...isFollowed && { signal: null } };
           return await fetch(input instanceof Request ? input.clone() : input, options);
         } catch (cause) {
+          isCut = isFollowed;
           reportNetworkError(cause);
           throw cause;
         }
       };
       if (request.threadId) await (runs2 == null ? void 0 : runs2.beforeLoad(request.threadId));
+      const before = runs2 == null ? void 0 : runs2.runId;
       const left = isFollowed && !request.isAction && runs2.leave();
       const goOn = () => {
-        if (left) runs2.follow(left);
+        if (left && !isCut) runs2.follow(left);
       };
-      const answer = withSecret(session3, send);
+      const answer = withSecret(session3, send).catch(async (cause) => {
+        const runId2 = isCut && request.turnsThread && await runs2.recover(request.turnsThread, before);
+        if (!runId2) throw cause;
+        return new Response("", { headers: { "Content-Type": "text/event-stream", [RUN_HEADER]: runId2 } });
+      });
       const response = await (isFollowed ? untilAborted(answer, signal, (late) => abandon(runs2, late, request.turnsThread)) : answer).catch((cause) => {
         goOn();
         throw cause;

@@ -415,6 +415,54 @@ describe('a connection that is cut', () => {
     expect(updates).toHaveBeenCalledTimes(1)
   })
 
+  describe('before the response has come', () => {
+    beforeEach(() => answer('POST ', lost))
+
+    it('is no error if the turn has begun a run, which is followed', async () => {
+      answer('GET /threads/thr_1/run', state('active'), state('active'), state(null))
+      const response = await send()
+      expect([response.status, response.headers.get('Content-Type'), await response.text()]).toEqual([
+        200,
+        'text/event-stream',
+        '',
+      ])
+      expect(failures.at(-1)).toBeNull()
+      await vi.advanceTimersByTimeAsync(1_100)
+      expect(statuses).toEqual(['active', null])
+      expect([updates.mock.calls.length, called('POST').length]).toEqual([2, 1])
+    })
+
+    it.each([
+      ['has not begun a run', state(null)],
+      ['can’t be looked up', () => json({}, 503)],
+    ])('is an error if the turn %s, and the conversation is updated', async (_, found) => {
+      answer('GET /threads/thr_1/run', found, lost, state(null))
+      await expect(send()).rejects.toThrow('Failed to fetch')
+      expect(failures).toHaveLength(1)
+      await vi.advanceTimersByTimeAsync(1_100)
+      expect(updates).toHaveBeenCalledOnce()
+      expect(statuses).toEqual([null]) // the error is shown
+    })
+
+    it('is an error if the run was there before', async () => {
+      answer('GET /threads/thr_1/run', state('active'))
+      answer('POST ', () => json({}), lost)
+      await send(JSON.stringify({ type: 'threads.get_by_id', params: { thread_id: 'thr_1' } }))
+      await expect(send()).rejects.toThrow('Failed to fetch')
+    })
+
+    it('and a stop meanwhile: the run is stopped', async () => {
+      answer('GET /threads/thr_1/run', state('active'))
+      answer('DELETE /runs/run_1', () => json({}))
+      const stop = new AbortController()
+      const sending = send(HELLO, stop.signal)
+      stop.abort()
+      await expect(sending).rejects.toMatchObject({ name: 'AbortError' })
+      await vi.advanceTimersByTimeAsync(0)
+      expect(called('DELETE')).toEqual(['/runs/run_1'])
+    })
+  })
+
   it('without an error is noticed after a silence of 30 seconds', async () => {
     let comment = () => {}
     const cancelled = vi.fn()

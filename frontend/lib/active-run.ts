@@ -85,6 +85,22 @@ export class RunFollower {
     void this.poll(this.start(threadId), 0)
   }
 
+  /** The run that is followed or interrupted, if any. */
+  get runId(): string | undefined {
+    return this.followed?.runId
+  }
+
+  /**
+   * Look for the run of a turn whose connection was cut before the response came, and return its id if it has begun. The
+   * conversation is followed in any case, because the service may not be reachable yet. `before` is the run that was there already.
+   */
+  async recover(threadId: string, before: string | undefined): Promise<string | null> {
+    const followed = this.start(threadId)
+    const status = await this.find(threadId).catch(() => null)
+    void this.poll(followed, 0, true)
+    return status === 'active' && followed.runId !== before ? followed.runId! : null
+  }
+
   /**
    * Stop a run whose response the user has aborted. If that fails, the run is followed. Does nothing while the page is being
    * unloaded, because that is not the user's stop.
@@ -165,7 +181,8 @@ export class RunFollower {
     this.onStatus('not_stopped')
   }
 
-  private async poll(followed: Followed, firstPause: number): Promise<void> {
+  /** `isQuiet`: the page shows already that the service can't be reached. */
+  private async poll(followed: Followed, firstPause: number, isQuiet = false): Promise<void> {
     const { threadId } = followed
     if (threadId === null) return
     followed.isPolled = true
@@ -189,13 +206,14 @@ export class RunFollower {
         pause = nextPause
         nextPause = Math.min(SLOWDOWN * nextPause, MAX_POLL_MS)
         failedPause = POLL_MS
+        isQuiet = false
       } catch (cause) {
         if (this.followed !== followed) return
         const { status } = cause instanceof ServiceError ? cause : {}
         if (status === 404) await this.fetchUpdates!().catch(() => {}) // the conversation is gone, and so is the update
         if (this.followed !== followed) return
         if (status === 404 || status === 401) return void this.leave() // 401: also with a new secret, or there is none
-        if (status !== 429) this.onStatus('unreachable')
+        if (status !== 429 && !isQuiet) this.onStatus('unreachable')
         pause = Math.max(failedPause, retryAfter(cause))
         failedPause = Math.min(2 * failedPause, MAX_FAILED_POLL_MS)
       }

@@ -113,6 +113,9 @@
     unreachable: USER_MESSAGES.network,
     not_stopped: "The response could not be stopped."
   };
+  function canStop(status) {
+    return status === "active" || status === "not_stopped";
+  }
   var isUnloading = false;
   if (typeof window !== "undefined") {
     window.addEventListener("pagehide", () => isUnloading = true);
@@ -147,8 +150,8 @@
       if (status === "active") void this.poll(followed, POLL_MS);
     }
     /** Follow the run of a conversation whose connection was cut. */
-    follow(threadId) {
-      void this.poll(this.start(threadId), 0);
+    follow(threadId, firstPause = 0) {
+      void this.poll(this.start(threadId), firstPause);
     }
     /** The run that is followed or interrupted, if any. */
     get runId() {
@@ -174,6 +177,19 @@
       const followed = this.start(threadId);
       this.showNotStopped(followed, runId);
       void this.poll(followed, POLL_MS);
+    }
+    /** Stop the followed run for the user, and update the chat with the text so far. */
+    async stop() {
+      const { followed } = this;
+      if (!(followed == null ? void 0 : followed.runId) || followed.isStopping) return;
+      const { runId, threadId } = followed;
+      followed.isStopping = true;
+      const isStopped = await this.tryToStop(runId);
+      followed.isStopping = false;
+      if (!isStopped) return this.showNotStopped(followed, runId);
+      if (this.followed !== followed) return;
+      if (threadId === null) this.leave();
+      else this.follow(threadId, POLL_MS);
     }
     /** Stop following, because the chat is removed, until another one is connected. */
     dispose() {
@@ -849,6 +865,7 @@
     }
     byId("error").hidden = !error;
     setText(byId("run-message"), runStatus ? RUN_MESSAGES[runStatus] : "");
+    byId("stop").hidden = !canStop(runStatus);
     byId("retry").hidden = runStatus !== "interrupted";
   }
   function setText(element, text) {
@@ -976,6 +993,7 @@
     configure();
   }
   var systemDark = matchMedia("(prefers-color-scheme: dark)");
+  byId("stop").addEventListener("click", () => void runs.stop());
   byId("retry").addEventListener("click", () => void runs.retry());
   byId("new").addEventListener("click", () => void start());
   byId("expire").addEventListener("click", () => {

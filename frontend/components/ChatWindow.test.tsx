@@ -119,6 +119,7 @@ describe('an error', () => {
 
 describe('a response that goes on without the page', () => {
   let state: 'active' | 'interrupted' | null
+  let stopStatus: number
 
   beforeEach(async () => {
     setService({ domainKey: 'local-dev' })
@@ -126,6 +127,7 @@ describe('a response that goes on without the page', () => {
       if (url.endsWith('/run')) return new Response(JSON.stringify({ data: state && { id: 'run_1', status: state } }))
       if (url.endsWith('/composer')) return new Response('{"data":{}}')
       if (url.endsWith('/sessions')) return new Response(JSON.stringify(success))
+      if (init?.method === 'DELETE') return new Response('{}', { status: stopStatus })
       const { type } = JSON.parse(String(init?.body))
       return new Response(type === 'items.list' ? '{"data":[{"id":"msg_1","type":"user_message"}]}' : '{}')
     })
@@ -155,6 +157,22 @@ describe('a response that goes on without the page', () => {
     state = null
     await act(async () => void (await vi.advanceTimersByTimeAsync(1_000)))
     expect(fetchUpdates).toHaveBeenCalledOnce()
+    expect(screen.queryByRole('status', { name: 'Response' })).not.toBeInTheDocument()
+  })
+
+  it('can be stopped', async () => {
+    state = 'active'
+    stopStatus = 500
+    await load()
+    const stop = () => act(async () => void fireEvent.click(screen.getByRole('button', { name: 'Stop' })))
+    await stop()
+    expect(screen.getByRole('status', { name: 'Response' })).toHaveTextContent('The response could not be stopped.')
+    stopStatus = 200
+    await stop()
+    expect(fetchMock).toHaveBeenLastCalledWith(
+      'http://localhost:8000/api/chatkit/runs/run_1',
+      expect.objectContaining({ method: 'DELETE' }),
+    )
     expect(screen.queryByRole('status', { name: 'Response' })).not.toBeInTheDocument()
   })
 

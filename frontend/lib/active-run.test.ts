@@ -394,6 +394,57 @@ describe('a stop by the user', () => {
   })
 })
 
+describe('a stop of a run that is followed', () => {
+  beforeEach(async () => {
+    answer('GET /threads/thr_1/run', state('active'))
+    answer('POST ', () => json({}))
+    await send(JSON.stringify({ type: 'threads.get_by_id', params: { thread_id: 'thr_1' } }))
+    await vi.advanceTimersByTimeAsync(1_100)
+    updates.mockClear()
+  })
+
+  it.each([
+    ['is stopped', () => json({})],
+    ['has just ended', () => json({}, 404)],
+  ])('updates the chat once when the run %s', async (_, response) => {
+    answer('DELETE /runs/run_1', response)
+    answer('GET /threads/thr_1/run', state(null))
+    await runs.stop()
+    expect(statuses).toEqual(['active', 'active', null])
+    await vi.advanceTimersByTimeAsync(60_000)
+    expect([called('DELETE'), updates.mock.calls.length]).toEqual([['/runs/run_1'], 1])
+    expect(statuses.at(-1)).toBeNull()
+  })
+
+  it('that fails is shown while the run goes on, and can be repeated', async () => {
+    answer(
+      'DELETE /runs/run_1',
+      () => json({}, 500),
+      () => json({}),
+    )
+    await runs.stop()
+    expect(statuses.at(-1)).toBe('not_stopped')
+    await vi.advanceTimersByTimeAsync(5_000)
+    expect(statuses.at(-1)).toBe('not_stopped')
+    answer('GET /threads/thr_1/run', state(null))
+    await runs.stop()
+    expect(statuses.at(-1)).toBeNull()
+  })
+
+  it('is sent once at a time', async () => {
+    answer('DELETE /runs/run_1', () => json({}))
+    await Promise.all([runs.stop(), runs.stop()])
+    expect(called('DELETE')).toHaveLength(1)
+  })
+
+  it('is not possible any more when it has ended', async () => {
+    answer('GET /threads/thr_1/run', state(null))
+    await vi.advanceTimersByTimeAsync(5_000)
+    await runs.stop()
+    expect(called('DELETE')).toEqual([])
+  })
+})
+
 describe('a connection that is cut', () => {
   it('is no error: the run is followed', async () => {
     answer('POST ', stream('data: {"type":"progress_update"}\n\n', new TypeError('network error')).respond)

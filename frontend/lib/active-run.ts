@@ -33,10 +33,16 @@ export const RUN_MESSAGES: Record<RunStatus, string> = {
   not_stopped: 'The response could not be stopped.',
 }
 
+/** Whether to offer `RunFollower.stop()`. */
+export function canStop(status: RunStatus | null): boolean {
+  return status === 'active' || status === 'not_stopped'
+}
+
 interface Followed {
   /** `null`: a new conversation whose id the page does not know. */
   threadId: string | null
   isPolled: boolean
+  isStopping?: boolean
   runId?: string
   /** The run that could not be stopped. */
   notStopped?: string
@@ -81,8 +87,8 @@ export class RunFollower {
   }
 
   /** Follow the run of a conversation whose connection was cut. */
-  follow(threadId: string): void {
-    void this.poll(this.start(threadId), 0)
+  follow(threadId: string, firstPause = 0): void {
+    void this.poll(this.start(threadId), firstPause)
   }
 
   /** The run that is followed or interrupted, if any. */
@@ -110,6 +116,20 @@ export class RunFollower {
     const followed = this.start(threadId)
     this.showNotStopped(followed, runId)
     void this.poll(followed, POLL_MS)
+  }
+
+  /** Stop the followed run for the user, and update the chat with the text so far. */
+  async stop(): Promise<void> {
+    const { followed } = this
+    if (!followed?.runId || followed.isStopping) return
+    const { runId, threadId } = followed
+    followed.isStopping = true
+    const isStopped = await this.tryToStop(runId)
+    followed.isStopping = false
+    if (!isStopped) return this.showNotStopped(followed, runId)
+    if (this.followed !== followed) return
+    if (threadId === null) this.leave()
+    else this.follow(threadId, POLL_MS) // by then its text is stored
   }
 
   /** Stop following, because the chat is removed, until another one is connected. */

@@ -111,10 +111,14 @@
     active: "A response is being written\u2026",
     interrupted: "The response was interrupted.",
     unreachable: USER_MESSAGES.network,
-    not_stopped: "The response could not be stopped."
+    not_stopped: "The response could not be stopped.",
+    not_repeated: "The response could not be repeated."
   };
   function canStop(status) {
     return status === "active" || status === "not_stopped";
+  }
+  function canRetry(status) {
+    return status === "interrupted" || status === "not_repeated";
   }
   var isUnloading = false;
   if (typeof window !== "undefined") {
@@ -212,18 +216,20 @@
     }
     /** Repeat the interrupted response, and follow the new one. */
     async retry() {
-      var _a, _b;
-      const threadId = (_a = this.followed) == null ? void 0 : _a.threadId;
+      var _a;
+      const { followed } = this;
+      const threadId = followed == null ? void 0 : followed.threadId;
       if (!threadId) return;
       try {
         const items = await this.post("items.list", { thread_id: threadId, order: "desc", limit: NEWEST_ITEMS });
         const page = await items.json();
         const message = page.data.find(({ type }) => type === "user_message");
         const response = await this.post("threads.retry_after_item", { thread_id: threadId, item_id: message == null ? void 0 : message.id });
-        void ((_b = response.body) == null ? void 0 : _b.cancel());
-        this.follow(threadId);
+        void ((_a = response.body) == null ? void 0 : _a.cancel());
+        if (this.followed === followed) this.follow(threadId);
       } catch (cause) {
-        console.error("The response could not be repeated:", cause);
+        console.error(RUN_MESSAGES.not_repeated, cause);
+        if (this.followed === followed) this.onStatus("not_repeated");
       }
     }
     /** Follow nothing but what is started here, and not even that if the chat is removed or shows another conversation. */
@@ -866,7 +872,7 @@
     byId("error").hidden = !error;
     setText(byId("run-message"), runStatus ? RUN_MESSAGES[runStatus] : "");
     byId("stop").hidden = !canStop(runStatus);
-    byId("retry").hidden = runStatus !== "interrupted";
+    byId("retry").hidden = !canRetry(runStatus);
   }
   function setText(element, text) {
     if (element.textContent !== text) element.textContent = text;

@@ -120,15 +120,18 @@ describe('an error', () => {
 describe('a response that goes on without the page', () => {
   let state: 'active' | 'interrupted' | null
   let stopStatus: number
+  let isRetryRefused: boolean
 
   beforeEach(async () => {
     setService({ domainKey: 'local-dev' })
+    isRetryRefused = false
     fetchMock.mockImplementation(async (url: string, init?: RequestInit) => {
       if (url.endsWith('/run')) return new Response(JSON.stringify({ data: state && { id: 'run_1', status: state } }))
       if (url.endsWith('/composer')) return new Response('{"data":{}}')
       if (url.endsWith('/sessions')) return new Response(JSON.stringify(success))
       if (init?.method === 'DELETE') return new Response('{}', { status: stopStatus })
       const { type } = JSON.parse(String(init?.body))
+      if (type === 'threads.retry_after_item' && isRetryRefused) return new Response('{}', { status: 429 })
       return new Response(type === 'items.list' ? '{"data":[{"id":"msg_1","type":"user_message"}]}' : '{}')
     })
   })
@@ -185,6 +188,15 @@ describe('a response that goes on without the page', () => {
       type: 'threads.retry_after_item',
       params: { thread_id: 'thr_1', item_id: 'msg_1' },
     })
+  })
+
+  it('that can’t be repeated yet keeps its retry', async () => {
+    state = 'interrupted'
+    isRetryRefused = true
+    await load()
+    await act(async () => void fireEvent.click(screen.getByRole('button', { name: 'Try again' })))
+    expect(screen.getByRole('status', { name: 'Response' })).toHaveTextContent('The response could not be repeated.')
+    expect(screen.getByRole('button', { name: 'Try again' })).toBeInTheDocument()
   })
 
   it('belongs to its conversation', async () => {

@@ -2,7 +2,7 @@
 
 import { ChatKit } from '@openai/chatkit-react'
 import { useEffect, useRef, useState, useSyncExternalStore } from 'react'
-import { RUN_MESSAGES, canStop } from '@/lib/active-run'
+import { RUN_MESSAGES, canRetry, canStop } from '@/lib/active-run'
 import { type ChatKitConfig, chatKitConfig } from '@/lib/chatkit-config'
 import { lastThread, trackLastThread } from '@/lib/last-thread'
 import { useChatKit } from '@/lib/use-chatkit'
@@ -88,7 +88,7 @@ function Chat({ config, takesFocus, onRestart }: ChatProps) {
               Stop
             </button>
           )}
-          {runStatus === 'interrupted' && (
+          {canRetry(runStatus) && (
             <button type="button" onClick={retry}>
               Try again
             </button>

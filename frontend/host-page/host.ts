@@ -4,7 +4,7 @@
  */
 
 import type { OpenAIChatKit } from '@openai/chatkit'
-import { RUN_MESSAGES, RunFollower, type RunStatus, canStop } from '../lib/active-run'
+import { RUN_MESSAGES, RunFollower, type RunStatus, canRetry, canStop } from '../lib/active-run'
 import { loadChatKit, startReadyTimeout, watchRemoval } from '../lib/chatkit-component'
 import { chatKitConfig, describeSession, expire, getClientSecret } from '../lib/chatkit-config'
 import { type Choices, chatKitApi, chatKitTheme, loadChoices } from '../lib/chatkit-options'
@@ -73,7 +73,7 @@ function render(): void {
   byId('error').hidden = !error
   setText(byId('run-message'), runStatus ? RUN_MESSAGES[runStatus] : '')
   byId('stop').hidden = !canStop(runStatus)
-  byId('retry').hidden = runStatus !== 'interrupted'
+  byId('retry').hidden = !canRetry(runStatus)
 }
 
 function setText(element: Element, text: string): void {

@@ -601,11 +601,19 @@ describe('an interrupted run', () => {
     expect(statuses.slice(-2)).toEqual(['active', null])
   })
 
-  it('that can not be repeated stays', async () => {
-    answer('POST ', lost)
+  it.each([
+    ['can’t be sent', lost],
+    ['is refused', () => json({}, 429)],
+  ])('can be repeated later if that %s, which is shown', async (_, failing) => {
+    answer('POST ', failing)
     await runs.retry()
-    expect(statuses).toEqual(['interrupted'])
+    expect(statuses).toEqual(['interrupted', 'not_repeated'])
     expect(console.error).toHaveBeenCalledOnce()
+    answer('POST ', () => json({ data: [{ id: 'msg_1', type: 'user_message' }] }))
+    answer('GET /threads/thr_1/run', state('active'))
+    await runs.retry()
+    await vi.advanceTimersByTimeAsync(0)
+    expect(statuses.at(-1)).toBe('active')
   })
 
   it('is looked up again when the conversation is loaded again', async () => {

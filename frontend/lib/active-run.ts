@@ -21,21 +21,27 @@ const STOP_ATTEMPTS = 4
 const NEWEST_ITEMS = 100
 
 /**
- * What to show about the run of the conversation: it is being followed, it can be repeated, the service can't be reached, or it
- * goes on because the user's stop has failed.
+ * What to show about the run of the conversation: it is being followed, it can be repeated, the service can't be reached, it
+ * goes on because the user's stop has failed, or the user's retry has failed.
  */
-export type RunStatus = 'active' | 'interrupted' | 'unreachable' | 'not_stopped'
+export type RunStatus = 'active' | 'interrupted' | 'unreachable' | 'not_stopped' | 'not_repeated'
 
 export const RUN_MESSAGES: Record<RunStatus, string> = {
   active: 'A response is being written…',
   interrupted: 'The response was interrupted.',
   unreachable: USER_MESSAGES.network,
   not_stopped: 'The response could not be stopped.',
+  not_repeated: 'The response could not be repeated.',
 }
 
 /** Whether to offer `RunFollower.stop()`. */
 export function canStop(status: RunStatus | null): boolean {
   return status === 'active' || status === 'not_stopped'
+}
+
+/** Whether to offer `RunFollower.retry()`. */
+export function canRetry(status: RunStatus | null): boolean {
+  return status === 'interrupted' || status === 'not_repeated'
 }
 
 interface Followed {
@@ -155,7 +161,8 @@ export class RunFollower {
 
   /** Repeat the interrupted response, and follow the new one. */
   async retry(): Promise<void> {
-    const threadId = this.followed?.threadId
+    const { followed } = this
+    const threadId = followed?.threadId
     if (!threadId) return
     try {
       const items = await this.post('items.list', { thread_id: threadId, order: 'desc', limit: NEWEST_ITEMS })
@@ -163,9 +170,10 @@ export class RunFollower {
       const message = page.data.find(({ type }) => type === 'user_message')
       const response = await this.post('threads.retry_after_item', { thread_id: threadId, item_id: message?.id })
       void response.body?.cancel() // its text comes with the updates
-      this.follow(threadId)
+      if (this.followed === followed) this.follow(threadId)
     } catch (cause) {
-      console.error('The response could not be repeated:', cause)
+      console.error(RUN_MESSAGES.not_repeated, cause)
+      if (this.followed === followed) this.onStatus('not_repeated')
     }
   }
 

@@ -111,8 +111,15 @@
     active: "A response is being written\u2026",
     interrupted: "The response was interrupted.",
     unreachable: USER_MESSAGES.network,
-    not_stopped: "The response could not be stopped."
+    not_stopped: "The response could not be stopped.",
+    not_repeated: "The response could not be repeated."
   };
+  function canStop(status) {
+    return status === "active" || status === "not_stopped";
+  }
+  function canRetry(status) {
+    return status === "interrupted" || status === "not_repeated";
+  }
   var isUnloading = false;
   if (typeof window !== "undefined") {
     window.addEventListener("pagehide", () => isUnloading = true);
@@ -147,8 +154,23 @@
       if (status === "active") void this.poll(followed, POLL_MS);
     }
     /** Follow the run of a conversation whose connection was cut. */
-    follow(threadId) {
-      void this.poll(this.start(threadId), 0);
+    follow(threadId, firstPause = 0) {
+      void this.poll(this.start(threadId), firstPause);
+    }
+    /** The run that is followed or interrupted, if any. */
+    get runId() {
+      var _a;
+      return (_a = this.followed) == null ? void 0 : _a.runId;
+    }
+    /**
+     * Look for the run of a turn whose connection was cut before the response came, and return its id if it has begun. The
+     * conversation is followed in any case, because the service may not be reachable yet. `before` is the run that was there already.
+     */
+    async recover(threadId, before) {
+      const followed = this.start(threadId);
+      const status = await this.find(threadId).catch(() => null);
+      void this.poll(followed, 0, true);
+      return status === "active" && followed.runId !== before ? followed.runId : null;
     }
     /**
      * Stop a run whose response the user has aborted. If that fails, the run is followed. Does nothing while the page is being
@@ -159,6 +181,19 @@
       const followed = this.start(threadId);
       this.showNotStopped(followed, runId);
       void this.poll(followed, POLL_MS);
+    }
+    /** Stop the followed run for the user, and update the chat with the text so far. */
+    async stop() {
+      const { followed } = this;
+      if (!(followed == null ? void 0 : followed.runId) || followed.isStopping) return;
+      const { runId, threadId } = followed;
+      followed.isStopping = true;
+      const isStopped = await this.tryToStop(runId);
+      followed.isStopping = false;
+      if (!isStopped) return this.showNotStopped(followed, runId);
+      if (this.followed !== followed) return;
+      if (threadId === null) this.leave();
+      else this.follow(threadId, POLL_MS);
     }
     /** Stop following, because the chat is removed, until another one is connected. */
     dispose() {
@@ -181,18 +216,20 @@
     }
     /** Retry the interrupted response, and follow the new one. */
     async retry() {
-      var _a, _b;
-      const threadId = (_a = this.followed) == null ? void 0 : _a.threadId;
+      var _a;
+      const { followed } = this;
+      const threadId = followed == null ? void 0 : followed.threadId;
       if (!threadId) return;
       try {
         const items = await this.post("items.list", { thread_id: threadId, order: "desc", limit: NEWEST_ITEMS });
         const page = await items.json();
         const message = page.data.find(({ type }) => type === "user_message");
         const response = await this.post("threads.retry_after_item", { thread_id: threadId, item_id: message == null ? void 0 : message.id });
-        void ((_b = response.body) == null ? void 0 : _b.cancel());
-        this.follow(threadId);
+        void ((_a = response.body) == null ? void 0 : _a.cancel());
+        if (this.followed === followed) this.follow(threadId);
       } catch (cause) {
-        console.error("The response could not be retried:", cause);
+        console.error(RUN_MESSAGES.not_repeated, cause);
+        if (this.followed === followed) this.onStatus("not_repeated");
       }
     }
     /** Follow nothing but what is started here, and not even that if the chat is removed or shows another conversation. */
@@ -224,7 +261,8 @@
       followed.runId = followed.notStopped = runId;
       this.onStatus("not_stopped");
     }
-    async poll(followed, firstPause) {
+    /** `isQuiet`: the page shows already that the service can't be reached. */
+    async poll(followed, firstPause, isQuiet = false) {
       const { threadId } = followed;
       if (threadId === null) return;
       followed.isPolled = true;
@@ -248,6 +286,7 @@
           pause = nextPause;
           nextPause = Math.min(SLOWDOWN * nextPause, MAX_POLL_MS);
           failedPause = POLL_MS;
+          isQuiet = false;
         } catch (cause) {
           if (this.followed !== followed) return;
           const { status } = cause instanceof ServiceError ? cause : {};
@@ -255,7 +294,7 @@
           });
           if (this.followed !== followed) return;
           if (status === 404 || status === 401) return void this.leave();
-          if (status !== 429) this.onStatus("unreachable");
+          if (status !== 429 && !isQuiet) this.onStatus("unreachable");
           pause = Math.max(failedPause, retryAfter(cause));
           failedPause = Math.min(2 * failedPause, MAX_FAILED_POLL_MS);
         }
@@ -538,6 +577,7 @@
       const reportNetworkError = (cause) => {
         if (!(cause instanceof Error && cause.name === "AbortError")) onFailure(networkError(cause, request.threadId));
       };
+      let isCut = false;
       const send = async (secret) => {
         const headers = new Headers((init == null ? void 0 : init.headers) || (input instanceof Request ? input.headers : void 0));
         headers.set("Authorization", `Bearer ${secret}`);
@@ -546,17 +586,23 @@
           const options = { ...init, headers, ...isFollowed && { signal: null } };
           return await fetch(input instanceof Request ? input.clone() : input, options);
         } catch (cause) {
+          isCut = isFollowed;
           reportNetworkError(cause);
           throw cause;
         }
       };
       if (request.threadId) await (runs2 == null ? void 0 : runs2.beforeLoad(request.threadId));
+      const before = runs2 == null ? void 0 : runs2.runId;
       const left = isFollowed && !request.isAction && runs2.leave();
       const goOn = () => {
-        if (left) runs2.follow(left);
+        if (left && !isCut) runs2.follow(left);
       };
-      const answer = withSecret(session3, send);
-      const response = await (isFollowed ? untilAborted(answer, signal, (late) => abandon(runs2, late, request.turnsThread)) : answer).catch((cause) => {
+      const pending2 = withSecret(session3, send).catch(async (cause) => {
+        const runId2 = isCut && request.turnsThread && await runs2.recover(request.turnsThread, before);
+        if (!runId2) throw cause;
+        return new Response("", { headers: { "Content-Type": "text/event-stream", [RUN_HEADER]: runId2 } });
+      });
+      const response = await (isFollowed ? untilAborted(pending2, signal, (late) => abandon(runs2, late, request.turnsThread)) : pending2).catch((cause) => {
         goOn();
         throw cause;
       });
@@ -825,7 +871,8 @@
     }
     byId("error").hidden = !error;
     setText(byId("run-message"), runStatus ? RUN_MESSAGES[runStatus] : "");
-    byId("retry").hidden = runStatus !== "interrupted";
+    byId("stop").hidden = !canStop(runStatus);
+    byId("retry").hidden = !canRetry(runStatus);
   }
   function setText(element, text) {
     if (element.textContent !== text) element.textContent = text;
@@ -952,6 +999,7 @@
     configure();
   }
   var systemDark = matchMedia("(prefers-color-scheme: dark)");
+  byId("stop").addEventListener("click", () => void runs.stop());
   byId("retry").addEventListener("click", () => void runs.retry());
   byId("new").addEventListener("click", () => void start());
   byId("expire").addEventListener("click", () => {

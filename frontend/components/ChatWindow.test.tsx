@@ -119,14 +119,19 @@ describe('an error', () => {
 
 describe('a response that goes on without the page', () => {
   let state: 'active' | 'interrupted' | null
+  let stopStatus: number
+  let isRetryRefused: boolean
 
   beforeEach(async () => {
     setService({ domainKey: 'local-dev' })
+    isRetryRefused = false
     fetchMock.mockImplementation(async (url: string, init?: RequestInit) => {
       if (url.endsWith('/run')) return new Response(JSON.stringify({ data: state && { id: 'run_1', status: state } }))
       if (url.endsWith('/composer')) return new Response('{"data":{}}')
       if (url.endsWith('/sessions')) return new Response(JSON.stringify(success))
+      if (init?.method === 'DELETE') return new Response('{}', { status: stopStatus })
       const { type } = JSON.parse(String(init?.body))
+      if (type === 'threads.retry_after_item' && isRetryRefused) return new Response('{}', { status: 429 })
       return new Response(type === 'items.list' ? '{"data":[{"id":"msg_1","type":"user_message"}]}' : '{}')
     })
   })
@@ -158,6 +163,22 @@ describe('a response that goes on without the page', () => {
     expect(screen.queryByRole('status', { name: 'Response' })).not.toBeInTheDocument()
   })
 
+  it('can be stopped', async () => {
+    state = 'active'
+    stopStatus = 500
+    await load()
+    const stop = () => act(async () => void fireEvent.click(screen.getByRole('button', { name: 'Stop' })))
+    await stop()
+    expect(screen.getByRole('status', { name: 'Response' })).toHaveTextContent('The response could not be stopped.')
+    stopStatus = 200
+    await stop()
+    expect(fetchMock).toHaveBeenLastCalledWith(
+      'http://localhost:8000/api/chatkit/runs/run_1',
+      expect.objectContaining({ method: 'DELETE' }),
+    )
+    expect(screen.queryByRole('status', { name: 'Response' })).not.toBeInTheDocument()
+  })
+
   it('can be retried if it was interrupted', async () => {
     state = 'interrupted'
     await load()
@@ -167,6 +188,15 @@ describe('a response that goes on without the page', () => {
       type: 'threads.retry_after_item',
       params: { thread_id: 'thr_1', item_id: 'msg_1' },
     })
+  })
+
+  it('that can’t be repeated yet keeps its retry', async () => {
+    state = 'interrupted'
+    isRetryRefused = true
+    await load()
+    await act(async () => void fireEvent.click(screen.getByRole('button', { name: 'Try again' })))
+    expect(screen.getByRole('status', { name: 'Response' })).toHaveTextContent('The response could not be repeated.')
+    expect(screen.getByRole('button', { name: 'Try again' })).toBeInTheDocument()
   })
 
   it('belongs to its conversation', async () => {

@@ -2,7 +2,7 @@
 
 import { ChatKit } from '@openai/chatkit-react'
 import { useEffect, useRef, useState, useSyncExternalStore } from 'react'
-import { RUN_MESSAGES } from '@/lib/active-run'
+import { RUN_MESSAGES, canRetry, canStop } from '@/lib/active-run'
 import { type ChatKitConfig, chatKitConfig } from '@/lib/chatkit-config'
 import { lastThread, trackLastThread } from '@/lib/last-thread'
 import { useChatKit } from '@/lib/use-chatkit'
@@ -29,7 +29,7 @@ function Chat({ config, takesFocus, onRestart }: ChatProps) {
   const [initialLoad, setInitialLoad] = useState<'not_started' | 'pending' | 'done'>(initialThread ? 'not_started' : 'done')
   const [isThreadMissing, setThreadMissing] = useState(false)
 
-  const { chat, isReady, error, runStatus, retry } = useChatKit(
+  const { chat, isReady, error, runStatus, stop, retry } = useChatKit(
     {
       ...config,
       theme: { ...config.theme, darkMode },
@@ -83,7 +83,12 @@ function Chat({ config, takesFocus, onRestart }: ChatProps) {
       {isShown && runStatus && (
         <div role="status" aria-label="Response" className="notice">
           <p>{RUN_MESSAGES[runStatus]}</p>
-          {runStatus === 'interrupted' && (
+          {canStop(runStatus) && (
+            <button type="button" onClick={stop}>
+              Stop
+            </button>
+          )}
+          {canRetry(runStatus) && (
             <button type="button" onClick={retry}>
               Try again
             </button>

@@ -4,7 +4,7 @@
  */
 
 import type { OpenAIChatKit } from '@openai/chatkit'
-import { RUN_MESSAGES, RunFollower, type RunStatus } from '../lib/active-run'
+import { RUN_MESSAGES, RunFollower, type RunStatus, canRetry, canStop } from '../lib/active-run'
 import { loadChatKit, startReadyTimeout, watchRemoval } from '../lib/chatkit-component'
 import { chatKitConfig, describeSession, expire, getClientSecret } from '../lib/chatkit-config'
 import { type Choices, chatKitApi, chatKitTheme, loadChoices } from '../lib/chatkit-options'
@@ -72,7 +72,8 @@ function render(): void {
   }
   byId('error').hidden = !error
   setText(byId('run-message'), runStatus ? RUN_MESSAGES[runStatus] : '')
-  byId('retry').hidden = runStatus !== 'interrupted'
+  byId('stop').hidden = !canStop(runStatus)
+  byId('retry').hidden = !canRetry(runStatus)
 }
 
 function setText(element: Element, text: string): void {
@@ -211,6 +212,7 @@ function setDark(dark: boolean): void {
 
 const systemDark = matchMedia('(prefers-color-scheme: dark)')
 
+byId('stop').addEventListener('click', () => void runs.stop())
 byId('retry').addEventListener('click', () => void runs.retry())
 byId('new').addEventListener('click', () => void start())
 byId('expire').addEventListener('click', () => {

@@ -394,6 +394,57 @@ describe('a stop by the user', () => {
   })
 })
 
+describe('a stop of a run that is followed', () => {
+  beforeEach(async () => {
+    answer('GET /threads/thr_1/run', state('active'))
+    answer('POST ', () => json({}))
+    await send(JSON.stringify({ type: 'threads.get_by_id', params: { thread_id: 'thr_1' } }))
+    await vi.advanceTimersByTimeAsync(1_100)
+    updates.mockClear()
+  })
+
+  it.each([
+    ['is stopped', () => json({})],
+    ['has just ended', () => json({}, 404)],
+  ])('updates the chat once when the run %s', async (_, response) => {
+    answer('DELETE /runs/run_1', response)
+    answer('GET /threads/thr_1/run', state(null))
+    await runs.stop()
+    expect(statuses).toEqual(['active', 'active', null])
+    await vi.advanceTimersByTimeAsync(60_000)
+    expect([called('DELETE'), updates.mock.calls.length]).toEqual([['/runs/run_1'], 1])
+    expect(statuses.at(-1)).toBeNull()
+  })
+
+  it('that fails is shown while the run goes on, and can be repeated', async () => {
+    answer(
+      'DELETE /runs/run_1',
+      () => json({}, 500),
+      () => json({}),
+    )
+    await runs.stop()
+    expect(statuses.at(-1)).toBe('not_stopped')
+    await vi.advanceTimersByTimeAsync(5_000)
+    expect(statuses.at(-1)).toBe('not_stopped')
+    answer('GET /threads/thr_1/run', state(null))
+    await runs.stop()
+    expect(statuses.at(-1)).toBeNull()
+  })
+
+  it('is sent once at a time', async () => {
+    answer('DELETE /runs/run_1', () => json({}))
+    await Promise.all([runs.stop(), runs.stop()])
+    expect(called('DELETE')).toHaveLength(1)
+  })
+
+  it('is not possible any more when it has ended', async () => {
+    answer('GET /threads/thr_1/run', state(null))
+    await vi.advanceTimersByTimeAsync(5_000)
+    await runs.stop()
+    expect(called('DELETE')).toEqual([])
+  })
+})
+
 describe('a connection that is cut', () => {
   it('is no error: the run is followed', async () => {
     answer('POST ', stream('data: {"type":"progress_update"}\n\n', new TypeError('network error')).respond)
@@ -413,6 +464,54 @@ describe('a connection that is cut', () => {
     await vi.advanceTimersByTimeAsync(0)
     expect(called('GET')).toEqual(['/threads/thr_new/run'])
     expect(updates).toHaveBeenCalledTimes(1)
+  })
+
+  describe('before the response has come', () => {
+    beforeEach(() => answer('POST ', lost))
+
+    it('is no error if the turn has begun a run, which is followed', async () => {
+      answer('GET /threads/thr_1/run', state('active'), state('active'), state(null))
+      const response = await send()
+      expect([response.status, response.headers.get('Content-Type'), await response.text()]).toEqual([
+        200,
+        'text/event-stream',
+        '',
+      ])
+      expect(failures.at(-1)).toBeNull()
+      await vi.advanceTimersByTimeAsync(1_100)
+      expect(statuses).toEqual(['active', null])
+      expect([updates.mock.calls.length, called('POST').length]).toEqual([2, 1])
+    })
+
+    it.each([
+      ['has not begun a run', state(null)],
+      ['can’t be looked up', () => json({}, 503)],
+    ])('is an error if the turn %s, and the conversation is updated', async (_, found) => {
+      answer('GET /threads/thr_1/run', found, lost, state(null))
+      await expect(send()).rejects.toThrow('Failed to fetch')
+      expect(failures).toHaveLength(1)
+      await vi.advanceTimersByTimeAsync(1_100)
+      expect(updates).toHaveBeenCalledOnce()
+      expect(statuses).toEqual([null]) // the error is shown
+    })
+
+    it('is an error if the run was there before', async () => {
+      answer('GET /threads/thr_1/run', state('active'))
+      answer('POST ', () => json({}), lost)
+      await send(JSON.stringify({ type: 'threads.get_by_id', params: { thread_id: 'thr_1' } }))
+      await expect(send()).rejects.toThrow('Failed to fetch')
+    })
+
+    it('and a stop meanwhile: the run is stopped', async () => {
+      answer('GET /threads/thr_1/run', state('active'))
+      answer('DELETE /runs/run_1', () => json({}))
+      const stop = new AbortController()
+      const sending = send(HELLO, stop.signal)
+      stop.abort()
+      await expect(sending).rejects.toMatchObject({ name: 'AbortError' })
+      await vi.advanceTimersByTimeAsync(0)
+      expect(called('DELETE')).toEqual(['/runs/run_1'])
+    })
   })
 
   it('without an error is noticed after a silence of 30 seconds', async () => {
@@ -502,11 +601,19 @@ describe('an interrupted run', () => {
     expect(statuses.slice(-2)).toEqual(['active', null])
   })
 
-  it('that can not be retried stays', async () => {
-    answer('POST ', lost)
+  it.each([
+    ['can’t be sent', lost],
+    ['is refused', () => json({}, 429)],
+  ])('can be retried later if that %s, which is shown', async (_, failing) => {
+    answer('POST ', failing)
     await runs.retry()
-    expect(statuses).toEqual(['interrupted'])
+    expect(statuses).toEqual(['interrupted', 'not_repeated'])
     expect(console.error).toHaveBeenCalledOnce()
+    answer('POST ', () => json({ data: [{ id: 'msg_1', type: 'user_message' }] }))
+    answer('GET /threads/thr_1/run', state('active'))
+    await runs.retry()
+    await vi.advanceTimersByTimeAsync(0)
+    expect(statuses.at(-1)).toBe('active')
   })
 
   it('is looked up again when the conversation is loaded again', async () => {

@@ -21,22 +21,34 @@ const STOP_ATTEMPTS = 4
 const NEWEST_ITEMS = 100
 
 /**
- * What to show about the run of the conversation: it is being followed, it can be retried, the service can't be reached, or it
- * goes on because the user's stop has failed.
+ * What to show about the run of the conversation: it is being followed, it can be retried, the service can't be reached, it
+ * goes on because the user's stop has failed, or the user's retry has failed.
  */
-export type RunStatus = 'active' | 'interrupted' | 'unreachable' | 'not_stopped'
+export type RunStatus = 'active' | 'interrupted' | 'unreachable' | 'not_stopped' | 'not_repeated'
 
 export const RUN_MESSAGES: Record<RunStatus, string> = {
   active: 'A response is being written…',
   interrupted: 'The response was interrupted.',
   unreachable: USER_MESSAGES.network,
   not_stopped: 'The response could not be stopped.',
+  not_repeated: 'The response could not be repeated.',
+}
+
+/** Whether to offer `RunFollower.stop()`. */
+export function canStop(status: RunStatus | null): boolean {
+  return status === 'active' || status === 'not_stopped'
+}
+
+/** Whether to offer `RunFollower.retry()`. */
+export function canRetry(status: RunStatus | null): boolean {
+  return status === 'interrupted' || status === 'not_repeated'
 }
 
 interface Followed {
   /** `null`: a new conversation whose id the page does not know. */
   threadId: string | null
   isPolled: boolean
+  isStopping?: boolean
   runId?: string
   /** The run that could not be stopped. */
   notStopped?: string
@@ -81,8 +93,24 @@ export class RunFollower {
   }
 
   /** Follow the run of a conversation whose connection was cut. */
-  follow(threadId: string): void {
-    void this.poll(this.start(threadId), 0)
+  follow(threadId: string, firstPause = 0): void {
+    void this.poll(this.start(threadId), firstPause)
+  }
+
+  /** The run that is followed or interrupted, if any. */
+  get runId(): string | undefined {
+    return this.followed?.runId
+  }
+
+  /**
+   * Look for the run of a turn whose connection was cut before the response came, and return its id if it has begun. The
+   * conversation is followed in any case, because the service may not be reachable yet. `before` is the run that was there already.
+   */
+  async recover(threadId: string, before: string | undefined): Promise<string | null> {
+    const followed = this.start(threadId)
+    const status = await this.find(threadId).catch(() => null)
+    void this.poll(followed, 0, true)
+    return status === 'active' && followed.runId !== before ? followed.runId! : null
   }
 
   /**
@@ -94,6 +122,20 @@ export class RunFollower {
     const followed = this.start(threadId)
     this.showNotStopped(followed, runId)
     void this.poll(followed, POLL_MS)
+  }
+
+  /** Stop the followed run for the user, and update the chat with the text so far. */
+  async stop(): Promise<void> {
+    const { followed } = this
+    if (!followed?.runId || followed.isStopping) return
+    const { runId, threadId } = followed
+    followed.isStopping = true
+    const isStopped = await this.tryToStop(runId)
+    followed.isStopping = false
+    if (!isStopped) return this.showNotStopped(followed, runId)
+    if (this.followed !== followed) return
+    if (threadId === null) this.leave()
+    else this.follow(threadId, POLL_MS) // by then its text is stored
   }
 
   /** Stop following, because the chat is removed, until another one is connected. */
@@ -119,7 +161,8 @@ export class RunFollower {
 
   /** Retry the interrupted response, and follow the new one. */
   async retry(): Promise<void> {
-    const threadId = this.followed?.threadId
+    const { followed } = this
+    const threadId = followed?.threadId
     if (!threadId) return
     try {
       const items = await this.post('items.list', { thread_id: threadId, order: 'desc', limit: NEWEST_ITEMS })
@@ -127,9 +170,10 @@ export class RunFollower {
       const message = page.data.find(({ type }) => type === 'user_message')
       const response = await this.post('threads.retry_after_item', { thread_id: threadId, item_id: message?.id })
       void response.body?.cancel() // its text comes with the updates
-      this.follow(threadId)
+      if (this.followed === followed) this.follow(threadId)
     } catch (cause) {
-      console.error('The response could not be retried:', cause)
+      console.error(RUN_MESSAGES.not_repeated, cause)
+      if (this.followed === followed) this.onStatus('not_repeated')
     }
   }
 
@@ -165,7 +209,8 @@ export class RunFollower {
     this.onStatus('not_stopped')
   }
 
-  private async poll(followed: Followed, firstPause: number): Promise<void> {
+  /** `isQuiet`: the page shows already that the service can't be reached. */
+  private async poll(followed: Followed, firstPause: number, isQuiet = false): Promise<void> {
     const { threadId } = followed
     if (threadId === null) return
     followed.isPolled = true
@@ -189,13 +234,14 @@ export class RunFollower {
         pause = nextPause
         nextPause = Math.min(SLOWDOWN * nextPause, MAX_POLL_MS)
         failedPause = POLL_MS
+        isQuiet = false
       } catch (cause) {
         if (this.followed !== followed) return
         const { status } = cause instanceof ServiceError ? cause : {}
         if (status === 404) await this.fetchUpdates!().catch(() => {}) // the conversation is gone, and so is the update
         if (this.followed !== followed) return
         if (status === 404 || status === 401) return void this.leave() // 401: also with a new secret, or there is none
-        if (status !== 429) this.onStatus('unreachable')
+        if (status !== 429 && !isQuiet) this.onStatus('unreachable')
         pause = Math.max(failedPause, retryAfter(cause))
         failedPause = Math.min(2 * failedPause, MAX_FAILED_POLL_MS)
       }

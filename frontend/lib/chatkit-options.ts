@@ -70,6 +70,7 @@ function chatFetch(
     const reportNetworkError = (cause: unknown) => {
       if (!(cause instanceof Error && cause.name === 'AbortError')) onFailure(networkError(cause, request.threadId))
     }
+    let isCut = false
     const send = async (secret: string) => {
       const headers = new Headers(init?.headers || (input instanceof Request ? input.headers : undefined))
       headers.set('Authorization', `Bearer ${secret}`)
@@ -79,16 +80,22 @@ function chatFetch(
         const options = { ...init, headers, ...(isFollowed && { signal: null }) }
         return await fetch(input instanceof Request ? input.clone() : input, options)
       } catch (cause) {
+        isCut = isFollowed
         reportNetworkError(cause)
         throw cause
       }
     }
     if (request.threadId) await runs?.beforeLoad(request.threadId)
+    const before = runs?.runId
     const left = isFollowed && !request.isAction && runs.leave() // an action is handled beside the run
     const goOn = () => {
-      if (left) runs!.follow(left)
+      if (left && !isCut) runs!.follow(left)
     }
-    const pending = withSecret(session, send)
+    const pending = withSecret(session, send).catch(async (cause) => {
+      const runId = isCut && request.turnsThread && (await runs!.recover(request.turnsThread, before))
+      if (!runId) throw cause
+      return new Response('', { headers: { 'Content-Type': 'text/event-stream', [RUN_HEADER]: runId } }) // like one that is cut later
+    })
     const response = await (
       isFollowed ? untilAborted(pending, signal, (late) => abandon(runs, late, request.turnsThread)) : pending
     ).catch((cause) => {

@@ -36,6 +36,8 @@ export interface Chat {
    * `RUN_MESSAGES` has a text for each. ChatKit shows neither, and its composer can't be locked.
    */
   runStatus: RunStatus | null
+  /** Stop a response that goes on. Its text so far is kept. */
+  stop: () => void
   /** Retry an interrupted response. */
   retry: () => void
 }
@@ -199,5 +201,12 @@ export function useChatKit(config: ChatKitConfig, options: Omit<UseChatKitOption
       },
     }
   }, [chatKit, ref, sendUserMessage])
-  return { chat, isReady: hasSession && stage === 'ready', error, runStatus, retry: () => void runs.retry() }
+  return {
+    chat,
+    isReady: hasSession && stage === 'ready',
+    error,
+    runStatus,
+    stop: () => void runs.stop(),
+    retry: () => void runs.retry(),
+  }
 }

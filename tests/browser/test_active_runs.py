@@ -127,6 +127,25 @@ def test_stop_button_stops_the_run(tmp_path: Path, visitor: Visitor) -> None:
         assert run_notice(page).inner_text() == ""
 
 
+def test_stop_button_of_the_page_after_a_reload(tmp_path: Path, visitor: Visitor) -> None:
+    with development(tmp_path, "tests.support.slow_demo:app") as service:
+        page = visitor.open(service.url.replace("127.0.0.1", "localhost"))
+        begin(page, "Stop!", 20)
+        page.reload()
+        stop = page.get_by_role("status", name="Response").get_by_role("button", name="Stop")
+        stop.click()
+        expect(stop).to_be_hidden()
+        time.sleep(2)
+        kept = stored(tmp_path, thread(page))
+        assert len(kept) == 2
+        assert not kept[1].endswith(WHOLE)
+        assert shown(page) == kept
+        assert run_notice(page).inner_text() == ""
+        assert len(visitor.calls_of("DELETE")) == 1
+        time.sleep(1)
+        assert stored(tmp_path, thread(page)) == kept
+
+
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
 def test_page_offers_to_repeat_what_a_process_could_not_finish(tmp_path: Path, visitor: Visitor, sign: signal.Signals) -> None:
     slowly = "tests.support.slow_demo:app"

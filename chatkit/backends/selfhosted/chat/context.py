@@ -42,6 +42,8 @@ class ChatContext:
     """The session that the request belongs to."""
     run_id: str = ""
     """The id of the response as an active run; empty if it is none."""
+    is_repeatable: bool = True
+    """Whether a retry of the last user message repeats this response, and destroys no other."""
     run_is_active: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
     """Set from the beginning to the end of the run. Meanwhile nothing is stored without the run's row."""
     saving_thread: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)

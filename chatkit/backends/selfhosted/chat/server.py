@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 
 START_SECONDS = 0.25  # a server that neither responds nor asks a model for so long waits for something else
 CANCELLED_SECONDS = 10  # for handle_stream_cancelled, whose reader has left
+# ChatKit and our pages retry the last user message. After an action of a widget, the output of a client tool or a structured
+# input that would delete the response that came before, or what the user has entered.
+REPEATABLE = ("threads.create", "threads.add_user_message", "threads.retry_after_item")
 MAX_TITLE = 200
 MAX_FEEDBACK_ITEMS = 100
 MAX_ANSWERS = 100  # to the questions of a structured input
@@ -192,6 +195,8 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
         if is_streaming_req(request):
             async with aclosing(_run_events(server, request, context)) as events:
                 async for event in events:
+                    if isinstance(event, ErrorEvent):
+                        event.allow_retry &= context.is_repeatable
                     put(_sse(server._serialize(event)))
                     last = event
         else:
@@ -199,7 +204,7 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
             put(await _within(deadline, server._process_non_streaming(request, context)))
     except asyncio.CancelledError:
         if context.buffer.interrupted and last is not None:
-            last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=True)
+            last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=context.is_repeatable)
             put(_sse(server._serialize(last)))
         raise
     except Exception as error:
@@ -210,7 +215,7 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
         if not thread_gone:
             log.exception("a stream failed")
         if not isinstance(last, ErrorEvent):
-            last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=not thread_gone)
+            last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=context.is_repeatable and not thread_gone)
             put(_sse(server._serialize(last)))
     finally:
         interrupted = isinstance(last, ErrorEvent) and last.allow_retry

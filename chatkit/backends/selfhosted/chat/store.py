@@ -195,13 +195,14 @@ _own_runs = and_(
     _active_runs.c.id.in_(bindparam("runs", expanding=True)), _active_runs.c.user_id.in_(bindparam("users", expanding=True))
 )
 _SELECT_THREADS_ACTIVE_RUNS = select(_active_runs.c.id).where(_threads_runs, _is_active)
-_DELETE_THREADS_RUNS = delete(_active_runs).where(_threads_runs)
+_DELETE_INACTIVE_RUNS = delete(_active_runs).where(_threads_runs, ~_is_active)
 _INSERT_RUN = insert(_active_runs)
+_is_shown = or_(_is_active, _active_runs.c.is_repeatable)
 _SELECT_RUN = (  # an active one, if there is one
-    select(_active_runs.c.id, _active_runs.c.started_at, _active_runs.c.heartbeat)
-    .select_from(_threads.outerjoin(_active_runs, _active_runs.c.thread_id == _threads.c.id))
+    select(_active_runs.c.id, _active_runs.c.started_at, _is_active.label("is_active"))
+    .select_from(_threads.outerjoin(_active_runs, and_(_active_runs.c.thread_id == _threads.c.id, _is_shown)))
     .where(_own_thread)
-    .order_by(_active_runs.c.heartbeat.desc())
+    .order_by(_is_active.desc())
     .limit(1)
 )
 _STOP_RUN = update(_active_runs).where(_own_run, _is_active).values(stop_requested=True)
@@ -768,7 +769,7 @@ class SqlStore(Store[ChatContext]):
     async def begin_run(self, thread_id: str, context: ChatContext, *, alone: bool) -> list[str]:
         """Store the context's run, unless it must be ``alone`` and the thread has active runs. Return the ids of those.
 
-        A run that is alone replaces the interrupted ones.
+        It replaces the interrupted ones: a retry of what they answered would delete what this run stores.
 
         Raises:
             ThreadGone: the user has no such thread.
@@ -776,10 +777,9 @@ class SqlStore(Store[ChatContext]):
         params = {"user": context.user, "thread": thread_id, "oldest": int(time.time()) - STALE_SECONDS}
 
         def work(connection: Connection) -> list[str]:
-            if alone:
-                if active := list(connection.execute(_SELECT_THREADS_ACTIVE_RUNS, params).scalars()):
-                    return active
-                connection.execute(_DELETE_THREADS_RUNS, params)
+            if alone and (active := list(connection.execute(_SELECT_THREADS_ACTIVE_RUNS, params).scalars())):
+                return active
+            connection.execute(_DELETE_INACTIVE_RUNS, params)
             connection.execute(_INSERT_RUN, _run_row(thread_id, context))
             return []
 
@@ -795,16 +795,16 @@ class SqlStore(Store[ChatContext]):
         return lambda connection: connection.execute(_INTERRUPT_RUN if interrupted else _DELETE_RUN, params)
 
     async def load_run(self, thread_id: str, user: str) -> ActiveRun | None:
-        """Return an active or, if there is none, an interrupted run of a thread.
+        """Return an active or, if there is none, an interrupted run of a thread that can be repeated.
 
         Raises:
             NotFoundError: the user has no such thread.
         """
-        params = {"user": user, "thread": thread_id}
+        params = {"user": user, "thread": thread_id, "oldest": int(time.time()) - STALE_SECONDS}
         row = await self._run(lambda connection: connection.execute(_SELECT_RUN, params).one_or_none())
         if row is None:
             raise NotFoundError
-        return ActiveRun(row.id, row.started_at, row.heartbeat >= time.time() - STALE_SECONDS) if row.id else None
+        return ActiveRun(row.id, row.started_at, row.is_active) if row.id else None
 
     async def stop_run(self, run_id: str, user: str) -> None:
         """Request that a run be stopped.
@@ -870,7 +870,7 @@ def _writer_params(context: ChatContext) -> dict[str, Any]:
 
 def _run_row(thread_id: str, context: ChatContext) -> dict[str, Any]:
     now = int(time.time())
-    row = {"id": context.run_id, "thread_id": thread_id, "user_id": context.user}
+    row = {"id": context.run_id, "thread_id": thread_id, "user_id": context.user, "is_repeatable": context.is_repeatable}
     return {**row, "started_at": now, "heartbeat": now, "stop_requested": False}
 
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -87,6 +87,23 @@ class TestRow:
         run(sql.end_run(context("run_1"), interrupted=True))
         assert not run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
         assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == []
+
+    def test_interrupted_run_that_a_retry_does_not_repeat_is_not_shown(self, sql: SqlStore) -> None:
+        thread_id, action = new_thread(sql), replace(context("run_1"), is_repeatable=False)
+        run(sql.begin_run(thread_id, action, alone=False))
+        assert run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
+        run(sql.end_run(action, interrupted=True))
+        assert run(sql.load_run(thread_id, ADA.user)) is None
+        run(sql.begin_run(thread_id, context("run_2"), alone=False))
+        assert run(sql.load_run(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
+
+    def test_action_ends_the_offer_to_repeat(self, sql: SqlStore) -> None:
+        thread_id, action = new_thread(sql), replace(context("run_2"), is_repeatable=False)
+        run(sql.begin_run(thread_id, context("run_1"), alone=True))
+        run(sql.end_run(context("run_1"), interrupted=True))
+        run(sql.begin_run(thread_id, action, alone=False))
+        run(sql.end_run(action, interrupted=False))
+        assert run(sql.load_run(thread_id, ADA.user)) is None
 
     def test_another_users_run_is_not_found(self, sql: SqlStore) -> None:
         thread_id = new_thread(sql)
@@ -439,6 +456,14 @@ class TestReaderLeaves:
         assert caller.post("threads.create", input=user_input("One more")).status_code == 429
         wait_for(lambda: all(state(caller, thread_id) == "interrupted" for thread_id, _, _ in left), 10)
         assert caller.post("threads.create", input=user_input("progress")).status_code == 200
+
+    def test_failed_action_is_not_to_be_repeated(self, start: Start) -> None:
+        """The page would retry the message before, and delete its whole response."""
+        caller = start("tests.support.servers_under_test:Failing")
+        thread_id, _ = caller.create("fine")
+        events = list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))
+        assert errors(events) == [("stream.error", None, False)]
+        assert state(caller, thread_id) is None
 
     @pytest.mark.parametrize(("said", "ends_as"), [("error", "interrupted"), ("Hello", None)])
     def test_retryable_error_is_kept_for_the_page(

@@ -22,8 +22,8 @@ from chatkit.settings import Settings
 from chatkit.web import errors
 from tests.support import jumping_loop
 from tests.support.applications import Start
+from tests.support.chat import deltas, user_input
 from tests.support.chat import errors as errors_of
-from tests.support.chat import user_input
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.fake_server import silent
 from tests.support.hosted import COMPLETE
@@ -66,6 +66,18 @@ def test_dictation_takes_a_minute_at_most(fake_openai: FakeOpenAI, tmp_path: obj
         return loop.time() - started
 
     assert 59 < jumping_loop.run(dictate()) < 61
+
+
+@pytest.mark.parametrize("reason", ["the model fails", "the time limit"])
+def test_text_that_was_shown_before_an_error_is_stored(start: Start, fake_openai: FakeOpenAI, reason: str) -> None:
+    failure = {"type": "error", "code": "server_error", "message": "failed", "param": None}
+    fake_openai.behaviour = streaming([*says("word " * 50)[:50], failure if reason == "the model fails" else 3.0])
+    caller = start("simple", CHATKIT_TURN_SECONDS="2")
+    thread_id, events = caller.create("Hello")
+    assert errors_of(events)[0][2], "a retry is offered"
+    (_, reply) = caller.items(thread_id, order="asc").data
+    assert reply.content[0].text == "".join(deltas(events))
+    assert len(deltas(events)) > 20
 
 
 @pytest.mark.parametrize(("error", "retry"), [(ThreadGone(), False), (OSError("the disk is gone"), True)])

@@ -188,7 +188,7 @@ _SELECT_IMAGE = select(_images.c.media_type, _images.c.data).where(
 _SELECT_IMAGE_OWNER = select(_images.c.user_id, func.length(_images.c.data).label("size")).where(
     _images.c.id == bindparam("image")
 )
-_is_active = _active_runs.c.heartbeat >= bindparam("oldest")
+_is_active = _active_runs.c.heartbeat.between(bindparam("oldest"), bindparam("newest"))
 _threads_runs = and_(_active_runs.c.thread_id == bindparam("thread"), _active_runs.c.user_id == _user)
 _own_run = and_(_active_runs.c.id == bindparam("run"), _active_runs.c.user_id == _user)
 _own_runs = and_(
@@ -774,7 +774,7 @@ class SqlStore(Store[ChatContext]):
         Raises:
             ThreadGone: the user has no such thread.
         """
-        params = {"user": context.user, "thread": thread_id, "oldest": int(time.time()) - STALE_SECONDS}
+        params = {"user": context.user, "thread": thread_id, **_active_params()}
 
         def work(connection: Connection) -> list[str]:
             if alone and (active := list(connection.execute(_SELECT_THREADS_ACTIVE_RUNS, params).scalars())):
@@ -800,7 +800,7 @@ class SqlStore(Store[ChatContext]):
         Raises:
             NotFoundError: the user has no such thread.
         """
-        params = {"user": user, "thread": thread_id, "oldest": int(time.time()) - STALE_SECONDS}
+        params = {"user": user, "thread": thread_id, **_active_params()}
         row = await self._run(lambda connection: connection.execute(_SELECT_RUN, params).one_or_none())
         if row is None:
             raise NotFoundError
@@ -812,7 +812,7 @@ class SqlStore(Store[ChatContext]):
         Raises:
             NotFoundError: the user has no such active run.
         """
-        params = {"run": run_id, "user": user, "oldest": int(time.time()) - STALE_SECONDS}
+        params = {"run": run_id, "user": user, **_active_params()}
         await self._run(lambda connection: _require_match(connection.execute(_STOP_RUN, params)))
 
     async def find_active(self, run_ids: Iterable[str], users: Iterable[str]) -> set[tuple[str, str]]:
@@ -866,6 +866,12 @@ def _read_image(connection: Connection, image_id: str, user: str) -> Image | Non
 
 def _writer_params(context: ChatContext) -> dict[str, Any]:
     return {"user": context.user, "active_run": context.run_id if context.run_is_active.is_set() else ""}
+
+
+def _active_params() -> dict[str, int]:
+    """Return the range of heartbeats. One in the future is from a clock that was wrong, and would block its thread for long."""
+    now = int(time.time())
+    return {"oldest": now - STALE_SECONDS, "newest": now + STALE_SECONDS}
 
 
 def _run_row(thread_id: str, context: ChatContext) -> dict[str, Any]:

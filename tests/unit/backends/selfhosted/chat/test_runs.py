@@ -81,6 +81,18 @@ class TestRow:
         run(sql.end_run(context("run_1"), interrupted=False))  # of the process that was only slow
         assert run(sql.load_run(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
 
+    def test_run_with_a_heartbeat_in_the_future_does_not_block_its_thread(
+        self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        thread_id, now = new_thread(sql), int(time.time())
+        run(sql.begin_run(thread_id, context("run_1"), alone=True))
+        monkeypatch.setattr("time.time", lambda: now - 5)
+        assert run(sql.load_run(thread_id, ADA.user)).is_active, "clocks may differ by seconds"  # type: ignore[union-attr]
+        monkeypatch.setattr("time.time", lambda: now - 3600)
+        assert not run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
+        assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == []
+        assert run(sql.load_run(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
+
     def test_run_marked_as_interrupted_is_replaced(self, sql: SqlStore) -> None:
         thread_id = new_thread(sql)
         run(sql.begin_run(thread_id, context("run_1"), alone=True))

@@ -197,7 +197,7 @@ _own_runs = and_(
 _SELECT_THREADS_ACTIVE_RUNS = select(_active_runs.c.id).where(_threads_runs, _is_active)
 _DELETE_INACTIVE_RUNS = delete(_active_runs).where(_threads_runs, ~_is_active)
 _INSERT_RUN = insert(_active_runs)
-_is_shown = or_(_is_active, _active_runs.c.is_repeatable)
+_is_shown = or_(_is_active, and_(_active_runs.c.is_repeatable, ~_active_runs.c.stop_requested))
 _SELECT_RUN = (  # an active one, if there is one
     select(_active_runs.c.id, _active_runs.c.started_at, _is_active.label("is_active"))
     .select_from(_threads.outerjoin(_active_runs, and_(_active_runs.c.thread_id == _threads.c.id, _is_shown)))
@@ -786,8 +786,9 @@ class SqlStore(Store[ChatContext]):
         return await self._write(thread_id, context, work, undo=self._end_run(context))
 
     async def end_run(self, context: ChatContext, *, interrupted: bool) -> None:
-        """Delete the context's run, or mark it as interrupted."""
-        await self._run(self._end_run(context, interrupted=interrupted))
+        """Delete the context's run, or mark it as interrupted, even if this is cancelled."""
+        end = self._end_run(context, interrupted=interrupted)
+        await self._run(end, undo=end)
 
     @staticmethod
     def _end_run(context: ChatContext, *, interrupted: bool = False) -> Callable[[Connection], Any]:
@@ -795,7 +796,7 @@ class SqlStore(Store[ChatContext]):
         return lambda connection: connection.execute(_INTERRUPT_RUN if interrupted else _DELETE_RUN, params)
 
     async def load_run(self, thread_id: str, user: str) -> ActiveRun | None:
-        """Return an active or, if there is none, an interrupted run of a thread that can be repeated.
+        """Return an active or, if there is none, an interrupted run of a thread that can be repeated and was not to be stopped.
 
         Raises:
             NotFoundError: the user has no such thread.

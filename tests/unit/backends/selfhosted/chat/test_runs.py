@@ -93,6 +93,16 @@ class TestRow:
         assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == []
         assert run(sql.load_run(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
 
+    def test_stopped_run_whose_process_has_died_is_not_to_be_repeated(
+        self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        thread_id, now = new_thread(sql), int(time.time())
+        run(sql.begin_run(thread_id, context("run_1"), alone=True))
+        run(sql.stop_run("run_1", ADA.user))
+        assert run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
+        monkeypatch.setattr("time.time", lambda: now + store.STALE_SECONDS + 2)
+        assert run(sql.load_run(thread_id, ADA.user)) is None
+
     def test_run_marked_as_interrupted_is_replaced(self, sql: SqlStore) -> None:
         thread_id = new_thread(sql)
         run(sql.begin_run(thread_id, context("run_1"), alone=True))
@@ -268,6 +278,28 @@ class TestRuns:
             return [item.id for item in (await sql.load_thread_items(thread_id, None, 10, "asc", ADA)).data]
 
         assert run(work()) == ["before", "draft", "other"]
+
+    def test_end_is_stored_when_the_database_works_again(self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        thread_id, end_run, failures = new_thread(sql), sql.end_run, [1, 2]
+
+        async def end(context: ChatContext, *, interrupted: bool) -> None:
+            if failures:
+                failures.pop()
+                raise OSError("the database is locked")
+            await end_run(context, interrupted=interrupted)
+
+        monkeypatch.setattr(sql, "end_run", end)
+
+        async def work(here: Runs, _elsewhere: Runs) -> None:
+            mine = context("run_1")
+            await here.begin(thread_id, mine, alone=True)
+            await here.end(mine, interrupted=False)
+            assert (await here.of_thread(thread_id, ADA.user)).id == "run_1"  # type: ignore[union-attr]
+            async with asyncio.timeout(5):
+                while await here.of_thread(thread_id, ADA.user):
+                    await asyncio.sleep(0.1)
+
+        self.check(work, sql)
 
     def test_what_goes_on_after_a_run_can_be_stored(self, sql: SqlStore) -> None:
         thread_id, mine = new_thread(sql), context("run_1")

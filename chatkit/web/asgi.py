@@ -82,8 +82,9 @@ class _Deferred:
 def deferred(produce: Produce, *, streaming: bool, outlives_client: bool = False) -> Response:
     """Return a response whose body ``produce`` writes on the event loop: an event stream, or one JSON value.
 
-    If the client disconnects, ``produce`` is cancelled. With ``outlives_client`` it goes on once the response has begun, and
-    what it writes is discarded. The response is closed when ``produce`` has ended, so its view's limits are held until then.
+    If the client disconnects, ``produce`` is cancelled. With ``outlives_client`` it goes on, even before the response
+    has begun, and what it writes is discarded. The response is closed when ``produce`` has ended, so its view's limits are
+    held until then.
 
     An error before the first chunk is handled like an error of the view. Under a plain WSGI server (Flask's test client,
     ``flask run``) the whole body is produced before anything is sent, on a loop of its own.
@@ -109,8 +110,10 @@ def _start_producer(produce: Produce, buffer: Buffer, context: Context | None = 
     async def run() -> None:
         try:
             await produce(buffer)
-        except Exception as error:  # noqa: BLE001  raised again in the reader
-            buffer.end(error)
+        except Exception as error:
+            if buffer.is_detached:
+                log.warning("a response without a reader failed", exc_info=error)
+            buffer.end(error)  # raised again in the reader
 
     producer = asyncio.get_running_loop().create_task(run(), context=context)
     producer.add_done_callback(lambda _: buffer.end())
@@ -148,11 +151,13 @@ class _Request:
         self.context: Context = copy_context()  # for all code that runs for this request, in threads and on the loop
         self.body_bytes = 0
         self.started = False
+        self.disconnected = False
+        """Whether the client left while the deferred body was produced."""
 
     @property
     def is_detachable(self) -> bool:
-        """Whether the deferred body goes on without the client."""
-        return self.started and self.deferred.outlives_client
+        """Whether the deferred body goes on without the client. A client that is told of an error knows that it does not."""
+        return (self.started or self.disconnected) and self.deferred.outlives_client
 
     async def respond(self, response: WsgiResponse, body: bytes) -> None:
         await self.start(response)
@@ -370,7 +375,7 @@ class Adapter:
     async def _close(self, request: _Request, response: WsgiResponse, producer: asyncio.Task[None]) -> None:
         """Close a deferred response when its producer has ended. The request may have ended before."""
         await asyncio.wait({producer})
-        request.environ[logs.SUPERSEDED] = not request.started
+        request.environ[logs.SUPERSEDED] = not (request.started or request.is_detachable)
         # In a thread, because it may release a lease in Redis.
         await asyncio.wrap_future(self._pool.submit(request.context.run, response.close))
         request.environ[logs.SUPERSEDED] = False
@@ -389,13 +394,17 @@ class Adapter:
             else:
                 cancel_once(producer)
 
-        watcher = asyncio.create_task(_on_disconnect(request.receive, leave))
+        def disconnected() -> None:
+            request.disconnected = True
+            leave()
+
+        watcher = asyncio.create_task(_on_disconnect(request.receive, disconnected))
         try:
             seconds = FIRST_EVENT_SECONDS if request.deferred.streaming else JSON_SECONDS
             try:
                 chunk: bytes | None = await _first_chunk(buffer, producer, seconds)
-            except ServiceBusy:
-                if watcher.done():
+            except (NotFound, ServiceBusy):
+                if request.disconnected:
                     raise _ClientDisconnected from None
                 raise
             response.headers = [header for header in response.headers if header[0] != b"content-length"]

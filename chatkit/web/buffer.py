@@ -25,11 +25,12 @@ class Buffer:
         self._room = asyncio.Event()
         self._room.set()
         self._reader: asyncio.Future[None] | None = None
-        self._detached = False
+        self.is_detached = False
+        """Whether there is no reader any more."""
 
     def put(self, chunk: bytes) -> None:
         """Add a chunk without blocking."""
-        if self._detached:
+        if self.is_detached:
             return
         self._chunks.append(chunk)
         self._bytes += len(chunk)
@@ -43,7 +44,7 @@ class Buffer:
 
     def detach(self) -> None:
         """Discard all chunks from now on, because there is no reader left. ``room`` no longer waits."""
-        self._detached = True
+        self.is_detached = True
         self._chunks.clear()
         self._room.set()
         self.end()

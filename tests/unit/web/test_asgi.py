@@ -32,6 +32,11 @@ async def failing(_buffer: Buffer) -> None:
     raise TooManyRequests("too many", retry_after=1)
 
 
+async def failing_later(_buffer: Buffer) -> None:
+    await asyncio.sleep(1)
+    raise TooManyRequests("too many", retry_after=1)
+
+
 async def failing_after_a_word(buffer: Buffer) -> None:
     buffer.put(b"data: word\n\n")
     await asyncio.sleep(1)
@@ -83,7 +88,12 @@ def make_app(missing: Callable[[], list[str]] = list, max_body_bytes: int = 8 * 
         ("error-after-a-word", failing_after_a_word, True),
     ):
         app.add_url_rule(f"/{name}", name, view(produce, streaming=streaming), methods=["POST"])
-    for name, produce in (("outliving", a_word_per_second), ("outliving-slowly", slow_to_begin)):
+    for name, produce in (
+        ("outliving", a_word_per_second),
+        ("outliving-slowly", slow_to_begin),
+        ("outliving-and-failing", failing_later),
+        ("outliving-in-silence", silent),
+    ):
         app.add_url_rule(f"/{name}", name, view(produce, streaming=True, outlives_client=True), methods=["POST"])
     return app
 
@@ -338,15 +348,45 @@ def test_response_outlives_its_client() -> None:
     run(check())
 
 
-def test_outliving_response_that_has_not_begun_ends_with_its_client() -> None:
+def test_response_that_has_not_begun_outlives_its_client() -> None:
+    """A message may wait seconds for the active run of its thread, and is stored only then."""
     produced.clear()
 
     async def check() -> None:
         app = make_app()
         client = Client(app, "/outliving-slowly", patience=0)
         client.left.set()
+        assert await client.post() < 1
+        assert (client.status, produced, app.asgi.is_busy) == (0, [], True)
+        while app.asgi.is_busy:
+            await asyncio.sleep(1)
+        assert produced == ["finished", "closed"]
+
+    run(check())
+
+
+def test_response_that_fails_without_a_client_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        app = make_app()
+        client = Client(app, "/outliving-and-failing", patience=0)
+        client.left.set()
         await client.post()
-        assert (client.status, produced, app.asgi.is_busy) == (0, ["closed"], False)
+        while app.asgi.is_busy:
+            await asyncio.sleep(1)
+        assert client.status == 0
+
+    run(check())
+    assert "a response without a reader failed" in caplog.text
+
+
+def test_outliving_response_that_does_not_begin_in_time_is_cancelled() -> None:
+    """The client is told that it failed, and may repeat it."""
+
+    async def check() -> None:
+        app = make_app()
+        client = Client(app, "/outliving-in-silence")
+        assert 29.9 < await client.post() < 30.5
+        assert (client.status, client.code, app.asgi.is_busy) == (503, "service_busy", False)
 
     run(check())
 

@@ -12,7 +12,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from chatkit.backends.selfhosted.chat.server import GuardedServer, handle, read_request
+from chatkit.backends.selfhosted.chat.server import REPEATABLE, GuardedServer, handle, read_request
 from chatkit.backends.selfhosted.chat.store import new_id
 from chatkit.backends.selfhosted.chat.usage import UsageStore
 from chatkit.backends.selfhosted.sessions import LiveSession, SessionStore
@@ -97,6 +97,7 @@ def blueprint(
                         usage=meter,
                         session_id=session.session_id,
                         run_id=run_id,
+                        is_repeatable=chat_request.type in REPEATABLE,
                     )
                     await handle(servers.get(session.agent) or servers[None], chat_request, context)
                 finally:

@@ -12,7 +12,7 @@ from requests.structures import CaseInsensitiveDict
 
 from chatkit.backends.selfhosted.chat.usage import Meter
 from chatkit.identity.user import Primitive
-from chatkit.types import ThreadMetadata
+from chatkit.types import AssistantMessageItem, ThreadMetadata
 from chatkit.web.buffer import Buffer
 
 
@@ -42,12 +42,14 @@ class ChatContext:
     """The session that the request belongs to."""
     run_id: str = ""
     """The id of the response as an active run; empty if the response is not an active run."""
+    is_repeatable: bool = True
+    """Whether a retry of the last user message repeats this response, and destroys no other."""
     run_is_active: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
     """Set from the beginning to the end of the run. Meanwhile nothing is stored without the run's row."""
     saving_thread: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
     """Held while a thread is saved and the objects in ``threads`` are updated."""
-    drafts: set[str] = field(default_factory=set)
-    """The ids of the messages started in this request's turn."""
+    drafts: dict[str, AssistantMessageItem] = field(default_factory=dict)
+    """By id, the messages that were started in this request's turn and are not finished."""
     threads: dict[str, list[tuple[ThreadMetadata, ThreadMetadata]]] = field(default_factory=dict)
     """By thread id, each object loaded for the thread, with a copy of its stored state when it was last loaded or saved.
 

@@ -21,10 +21,12 @@ from chatkit.backends.selfhosted.chat.store import SqlStore, new_id
 from chatkit.backends.selfhosted.chat.titles import Titles
 from chatkit.server import ChatKitServer
 from chatkit.types import (
+    AssistantMessageItem,
     AudioInput,
     FeedbackKind,
     HiddenContextItem,
     SyncCustomActionResponse,
+    ThreadItem,
     ThreadItemDoneEvent,
     ThreadMetadata,
     ThreadStreamEvent,
@@ -77,6 +79,17 @@ class DefaultServer(ChatKitServer[ChatContext]):
         """Store the action for the model's next turn."""
         await self.store.add_before_call(thread.id, _hidden_action_item(thread, action, sender), context)
         return SyncCustomActionResponse()
+
+    async def handle_stream_cancelled(
+        self, thread: ThreadMetadata, pending_items: list[ThreadItem], context: ChatContext
+    ) -> None:
+        """Store the unfinished messages. If the user stopped the response, the SDK tells that to the model as well."""
+        if not context.buffer.interrupted:
+            await super().handle_stream_cancelled(thread, pending_items, context)
+            return
+        for item in pending_items:
+            if isinstance(item, AssistantMessageItem) and any(part.text.strip() for part in item.content):
+                await self.store.save_item(thread.id, item, context)
 
     async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
         await self.store.save_feedback(thread_id, item_ids, feedback, context)

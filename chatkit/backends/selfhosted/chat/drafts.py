@@ -23,6 +23,8 @@ class Drafts:
     def __init__(self, store: SqlStore) -> None:
         self._store = store
         self._unsaved: dict[str, tuple[ChatContext, AssistantMessageItem]] = {}
+        self._batch: dict[str, tuple[ChatContext, AssistantMessageItem]] = {}
+        """The messages that are being saved, unless they are finished meanwhile."""
         self._saving = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -37,6 +39,7 @@ class Drafts:
         """Stop saving these messages. After this returns, no draft overwrites their stored items."""
         for message_id in message_ids:
             self._unsaved.pop(message_id, None)
+            self._batch.pop(message_id, None)
         if self._saving.locked():
             async with self._saving:
                 pass
@@ -45,9 +48,15 @@ class Drafts:
         while self._unsaved:
             await asyncio.sleep(SAVE_INTERVAL_SECONDS)
             async with self._saving:
-                batch, self._unsaved = list(self._unsaved.values()), {}
-                for start in range(0, len(batch), SAVE_BATCH):
+                self._batch, self._unsaved = self._unsaved, {}
+                message_ids = list(self._batch)
+                for start in range(0, len(message_ids), SAVE_BATCH):
+                    some = message_ids[start : start + SAVE_BATCH]
                     try:
-                        await self._store.save_drafts(batch[start : start + SAVE_BATCH])
-                    except Exception as error:  # noqa: BLE001  the complete message is stored at its end
+                        await self._store.save_drafts([self._batch[each] for each in some if each in self._batch])
+                    except Exception as error:  # noqa: BLE001  the next round saves them
                         log.warning("unfinished messages could not be saved (%s)", type(error).__name__)
+                    else:
+                        for message_id in some:
+                            self._batch.pop(message_id, None)
+                self._batch, self._unsaved = {}, {**self._batch, **self._unsaved}

@@ -41,6 +41,8 @@ class Runs:
     def __init__(self, store: SqlStore) -> None:
         self._store = store
         self._running: dict[str, _Running] = {}
+        self._ended: dict[str, tuple[ChatContext, bool]] = {}
+        """By id, the runs whose end could not be stored yet, with their contexts and whether they were interrupted."""
         self._next_heartbeat = 0.0
 
     async def begin(self, thread_id: str, context: ChatContext, *, alone: bool) -> None:
@@ -82,8 +84,9 @@ class Runs:
         context.run_is_active.clear()  # what goes on after the response, such as a title, has no row
         try:
             await self._store.end_run(context, interrupted=interrupted)
-        except Exception as error:  # noqa: BLE001  without heartbeats the run counts as interrupted
-            log.warning("the end of a run could not be stored (%s)", type(error).__name__)
+        except Exception as error:  # noqa: BLE001  watch() tries again; until then the run counts as interrupted
+            log.warning("the end of a run could not be stored yet (%s)", type(error).__name__)
+            self._ended[context.run_id] = (context, interrupted)
 
     async def stop(self, run_id: str, user: str) -> None:
         """Stop a run of ``user`` (a ``User.id``), in whichever process it is.
@@ -105,13 +108,22 @@ class Runs:
         return await self._store.load_run(thread_id, user)
 
     async def watch(self) -> None:
-        """Stop the runs that are to be stopped, and keep the others' rows alive. Runs until it is cancelled."""
+        """Stop the runs that are to be stopped, keep the others' rows alive, and store ends that could not be stored before.
+
+        Runs until it is cancelled.
+        """
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
                 await self._check()
+                await self._store_ends()
             except Exception as error:  # noqa: BLE001  an exception would end the task; runs go on without the database
                 log.warning("the active runs could not be checked (%s)", type(error).__name__)
+
+    async def _store_ends(self) -> None:
+        for run_id, (context, interrupted) in list(self._ended.items()):
+            await self._store.end_run(context, interrupted=interrupted)
+            del self._ended[run_id]
 
     async def _check(self) -> None:
         watched = dict(self._running)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager
+from functools import partial
 from types import new_class
 from typing import Any, TypeVar
 
@@ -46,6 +47,9 @@ log = logging.getLogger(__name__)
 
 START_SECONDS = 0.25  # a start that takes longer waits for I/O
 CANCELLED_SECONDS = 10  # for handle_stream_cancelled, whose reader has left
+# ChatKit and our pages retry the last user message. After an action of a widget, the output of a client tool or a structured
+# input that would delete the response that came before, or what the user has entered.
+REPEATABLE = ("threads.create", "threads.add_user_message", "threads.retry_after_item")
 MAX_TITLE = 200
 MAX_FEEDBACK_ITEMS = 100
 MAX_ANSWERS = 100  # to the questions of a structured input
@@ -105,13 +109,21 @@ class GuardedServer(ChatKitServer[ChatContext]):
     async def _guarded_events(
         self, thread: ThreadMetadata, stream: Callable[[], AsyncIterator[ThreadStreamEvent]], context: ChatContext
     ) -> AsyncGenerator[ThreadStreamEvent]:
-        """Stream a response within the time limit; exceptions become ChatKit's errors."""
+        """Stream a response within the time limit; exceptions become ChatKit's errors.
+
+        After an error, what the user has seen of a message is stored, unless a guardrail or the model refused it.
+        """
         drafts = self._chatkit_resources.drafts
+
+        async def finish(item_id: str) -> None:
+            context.drafts.pop(item_id, None)
+            await drafts.finish([item_id])
+
         deadline = asyncio.get_running_loop().time() + self._chatkit_resources.turn_seconds
         asyncio.get_running_loop().call_later(START_SECONDS, context.started)
         shown = ""
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(drafts.finish, context.drafts)
+            stack.push_async_exit(partial(self._finish_drafts, thread, context))
             events: Any = await _response(deadline, _call(stream))
             if isinstance(events, AsyncGenerator):
                 stack.push_async_callback(events.aclose)
@@ -120,9 +132,9 @@ class GuardedServer(ChatKitServer[ChatContext]):
                 if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, AssistantMessageItem):
                     shown = assistant_text(event.item)
                 if isinstance(event, ThreadItemDoneEvent | ThreadItemReplacedEvent):
-                    await drafts.finish([event.item.id])
+                    await finish(event.item.id)
                 elif isinstance(event, ThreadItemRemovedEvent):
-                    await drafts.finish([event.item_id])
+                    await finish(event.item_id)
                 if isinstance(event, ThreadItemDoneEvent | ThreadItemReplacedEvent) and isinstance(
                     event.item, GeneratedImageItem
                 ):
@@ -134,12 +146,26 @@ class GuardedServer(ChatKitServer[ChatContext]):
                 yield event
                 await context.buffer.room()
 
+    async def _finish_drafts(
+        self, thread: ThreadMetadata, context: ChatContext, _type: Any, error: BaseException | None, _traceback: Any
+    ) -> None:
+        """Store the unfinished messages of a response that ends with an ``error``."""
+        await self._chatkit_resources.drafts.finish(context.drafts)
+        if not isinstance(error, BaseStreamError) or isinstance(error.__cause__, _REFUSALS):
+            return  # the SDK stores them if the response was cancelled
+        for message in context.drafts.values():
+            if assistant_text(message).strip():
+                try:
+                    await self.store.save_item(thread.id, message, context)
+                except Exception as failure:  # noqa: BLE001  the user is told the error
+                    log.warning("an unfinished message could not be stored (%s)", type(failure).__name__)
+
     def _update_pending_items(self, pending_items: dict[str, ThreadItem], event: ThreadItemUpdatedEvent) -> None:
         """Schedule a draft of the message that ``event`` updates. The SDK calls this with each update."""
         super()._update_pending_items(pending_items, event)
         message = pending_items.get(event.item_id)
         if isinstance(message, AssistantMessageItem) and (context := current_context.get()):
-            context.drafts.add(message.id)
+            context.drafts[message.id] = message
             self._chatkit_resources.drafts.schedule(context, message)
 
     async def handle_stream_cancelled(
@@ -192,6 +218,8 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
         if is_streaming_req(request):
             async with aclosing(_run_events(server, request, context)) as events:
                 async for event in events:
+                    if isinstance(event, ErrorEvent):
+                        event.allow_retry &= context.is_repeatable
                     put(_sse(server._serialize(event)))
                     last = event
         else:
@@ -199,7 +227,7 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
             put(await _within(deadline, server._process_non_streaming(request, context)))
     except asyncio.CancelledError:
         if context.buffer.interrupted and last is not None:
-            last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=True)
+            last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=context.is_repeatable)
             put(_sse(server._serialize(last)))
         raise
     except Exception as error:
@@ -210,7 +238,7 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
         if not thread_gone:
             log.exception("a stream failed")
         if not isinstance(last, ErrorEvent):
-            last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=not thread_gone)
+            last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=context.is_repeatable and not thread_gone)
             put(_sse(server._serialize(last)))
     finally:
         interrupted = isinstance(last, ErrorEvent) and last.allow_retry

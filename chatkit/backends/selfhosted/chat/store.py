@@ -188,20 +188,21 @@ _SELECT_IMAGE = select(_images.c.media_type, _images.c.data).where(
 _SELECT_IMAGE_OWNER = select(_images.c.user_id, func.length(_images.c.data).label("size")).where(
     _images.c.id == bindparam("image")
 )
-_is_active = _active_runs.c.heartbeat >= bindparam("oldest")
+_is_active = _active_runs.c.heartbeat.between(bindparam("oldest"), bindparam("newest"))
 _runs_of_thread = and_(_active_runs.c.thread_id == bindparam("thread"), _active_runs.c.user_id == _user)
 _own_run = and_(_active_runs.c.id == bindparam("run"), _active_runs.c.user_id == _user)
 _own_runs = and_(
     _active_runs.c.id.in_(bindparam("runs", expanding=True)), _active_runs.c.user_id.in_(bindparam("users", expanding=True))
 )
 _SELECT_ACTIVE_RUNS_OF_THREAD = select(_active_runs.c.id).where(_runs_of_thread, _is_active)
-_DELETE_RUNS_OF_THREAD = delete(_active_runs).where(_runs_of_thread)
+_DELETE_INACTIVE_RUNS = delete(_active_runs).where(_runs_of_thread, ~_is_active)
 _INSERT_RUN = insert(_active_runs)
+_is_shown = or_(_is_active, and_(_active_runs.c.is_repeatable, ~_active_runs.c.stop_requested))
 _SELECT_RUN = (  # an active one, if there is one
-    select(_active_runs.c.id, _active_runs.c.started_at, _active_runs.c.heartbeat)
-    .select_from(_threads.outerjoin(_active_runs, _active_runs.c.thread_id == _threads.c.id))
+    select(_active_runs.c.id, _active_runs.c.started_at, _is_active.label("is_active"))
+    .select_from(_threads.outerjoin(_active_runs, and_(_active_runs.c.thread_id == _threads.c.id, _is_shown)))
     .where(_own_thread)
-    .order_by(_active_runs.c.heartbeat.desc())
+    .order_by(_is_active.desc())
     .limit(1)
 )
 _STOP_RUN = update(_active_runs).where(_own_run, _is_active).values(stop_requested=True)
@@ -768,26 +769,26 @@ class SqlStore(Store[ChatContext]):
     async def begin_run(self, thread_id: str, context: ChatContext, *, alone: bool) -> list[str]:
         """Store the context's run, unless it must be ``alone`` and the thread has active runs. Return the ids of those.
 
-        A run that is alone replaces the interrupted ones.
+        It replaces the interrupted ones: a retry of what they answered would delete what this run stores.
 
         Raises:
             ThreadGone: the user has no such thread.
         """
-        params = {"user": context.user, "thread": thread_id, "oldest": int(time.time()) - STALE_SECONDS}
+        params = {"user": context.user, "thread": thread_id, **_active_params()}
 
         def work(connection: Connection) -> list[str]:
-            if alone:
-                if active := list(connection.execute(_SELECT_ACTIVE_RUNS_OF_THREAD, params).scalars()):
-                    return active
-                connection.execute(_DELETE_RUNS_OF_THREAD, params)
+            if alone and (active := list(connection.execute(_SELECT_ACTIVE_RUNS_OF_THREAD, params).scalars())):
+                return active
+            connection.execute(_DELETE_INACTIVE_RUNS, params)
             connection.execute(_INSERT_RUN, _run_row(thread_id, context))
             return []
 
         return await self._write(thread_id, context, work, undo=self._end_run(context))
 
     async def end_run(self, context: ChatContext, *, interrupted: bool) -> None:
-        """Delete the context's run, or mark it as interrupted."""
-        await self._run(self._end_run(context, interrupted=interrupted))
+        """Delete the context's run, or mark it as interrupted, even if this is cancelled."""
+        end = self._end_run(context, interrupted=interrupted)
+        await self._run(end, undo=end)
 
     @staticmethod
     def _end_run(context: ChatContext, *, interrupted: bool = False) -> Callable[[Connection], Any]:
@@ -795,16 +796,16 @@ class SqlStore(Store[ChatContext]):
         return lambda connection: connection.execute(_INTERRUPT_RUN if interrupted else _DELETE_RUN, params)
 
     async def load_run(self, thread_id: str, user: str) -> ActiveRun | None:
-        """Return an active or, if there is none, an interrupted run of a thread.
+        """Return an active or, if there is none, an interrupted run of a thread that can be repeated and was not to be stopped.
 
         Raises:
             NotFoundError: the user has no such thread.
         """
-        params = {"user": user, "thread": thread_id}
+        params = {"user": user, "thread": thread_id, **_active_params()}
         row = await self._run(lambda connection: connection.execute(_SELECT_RUN, params).one_or_none())
         if row is None:
             raise NotFoundError
-        return ActiveRun(row.id, row.started_at, row.heartbeat >= time.time() - STALE_SECONDS) if row.id else None
+        return ActiveRun(row.id, row.started_at, row.is_active) if row.id else None
 
     async def stop_run(self, run_id: str, user: str) -> None:
         """Request that a run be stopped.
@@ -812,7 +813,7 @@ class SqlStore(Store[ChatContext]):
         Raises:
             NotFoundError: the user has no such active run.
         """
-        params = {"run": run_id, "user": user, "oldest": int(time.time()) - STALE_SECONDS}
+        params = {"run": run_id, "user": user, **_active_params()}
         await self._run(lambda connection: _require_match(connection.execute(_STOP_RUN, params)))
 
     async def find_active(self, run_ids: Iterable[str], users: Iterable[str]) -> set[tuple[str, str]]:
@@ -868,9 +869,15 @@ def _writer_params(context: ChatContext) -> dict[str, Any]:
     return {"user": context.user, "active_run": context.run_id if context.run_is_active.is_set() else ""}
 
 
+def _active_params() -> dict[str, int]:
+    """Return the range of heartbeats. One in the future is from a clock that was wrong, and would block its thread for long."""
+    now = int(time.time())
+    return {"oldest": now - STALE_SECONDS, "newest": now + STALE_SECONDS}
+
+
 def _run_row(thread_id: str, context: ChatContext) -> dict[str, Any]:
     now = int(time.time())
-    row = {"id": context.run_id, "thread_id": thread_id, "user_id": context.user}
+    row = {"id": context.run_id, "thread_id": thread_id, "user_id": context.user, "is_repeatable": context.is_repeatable}
     return {**row, "started_at": now, "heartbeat": now, "stop_requested": False}
 
 

@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    true,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -171,6 +172,7 @@ class ActiveRunRow(Base):
     started_at: Mapped[int] = mapped_column(BigInteger)  # Unix seconds
     heartbeat: Mapped[int] = mapped_column(BigInteger)  # Unix seconds; 0 if the run was interrupted
     stop_requested: Mapped[bool] = mapped_column(Boolean)
+    is_repeatable: Mapped[bool] = mapped_column(Boolean, server_default=true())  # ChatContext.is_repeatable
 
     __table_args__ = (
         _thread_key("chat_active_runs"),

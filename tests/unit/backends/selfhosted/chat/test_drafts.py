@@ -58,6 +58,34 @@ def test_draft_is_saved_every_second() -> None:
     jumping_loop.run(check())
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_draft_that_could_not_be_saved_is_saved_later(finished: bool) -> None:
+    """The model may be silent by then. A message that is finished meanwhile is not overwritten."""
+    saved: list[str] = []
+    rounds = 0
+
+    class Failing(SqlStore):
+        async def save_drafts(self, drafts: Iterable[tuple[ChatContext, AssistantMessageItem]]) -> None:
+            nonlocal rounds
+            rounds += 1
+            await asyncio.sleep(0.2)
+            if rounds == 1:
+                raise OSError("the database is locked")
+            saved.extend(draft.content[0].text for _, draft in drafts)
+
+    async def check() -> None:
+        drafts, message = Drafts(Failing(create_engine("sqlite://"), IMAGE_URLS)), unfinished("thr_1")
+        drafts.schedule(ADA, message)
+        while not rounds:
+            await asyncio.sleep(0.1)
+        if finished:
+            await drafts.finish([message.id])
+        await asyncio.sleep(5)
+
+    jumping_loop.run(check())
+    assert saved == ([] if finished else ["Hello"])
+
+
 def test_message_waits_a_second_for_its_draft_while_the_table_is_locked(
     postgres: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from chatkit.identity.user import User
 from chatkit.web.errors import ServiceBusy
 from tests.support.active_runs import begin, reply, state, stop
 from tests.support.applications import Start
-from tests.support.chat import Caller, texts, user_input
+from tests.support.chat import Caller, errors, texts, user_input
 from tests.support.store import ADA, EVE, IMAGE_URLS, MOMENT, new_thread, run
 from tests.support.waiting import wait_for
 
@@ -77,12 +78,51 @@ class TestRow:
         run(sql.end_run(context("run_1"), interrupted=False))  # of the process that was only slow
         assert run(sql.load_run(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
 
+    def test_run_with_a_heartbeat_in_the_future_does_not_block_its_thread(
+        self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        thread_id, now = new_thread(sql), int(time.time())
+        run(sql.begin_run(thread_id, context("run_1"), alone=True))
+        monkeypatch.setattr("time.time", lambda: now - 5)
+        assert run(sql.load_run(thread_id, ADA.user)).is_active, "clocks may differ by seconds"  # type: ignore[union-attr]
+        monkeypatch.setattr("time.time", lambda: now - 3600)
+        assert not run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
+        assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == []
+        assert run(sql.load_run(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
+
+    def test_stopped_run_whose_process_has_died_is_not_to_be_repeated(
+        self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        thread_id, now = new_thread(sql), int(time.time())
+        run(sql.begin_run(thread_id, context("run_1"), alone=True))
+        run(sql.stop_run("run_1", ADA.user))
+        assert run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
+        monkeypatch.setattr("time.time", lambda: now + store.STALE_SECONDS + 2)
+        assert run(sql.load_run(thread_id, ADA.user)) is None
+
     def test_run_marked_as_interrupted_is_replaced(self, sql: SqlStore) -> None:
         thread_id = new_thread(sql)
         run(sql.begin_run(thread_id, context("run_1"), alone=True))
         run(sql.end_run(context("run_1"), interrupted=True))
         assert not run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
         assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == []
+
+    def test_interrupted_run_that_a_retry_does_not_repeat_is_not_shown(self, sql: SqlStore) -> None:
+        thread_id, action = new_thread(sql), replace(context("run_1"), is_repeatable=False)
+        run(sql.begin_run(thread_id, action, alone=False))
+        assert run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
+        run(sql.end_run(action, interrupted=True))
+        assert run(sql.load_run(thread_id, ADA.user)) is None
+        run(sql.begin_run(thread_id, context("run_2"), alone=False))
+        assert run(sql.load_run(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
+
+    def test_action_ends_the_offer_to_repeat(self, sql: SqlStore) -> None:
+        thread_id, action = new_thread(sql), replace(context("run_2"), is_repeatable=False)
+        run(sql.begin_run(thread_id, context("run_1"), alone=True))
+        run(sql.end_run(context("run_1"), interrupted=True))
+        run(sql.begin_run(thread_id, action, alone=False))
+        run(sql.end_run(action, interrupted=False))
+        assert run(sql.load_run(thread_id, ADA.user)) is None
 
     def test_another_users_run_is_not_found(self, sql: SqlStore) -> None:
         thread_id = new_thread(sql)
@@ -236,6 +276,28 @@ class TestRuns:
 
         assert run(work()) == ["before", "draft", "other"]
 
+    def test_end_is_stored_when_the_database_works_again(self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        thread_id, end_run, failures = new_thread(sql), sql.end_run, [1, 2]
+
+        async def end(context: ChatContext, *, interrupted: bool) -> None:
+            if failures:
+                failures.pop()
+                raise OSError("the database is locked")
+            await end_run(context, interrupted=interrupted)
+
+        monkeypatch.setattr(sql, "end_run", end)
+
+        async def work(here: Runs, _elsewhere: Runs) -> None:
+            mine = context("run_1")
+            await here.begin(thread_id, mine, alone=True)
+            await here.end(mine, interrupted=False)
+            assert (await here.of_thread(thread_id, ADA.user)).id == "run_1"  # type: ignore[union-attr]
+            async with asyncio.timeout(5):
+                while await here.of_thread(thread_id, ADA.user):
+                    await asyncio.sleep(0.1)
+
+        self.check(work, sql)
+
     def test_what_goes_on_after_a_run_can_be_stored(self, sql: SqlStore) -> None:
         thread_id, mine = new_thread(sql), context("run_1")
 
@@ -387,6 +449,14 @@ class TestReaderLeaves:
         assert caller.post("threads.create", input=user_input("One more")).status_code == 429
         wait_for(lambda: all(state(caller, thread_id) == "interrupted" for thread_id, _, _ in left), 10)
         assert caller.post("threads.create", input=user_input("progress")).status_code == 200
+
+    def test_failed_action_is_not_to_be_repeated(self, start: Start) -> None:
+        """The page would retry the message before, and delete its whole response."""
+        caller = start("tests.support.servers_under_test:Failing")
+        thread_id, _ = caller.create("fine")
+        events = list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))
+        assert errors(events) == [("stream.error", None, False)]
+        assert state(caller, thread_id) is None
 
     @pytest.mark.parametrize(("said", "ends_as"), [("error", "interrupted"), ("Hello", None)])
     def test_retryable_error_is_kept_for_the_page(

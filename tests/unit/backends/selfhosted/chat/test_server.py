@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from chatkit.backends.selfhosted.chat import drafts, server
 from chatkit.settings import SettingsError
+from chatkit.web.buffer import Buffer
 from tests.support.agents_under_test import seen, spoken
 from tests.support.applications import MakeApp, Start
 from tests.support.chat import Caller, errors, texts, user_input
@@ -224,6 +227,25 @@ def test_disconnect_cancels_the_response(start: Start) -> None:
     wait_for(lambda: len(caller.items(thread_id).data) == 2)
     said = caller.items(thread_id).data[0].content[0].text
     assert 5 <= len(said) < 500
+
+
+@pytest.mark.parametrize(("by_shutdown", "hidden"), [(False, 1), (True, 0)])
+def test_model_is_told_that_the_user_cancelled_only_if_they_did(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by_shutdown: bool, hidden: int
+) -> None:
+    monkeypatch.setattr(Buffer, "interrupted", by_shutdown)
+    caller = start(f"{SERVERS}:Speaking")
+    thread_id, stream = read_words(caller, "Hello", 5)
+    stream.close()
+    wait_for(lambda: seen == ["closed", ["msg_own"]])
+    wait_for(lambda: len(caller.items(thread_id).data) == 2)
+    wait_for(lambda: not count(tmp_path, "chat_active_runs WHERE heartbeat > 0"))
+    assert count(tmp_path, "chat_items WHERE data LIKE '%The user cancelled the stream%'") == hidden
+
+
+def count(tmp_path: Path, rows: str) -> int:
+    with create_engine(f"sqlite:///{tmp_path}/chatkit.db").connect() as connection:
+        return int(connection.execute(text(f"SELECT count(*) FROM {rows}")).scalar_one())
 
 
 def test_disconnect_cancels_the_model_call(start: Start, fake_openai: FakeOpenAI) -> None:

@@ -7,8 +7,8 @@ from sqlalchemy import create_engine, text
 
 from chatkit.backends.selfhosted.chat.store import SqlStore, ThreadGone
 from tests.support.applications import Start
+from tests.support.chat import deltas, user_input
 from tests.support.chat import errors as errors_of
-from tests.support.chat import user_input
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.responses_api import says, streaming
 
@@ -17,7 +17,7 @@ from tests.support.responses_api import says, streaming
     ("words", "title"),
     [
         ("a" * 60, "a" * 60),
-        ("a" * 61, "a" * 60 + "…"),
+        ("a" * 61, "a" * 59 + "…"),
         ("a" * 30 + " " + "b" * 30, "a" * 30 + "…"),
         ("a" * 30 + " \n " + "b" * 29, "a" * 30 + " " + "b" * 29),
     ],
@@ -27,6 +27,18 @@ def test_title_has_sixty_characters_of_the_first_message(start: Start, fake_open
     caller = start("simple")
     thread_id, _ = caller.create(words)
     assert caller.thread(thread_id).title == title
+
+
+@pytest.mark.parametrize("reason", ["the model fails", "the time limit"])
+def test_text_that_was_shown_before_an_error_is_stored(start: Start, fake_openai: FakeOpenAI, reason: str) -> None:
+    failure = {"type": "error", "code": "server_error", "message": "failed", "param": None}
+    fake_openai.behaviour = streaming([*says("word " * 50)[:50], failure if reason == "the model fails" else 3.0])
+    caller = start("simple", CHATKIT_TURN_SECONDS="2")
+    thread_id, events = caller.create("Hello")
+    assert errors_of(events)[0][2], "a retry is offered"
+    (_, reply) = caller.items(thread_id, order="asc").data
+    assert reply.content[0].text == "".join(deltas(events))
+    assert len(deltas(events)) > 20
 
 
 @pytest.mark.parametrize(("error", "retry"), [(ThreadGone(), False), (OSError("the disk is gone"), True)])

@@ -240,8 +240,3 @@ def test_title_that_comes_during_a_save(store: SqlStore) -> None:
     thread.metadata["noted"] = True
     run(store.save_thread(thread, context))
     assert run(store.load_thread(thread.id, of("anonymous:ada"))).title == "The user's"
-
-
-def test_a_title_has_at_most_60_characters() -> None:
-    assert titles._shorten("x" * 61) == "x" * 59 + "…"
-    assert titles._shorten("x" * 60) == "x" * 60

@@ -23,7 +23,7 @@ import chatkit.agents
 from chatkit.actions import Action
 from chatkit.agents import AgentContext, ThreadItemConverter
 from chatkit.backends.selfhosted.chat import approvals, exported_workflow
-from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with_tool_choice
+from chatkit.backends.selfhosted.chat.composer import has_tool, keep_providers, with_model, with_tool_choice
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources
 from chatkit.backends.selfhosted.chat.demo import DemoServer
@@ -272,6 +272,7 @@ def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -
         # Exported workflows create their own clients, for guardrails and files, which read only this variable.
         os.environ.setdefault("OPENAI_API_KEY", client.api_key)
     exported_workflow.install_runner()
+    keep_providers()
     # Operators' servers import these from OpenAI's package. Ours also copes with what ends theirs, see agent_events(), and
     # knows the images of this service. Every API of a model takes the assistant's messages.
     chatkit.agents.stream_agent_response = agent_events

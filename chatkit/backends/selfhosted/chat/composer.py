@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from agents import Agent, ModelSettings, RunConfig
+from agents import (
+    Agent,
+    Model,
+    ModelSettings,
+    OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
+    OpenAIResponsesWSModel,
+    RunConfig,
+)
+from agents.run_internal import run_loop
 
+from chatkit.errors import CustomStreamError
 from chatkit.types import InferenceOptions, ThreadItem, UserMessageItem
 from chatkit.web.errors import InvalidRequestBody
+
+log = logging.getLogger(__name__)
 
 
 class Composer:
@@ -60,6 +74,49 @@ def with_tool_choice(agent: Agent[Any], tool: str) -> Agent[Any]:
     return agent.clone(model_settings=agent.model_settings.resolve(ModelSettings(tool_choice=tool)))
 
 
+class _Chosen(str):
+    """The name of the model that the user chose, in ``RunConfig.model``."""
+
+    __slots__ = ()
+
+
 def with_model(run_config: RunConfig | None, model: str | None) -> RunConfig | None:
-    """Return ``run_config`` with ``model`` for all agents of the run, unless it is ``None``."""
-    return replace(run_config or RunConfig(), model=model) if model else run_config
+    """Return ``run_config`` with ``model`` for all agents of the run, unless it is ``None``. See ``keep_providers``.
+
+    Raises:
+        CustomStreamError: ``run_config`` has a model that can't be replaced.
+    """
+    if not model:
+        return run_config
+    run_config = run_config or RunConfig()
+    own = run_config.model
+    return replace(run_config, model=_renamed(own, model) if isinstance(own, Model) else _Chosen(model))
+
+
+_get_model = run_loop.get_model
+
+
+def keep_providers() -> None:
+    """Let agents with a ``Model`` object keep its provider when the user chooses a model.
+
+    The Agents SDK takes a name in ``RunConfig.model`` for one of its own provider, whatever the agent's model is: a
+    conversation with the model of another provider would be sent to OpenAI.
+    """
+    run_loop.get_model = _model_of
+
+
+def _model_of(agent: Agent[Any], run_config: RunConfig) -> Model:
+    if isinstance(run_config.model, _Chosen) and isinstance(agent.model, Model):
+        return _renamed(agent.model, run_config.model)
+    return _get_model(agent, run_config)
+
+
+def _renamed(model: Model, name: str) -> Model:
+    """Return a copy of ``model`` that asks the same provider for the model ``name``."""
+    # A copy of a model with a WebSocket would share the connection.
+    if not isinstance(model, OpenAIChatCompletionsModel | OpenAIResponsesModel) or isinstance(model, OpenAIResponsesWSModel):
+        log.error("CHATKIT_COMPOSER lists the model %s, with which a %s can't be replaced", name, type(model).__name__)
+        raise CustomStreamError("This model can't be used here.", allow_retry=False)
+    renamed = copy.copy(model)
+    renamed.model = str(name)
+    return renamed

@@ -245,6 +245,19 @@ able = Agent(
 )
 
 
+@function_tool
+def says_nothing() -> None:
+    """Return nothing."""
+
+
+ending_with_a_tool = Agent(
+    name="Ending with a tool",
+    model="gpt-test",
+    tools=[weather, says_nothing, shows_a_widget, reports, ask_page],
+    tool_use_behavior="stop_on_first_tool",
+)
+
+
 class Word(BaseModel):
     word: str
 
@@ -271,6 +284,10 @@ handing_over = Agent(name="Handing over", model="gpt-first", tools=[weather], ha
 
 def able_for_user(user: str) -> Agent[Any]:
     return able
+
+
+def ending_with_a_tool_for_user(user: str) -> Agent[Any]:
+    return ending_with_a_tool
 
 
 def with_tool_for_user(user: str) -> Agent[Any]:
@@ -312,6 +329,10 @@ async def run_workflow(workflow_input: WorkflowInput) -> Any:
 
 async def tool_workflow(workflow_input: WorkflowInput) -> Any:
     return await _output(with_tool, workflow_input)
+
+
+async def workflow_ending_with_a_tool(workflow_input: WorkflowInput) -> Any:
+    return await _output(ending_with_a_tool, workflow_input)
 
 
 async def sorting_workflow(workflow_input: WorkflowInput) -> Any:

@@ -66,6 +66,7 @@ async def ask_page(context: RunContextWrapper[AgentContext[Any]], question: str)
 
 
 careful = Agent(name="Careful", model="gpt-test", tools=[delete_file, pay, look_up, returns_much])
+ending_with_a_tool = careful.clone(tool_use_behavior="stop_on_first_tool")
 failing = Agent(name="Failing", model="gpt-test", tools=[fail])
 asking = Agent(
     name="Asking",

@@ -49,7 +49,7 @@ from openai.types.responses import EasyInputMessageParam
 from pydantic import ConfigDict, Field
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from tests.support import agents_elsewhere, agents_under_test
+from tests.support import agents_elsewhere, agents_under_test, approving_agents
 from tests.support.agents_under_test import seen, spoken
 
 
@@ -99,6 +99,29 @@ class Elsewhere(Plain):
 
 class Guarded(Plain):
     agent = agents_under_test.guarded
+
+
+class EndingWithATool(Plain):
+    agent = agents_under_test.ending_with_a_tool
+
+
+class WithoutApprovals(Plain):
+    """Has a tool that needs approval, and nothing for it."""
+
+    agent = approving_agents.careful
+
+
+class WithItsOwnApprovals(ChatKitServer[ChatContext]):
+    """Takes the state of a run that waits for an approval."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        result = Runner.run_streamed(approving_agents.careful, "Delete it", context=agent_context)
+        async for event in stream_agent_response(agent_context, result):
+            yield event
+        seen.append(result.to_state())
 
 
 class Locking(Plain):

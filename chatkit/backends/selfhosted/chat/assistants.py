@@ -27,7 +27,7 @@ from chatkit.backends.selfhosted.chat.composer import has_tool, keep_providers, 
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources
 from chatkit.backends.selfhosted.chat.demo import DemoServer
-from chatkit.backends.selfhosted.chat.events import agent_events, assistant_message, outcome
+from chatkit.backends.selfhosted.chat.events import assistant_message, outcome, own_server_events
 from chatkit.backends.selfhosted.chat.history import (
     assistant_message_as_text,
     include_images,
@@ -275,7 +275,7 @@ def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -
     keep_providers()
     # Operators' servers import these from OpenAI's package. Ours also copes with what ends theirs, see agent_events(), and
     # knows the images of this service. Every API of a model takes the assistant's messages.
-    chatkit.agents.stream_agent_response = agent_events
+    chatkit.agents.stream_agent_response = own_server_events
     ThreadItemConverter.to_agent_input = include_images  # type: ignore[method-assign, assignment]
     ThreadItemConverter.assistant_message_to_input = assistant_message_as_text  # type: ignore[method-assign, assignment]
 

@@ -13,6 +13,7 @@ from agents import (
     Agent,
     AgentsException,
     GuardrailFunctionOutput,
+    ImageGenerationTool,
     ModelSettings,
     OpenAIChatCompletionsModel,
     RunConfig,
@@ -279,11 +280,21 @@ identified_in_the_body = Agent(
 )
 
 
+drawing = Agent(
+    name="Drawing",
+    model="gpt-test",
+    tools=[ImageGenerationTool(tool_config={"type": "image_generation", "partial_images": 2})],
+)
+having_it_drawn = Agent(name="Having it drawn", model="gpt-first", handoffs=[drawing])
 handing_over = Agent(name="Handing over", model="gpt-first", tools=[weather], handoffs=[simple])
 
 
 def able_for_user(user: str) -> Agent[Any]:
     return able
+
+
+def drawing_for_user(user: str) -> Agent[Any]:
+    return drawing
 
 
 def ending_with_a_tool_for_user(user: str) -> Agent[Any]:
@@ -329,6 +340,10 @@ async def run_workflow(workflow_input: WorkflowInput) -> Any:
 
 async def tool_workflow(workflow_input: WorkflowInput) -> Any:
     return await _output(with_tool, workflow_input)
+
+
+async def drawing_workflow(workflow_input: WorkflowInput) -> Any:
+    return await _output(drawing, workflow_input)
 
 
 async def workflow_ending_with_a_tool(workflow_input: WorkflowInput) -> Any:

@@ -101,6 +101,10 @@ class Guarded(Plain):
     agent = agents_under_test.guarded
 
 
+class Drawing(Plain):
+    agent = agents_under_test.drawing
+
+
 class EndingWithATool(Plain):
     agent = agents_under_test.ending_with_a_tool
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, cast
 
 from agents import (
+    ImageGenerationTool,
     InputGuardrailTripwireTriggered,
     ModelRefusalError,
     OutputGuardrailTripwireTriggered,
@@ -85,6 +86,20 @@ async def outcome(work: Awaitable[Any]) -> tuple[Any, BaseException | None]:
         raise
     except BaseException as error:  # noqa: BLE001  the turn raises it
         return None, error
+
+
+class _Converter(ResponseStreamConverter):
+    """OpenAI's conversion, with the progress of an image as the image tool of the current agent is configured."""
+
+    def __init__(self, result: RunResultStreaming) -> None:
+        super().__init__()
+        self._result = result
+
+    def partial_image_index_to_progress(self, partial_image_index: int) -> float:
+        tools = [tool for tool in self._result.current_agent.tools if isinstance(tool, ImageGenerationTool)]
+        self.partial_images = tools[0].tool_config.get("partial_images") if tools else None
+        progress: float = super().partial_image_index_to_progress(partial_image_index)
+        return progress
 
 
 class _BridgedRun:
@@ -187,14 +202,15 @@ async def agent_events(
     Args:
         context: a context for this run only.
         result: the run.
-        converter: converts images and citations.
+        converter: converts images and citations; by default as OpenAI does, with the number of partial images that the agent
+            asks for.
         show_messages: whether the user sees the model's messages.
         show_tool_output: whether the user sees the output of a tool that ends the run (``tool_use_behavior``), unless the
             tool has shown something itself.
     """
     run = _BridgedRun(context, result)
     id_mapper = _IdMapper(run.model_ids, show_messages=show_messages)
-    streamed = stream_agent_response(context, cast(Any, run), converter=converter or ResponseStreamConverter())
+    streamed = stream_agent_response(context, cast(Any, run), converter=converter or _Converter(result))
     converted = cast(AsyncGenerator[ThreadStreamEvent], streamed)
     message: AssistantMessageItem | None = None
     unfinished_images: set[str] = set()

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -280,6 +281,24 @@ identified_in_the_body = Agent(
 )
 
 
+async def _is_signed_in(context: RunContextWrapper[AgentContext[Any]], agent: Any) -> bool:
+    return bool(context.context.request_context.user.startswith("user:"))
+
+
+def _never(context: Any, agent: Any) -> bool:
+    return False
+
+
+@function_tool(is_enabled=_is_signed_in)
+def search() -> str:
+    """Search, for signed-in users."""
+    return "found"
+
+
+searching = Agent(name="Searching", model="gpt-test", tools=[search])
+never_searching = searching.clone(tools=[replace(search, is_enabled=_never)])
+without_search = searching.clone(tools=[replace(search, is_enabled=False)])
+
 drawing = Agent(
     name="Drawing",
     model="gpt-test",
@@ -291,6 +310,10 @@ handing_over = Agent(name="Handing over", model="gpt-first", tools=[weather], ha
 
 def able_for_user(user: str) -> Agent[Any]:
     return able
+
+
+def searching_for_user(user: str) -> Agent[Any]:
+    return searching
 
 
 def drawing_for_user(user: str) -> Agent[Any]:
@@ -340,6 +363,10 @@ async def run_workflow(workflow_input: WorkflowInput) -> Any:
 
 async def tool_workflow(workflow_input: WorkflowInput) -> Any:
     return await _output(with_tool, workflow_input)
+
+
+async def searching_workflow(workflow_input: WorkflowInput) -> Any:
+    return await _output(searching, workflow_input)
 
 
 async def drawing_workflow(workflow_input: WorkflowInput) -> Any:

@@ -82,8 +82,10 @@ class AgentServer(DefaultServer):
         newest = newest_user_message(history)
         options = self._chatkit_resources.composer.options(input_user_message, newest)
         if tool := options.tool_choice:
-            if not has_tool(agent, tool.id):
-                log.warning("CHATKIT_COMPOSER lists the tool %s, which the agent %s does not have", tool.id, agent.name)
+            if not await has_tool(agent, tool.id, agent_context):
+                log.warning(
+                    "CHATKIT_COMPOSER lists the tool %s, which the agent %s does not have or enable", tool.id, agent.name
+                )
                 raise CustomStreamError("This tool can't be used here.", allow_retry=False)
             agent = with_tool_choice(agent, tool.id)
         messages = await to_model_input(history, newest)
@@ -167,7 +169,7 @@ class WorkflowServer(DefaultServer):
         if called:
             return  # the page's answer comes in the next turn; the workflow's result is no text of a model
         if run.tool:
-            log.warning("CHATKIT_COMPOSER lists the tool %s, which no agent of the workflow has", run.tool)
+            log.warning("CHATKIT_COMPOSER lists the tool %s, which no agent of the workflow has or enables", run.tool)
         if remaining := _remaining_text(run.result, shown=list(run.shown_texts.values())):
             yield assistant_message(thread, remaining)
 

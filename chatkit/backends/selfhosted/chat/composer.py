@@ -16,6 +16,7 @@ from agents import (
     OpenAIResponsesModel,
     OpenAIResponsesWSModel,
     RunConfig,
+    RunContextWrapper,
 )
 from agents.run_internal import run_loop
 
@@ -65,8 +66,12 @@ class Composer:
         )
 
 
-def has_tool(agent: Agent[Any], tool: str) -> bool:
-    return bool(agent.mcp_servers) or any(own.name == tool for own in agent.tools)
+async def has_tool(agent: Agent[Any], tool: str, context: Any) -> bool:
+    """Return whether ``agent`` has ``tool``, and has it enabled in a run with ``context``. MCP servers may have any."""
+    named = [own for own in agent.tools if own.name == tool]
+    if not named:
+        return bool(agent.mcp_servers)
+    return bool(await agent.clone(tools=named, mcp_servers=[]).get_all_tools(RunContextWrapper(context)))
 
 
 def with_tool_choice(agent: Agent[Any], tool: str) -> Agent[Any]:

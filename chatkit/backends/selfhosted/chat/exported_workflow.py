@@ -119,13 +119,14 @@ class _Runner(AgentRunner):
             messages = [*run.earlier, {"role": "user", "content": messages}]
         elif not has_history and isinstance(messages, list):
             messages = [*run.earlier, *messages]
-        if run.tool and has_tool(agent, run.tool):
-            agent, run.tool = with_tool_choice(agent, run.tool), None
+        context = run.new_context()
+        kwargs["context"] = kwargs.get("context") or context  # gives tools the thread and the user
+        tool = run.tool
+        if tool and await has_tool(agent, tool, kwargs["context"]) and run.tool:  # else an agent at the same time has taken it
+            agent, run.tool = with_tool_choice(agent, tool), None
         shown = agent.output_type in (None, str)
         if shown:
             kwargs["run_config"] = with_model(kwargs.get("run_config"), run.model)
-        context = run.new_context()
-        kwargs["context"] = kwargs.get("context") or context  # gives tools the thread and the user
         result: Any = self.run_streamed(agent, messages, **kwargs)
         async with aclosing(agent_events(context, result, show_messages=shown)) as events:
             async for event in events:

@@ -273,6 +273,13 @@ def chat_completions(user: str) -> Agent[Any]:
     return with_page.clone(model=OpenAIChatCompletionsModel("gpt-test", client))
 
 
+slow_expert = Agent(name="Slow expert", model="gpt-slow")
+quick_expert = Agent(name="Quick expert", model="gpt-quick")
+asking_experts = Agent(
+    name="Asking experts",
+    model="gpt-test",
+    tools=[slow_expert.as_tool("slow", "Ask an expert."), quick_expert.as_tool("quick", "Ask an expert.")],
+)
 identified = Agent(
     name="Identified", model="gpt-test", model_settings=ModelSettings(extra_args={"safety_identifier": "the operator's"})
 )
@@ -314,6 +321,10 @@ def able_for_user(user: str) -> Agent[Any]:
 
 def searching_for_user(user: str) -> Agent[Any]:
     return searching
+
+
+def asking_experts_for_user(user: str) -> Agent[Any]:
+    return asking_experts
 
 
 def drawing_for_user(user: str) -> Agent[Any]:
@@ -367,6 +378,10 @@ async def tool_workflow(workflow_input: WorkflowInput) -> Any:
 
 async def searching_workflow(workflow_input: WorkflowInput) -> Any:
     return await _output(searching, workflow_input)
+
+
+async def experts_workflow(workflow_input: WorkflowInput) -> Any:
+    return await _output(asking_experts, workflow_input)
 
 
 async def drawing_workflow(workflow_input: WorkflowInput) -> Any:

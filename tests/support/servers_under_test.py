@@ -105,6 +105,10 @@ class Drawing(Plain):
     agent = agents_under_test.drawing
 
 
+class AskingExperts(Plain):
+    agent = agents_under_test.asking_experts
+
+
 class EndingWithATool(Plain):
     agent = agents_under_test.ending_with_a_tool
 

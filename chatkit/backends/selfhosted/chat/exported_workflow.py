@@ -25,7 +25,7 @@ from chatkit.agents import AgentContext
 from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with_tool_choice
 from chatkit.backends.selfhosted.chat.context import current_context
 from chatkit.backends.selfhosted.chat.events import KEEP_REFUSED_MESSAGE, agent_events, assistant_text, outcome
-from chatkit.backends.selfhosted.chat.run_hooks import metering
+from chatkit.backends.selfhosted.chat.run_hooks import metering, own_caller
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
     AssistantMessageItem,
@@ -99,14 +99,16 @@ class _Runner(AgentRunner):
         if context := current_context.get():
             kwargs["hooks"] = metering(kwargs.get("hooks"), context.usage)
             kwargs["error_handlers"] = {**KEEP_REFUSED_MESSAGE, **(kwargs.get("error_handlers") or {})}
-        return super().run_streamed(starting_agent, input, **kwargs)
+        with own_caller():
+            return super().run_streamed(starting_agent, input, **kwargs)
 
     async def run(self, starting_agent: Agent[Any], input: Any, **kwargs: Any) -> RunResult:  # noqa: A002
         run = _current.get()
         if run is None:
             if context := current_context.get():
                 kwargs["hooks"] = metering(kwargs.get("hooks"), context.usage)
-            return await super().run(starting_agent, input, **kwargs)
+            with own_caller():
+                return await super().run(starting_agent, input, **kwargs)
         token = _current.set(None)  # output of an agent used as a tool goes to its caller, not to the user
         try:
             return await self._run_streamed(run, starting_agent, input, kwargs)

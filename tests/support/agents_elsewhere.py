@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agents import Agent, OpenAIChatCompletionsModel, OpenAIResponsesModel, RunConfig, Runner, StopAtTools
+from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, OpenAIResponsesModel, RunConfig, Runner, StopAtTools
 from agents.testing import ScriptedModel
 from openai import AsyncOpenAI
 from pydantic import BaseModel
@@ -21,6 +21,7 @@ elsewhere = Agent(
     tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"]),
 )
 
+with_usage = elsewhere.clone(name="With usage", model_settings=ModelSettings(include_usage=True))
 with_responses = elsewhere.clone(model=OpenAIResponsesModel("llama", provider))
 unknown = Agent(name="Unknown", model=ScriptedModel([]))
 handing_over = Agent(name="Handing over", model="gpt-first", handoffs=[elsewhere, unknown])

@@ -124,3 +124,34 @@ def test_the_choice_is_refused_for_a_model_of_another_kind(
     assert errors(ask(start, agent)) == [("custom", "This model can't be used here.", False)]
     assert models(fake_openai) == asked
     assert any("the model best, with which a ScriptedModel can't be replaced" in line for line in recorder.lines[before:])
+
+
+LIMITED = {"CHATKIT_TOKENS_PER_DAY": "2"}
+NOT_LIMITED = "CHATKIT_TOKENS_PER_DAY does not limit the agents "
+
+
+@pytest.mark.parametrize("agent", SHAPES)
+def test_a_limit_that_does_not_apply_is_logged_once(start: Start, provider: FakeServer, recorder: Recorder, agent: str) -> None:
+    """The Agents SDK asks only OpenAI for the usage of a stream."""
+    caller, before = start(agent, **LIMITED), len(recorder.lines)
+    provider.behaviour = completing(writes("Hello"))
+    thread_id, _ = caller.create("Hello")
+    assert texts(caller.say(thread_id, "Hello")) == ["Hello"]
+    (line,) = [line for line in recorder.lines[before:] if NOT_LIMITED in line]
+    assert f"{NOT_LIMITED}Elsewhere" in line
+
+
+def test_usage_that_is_asked_for_is_limited(start: Start, provider: FakeServer, recorder: Recorder) -> None:
+    caller, before = start(f"{ELSEWHERE}:with_usage", **LIMITED), len(recorder.lines)
+    provider.behaviour = completing(writes("Hello"))
+    thread_id, _ = caller.create("Hello")
+    answer = caller.post("threads.add_user_message", thread_id=thread_id, input=user_input("Hello"))
+    assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests")
+    assert not any(NOT_LIMITED in line for line in recorder.lines[before:])
+
+
+def test_usage_that_nothing_limits_is_not_missed(start: Start, provider: FakeServer, recorder: Recorder) -> None:
+    caller, before = start(SHAPES[0]), len(recorder.lines)
+    provider.behaviour = completing(writes("Hello"))
+    caller.create("Hello")
+    assert not any(NOT_LIMITED in line for line in recorder.lines[before:])

@@ -1,14 +1,15 @@
-"""Agents of every kind on the models of another provider, with the Chat Completions API."""
+"""Agents of every kind on the models of another provider, most of them with the Chat Completions API."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from agents import Agent, OpenAIChatCompletionsModel, Runner, StopAtTools
+from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, OpenAIResponsesModel, RunConfig, Runner, StopAtTools
+from agents.testing import ScriptedModel
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 
-from tests.support.agents_under_test import ask_page, weather
+from tests.support.agents_under_test import ask_page, simple, weather
 
 provider = AsyncOpenAI(api_key="sk-of-the-provider", base_url="http://127.0.0.1:9/v1", max_retries=0)
 """The provider's client. A test sets its ``base_url``."""
@@ -20,6 +21,12 @@ elsewhere = Agent(
     tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"]),
 )
 
+with_usage = elsewhere.clone(name="With usage", model_settings=ModelSettings(include_usage=True))
+with_responses = elsewhere.clone(model=OpenAIResponsesModel("llama", provider))
+unknown = Agent(name="Unknown", model=ScriptedModel([]))
+handing_over = Agent(name="Handing over", model="gpt-first", handoffs=[elsewhere, unknown])
+handing_back = elsewhere.clone(handoffs=[simple])
+
 
 def for_user(user: str) -> Agent[Any]:
     return elsewhere
@@ -27,6 +34,16 @@ def for_user(user: str) -> Agent[Any]:
 
 class WorkflowInput(BaseModel):
     input_as_text: str
+
+
+async def configured_workflow(workflow_input: WorkflowInput) -> Any:
+    run_config = RunConfig(model=OpenAIChatCompletionsModel("llama", provider))
+    result = await Runner.run(simple, workflow_input.input_as_text, run_config=run_config)
+    return {"output_text": result.final_output}
+
+
+async def unknown_workflow(workflow_input: WorkflowInput) -> Any:
+    await Runner.run(unknown, workflow_input.input_as_text)
 
 
 async def run_workflow(workflow_input: WorkflowInput) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from agents import (
     Agent,
     AgentsException,
     GuardrailFunctionOutput,
+    ImageGenerationTool,
     ModelSettings,
     OpenAIChatCompletionsModel,
     RunConfig,
@@ -245,6 +247,19 @@ able = Agent(
 )
 
 
+@function_tool
+def says_nothing() -> None:
+    """Return nothing."""
+
+
+ending_with_a_tool = Agent(
+    name="Ending with a tool",
+    model="gpt-test",
+    tools=[weather, says_nothing, shows_a_widget, reports, ask_page],
+    tool_use_behavior="stop_on_first_tool",
+)
+
+
 class Word(BaseModel):
     word: str
 
@@ -258,6 +273,13 @@ def chat_completions(user: str) -> Agent[Any]:
     return with_page.clone(model=OpenAIChatCompletionsModel("gpt-test", client))
 
 
+slow_expert = Agent(name="Slow expert", model="gpt-slow")
+quick_expert = Agent(name="Quick expert", model="gpt-quick")
+asking_experts = Agent(
+    name="Asking experts",
+    model="gpt-test",
+    tools=[slow_expert.as_tool("slow", "Ask an expert."), quick_expert.as_tool("quick", "Ask an expert.")],
+)
 identified = Agent(
     name="Identified", model="gpt-test", model_settings=ModelSettings(extra_args={"safety_identifier": "the operator's"})
 )
@@ -266,11 +288,51 @@ identified_in_the_body = Agent(
 )
 
 
+async def _is_signed_in(context: RunContextWrapper[AgentContext[Any]], agent: Any) -> bool:
+    return bool(context.context.request_context.user.startswith("user:"))
+
+
+def _never(context: Any, agent: Any) -> bool:
+    return False
+
+
+@function_tool(is_enabled=_is_signed_in)
+def search() -> str:
+    """Search, for signed-in users."""
+    return "found"
+
+
+searching = Agent(name="Searching", model="gpt-test", tools=[search])
+never_searching = searching.clone(tools=[replace(search, is_enabled=_never)])
+without_search = searching.clone(tools=[replace(search, is_enabled=False)])
+
+drawing = Agent(
+    name="Drawing",
+    model="gpt-test",
+    tools=[ImageGenerationTool(tool_config={"type": "image_generation", "partial_images": 2})],
+)
+having_it_drawn = Agent(name="Having it drawn", model="gpt-first", handoffs=[drawing])
 handing_over = Agent(name="Handing over", model="gpt-first", tools=[weather], handoffs=[simple])
 
 
 def able_for_user(user: str) -> Agent[Any]:
     return able
+
+
+def searching_for_user(user: str) -> Agent[Any]:
+    return searching
+
+
+def asking_experts_for_user(user: str) -> Agent[Any]:
+    return asking_experts
+
+
+def drawing_for_user(user: str) -> Agent[Any]:
+    return drawing
+
+
+def ending_with_a_tool_for_user(user: str) -> Agent[Any]:
+    return ending_with_a_tool
 
 
 def with_tool_for_user(user: str) -> Agent[Any]:
@@ -312,6 +374,22 @@ async def run_workflow(workflow_input: WorkflowInput) -> Any:
 
 async def tool_workflow(workflow_input: WorkflowInput) -> Any:
     return await _output(with_tool, workflow_input)
+
+
+async def searching_workflow(workflow_input: WorkflowInput) -> Any:
+    return await _output(searching, workflow_input)
+
+
+async def experts_workflow(workflow_input: WorkflowInput) -> Any:
+    return await _output(asking_experts, workflow_input)
+
+
+async def drawing_workflow(workflow_input: WorkflowInput) -> Any:
+    return await _output(drawing, workflow_input)
+
+
+async def workflow_ending_with_a_tool(workflow_input: WorkflowInput) -> Any:
+    return await _output(ending_with_a_tool, workflow_input)
 
 
 async def sorting_workflow(workflow_input: WorkflowInput) -> Any:

@@ -95,6 +95,7 @@ class Editor:
 
 
 careful = Agent(name="Careful", model="gpt-test", tools=[delete_file, pay, look_up, returns_much])
+ending_with_a_tool = careful.clone(tool_use_behavior="stop_on_first_tool")
 failing = Agent(name="Failing", model="gpt-test", tools=[fail])
 asking = Agent(
     name="Asking",

@@ -53,7 +53,7 @@ from pydantic import ConfigDict, Field
 from starlette.exceptions import HTTPException  # the base class of FastAPI's
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from tests.support import agents_elsewhere, agents_under_test
+from tests.support import agents_elsewhere, agents_under_test, approving_agents
 from tests.support.agents_under_test import seen, spoken
 
 
@@ -103,6 +103,37 @@ class Elsewhere(Plain):
 
 class Guarded(Plain):
     agent = agents_under_test.guarded
+
+
+class Drawing(Plain):
+    agent = agents_under_test.drawing
+
+
+class AskingExperts(Plain):
+    agent = agents_under_test.asking_experts
+
+
+class EndingWithATool(Plain):
+    agent = agents_under_test.ending_with_a_tool
+
+
+class WithoutApprovals(Plain):
+    """Has a tool that needs approval, and nothing for it."""
+
+    agent = approving_agents.careful
+
+
+class WithItsOwnApprovals(ChatKitServer[ChatContext]):
+    """Takes the state of a run that waits for an approval."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        result = Runner.run_streamed(approving_agents.careful, "Delete it", context=agent_context)
+        async for event in stream_agent_response(agent_context, result):
+            yield event
+        seen.append(result.to_state())
 
 
 class Locking(Plain):

@@ -31,12 +31,11 @@ from agents import (
 from chatkit.actions import Action
 from chatkit.agents import AgentContext
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from chatkit.backends.selfhosted.chat.events import agent_events
+from chatkit.backends.selfhosted.chat.events import agent_events, close_workflow
 from chatkit.backends.selfhosted.chat.store import PausedRun, SqlStore, new_id
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
     ClientToolCallItem,
-    DurationSummary,
     ThreadItem,
     ThreadItemDoneEvent,
     ThreadItemReplacedEvent,
@@ -74,13 +73,13 @@ async def discard(context: AgentContext[ChatContext], history: list[ThreadItem])
 
 
 async def run_events(context: AgentContext[ChatContext], result: RunResultStreaming) -> AsyncGenerator[ThreadStreamEvent]:
-    """Stream a run as ``agent_events`` does. If it needs the user's approval, pause it.
+    """Stream a run as ``agent_events`` does, also what a tool ends it with. If it needs the user's approval, pause it.
 
     Raises:
         CustomStreamError: the state is too large to be kept.
     """
     client_tool_call = None
-    async with aclosing(agent_events(context, result)) as events:
+    async with aclosing(agent_events(context, result, show_tool_output=True)) as events:
         async for event in events:
             if result.interruptions and isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, ClientToolCallItem):
                 client_tool_call = event  # has to be the thread's last item
@@ -143,10 +142,8 @@ async def resume(
 
 async def _pause(context: AgentContext[ChatContext], result: RunResultStreaming) -> AsyncIterator[ThreadStreamEvent]:
     """Store an interrupted run, and stream a widget for each call that waits for a decision."""
-    if item := context.workflow_item:  # left open by the bridge for the next run, but the widgets come in between
-        item.workflow.summary = DurationSummary(duration=int((datetime.now() - item.created_at).total_seconds()))  # noqa: DTZ005
-        item.workflow.expanded = False
-        yield ThreadItemDoneEvent(item=item)
+    for closed in close_workflow(context):
+        yield closed
     run_state = result.to_state()
     state = _serialize(run_state)
     if len(state) > MAX_STATE_BYTES:

@@ -26,11 +26,11 @@ import chatkit.agents
 from chatkit.actions import Action
 from chatkit.agents import AgentContext, ThreadItemConverter
 from chatkit.backends.selfhosted.chat import approvals, exported_workflow
-from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with_tool_choice
+from chatkit.backends.selfhosted.chat.composer import has_tool, keep_providers, with_model, with_tool_choice
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources
 from chatkit.backends.selfhosted.chat.demo import DemoServer
-from chatkit.backends.selfhosted.chat.events import agent_events, assistant_message, outcome
+from chatkit.backends.selfhosted.chat.events import assistant_message, outcome, own_server_events
 from chatkit.backends.selfhosted.chat.history import (
     assistant_message_as_text,
     include_images,
@@ -85,8 +85,10 @@ class AgentServer(DefaultServer):
         newest = newest_user_message(history)
         options = self._chatkit_resources.composer.options(input_user_message, newest)
         if tool := options.tool_choice:
-            if not has_tool(agent, tool.id):
-                log.warning("CHATKIT_COMPOSER lists the tool %s, which the agent %s does not have", tool.id, agent.name)
+            if not await has_tool(agent, tool.id, agent_context):
+                log.warning(
+                    "CHATKIT_COMPOSER lists the tool %s, which the agent %s does not have or enable", tool.id, agent.name
+                )
                 raise CustomStreamError("This tool can't be used here.", allow_retry=False)
             agent = with_tool_choice(agent, tool.id)
         messages = await to_model_input(history, newest)
@@ -170,7 +172,7 @@ class WorkflowServer(DefaultServer):
         if called:
             return  # the page sends the output in the next turn; what run_workflow returned is not a reply
         if run.tool:
-            log.warning("CHATKIT_COMPOSER lists the tool %s, which no agent of the workflow has", run.tool)
+            log.warning("CHATKIT_COMPOSER lists the tool %s, which no agent of the workflow has or enables", run.tool)
         if remaining := _remaining_text(run.result, shown=list(run.shown_texts.values())):
             yield assistant_message(thread, remaining)
 
@@ -275,9 +277,10 @@ def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -
         # Exported workflows create their own clients, for guardrails and files, which read only this variable.
         os.environ.setdefault("OPENAI_API_KEY", client.api_key)
     exported_workflow.install_runner()
+    keep_providers()
     # Operators' servers import these from OpenAI's package. Ours also handles events on which OpenAI's version fails, see
     # agent_events(), knows the images of this service, and gives models messages that every API takes.
-    chatkit.agents.stream_agent_response = agent_events
+    chatkit.agents.stream_agent_response = own_server_events
     ThreadItemConverter.to_agent_input = include_images  # type: ignore[method-assign, assignment]
     ThreadItemConverter.assistant_message_to_input = assistant_message_as_text  # type: ignore[method-assign, assignment]
 

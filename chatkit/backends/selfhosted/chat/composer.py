@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from agents import Agent, ModelSettings, RunConfig
+from agents import (
+    Agent,
+    Model,
+    ModelSettings,
+    OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
+    OpenAIResponsesWSModel,
+    RunConfig,
+    RunContextWrapper,
+)
+from agents.run_internal import run_loop
 
+from chatkit.errors import CustomStreamError
 from chatkit.types import InferenceOptions, ThreadItem, UserMessageItem
 from chatkit.web.errors import InvalidRequestBody
+
+log = logging.getLogger(__name__)
 
 
 class Composer:
@@ -51,8 +66,12 @@ class Composer:
         )
 
 
-def has_tool(agent: Agent[Any], tool: str) -> bool:
-    return bool(agent.mcp_servers) or any(own.name == tool for own in agent.tools)
+async def has_tool(agent: Agent[Any], tool: str, context: Any) -> bool:
+    """Return whether ``agent`` has ``tool``, and has it enabled in a run with ``context``. MCP servers may have any."""
+    named = [own for own in agent.tools if own.name == tool]
+    if not named:
+        return bool(agent.mcp_servers)
+    return bool(await agent.clone(tools=named, mcp_servers=[]).get_all_tools(RunContextWrapper(context)))
 
 
 def with_tool_choice(agent: Agent[Any], tool: str) -> Agent[Any]:
@@ -60,6 +79,49 @@ def with_tool_choice(agent: Agent[Any], tool: str) -> Agent[Any]:
     return agent.clone(model_settings=agent.model_settings.resolve(ModelSettings(tool_choice=tool)))
 
 
+class _Chosen(str):
+    """The name of the model that the user chose, in ``RunConfig.model``."""
+
+    __slots__ = ()
+
+
 def with_model(run_config: RunConfig | None, model: str | None) -> RunConfig | None:
-    """Return ``run_config`` with ``model`` for all agents of the run, unless it is ``None``."""
-    return replace(run_config or RunConfig(), model=model) if model else run_config
+    """Return ``run_config`` with ``model`` for all agents of the run, unless it is ``None``. See ``keep_providers``.
+
+    Raises:
+        CustomStreamError: ``run_config`` has a model that can't be replaced.
+    """
+    if not model:
+        return run_config
+    run_config = run_config or RunConfig()
+    own = run_config.model
+    return replace(run_config, model=_renamed(own, model) if isinstance(own, Model) else _Chosen(model))
+
+
+_get_model = run_loop.get_model
+
+
+def keep_providers() -> None:
+    """Let agents with a ``Model`` object keep its provider when the user chooses a model.
+
+    The Agents SDK takes a name in ``RunConfig.model`` for one of its own provider, whatever the agent's model is: a
+    conversation with the model of another provider would be sent to OpenAI.
+    """
+    run_loop.get_model = _model_of
+
+
+def _model_of(agent: Agent[Any], run_config: RunConfig) -> Model:
+    if isinstance(run_config.model, _Chosen) and isinstance(agent.model, Model):
+        return _renamed(agent.model, run_config.model)
+    return _get_model(agent, run_config)
+
+
+def _renamed(model: Model, name: str) -> Model:
+    """Return a copy of ``model`` that asks the same provider for the model ``name``."""
+    # A copy of a model with a WebSocket would share the connection.
+    if not isinstance(model, OpenAIChatCompletionsModel | OpenAIResponsesModel) or isinstance(model, OpenAIResponsesWSModel):
+        log.error("CHATKIT_COMPOSER lists the model %s, with which a %s can't be replaced", name, type(model).__name__)
+        raise CustomStreamError("This model can't be used here.", allow_retry=False)
+    renamed = copy.copy(model)
+    renamed.model = str(name)
+    return renamed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
@@ -10,6 +11,7 @@ from datetime import datetime
 from typing import Any, cast
 
 from agents import (
+    ImageGenerationTool,
     InputGuardrailTripwireTriggered,
     ModelRefusalError,
     OutputGuardrailTripwireTriggered,
@@ -17,7 +19,9 @@ from agents import (
     RunErrorHandlerInput,
     RunErrorHandlers,
     RunResultStreaming,
+    RunState,
     StreamEvent,
+    ToolCallOutputItem,
 )
 from openai.types.responses.response_output_text import Annotation
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -28,6 +32,8 @@ from chatkit.backends.selfhosted.chat.store import new_id
 from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageItem,
+    ClientToolCallItem,
+    DurationSummary,
     GeneratedImageItem,
     ProgressUpdateEvent,
     ThreadItemAddedEvent,
@@ -41,6 +47,8 @@ from chatkit.types import (
     UserMessageTextContent,
     WorkflowItem,
 )
+
+log = logging.getLogger(__name__)
 
 
 def user_text(message: UserMessageItem) -> str:
@@ -78,6 +86,20 @@ async def outcome(work: Awaitable[Any]) -> tuple[Any, BaseException | None]:
         raise
     except BaseException as error:  # noqa: BLE001  the turn raises it
         return None, error
+
+
+class _Converter(ResponseStreamConverter):
+    """OpenAI's conversion, with the progress of an image as the image tool of the current agent is configured."""
+
+    def __init__(self, result: RunResultStreaming) -> None:
+        super().__init__()
+        self._result = result
+
+    def partial_image_index_to_progress(self, partial_image_index: int) -> float:
+        tools = [tool for tool in self._result.current_agent.tools if isinstance(tool, ImageGenerationTool)]
+        self.partial_images = tools[0].tool_config.get("partial_images") if tools else None
+        progress: float = super().partial_image_index_to_progress(partial_image_index)
+        return progress
 
 
 class _BridgedRun:
@@ -132,6 +154,12 @@ class _BridgedRun:
             context.usage.add(self._result.current_agent.name, 1, data.response.usage)
         return True
 
+    def is_shown_by_tool(self, event: ThreadStreamEvent) -> bool:
+        """Return whether ``event`` completes an item that a tool shows, or is a client tool call."""
+        if not isinstance(event, ThreadItemDoneEvent) or isinstance(event.item, WorkflowItem | GeneratedImageItem):
+            return False
+        return isinstance(event.item, ClientToolCallItem) or event.item.id not in self.model_ids
+
     def _remember_id(self, item: Any) -> None:
         item_id = item.get("id") if isinstance(item, dict) else getattr(item, "id", None)
         if isinstance(item_id, str):
@@ -162,6 +190,7 @@ async def agent_events(
     *,
     converter: ResponseStreamConverter | None = None,
     show_messages: bool = True,
+    show_tool_output: bool = False,
 ) -> AsyncGenerator[ThreadStreamEvent]:
     """Convert one run of an agent to ChatKit events, with our own ids for the model's messages and calls.
 
@@ -173,18 +202,23 @@ async def agent_events(
     Args:
         context: a context for this run only.
         result: the run.
-        converter: converts images and citations.
+        converter: converts images and citations; by default as OpenAI does, with the number of partial images that the agent
+            asks for.
         show_messages: whether the user sees the model's messages.
+        show_tool_output: whether the user sees the output of a tool that ends the run (``tool_use_behavior``), unless the
+            tool has shown something itself.
     """
     run = _BridgedRun(context, result)
     id_mapper = _IdMapper(run.model_ids, show_messages=show_messages)
-    streamed = stream_agent_response(context, cast(Any, run), converter=converter or ResponseStreamConverter())
+    streamed = stream_agent_response(context, cast(Any, run), converter=converter or _Converter(result))
     converted = cast(AsyncGenerator[ThreadStreamEvent], streamed)
     message: AssistantMessageItem | None = None
     unfinished_images: set[str] = set()
+    shown_by_tool = False
     try:
         async with aclosing(converted):
             async for event in converted:
+                shown_by_tool = shown_by_tool or run.is_shown_by_tool(event)
                 for own in id_mapper.replace(event):
                     if isinstance(own, ThreadItemAddedEvent | ThreadItemDoneEvent):
                         if isinstance(own.item, AssistantMessageItem):
@@ -193,8 +227,10 @@ async def agent_events(
                             added = isinstance(own, ThreadItemAddedEvent)
                             (unfinished_images.add if added else unfinished_images.discard)(own.item.id)
                     yield own
-        for image_id in unfinished_images:  # the bridge sends no event for an image that fails
-            yield ThreadItemRemovedEvent(item_id=image_id)
+        # The bridge sends no event for an image that fails.
+        removed = [ThreadItemRemovedEvent(item_id=image_id) for image_id in unfinished_images]
+        for own in [*removed, *(_tool_output(context, result) if show_tool_output and not shown_by_tool else ())]:
+            yield own
     except ModelRefusalError as error:
         # It is raised before the end of the message that contains the refusal.
         texts = getattr(error, "message_parts", [error.refusal])
@@ -213,6 +249,52 @@ async def agent_events(
             result.cancel()
         # This event ends a task of the bridge that waits on the context's queue; asyncio would log its destruction.
         await context.stream(ProgressUpdateEvent(text=""))
+
+
+def _tool_output(context: AgentContext[Any], result: RunResultStreaming) -> list[ThreadStreamEvent]:
+    """Return the final output as a message, if a tool ended the run with a text."""
+    ended_by_tool = bool(result.new_items) and isinstance(result.new_items[-1], ToolCallOutputItem)
+    text = result.final_output
+    if not ended_by_tool or not isinstance(text, str) or text in ("", "None"):  # the SDK's text of None
+        return []
+    return [*close_workflow(context), assistant_message(context.thread, text)]
+
+
+def close_workflow(context: AgentContext[Any]) -> list[ThreadItemDoneEvent]:
+    """Return the end of the workflow that the bridge left open for the next run, for an item that comes in between."""
+    if not (item := context.workflow_item):
+        return []
+    item.workflow.summary = DurationSummary(duration=int((datetime.now() - item.created_at).total_seconds()))  # noqa: DTZ005
+    item.workflow.expanded = False
+    return [ThreadItemDoneEvent(item=item)]
+
+
+async def own_server_events(
+    context: AgentContext[Any], result: RunResultStreaming, *, converter: ResponseStreamConverter | None = None
+) -> AsyncGenerator[ThreadStreamEvent]:
+    """``agent_events`` for servers of operators. If a run is lost that waits for an approval, the log says so."""
+    async with aclosing(agent_events(context, result, converter=converter)) as events:
+        async for event in events:
+            yield event
+    if result.interruptions:
+        _watch_interrupted(result)
+
+
+def _watch_interrupted(result: RunResultStreaming) -> None:
+    """Log an error at the end of the response, unless the state of ``result`` is taken until then."""
+    name, to_state, taken = result.last_agent.name, result.to_state, False
+
+    def take() -> RunState[Any]:
+        nonlocal taken
+        taken = True
+        return to_state()
+
+    def check(_task: asyncio.Task[Any]) -> None:
+        if not taken:
+            log.error("The agent %s waits for an approval that nobody can give: see approvals.run_events", name)
+
+    result.to_state = take  # type: ignore[method-assign]
+    cast(asyncio.Task[Any], asyncio.current_task()).add_done_callback(check)
 
 
 def _keep_message(data: RunErrorHandlerInput[Any]) -> None:

@@ -25,7 +25,7 @@ from chatkit.agents import AgentContext
 from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with_tool_choice
 from chatkit.backends.selfhosted.chat.context import current_context
 from chatkit.backends.selfhosted.chat.events import KEEP_REFUSED_MESSAGE, agent_events, assistant_text, outcome
-from chatkit.backends.selfhosted.chat.run_hooks import metering
+from chatkit.backends.selfhosted.chat.run_hooks import metering, own_caller
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
     AssistantMessageItem,
@@ -99,14 +99,16 @@ class _Runner(AgentRunner):
         if context := current_context.get():
             kwargs["hooks"] = metering(kwargs.get("hooks"), context.usage)
             kwargs["error_handlers"] = {**KEEP_REFUSED_MESSAGE, **(kwargs.get("error_handlers") or {})}
-        return super().run_streamed(starting_agent, input, **kwargs)
+        with own_caller():
+            return super().run_streamed(starting_agent, input, **kwargs)
 
     async def run(self, starting_agent: Agent[Any], input: Any, **kwargs: Any) -> RunResult:  # noqa: A002
         run = _current.get()
         if run is None:
             if context := current_context.get():
                 kwargs["hooks"] = metering(kwargs.get("hooks"), context.usage)
-            return await super().run(starting_agent, input, **kwargs)
+            with own_caller():
+                return await super().run(starting_agent, input, **kwargs)
         token = _current.set(None)  # output of an agent used as a tool goes to its caller, not to the user
         try:
             return await self._run_streamed(run, starting_agent, input, kwargs)
@@ -119,13 +121,14 @@ class _Runner(AgentRunner):
             messages = [*run.earlier, {"role": "user", "content": messages}]
         elif not has_history and isinstance(messages, list):
             messages = [*run.earlier, *messages]
-        if run.tool and has_tool(agent, run.tool):
-            agent, run.tool = with_tool_choice(agent, run.tool), None
+        context = run.new_context()
+        kwargs["context"] = kwargs.get("context") or context  # gives tools the thread and the user
+        tool = run.tool
+        if tool and await has_tool(agent, tool, kwargs["context"]) and run.tool:  # else an agent at the same time has taken it
+            agent, run.tool = with_tool_choice(agent, tool), None
         shown = agent.output_type in (None, str)
         if shown:
             kwargs["run_config"] = with_model(kwargs.get("run_config"), run.model)
-        context = run.new_context()
-        kwargs["context"] = kwargs.get("context") or context  # gives tools the thread and the user
         result: Any = self.run_streamed(agent, messages, **kwargs)
         async with aclosing(agent_events(context, result, show_messages=shown)) as events:
             async for event in events:

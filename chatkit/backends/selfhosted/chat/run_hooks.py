@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
 from typing import Any
 
@@ -15,6 +18,19 @@ from chatkit.backends.selfhosted.chat.usage import Meter
 _FIELDS = [field.name for field in fields(Usage)]
 _OTHER_HOOKS = [name for name in dir(RunHooksBase) if name.startswith("on_") and name != "on_llm_start"]
 
+_caller: ContextVar[list[str]] = ContextVar("caller")
+"""The name of the agent that called a model last in the current run, in a list: the SDK calls hooks in tasks of their own."""
+
+
+@contextmanager
+def own_caller() -> Iterator[None]:
+    """Start a run, which may be one of several at a time, for what is counted under the names of its agents."""
+    token = _caller.set([""])
+    try:
+        yield
+    finally:
+        _caller.reset(token)
+
 
 class _MeteredUsage(Usage):
     """The usage of a run. The SDK adds each model call to it, including calls after which a guardrail or an error ends the run.
@@ -23,8 +39,6 @@ class _MeteredUsage(Usage):
     """
 
     meter: Meter
-    agent: str
-    """The name of the agent that called a model last."""
 
     @classmethod
     def of(cls, usage: Usage, meter: Meter) -> _MeteredUsage:
@@ -36,7 +50,8 @@ class _MeteredUsage(Usage):
 
     def add(self, other: Usage) -> None:
         super().add(other)
-        self.meter.add(self.agent, other.requests, other)
+        if caller := _caller.get(None):  # else it is the operator who adds something up
+            self.meter.add(caller[0], other.requests, other)
 
     def __deepcopy__(self, memo: Any) -> Usage:
         # The SDK copies the usage of a run that is paused.
@@ -67,7 +82,7 @@ class _MeteringHooks(RunHooks[Any]):
     ) -> None:
         if getattr(context.usage, "meter", None) is not self._meter:
             context.usage = _MeteredUsage.of(context.usage, self._meter)
-        context.usage.agent = agent.name  # type: ignore[attr-defined]
+        _caller.get()[0] = agent.name
         await self._own.on_llm_start(context, agent, system_prompt, input_items)
 
 

@@ -93,6 +93,7 @@ class UsageStore:
         self._tokens_per_day = tokens_per_day
         self._saving: dict[Future[Any], str] = {}
         """The transactions that are not done, with their users."""
+        self._unlimited_logged = False
 
     def meter(self, user: str, session_id: str | None = None) -> Meter:
         """Return a meter for a response to ``user`` (a ``User.id``). Nothing is stored once the session has been deleted."""
@@ -136,6 +137,14 @@ class UsageStore:
                 "agents": sorted(usage),
             },
         )
+        unlimited = sorted(agent for agent, used in usage.items() if used["requests"] and not used["total_tokens"])
+        if unlimited and self._tokens_per_day is not None and not self._unlimited_logged:
+            self._unlimited_logged = True
+            log.warning(
+                "CHATKIT_TOKENS_PER_DAY does not limit the agents %s, for whose model requests no tokens were reported. "
+                "With the Chat Completions API, ModelSettings(include_usage=True) asks for them. This is logged once.",
+                ", ".join(unlimited),
+            )
         today = datetime.now(UTC).date()
         # Sorted, because two transactions that lock rows in different orders would wait for each other.
         rows = [{"user_id": user, "day": today, "agent": agent, **usage[agent]} for agent in sorted(usage)]

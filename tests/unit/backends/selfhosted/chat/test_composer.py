@@ -13,6 +13,7 @@ from tests.support.agents_under_test import seen
 from tests.support.applications import Start
 from tests.support.chat import Caller, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
+from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
 from tests.support.responses_api import calls, says, streaming
 
@@ -122,6 +123,34 @@ def test_agent_without_the_chosen_tool(start: Start, fake_openai: FakeOpenAI, re
     assert errors(events) == [("custom", "This tool can't be used here.", False)]
     assert fake_openai.received == []
     assert any("lists the tool search, which the agent With a tool does not have" in line for line in recorder.lines)
+
+
+SEARCH = {"id": "search"}
+
+
+@pytest.mark.parametrize("agent", ["searching", "searching_for_user", "never_searching", "without_search"])
+def test_the_chosen_tool_is_not_enabled(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    _, events = ask(start(agent, **LISTED), "Search", tool_choice=SEARCH)
+    assert errors(events) == [("custom", "This tool can't be used here.", False)]
+    assert fake_openai.received == []
+
+
+@pytest.mark.parametrize("agent", ["searching", "searching_for_user", "searching_workflow"])
+def test_the_chosen_tool_is_enabled_for_some_users(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    caller = start(agent, AUTH_JWT_SECRET=SECRET, **LISTED)
+    fake_openai.behaviour = streaming(calls("search"), says("Found"))
+    _, events = ask(Caller(caller.url, shared(sub="ada")), "Search", tool_choice=SEARCH)
+    assert texts(events) == ["Found"]
+    assert used(fake_openai)[0] == ("gpt-test", {"type": "function", "name": "search"})
+
+
+def test_a_workflow_does_not_have_the_chosen_tool_enabled(start: Start, fake_openai: FakeOpenAI, recorder: Recorder) -> None:
+    caller, before = start("searching_workflow", **LISTED), len(recorder.lines)
+    fake_openai.behaviour = streaming(says("Hello"))
+    _, events = ask(caller, "Search", tool_choice=SEARCH)
+    assert texts(events) == ["Hello"]
+    assert used(fake_openai) == [("gpt-test", None)]
+    assert any("which no agent of the workflow has or enables" in line for line in recorder.lines[before:])
 
 
 def test_workflow_without_the_chosen_tool(start: Start, fake_openai: FakeOpenAI, recorder: Recorder) -> None:

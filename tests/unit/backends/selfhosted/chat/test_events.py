@@ -327,3 +327,16 @@ def test_failed_image_is_removed_from_the_page(start: Start, fake_openai: FakeOp
     fake_openai.behaviour = streaming([*failed, *says("It failed")])
     thread_id, events = caller.create("Draw")
     assert set(on_screen(events)) == {item.id for item in caller.items(thread_id).data}
+
+
+@pytest.mark.parametrize(
+    "agent", ["drawing", "drawing_for_user", "drawing_workflow", "tests.support.servers_under_test:Drawing", "having_it_drawn"]
+)
+def test_progress_of_an_image(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    """The agent's image tool says how many partial images there will be."""
+    caller = start(agent)
+    handoff = [calls("transfer_to_drawing")] if agent == "having_it_drawn" else []
+    fake_openai.behaviour = streaming(*handoff, [*draws(PNG, HALF, HALF), *says("Here")])
+    _, events = caller.create("Draw")
+    updates = [event.update for event in events if event.type == "thread.item.updated"]
+    assert [update.progress for update in updates if update.type == "generated_image.updated"] == [0, 0.5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 
 from tests.support import agents_elsewhere
 from tests.support.applications import Start
-from tests.support.chat import errors, texts
+from tests.support.chat import errors, texts, user_input
 from tests.support.chat_completions import completing, requests_tool, writes
+from tests.support.fake_openai import FakeOpenAI
 from tests.support.fake_server import FakeServer
+from tests.support.leaks import Recorder
+from tests.support.responses_api import calls, says, streaming
 
 ELSEWHERE = "tests.support.agents_elsewhere"
 SHAPES = [
@@ -68,3 +72,86 @@ def test_a_conversation(start: Start, provider: FakeServer, agent: str) -> None:
         ("tool", '{"colour": "blue"}'),
         ("assistant", "Blue"),
     ]
+
+
+LISTED = {"CHATKIT_COMPOSER": json.dumps({"models": [{"id": "best", "label": "Best"}]})}
+
+
+def models(server: FakeServer) -> list[str]:
+    return [received.body["model"] for received in server.received]
+
+
+def ask(start: Start, agent: str) -> list[Any]:
+    caller = start(agent if ":" in agent else f"{ELSEWHERE}:{agent}", **LISTED)
+    return list(caller.stream("threads.create", input=user_input("Weather?", model="best")))
+
+
+@pytest.mark.parametrize("agent", ["elsewhere", "for_user", "run_workflow", "configured_workflow", "handing_back"])
+def test_the_chosen_model_is_one_of_the_same_provider(
+    start: Start, fake_openai: FakeOpenAI, provider: FakeServer, agent: str
+) -> None:
+    provider.behaviour = completing(writes("Hello"))
+    assert texts(ask(start, agent)) == ["Hello"]
+    assert (models(provider), models(fake_openai)) == (["best"], [])
+    assert agents_elsewhere.elsewhere.model.model == "llama"  # type: ignore[union-attr]
+
+
+def test_the_chosen_model_with_the_responses_api(start: Start, fake_openai: FakeOpenAI, provider: FakeServer) -> None:
+    provider.behaviour = streaming(says("Hello"))
+    assert texts(ask(start, "with_responses")) == ["Hello"]
+    assert (models(provider), models(fake_openai)) == (["best"], [])
+
+
+def test_each_agent_keeps_its_provider_in_a_handoff(start: Start, fake_openai: FakeOpenAI, provider: FakeServer) -> None:
+    fake_openai.behaviour = streaming(calls("transfer_to_elsewhere"))
+    provider.behaviour = completing(writes("Hello"))
+    assert texts(ask(start, "handing_over")) == ["Hello"]
+    assert (models(fake_openai), models(provider)) == (["best"], ["best"])
+    fake_openai.received.clear()
+    provider.received.clear()
+    provider.behaviour = completing(requests_tool("transfer_to_simple"))
+    fake_openai.behaviour = streaming(says("Hello from OpenAI"))
+    assert texts(ask(start, "handing_back")) == ["Hello from OpenAI"]
+    assert (models(provider), models(fake_openai)) == (["best"], ["best"])
+
+
+@pytest.mark.parametrize(("agent", "asked"), [("unknown", []), ("unknown_workflow", []), ("handing_over", ["best"])], ids=str)
+def test_the_choice_is_refused_for_a_model_of_another_kind(
+    start: Start, fake_openai: FakeOpenAI, recorder: Recorder, agent: str, asked: list[str]
+) -> None:
+    fake_openai.behaviour = streaming(calls("transfer_to_unknown"))
+    before = len(recorder.lines)
+    assert errors(ask(start, agent)) == [("custom", "This model can't be used here.", False)]
+    assert models(fake_openai) == asked
+    assert any("the model best, with which a ScriptedModel can't be replaced" in line for line in recorder.lines[before:])
+
+
+LIMITED = {"CHATKIT_TOKENS_PER_DAY": "2"}
+NOT_LIMITED = "CHATKIT_TOKENS_PER_DAY does not limit the agents "
+
+
+@pytest.mark.parametrize("agent", SHAPES)
+def test_a_limit_that_does_not_apply_is_logged_once(start: Start, provider: FakeServer, recorder: Recorder, agent: str) -> None:
+    """The Agents SDK asks only OpenAI for the usage of a stream."""
+    caller, before = start(agent, **LIMITED), len(recorder.lines)
+    provider.behaviour = completing(writes("Hello"))
+    thread_id, _ = caller.create("Hello")
+    assert texts(caller.say(thread_id, "Hello")) == ["Hello"]
+    (line,) = [line for line in recorder.lines[before:] if NOT_LIMITED in line]
+    assert f"{NOT_LIMITED}Elsewhere" in line
+
+
+def test_usage_that_is_asked_for_is_limited(start: Start, provider: FakeServer, recorder: Recorder) -> None:
+    caller, before = start(f"{ELSEWHERE}:with_usage", **LIMITED), len(recorder.lines)
+    provider.behaviour = completing(writes("Hello"))
+    thread_id, _ = caller.create("Hello")
+    answer = caller.post("threads.add_user_message", thread_id=thread_id, input=user_input("Hello"))
+    assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests")
+    assert not any(NOT_LIMITED in line for line in recorder.lines[before:])
+
+
+def test_usage_that_nothing_limits_is_not_missed(start: Start, provider: FakeServer, recorder: Recorder) -> None:
+    caller, before = start(SHAPES[0]), len(recorder.lines)
+    provider.behaviour = completing(writes("Hello"))
+    caller.create("Hello")
+    assert not any(NOT_LIMITED in line for line in recorder.lines[before:])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from tests.support.agents_under_test import seen
 from tests.support.applications import Start
 from tests.support.chat import errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
+from tests.support.fake_server import Handler
 from tests.support.responses_api import calls, says, streaming
 from tests.support.usage import requests_of, used
 from tests.support.waiting import wait_for
@@ -67,6 +70,37 @@ def test_usage_is_stored_for_each_agent(
     assert line["agents"] == [row[0] for row in rows]
     totals = [sum(amounts) for amounts in zip(*(row[1:] for row in rows), strict=True)]
     assert [line[name] for name in ("model_requests", "input_tokens", "output_tokens", "total_tokens")] == totals
+
+
+@pytest.mark.parametrize("agent", ["asking_experts", "asking_experts_for_user", "experts_workflow", f"{SERVERS}:AskingExperts"])
+def test_usage_is_stored_for_agents_that_run_at_the_same_time(
+    start: Start, fake_openai: FakeOpenAI, tmp_path: Any, agent: str
+) -> None:
+    other_call = json.loads(json.dumps(calls("quick", input="?")).replace("call_1", "call_2").replace("fc_of", "fc_2_of"))
+    of_boss = streaming([*calls("slow", input="?"), *other_call], says("Both agree"))
+    quick, slow = threading.Event(), threading.Event()
+
+    def behave(handler: Handler) -> None:
+        """The slow expert answers after the quick one, which is asked after it."""
+        model = handler.received.body["model"]
+        if model == "gpt-test":
+            of_boss(handler)
+        elif model == "gpt-slow":
+            slow.set()
+            assert quick.wait(10)
+            time.sleep(0.3)
+            streaming(says("Much"))(handler)
+        else:
+            assert slow.wait(10)
+            streaming(says("Little"))(handler)
+            quick.set()
+
+    caller = start(agent)
+    fake_openai.behaviour = behave
+    _, events = caller.create("Hello")
+    assert texts(events) == ["Both agree"]
+    rows = [requests_of("Asking experts", 2), requests_of("Quick expert", 1), requests_of("Slow expert", 1)]
+    wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == rows)
 
 
 def test_demo_uses_nothing(start: Start, tmp_path: Any, usage_lines: list[dict[str, Any]]) -> None:

@@ -1,0 +1,101 @@
+"""Runs that end with something else than a message of the model: with a tool, or with a question for the user."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.agents_under_test import seen
+from tests.support.applications import Start
+from tests.support.chat import errors, texts
+from tests.support.fake_openai import FakeOpenAI
+from tests.support.leaks import Recorder
+from tests.support.responses_api import asked, calls, says, streaming, thinks
+from tests.support.waiting import wait_for
+
+SERVERS = "tests.support.servers_under_test"
+APPROVING = "tests.support.approving_agents"
+AGENTS = ["ending_with_a_tool", "ending_with_a_tool_for_user"]
+SUN = calls("weather", city="Paris")
+
+
+@pytest.mark.parametrize("agent", [*AGENTS, "workflow_ending_with_a_tool"])
+def test_the_output_of_a_tool_that_ends_the_run_is_a_message(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    caller = start(agent)
+    fake_openai.behaviour = streaming([*thinks("Ask"), *SUN], [*says("Let me see"), *SUN])
+    thread_id, events = caller.create("Weather?")
+    assert (errors(events), texts(events)) == ([], ["Sun in Paris"])
+    assert texts(caller.say(thread_id, "Again?")) == ["Let me see", "Sun in Paris"]
+    assert asked(fake_openai.received[1].body)[1:] == [("assistant", "Sun in Paris"), ("user", "Again?")]
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_reasoning_ends_before_that_message(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    caller = start(agent)
+    fake_openai.behaviour = streaming([*thinks("Ask"), *SUN])
+    thread_id, _ = caller.create("Weather?")
+    _, workflow, message = caller.items(thread_id, order="asc").data
+    assert (workflow.type, message.type) == ("workflow", "assistant_message")
+    assert workflow.workflow.summary is not None
+
+
+SHOWN: dict[str, tuple[list[Any], list[str]]] = {
+    "nothing": (calls("says_nothing"), []),
+    "a widget": (calls("shows_a_widget"), []),
+    "a message": (calls("reports"), ["Read this"]),
+    "a client tool call": (calls("ask_page", question="Colour?"), []),
+}
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("shown", SHOWN)
+def test_a_tool_that_shows_something_itself_is_not_quoted(
+    start: Start, fake_openai: FakeOpenAI, agent: str, shown: str
+) -> None:
+    output, messages = SHOWN[shown]
+    caller = start(agent)
+    fake_openai.behaviour = streaming(output)
+    _, events = caller.create("Go")
+    assert (errors(events), texts(events)) == ([], messages)
+
+
+def test_an_own_server_decides_itself(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start(f"{SERVERS}:EndingWithATool")
+    fake_openai.behaviour = streaming(SUN)
+    _, events = caller.create("Weather?")
+    assert (errors(events), texts(events)) == ([], [])
+
+
+@pytest.mark.parametrize("approved", [True, False])
+def test_a_tool_that_was_decided_on_ends_the_run(start: Start, fake_openai: FakeOpenAI, approved: bool) -> None:
+    caller = start(f"{APPROVING}:ending_with_a_tool")
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"))
+    thread_id, events = caller.create("Delete it")
+    (widget,) = [event.item for event in events if event.type == "thread.item.done" and event.item.type == "widget"]
+    action = {"type": "chatkit.approval", "payload": {"approved": approved}}
+    decided = list(caller.stream("threads.custom_action", thread_id=thread_id, item_id=widget.id, action=action))
+    assert texts(decided) == ["a.txt is deleted" if approved else "The user rejected this call."]
+
+
+LOST = "The agent Careful waits for an approval that nobody can give"
+
+
+def test_an_approval_that_an_own_server_forgets_is_logged(start: Start, fake_openai: FakeOpenAI, recorder: Recorder) -> None:
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"))
+    before = len(recorder.lines)
+    start(f"{SERVERS}:WithoutApprovals").create("Delete it")
+    wait_for(lambda: any(LOST in line for line in recorder.lines[before:]))
+
+
+@pytest.mark.parametrize("agent", [f"{SERVERS}:WithItsOwnApprovals", f"{APPROVING}:OwnServer"])
+def test_an_approval_that_an_own_server_asks_for_is_no_error(
+    start: Start, fake_openai: FakeOpenAI, recorder: Recorder, agent: str
+) -> None:
+    seen.clear()
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"))
+    caller, before = start(agent), len(recorder.lines)
+    _, events = caller.create("Delete it")
+    assert errors(events) == []
+    assert len(seen) == (1 if "WithItsOwn" in agent else 0)
+    assert not any(LOST in line for line in recorder.lines[before:])

@@ -27,9 +27,11 @@ class McpConnection:
         self._server = server
         self._name = get_mcp_server_log_name(server.name)  # without the credentials of an address
         self._list_tools = partial(type(server).list_tools, server)
+        self._call_tool = partial(type(server).call_tool, server)
         self._connected = self._reported = False
         self._lost = asyncio.Event()
         server.list_tools = self._list_connected_tools  # type: ignore[method-assign]
+        server.call_tool = self._call_and_watch  # type: ignore[method-assign]
 
     async def run(self) -> None:
         """Connect the server, and again when the connection is lost, until cancelled."""
@@ -50,6 +52,7 @@ class McpConnection:
 
     async def _stay_connected(self) -> None:
         server: Any = self._server
+        self._invalidate_tools_cache()
         async with asyncio.timeout(CONNECT_SECONDS):
             await server.connect()
         log.info("The MCP server %s is connected", self._name)
@@ -71,6 +74,22 @@ class McpConnection:
             self._report(type(error).__name__)
             self._lost.set()
             return []
+
+    async def _call_and_watch(self, *arguments: Any, **named: Any) -> Any:
+        """Replace the server's ``call_tool``.
+
+        After an error, ``list_tools``, which precedes each call of the model, asks the server also with ``cache_tools_list``,
+        and so notices if the connection is lost.
+        """
+        try:
+            return await self._call_tool(*arguments, **named)
+        except BaseException:  # a connection that is lost may cancel the call
+            self._invalidate_tools_cache()
+            raise
+
+    def _invalidate_tools_cache(self) -> None:
+        if invalidate := getattr(self._server, "invalidate_tools_cache", None):  # an operator's class may have no cache
+            invalidate()
 
     def _report(self, reason: str) -> None:
         """Log once that there is no connection. The text of an error may contain the server's address, with a key."""

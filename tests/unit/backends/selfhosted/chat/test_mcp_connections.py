@@ -141,6 +141,48 @@ def test_a_server_over_stdio_that_dies_is_started_again(start: Start, fake_opena
     assert texts(caller.create("Who is Ada?")[1]) == ["It is 7"]
 
 
+def test_a_server_whose_tools_are_cached_dies_and_is_started_again(
+    start: Start, fake_openai: FakeOpenAI, recorder: Recorder
+) -> None:
+    """The list would hide that the server is gone, and each call would fail."""
+    importlib.import_module(AGENTS).stdio.cache_tools_list = True
+    recorder.lines.clear()
+    fake_openai.behaviour = streaming(says("Hello"))
+    caller = start(f"{AGENTS}:local")
+    wait_for(lambda: lines(recorder, "is connected"))
+    caller.create("Hi")
+    assert "find_customer" in tools(fake_openai)
+    (process,) = stdio_servers()
+    process.kill()
+    process.wait(10)
+    fake_openai.behaviour = streaming(FIND, says("I can't say"))
+    _, events = caller.create("Who is Ada?")
+    assert (errors(events), texts(events)) == ([], ["I can't say"])
+    assert tools(fake_openai) == ["weather"]
+    wait_for(lambda: len(lines(recorder, "is connected")) == 2)
+    assert len(lines(recorder, "can't be used")) == 1
+    fake_openai.behaviour = streaming(FIND, says("It is 7"))
+    assert texts(caller.create("Who is Ada?")[1]) == ["It is 7"]
+    assert outputs(fake_openai) == ["Ada is customer 7"]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_server_whose_tool_fails_stays_connected(
+    start: Start, fake_openai: FakeOpenAI, recorder: Recorder, cached: bool
+) -> None:
+    importlib.import_module(AGENTS).stdio.cache_tools_list = cached
+    recorder.lines.clear()
+    caller = start(f"{AGENTS}:local")
+    wait_for(lambda: lines(recorder, "is connected"))
+    for protocol in (True, False):
+        fake_openai.behaviour = streaming(calls("refuse", protocol=protocol), says("It refuses"))
+        assert texts(caller.create("Hi")[1]) == ["It refuses"]
+        assert "refuse" in tools(fake_openai)
+    time.sleep(0.5)
+    assert len(stdio_servers()) == len(lines(recorder, "is connected")) == 1
+    assert lines(recorder, "can't be used") == []
+
+
 def test_a_server_that_never_answers(
     start: Start, fake_openai: FakeOpenAI, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,7 @@ class SelfhostedBackend:
             runs_blueprint.blueprint(runs, self._sessions, limits, concurrency),
             images_blueprint.blueprint(store, limits),
         ]
-        connections = [McpConnection(server) for server in find_mcp_servers(settings)]
+        connections = [McpConnection(server) for server in find_mcp_servers(settings, servers)]
         self.background: list[Callable[[], Awaitable[None]]] = [
             self._maintain,
             runs.watch,

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from agents.mcp import MCPServer
 from agents.mcp._logging import get_mcp_server_log_name
+from agents.mcp.server import _MCPServerWithClientSession
 
 CONNECT_SECONDS = 10
 RETRY_SECONDS = 15
@@ -41,7 +42,6 @@ class McpConnection:
             try:
                 await asyncio.wait([connection])
             finally:
-                self._connected = False
                 connection.cancel()
                 await asyncio.wait([connection])
             if connection.cancelled() or (error := connection.exception()) is None:
@@ -61,6 +61,7 @@ class McpConnection:
         try:
             await self._lost.wait()
         finally:
+            self._connected = False
             async with asyncio.timeout(CLEANUP_SECONDS):
                 await server.cleanup()
 
@@ -96,3 +97,23 @@ class McpConnection:
         if not self._reported:
             log.error("The MCP server %s can't be used (%s); agents answer without it", self._name, reason)
             self._reported = True
+
+
+_list_tools_of_sdk = _MCPServerWithClientSession.list_tools
+
+
+async def list_tools_if_connected(server: _MCPServerWithClientSession, *arguments: Any, **named: Any) -> Any:
+    """Replace the Agents SDK's ``list_tools``: a server that was not found, and that nothing else connected, has no tools."""
+    if server.session is None:
+        _report_unknown(get_mcp_server_log_name(server.name))
+        return []
+    return await _list_tools_of_sdk(server, *arguments, **named)
+
+
+@lru_cache(maxsize=100)  # one line for each server
+def _report_unknown(name: str) -> None:
+    log.error(
+        "The MCP server %s was not found at the start and is not connected; agents answer without it. "
+        "Create it at the top level of the module in CHATKIT_AGENT",
+        name,
+    )

@@ -38,7 +38,7 @@ from chatkit.backends.selfhosted.chat.history import (
     to_model_text,
 )
 from chatkit.backends.selfhosted.chat.mcp_connections import list_tools_if_connected
-from chatkit.backends.selfhosted.chat.openai_client import ChatClient
+from chatkit.backends.selfhosted.chat.openai_client import ChatClient, HttpClient
 from chatkit.backends.selfhosted.chat.server import GuardedServer, guarded
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.errors import CustomStreamError
@@ -192,7 +192,7 @@ def make_openai_client(settings: Settings) -> openai.AsyncOpenAI | None:
         api_key=settings.openai_api_key,
         base_url=f"{settings.api_base}/v1",
         timeout=settings.turn_seconds,
-        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [_on_openai_request]}),
+        http_client=HttpClient(event_hooks={"request": [_on_openai_request]}),
     )
     _ = client.responses, client.audio  # imports their modules now; doing so in the first turn would block the event loop
     return client

@@ -267,6 +267,16 @@ class Word(BaseModel):
 typed = Agent(name="Typed", model="gpt-test", tools=[shows_a_widget], output_type=Word)
 
 
+@function_tool
+def ask_expert(new_loop: bool) -> str:
+    """Ask the expert."""
+    result = asyncio.run(Runner.run(simple, "Hello")) if new_loop else Runner.run_sync(simple, "Hello")
+    return result.final_output_as(str)
+
+
+with_blocking_tool = Agent(name="Blocking", model="gpt-test", tools=[ask_expert])
+
+
 def chat_completions(user: str) -> Agent[Any]:
     client = _openai_shared.get_default_openai_client()
     assert client is not None

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from agents import Agent, Runner
+from agents import Agent, Runner, handoff
 from chatkit.server import ChatKitServer
 from pydantic import BaseModel
 
 agent = Agent(
     name="Support",
     model="gpt-test",
-    handoffs=[Agent(name="Billing", model="gpt-test"), Agent(name="Stock", model="gpt-other")],
+    handoffs=[
+        Agent(name="Billing", model="gpt-test"),
+        Agent(name="Stock", model="gpt-other"),
+        handoff(Agent(name="Refunds", model="gpt-test")),
+    ],
+    tools=[Agent(name="Expert", model="gpt-test").as_tool("ask_expert", "Ask the expert.")],
 )
 
 
@@ -25,6 +30,10 @@ async def run_workflow(workflow_input: WorkflowInput) -> Any:
 
 
 class Server(ChatKitServer[Any]):
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
+        self.agents = {"own": Agent(name="Own", model="gpt-test")}
+
     async def respond(self, thread: Any, input_user_message: Any, context: Any) -> AsyncIterator[Any]:
         raise NotImplementedError
         yield

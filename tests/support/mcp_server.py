@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from mcp import MCPError
 from mcp.server.mcpserver import MCPServer
 
 server = MCPServer("crm")
@@ -13,6 +14,12 @@ server = MCPServer("crm")
 def find_customer(who: str) -> str:
     """Find a customer."""
     return f"{who} is customer 7"
+
+
+@server.tool()
+def refuse(protocol: bool) -> str:
+    """Fail, with a result or with an error of the protocol."""
+    raise MCPError(-32000, "not now") if protocol else ValueError("not now")
 
 
 if __name__ == "__main__":

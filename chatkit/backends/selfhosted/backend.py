@@ -12,7 +12,12 @@ import openai
 import chatkit.logger
 from chatkit.backends.interface import Session
 from chatkit.backends.selfhosted.chat import images_blueprint, runs_blueprint
-from chatkit.backends.selfhosted.chat.assistants import find_mcp_servers, make_openai_client, make_servers
+from chatkit.backends.selfhosted.chat.assistants import (
+    find_agents,
+    find_mcp_servers,
+    make_openai_client,
+    make_servers,
+)
 from chatkit.backends.selfhosted.chat.blueprint import blueprint
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.defaults import Resources
@@ -88,7 +93,7 @@ class SelfhostedBackend:
             runs_blueprint.blueprint(runs, self._sessions, limits, concurrency),
             images_blueprint.blueprint(store, limits),
         ]
-        connections = [McpConnection(server) for server in find_mcp_servers(settings)]
+        connections = [McpConnection(server) for server in find_mcp_servers(settings, servers)]
         self.background: list[Callable[[], Awaitable[None]]] = [
             self._maintain,
             runs.watch,
@@ -96,7 +101,8 @@ class SelfhostedBackend:
             *(connection.run for connection in connections),
         ]
         if client is not None:
-            self.background.append(partial(warn_of_shutdowns, client, configured_models(settings)))
+            models = configured_models(settings, find_agents(settings, servers))
+            self.background.append(partial(warn_of_shutdowns, client, models))
 
     def issue(self, user: User) -> Session:
         return self._sessions.issue(user)

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -20,6 +21,7 @@ import agents
 import openai
 from agents._run_state_agent_identity import _iter_agent_graph
 from agents.mcp import MCPServer
+from agents.mcp.server import _MCPServerWithClientSession
 from pydantic import BaseModel
 
 import chatkit.agents
@@ -39,7 +41,8 @@ from chatkit.backends.selfhosted.chat.history import (
     to_model_input,
     to_model_text,
 )
-from chatkit.backends.selfhosted.chat.openai_client import ChatClient
+from chatkit.backends.selfhosted.chat.mcp_connections import list_tools_if_connected
+from chatkit.backends.selfhosted.chat.openai_client import ChatClient, HttpClient
 from chatkit.backends.selfhosted.chat.server import GuardedServer, guarded
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.errors import CustomStreamError
@@ -195,7 +198,7 @@ def make_openai_client(settings: Settings) -> openai.AsyncOpenAI | None:
         api_key=settings.openai_api_key,
         base_url=f"{settings.api_base}/v1",
         timeout=settings.turn_seconds,
-        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [_on_openai_request]}),
+        http_client=HttpClient(event_hooks={"request": [_on_openai_request]}),
     )
     _ = client.responses, client.audio  # imports their modules now; doing so in the first turn would block the event loop
     return client
@@ -227,19 +230,37 @@ def make_servers(settings: Settings, resources: Resources) -> dict[str | None, G
     return servers
 
 
-def find_mcp_servers(settings: Settings) -> list[MCPServer]:
-    """Return the MCP servers at the top level of the configured modules, and those of the agents there.
+def find_agents(settings: Settings, servers: Mapping[str | None, GuardedServer]) -> list[agents.Agent[Any]]:
+    """Return the agents of the configured modules and ``servers``, as far as they can be found.
 
-    Agents to hand over to and agents that are used as tools are included. ``make_servers`` has to be called first.
+    Agents to hand over to and agents that are used as tools are included.
     """
-    found: dict[MCPServer, None] = {}
-    for name in filter(None, (settings.agent, *settings.agents.values())):
-        for value in vars(sys.modules[name.partition(":")[0]]).values():
-            if isinstance(value, MCPServer):
-                found[value] = None
-            elif isinstance(value, agents.Agent):
-                found.update((server, None) for agent in _iter_agent_graph(value) for server in agent.mcp_servers)
-    return list(found)
+    values = [value for value in _values(settings, servers) if isinstance(value, agents.Agent)]
+    return list({id(agent): agent for value in values for agent in _iter_agent_graph(value)}.values())
+
+
+def find_mcp_servers(settings: Settings, servers: Mapping[str | None, GuardedServer]) -> list[MCPServer]:
+    """Return the MCP servers of the configured modules and ``servers``, and those of ``find_agents``."""
+    found = [value for value in _values(settings, servers) if isinstance(value, MCPServer)]
+    found += [server for agent in find_agents(settings, servers) for server in agent.mcp_servers]
+    return list(dict.fromkeys(found))
+
+
+def _values(settings: Settings, servers: Mapping[str | None, GuardedServer]) -> Iterator[Any]:
+    """Yield what is in the namespaces of the configured modules and servers, and in lists and dictionaries there."""
+    names = filter(None, (settings.agent, *settings.agents.values()))
+    pending: deque[Any] = deque(vars(sys.modules[name.partition(":")[0]]) for name in names)
+    for name, server in servers.items():
+        if name or settings.agent:  # an operator's
+            pending += [vars(server), *(dict(vars(class_)) for class_ in type(server).__mro__)]
+    seen: dict[int, Any] = {}
+    while pending:
+        value = pending.popleft()
+        if not isinstance(value, dict | list | tuple | set | frozenset):
+            yield value
+        elif id(value) not in seen:
+            seen[id(value)] = value
+            pending += list(value.values() if isinstance(value, dict) else value)
 
 
 def _create(shape: Shape, variable: str, resources: Resources) -> GuardedServer:
@@ -277,6 +298,7 @@ def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -
         # Exported workflows create their own clients, for guardrails and files, which read only this variable.
         os.environ.setdefault("OPENAI_API_KEY", client.api_key)
     exported_workflow.install_runner()
+    _MCPServerWithClientSession.list_tools = list_tools_if_connected  # type: ignore[method-assign, assignment]
     keep_providers()
     # Operators' servers import these from OpenAI's package. Ours also handles events on which OpenAI's version fails, see
     # agent_events(), knows the images of this service, and gives models messages that every API takes.

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from agents.mcp import MCPServer
 from agents.mcp._logging import get_mcp_server_log_name
+from agents.mcp.server import _MCPServerWithClientSession
 
 CONNECT_SECONDS = 10
 RETRY_SECONDS = 15
@@ -28,9 +29,11 @@ class McpConnection:
         self._server = server
         self._name = get_mcp_server_log_name(server.name)  # without the credentials of an address
         self._list_tools = partial(type(server).list_tools, server)
+        self._call_tool = partial(type(server).call_tool, server)
         self._connected = self._reported = False
         self._lost = asyncio.Event()
         server.list_tools = self._list_connected_tools  # type: ignore[method-assign]
+        server.call_tool = self._call_and_watch  # type: ignore[method-assign]
 
     async def run(self) -> None:
         """Connect the server, and again when the connection is lost, until cancelled."""
@@ -40,7 +43,6 @@ class McpConnection:
             try:
                 await asyncio.wait([connection])
             finally:
-                self._connected = False
                 connection.cancel()
                 await asyncio.wait([connection])
             if connection.cancelled() or (error := connection.exception()) is None:
@@ -51,6 +53,7 @@ class McpConnection:
 
     async def _stay_connected(self) -> None:
         server: Any = self._server
+        self._invalidate_tools_cache()
         async with asyncio.timeout(CONNECT_SECONDS):
             await server.connect()
         log.info("The MCP server %s is connected", self._name)
@@ -59,6 +62,7 @@ class McpConnection:
         try:
             await self._lost.wait()
         finally:
+            self._connected = False
             async with asyncio.timeout(CLEANUP_SECONDS):
                 await server.cleanup()
 
@@ -73,8 +77,44 @@ class McpConnection:
             self._lost.set()
             return []
 
+    async def _call_and_watch(self, *arguments: Any, **named: Any) -> Any:
+        """Replace the server's ``call_tool``.
+
+        After an error, ``list_tools``, which precedes each call of the model, asks the server also with ``cache_tools_list``,
+        and so notices if the connection is lost.
+        """
+        try:
+            return await self._call_tool(*arguments, **named)
+        except BaseException:  # a connection that is lost may cancel the call
+            self._invalidate_tools_cache()
+            raise
+
+    def _invalidate_tools_cache(self) -> None:
+        if invalidate := getattr(self._server, "invalidate_tools_cache", None):  # an operator's class may have no cache
+            invalidate()
+
     def _report(self, reason: str) -> None:
         """Log once that there is no connection. The text of an error may contain the server's address, with a key."""
         if not self._reported:
             log.error("The MCP server %s can't be used (%s); agents run without it", self._name, reason)
             self._reported = True
+
+
+_list_tools_of_sdk = _MCPServerWithClientSession.list_tools
+
+
+async def list_tools_if_connected(server: _MCPServerWithClientSession, *arguments: Any, **named: Any) -> Any:
+    """Replace the Agents SDK's ``list_tools``: a server that was not found, and that nothing else connected, has no tools."""
+    if server.session is None:
+        _report_unknown(get_mcp_server_log_name(server.name))
+        return []
+    return await _list_tools_of_sdk(server, *arguments, **named)
+
+
+@lru_cache(maxsize=100)  # one line for each server
+def _report_unknown(name: str) -> None:
+    log.error(
+        "The MCP server %s was not found at the start and is not connected; agents answer without it. "
+        "Create it at the top level of the module in CHATKIT_AGENT",
+        name,
+    )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -22,19 +21,19 @@ LIST_SECONDS = 60
 log = logging.getLogger(__name__)
 
 
-def configured_models(settings: Settings) -> dict[str, list[str]]:
+def configured_models(settings: Settings, found: Iterable[agents.Agent[Any]]) -> dict[str, list[str]]:
     """Return the names of OpenAI's models that the chat may call, each with what names it.
 
-    Of an operator's module, these are the models of the agents in its namespace and of those that they hand over to. Others are
-    not known.
+    Args:
+        settings: the settings.
+        found: the operator's agents, see ``find_agents``. Others are not known.
     """
     named = [("CHATKIT_TITLE_MODEL", settings.title_model), ("CHATKIT_TRANSCRIPTION_MODEL", settings.transcription_model)]
     named += [("CHATKIT_COMPOSER", model["id"]) for model in settings.composer["models"]]
     if not settings.agent:
         source = "CHATKIT_MODEL" if settings.model else "the default of the Agents SDK"
         named.append((source, settings.model or get_default_model()))
-    modules = {name.partition(":")[0] for name in (settings.agent, *settings.agents.values()) if name}
-    for agent in _agents(modules):
+    for agent in found:
         if agent.model is None or isinstance(agent.model, str):
             named.append((f"the agent {agent.name}", agent.model or get_default_model()))
     sources: defaultdict[str, list[str]] = defaultdict(list)
@@ -42,17 +41,6 @@ def configured_models(settings: Settings) -> dict[str, list[str]]:
         if model and source not in sources[model.removeprefix("openai/")]:
             sources[model.removeprefix("openai/")].append(source)
     return dict(sources)
-
-
-def _agents(modules: set[str]) -> Iterator[agents.Agent[Any]]:
-    found = [value for name in sorted(modules) for value in vars(sys.modules[name]).values() if isinstance(value, agents.Agent)]
-    seen: set[int] = set()
-    while found:
-        agent = found.pop(0)
-        if id(agent) not in seen:
-            seen.add(id(agent))
-            yield agent
-            found += [other for other in agent.handoffs if isinstance(other, agents.Agent)]
 
 
 async def warn_of_shutdowns(client: openai.AsyncOpenAI, models: Mapping[str, list[str]]) -> None:

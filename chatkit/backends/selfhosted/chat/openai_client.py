@@ -1,9 +1,13 @@
-"""The OpenAI client of the chat: what it adds to each call."""
+"""The OpenAI client of the chat: what it adds to each call, and its connections."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from typing import Any
+from weakref import WeakKeyDictionary
 
+import httpx2
 import openai
 from openai._models import FinalRequestOptions
 
@@ -21,6 +25,30 @@ class ChatClient(openai.AsyncOpenAI):
         if context and options.url in MODEL_CALLS and isinstance(body, dict) and "safety_identifier" not in body:
             options.json_data = {**body, "safety_identifier": safety_identifier(context.user)}
         return options
+
+
+class HttpClient(openai.DefaultAsyncHttpxClient):
+    """Has other connections for each event loop, because a loop can't use those of another one.
+
+    There are several when a tool that is not async, and so has a thread, calls ``Runner.run_sync``.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._options_of_all = options
+        self._first_loop: asyncio.AbstractEventLoop | None = None  # the service's
+        self._clients_of_others: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient] = WeakKeyDictionary()
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        loop = asyncio.get_running_loop()
+        self._first_loop = self._first_loop or loop
+        if loop is self._first_loop:
+            return await super().send(request, **options)
+        if loop not in self._clients_of_others:
+            # A connection that is kept could not be closed any more when its loop has ended, and would keep the loop.
+            limits = httpx2.Limits(max_keepalive_connections=0)
+            self._clients_of_others[loop] = openai.DefaultAsyncHttpxClient(**self._options_of_all, limits=limits)
+        return await self._clients_of_others[loop].send(request, **options)
 
 
 def safety_identifier(user: str) -> str:

@@ -24,13 +24,15 @@ from tests.support.responses_api import calls, says, streaming
 from tests.support.service import PROJECT, free_port
 
 AGENTS, REMOTE = "tests.support.agents_with_mcp", "tests.support.agent_with_remote_mcp"
+HIDDEN = "tests.support.agents_with_hidden_mcp"
 FIND = calls("find_customer", who="Ada")
 
 
 @pytest.fixture(autouse=True)
 def _new_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mcp_connections, "RETRY_SECONDS", 0.2)
-    for module in (AGENTS, REMOTE):
+    mcp_connections._report_unknown.cache_clear()
+    for module in (AGENTS, REMOTE, HIDDEN):
         sys.modules.pop(module, None)
 
 
@@ -74,6 +76,33 @@ def test_server_over_stdio(make_app: Any, fake_openai: FakeOpenAI, recorder: Rec
         assert len(stdio_servers()) == 1
     wait_for(lambda: stdio_servers() == [])
     assert not [line for line in lines(recorder, "MCP server") if "ERROR" in line or "WARNING" in line]
+
+
+@pytest.mark.parametrize("agent", ["of_dictionary", "OfClass", "OfInstance"])
+def test_server_that_is_not_at_the_top_level(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, agent: str) -> None:
+    module = importlib.import_module(HIDDEN)
+    if agent == "of_dictionary":
+        module.AGENTS["local"] = [module.new_agent("")]
+    recorder.lines.clear()
+    fake_openai.behaviour = streaming(FIND, says("It is 7"))
+    caller = start(f"{HIDDEN}:{agent}")
+    wait_for(lambda: lines(recorder, "is connected"))
+    assert texts(caller.create("Who is Ada?")[1]) == ["It is 7"]
+    assert outputs(fake_openai) == ["Ada is customer 7"]
+    assert len(stdio_servers()) == 1
+
+
+def test_server_that_is_not_found(start: Start, fake_openai: FakeOpenAI, recorder: Recorder) -> None:
+    recorder.lines.clear()
+    fake_openai.behaviour = streaming(says("Hello"))
+    caller = start(f"{HIDDEN}:new_agent")
+    for _ in range(2):
+        _, events = caller.create("Hi")
+        assert (errors(events), texts(events)) == ([], ["Hello"])
+        assert tools(fake_openai) == ["weather"]
+    (line,) = lines(recorder, "was not found")
+    assert "ERROR" in line
+    assert "Create it at the top level of the module in CHATKIT_AGENT" in line
 
 
 def test_call_that_needs_approval(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, monkeypatch: Any) -> None:
@@ -139,6 +168,48 @@ def test_server_over_stdio_that_dies_is_started_again(start: Start, fake_openai:
     wait_for(lambda: len(lines(recorder, "is connected")) == 2)
     fake_openai.behaviour = streaming(FIND, says("It is 7"))
     assert texts(caller.create("Who is Ada?")[1]) == ["It is 7"]
+
+
+def test_server_whose_tools_are_cached_dies_and_is_started_again(
+    start: Start, fake_openai: FakeOpenAI, recorder: Recorder
+) -> None:
+    """The list would hide that the server is gone, and each call would fail."""
+    importlib.import_module(AGENTS).stdio.cache_tools_list = True
+    recorder.lines.clear()
+    fake_openai.behaviour = streaming(says("Hello"))
+    caller = start(f"{AGENTS}:local")
+    wait_for(lambda: lines(recorder, "is connected"))
+    caller.create("Hi")
+    assert "find_customer" in tools(fake_openai)
+    (process,) = stdio_servers()
+    process.kill()
+    process.wait(10)
+    fake_openai.behaviour = streaming(FIND, says("I can't say"))
+    _, events = caller.create("Who is Ada?")
+    assert (errors(events), texts(events)) == ([], ["I can't say"])
+    assert tools(fake_openai) == ["weather"]
+    wait_for(lambda: len(lines(recorder, "is connected")) == 2)
+    assert len(lines(recorder, "can't be used")) == 1
+    fake_openai.behaviour = streaming(FIND, says("It is 7"))
+    assert texts(caller.create("Who is Ada?")[1]) == ["It is 7"]
+    assert outputs(fake_openai) == ["Ada is customer 7"]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_server_whose_tool_fails_stays_connected(
+    start: Start, fake_openai: FakeOpenAI, recorder: Recorder, cached: bool
+) -> None:
+    importlib.import_module(AGENTS).stdio.cache_tools_list = cached
+    recorder.lines.clear()
+    caller = start(f"{AGENTS}:local")
+    wait_for(lambda: lines(recorder, "is connected"))
+    for protocol in (True, False):
+        fake_openai.behaviour = streaming(calls("refuse", protocol=protocol), says("It refuses"))
+        assert texts(caller.create("Hi")[1]) == ["It refuses"]
+        assert "refuse" in tools(fake_openai)
+    time.sleep(0.5)
+    assert len(stdio_servers()) == len(lines(recorder, "is connected")) == 1
+    assert lines(recorder, "can't be used") == []
 
 
 def test_server_that_never_answers(

@@ -70,6 +70,7 @@ def test_warning_begins_sixty_days_before_the_shutdown(
     assert warnings(CHATKIT_MODEL="gpt-test") == expected
 
 
+OF_MODULE = ["the agent Support", "the agent Billing", "the agent Refunds", "the agent Expert"]
 NAMED: dict[str, tuple[str, dict[str, str], list[str]]] = {
     "the default model": ("", {}, ["the default of the Agents SDK"]),
     "a model with the name of its provider": ("", {"CHATKIT_MODEL": "openai/gpt-test"}, ["CHATKIT_MODEL"]),
@@ -80,9 +81,9 @@ NAMED: dict[str, tuple[str, dict[str, str], list[str]]] = {
         ["CHATKIT_TRANSCRIPTION_MODEL"],
     ),
     "the composer": ("", {"CHATKIT_MODEL": "gpt-other", "CHATKIT_COMPOSER": COMPOSER}, ["CHATKIT_COMPOSER"]),
-    "an agent": ("tests.support.agents_with_models:agent", {}, ["the agent Support", "the agent Billing"]),
-    "a workflow": ("tests.support.agents_with_models:run_workflow", {}, ["the agent Support", "the agent Billing"]),
-    "a server": ("tests.support.agents_with_models:Server", {}, ["the agent Support", "the agent Billing"]),
+    "an agent": ("tests.support.agents_with_models:agent", {}, OF_MODULE),
+    "a workflow": ("tests.support.agents_with_models:run_workflow", {}, OF_MODULE),
+    "a server": ("tests.support.agents_with_models:Server", {}, [*OF_MODULE, "the agent Own"]),
 }
 
 

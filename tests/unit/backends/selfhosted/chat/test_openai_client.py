@@ -8,7 +8,7 @@ import pytest
 
 from chatkit.backends.selfhosted.chat.openai_client import safety_identifier
 from tests.support.applications import Start
-from tests.support.chat import Caller
+from tests.support.chat import Caller, errors, texts
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.identity_provider import SECRET, shared
 from tests.support.responses_api import calls, says, streaming
@@ -45,6 +45,17 @@ def test_agent_that_is_a_tool_names_the_user(start: Start, fake_openai: FakeOpen
     fake_openai.behaviour = streaming(calls("expert", input="The weather?"), says("Sun"), says("It is sunny"))
     Caller(caller.url, shared(sub="ada")).create("Hello")
     assert identifiers(fake_openai) == [safety_identifier("user:ada")] * 3
+
+
+def test_tools_with_event_loops_of_their_own(start: Start, fake_openai: FakeOpenAI) -> None:
+    """``Runner.run_sync`` reuses the loop of its thread, and ``asyncio.run`` has a new one each time."""
+    caller = start("with_blocking_tool")
+    for new_loop in (False, True, False, True):
+        fake_openai.behaviour = streaming(calls("ask_expert", new_loop=new_loop), says("Sun"), says("It is sunny"))
+        _, events = caller.create("The weather?")
+        assert (errors(events), texts(events)) == ([], ["It is sunny"])
+        (output,) = [item["output"] for item in fake_openai.received[-1].body["input"] if "output" in item]
+        assert output == "Sun"
 
 
 def test_new_secret_key_changes_no_safety_identifier(start: Start, fake_openai: FakeOpenAI) -> None:

@@ -32,6 +32,7 @@ def test_redis_knows_nothing_about_a_deleted_user(make_app: MakeApp, database: s
                 kept = keys_of(eve)
                 assert run(app, "users", "delete", ada.user, "--yes").exit_code == 0
                 assert keys_of(ada) == set()
+                assert not [word for word in (*ada.ids(), "of ada") if word in everything(database)]
                 assert keys_of(eve) == kept
         server.kill()
         result = run(app, "users", "delete", eve.user, "--yes")

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from agents import Agent, function_tool
+from agents import Agent, Runner, function_tool
 from agents.mcp import MCPServerStdio
 
 from tests.support.service import PROJECT
@@ -25,6 +25,15 @@ stdio = MCPServerStdio(
 )
 local = Agent(name="Local", model="gpt-test", tools=[weather], mcp_servers=[stdio])
 handing_over = Agent(name="Handing over", model="gpt-first", handoffs=[local])
+
+
+@function_tool
+def ask_local() -> str:
+    """Ask the other agent."""
+    return Runner.run_sync(local, "Who is Ada?").final_output_as(str)
+
+
+asking = Agent(name="Asking", model="gpt-first", tools=[ask_local])
 
 
 def local_for_user(user: str) -> Agent[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Coroutine
 from functools import lru_cache, partial
 from typing import Any
 
@@ -32,11 +33,13 @@ class McpConnection:
         self._call_tool = partial(type(server).call_tool, server)
         self._connected = self._reported = False
         self._lost = asyncio.Event()
-        server.list_tools = self._list_connected_tools  # type: ignore[method-assign]
-        server.call_tool = self._call_and_watch  # type: ignore[method-assign]
+        self._loop: asyncio.AbstractEventLoop | None = None  # that of the connection
+        server.list_tools = partial(self._in_loop, self._list_connected_tools)  # type: ignore[method-assign]
+        server.call_tool = partial(self._in_loop, self._call_and_watch)  # type: ignore[method-assign]
 
     async def run(self) -> None:
         """Connect the server, and again when the connection is lost, until cancelled."""
+        self._loop = asyncio.get_running_loop()
         while True:
             # A task of its own, because MCP's client cancels the task that it runs in when the connection is lost.
             connection = asyncio.create_task(self._stay_connected())
@@ -65,6 +68,13 @@ class McpConnection:
             self._connected = False
             async with asyncio.timeout(CLEANUP_SECONDS):
                 await server.cleanup()
+
+    async def _in_loop(self, method: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any, **named: Any) -> Any:
+        """Await ``method`` in the connection's loop. A tool that is not async may run an agent in another one."""
+        work = method(*arguments, **named)
+        if self._loop in (None, asyncio.get_running_loop()):
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     async def _list_connected_tools(self, *arguments: Any, **named: Any) -> Any:
         """Replace the server's ``list_tools``."""

@@ -14,6 +14,7 @@ from agents import (
     ShellCommandRequest,
     ShellTool,
     StopAtTools,
+    ToolOutputImage,
     function_tool,
 )
 from agents.editor import ApplyPatchOperation
@@ -58,9 +59,15 @@ async def look_up(path: str) -> str:
 
 
 @function_tool
-async def returns_much() -> str:
-    """Return more than a paused run may keep."""
-    return "x" * 3_000_000
+async def repeats(text: str, times: int) -> str:
+    """Return a text several times."""
+    return text * times
+
+
+@function_tool
+async def photographs(size: int) -> ToolOutputImage:
+    """Return an image."""
+    return ToolOutputImage(image_url=f"data:image/png;base64,{'iVBO' * (size // 4)}")
 
 
 @function_tool(needs_approval=True, failure_error_function=None)
@@ -94,7 +101,7 @@ class Editor:
         executed.append(f"delete {operation.path}")
 
 
-careful = Agent(name="Careful", model="gpt-test", tools=[delete_file, pay, look_up, returns_much])
+careful = Agent(name="Careful", model="gpt-test", tools=[delete_file, pay, look_up, repeats, photographs])
 failing = Agent(name="Failing", model="gpt-test", tools=[fail])
 asking = Agent(
     name="Asking",

@@ -3,12 +3,11 @@
 A run whose model calls a tool with ``needs_approval`` is paused: its state is stored, and each of these calls is shown in a
 widget with two buttons. When the user has decided on all of them, the run is resumed, in any process. A new response in the
 thread discards the run.
-
-A state contains what the model was given and what it answered, but neither the context nor credentials.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -30,6 +29,7 @@ from agents import (
 
 from chatkit.actions import Action
 from chatkit.agents import AgentContext
+from chatkit.backends.selfhosted.chat import run_states
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.events import agent_events
 from chatkit.backends.selfhosted.chat.store import PausedRun, SqlStore, new_id
@@ -48,7 +48,6 @@ from chatkit.widgets import DynamicWidgetRoot
 
 ACTION = "chatkit.approval"
 """The type of the action that the buttons send."""
-MAX_STATE_BYTES = 2 * 1024 * 1024
 MAX_REASON = 1000  # characters
 
 _SUPERSEDED = "Not carried out, because the conversation went on."
@@ -148,9 +147,8 @@ async def _pause(context: AgentContext[ChatContext], result: RunResultStreaming)
         item.workflow.expanded = False
         yield ThreadItemDoneEvent(item=item)
     run_state = result.to_state()
-    state = _serialize(run_state)
-    if len(state) > MAX_STATE_BYTES:
-        log.error("A run that needs approval was not kept: its state has %d bytes", len(state))
+    state = await asyncio.to_thread(run_states.dump, run_state)
+    if state is None:
         raise CustomStreamError("This needs your approval, but is too large to be kept until then.", allow_retry=False)
     store = cast(SqlStore, context.store)
     widgets = [_widget(context.thread, call) for call in run_state.get_interruptions()]
@@ -181,7 +179,8 @@ async def _decide(
 
 async def _restore(run: PausedRun, agent: Agent[Any], context: AgentContext[ChatContext]) -> RunState[Any]:
     """Return the state of ``run`` with the user's decisions."""
-    state = await RunState.from_string(agent, run.state, context_deserializer=lambda _: context, strict_context=True)
+    stored = await run_states.load(run.state, cast(SqlStore, context.store), context.thread.id, context.request_context)
+    state = await RunState.from_string(agent, stored, context_deserializer=lambda _: context, strict_context=True)
     for call, decision in zip(state.get_interruptions(), run.decisions.values(), strict=True):
         if decision["approved"]:
             state.approve(call)
@@ -194,32 +193,6 @@ async def _restore(run: PausedRun, agent: Agent[Any], context: AgentContext[Chat
 async def _replaced(store: SqlStore, context: AgentContext[ChatContext], item_id: str, outcome: str) -> ThreadItemReplacedEvent:
     item = cast(WidgetItem, await store.load_item(context.thread.id, item_id, context.request_context))
     return ThreadItemReplacedEvent(item=_close(item, outcome))
-
-
-def _serialize(run_state: RunState[Any]) -> str:
-    state = run_state.to_json(context_serializer=lambda _: {}, strict_context=True)
-    _drop_credentials(state)
-    _drop_images(state)
-    return json.dumps(state, separators=(",", ":"))
-
-
-def _drop_credentials(state: dict[str, Any]) -> None:
-    """Drop the configurations of hosted MCP tools, which may have headers. They are read from the agent on resuming."""
-    response = state["last_processed_response"] or {}
-    for request in response.get("mcp_approval_requests", ()):
-        request["mcp_tool"] = {"name": request["mcp_tool"].get("name")}
-    for call in response.get("functions", ()):
-        if nested := call.get("agent_run_state"):
-            _drop_credentials(nested)
-
-
-def _drop_images(state: dict[str, Any]) -> None:
-    """Replace the images of earlier turns, which would exceed the limit, by a note for the model."""
-    for message in state["original_input"] if isinstance(state["original_input"], list) else ():
-        content = message.get("content")
-        for index, part in enumerate(content if isinstance(content, list) else ()):
-            if part.get("type") == "input_image" and str(part.get("image_url")).startswith("data:"):
-                content[index] = {"type": "input_text", "text": "(This image is not shown to you.)"}
 
 
 def _widget(thread: ThreadMetadata, call: ToolApprovalItem) -> WidgetItem:

@@ -278,7 +278,7 @@ class PausedRun:
     """A run of an agent that waits for the user's decisions on tool calls."""
 
     state: str
-    """The Agents SDK's ``RunState`` as JSON."""
+    """Of the Agents SDK, as ``run_states`` stores it."""
     decisions: dict[str, Any]
     """By the id of a call's widget, in the order of the calls; ``None`` while there is no decision."""
 

@@ -13,7 +13,8 @@ from agents import Agent, ToolApprovalItem
 from chatkit.types import ThreadMetadata
 from sqlalchemy import create_engine, text
 
-from chatkit.backends.selfhosted.chat import approvals
+from chatkit.backends.selfhosted.chat import approvals, run_states
+from chatkit.backends.selfhosted.chat.run_states import MAX_STATE_BYTES
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from tests.support import approving_agents
 from tests.support.applications import Start
@@ -62,7 +63,7 @@ def decide(caller: Caller, widget: Any, action: Any) -> list[Any]:
     return list(caller.stream("threads.custom_action", thread_id=widget.thread_id, item_id=widget.id, action=action))
 
 
-def outputs(body: Any) -> list[str]:
+def outputs(body: Any) -> list[Any]:
     """What the model was told of its calls."""
     return [item["output"] for item in body["input"] if item.get("type") == "function_call_output"]
 
@@ -507,11 +508,26 @@ def test_a_state_has_no_secrets(start: Start, fake_openai: FakeOpenAI, address: 
         assert secret not in row.state, secret
 
 
-def test_a_state_that_is_too_large(start: Start, fake_openai: FakeOpenAI, address: str, recorder: Recorder) -> None:
+@pytest.mark.parametrize(("word", "times"), [("x", MAX_STATE_BYTES - 10_000), ("ü", MAX_STATE_BYTES // 2 - 5_000)])
+def test_tools_may_return_as_much_as_a_state_has(
+    start: Start, fake_openai: FakeOpenAI, database: str, word: str, times: int
+) -> None:
+    caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
+    much = calling("repeats", "call_a", text=word, times=times)
+    fake_openai.behaviour = streaming(much, calling("delete_file", "call_b", path="a.txt"), says("Done"))
+    thread_id, events = caller.create("Go")
+    assert errors(events) == []
+    assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
+    assert outputs(fake_openai.received[-1].body) == [word * times, "a.txt is deleted"]
+
+
+@pytest.mark.parametrize(("word", "times"), [("x", MAX_STATE_BYTES), ("ü", MAX_STATE_BYTES // 2)])
+def test_a_state_that_is_too_large(
+    start: Start, fake_openai: FakeOpenAI, address: str, recorder: Recorder, word: str, times: int
+) -> None:
     caller = start(f"{AGENTS}:careful")
-    fake_openai.behaviour = streaming(
-        calling("returns_much", "call_a"), calling("delete_file", "call_b", path="a.txt"), says("Hm")
-    )
+    much = calling("repeats", "call_a", text=word, times=times)
+    fake_openai.behaviour = streaming(much, calling("delete_file", "call_b", path="a.txt"), says("Hm"))
     recorder.lines.clear()
     thread_id, events = caller.create("Go")
     assert errors(events) == [("custom", "This needs your approval, but is too large to be kept until then.", False)]
@@ -519,10 +535,53 @@ def test_a_state_that_is_too_large(start: Start, fake_openai: FakeOpenAI, addres
     assert [line for line in recorder.lines if "was not kept" in line]
 
 
-def test_images_of_earlier_turns_are_not_kept(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
+def test_an_earlier_version_stored_the_state_as_the_sdk_has_it(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
+    caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
+    thread_id, _ = caller.create("# Delete a.txt")
+    state = json.dumps(run_states.unpack(paused(database)[0].state))
+    with create_engine(database).begin() as connection:
+        connection.execute(text("UPDATE chat_paused_runs SET state = :state"), {"state": state})
+    assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
+    assert "# Delete a.txt" in json.dumps(asked(fake_openai.received[-1].body))
+
+
+IMAGE = "iVBO" * 600_000
+"""More than a state may have."""
+
+
+@pytest.mark.parametrize("agent", SHAPES)
+def test_generated_images_are_given_back_to_the_model(start: Start, fake_openai: FakeOpenAI, database: str, agent: str) -> None:
+    caller = start(agent, DATABASE_URL=database)
+    first = [*draws(IMAGE), *calling("delete_file", "call_a", path="a.txt")]
+    fake_openai.behaviour = streaming(first, calling("delete_file", "call_b", path="b.txt"), says("Done"))
+    thread_id, events = caller.create("Draw, and delete")
+    assert errors(events) == []
+    assert "iVBO" not in paused(database)[0].state
+    decide(caller, widgets(caller, thread_id)[0], APPROVE)
+    assert "iVBO" not in paused(database)[0].state, "paused again"
+    later = start(agent, DATABASE_URL=database)
+    later.secret = caller.secret
+    assert texts(decide(later, widgets(caller, thread_id)[1], APPROVE)) == ["Done"]
+    for received in fake_openai.received[1:]:
+        (image,) = [item for item in received.body["input"] if item.get("type") == "image_generation_call"]
+        assert image["result"] == IMAGE
+
+
+def test_a_generated_image_that_is_gone(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     caller = start(f"{AGENTS}:careful")
-    drawing = [*draws("iVBO" * 600_000), *says("Here")]
-    fake_openai.behaviour = streaming(drawing, calling("delete_file", path="a.txt"), says("Done"))
+    fake_openai.behaviour = streaming([*draws(IMAGE), *calling("delete_file", path="a.txt")], says("Done"))
+    thread_id, _ = caller.create("Draw, and delete")
+    with create_engine(address).begin() as connection:
+        connection.execute(text("DELETE FROM chat_images"))
+    assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
+    (image,) = [item for item in fake_openai.received[1].body["input"] if item.get("type") == "image_generation_call"]
+    assert (image["id"], image["result"]) == ("ig_of_the_model", None)
+
+
+def test_images_of_earlier_turns_that_do_not_fit(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
+    caller = start(f"{AGENTS}:careful")
+    fake_openai.behaviour = streaming([*draws(IMAGE), *says("Here")], calling("delete_file", path="a.txt"), says("Done"))
     thread_id, _ = caller.create("Draw")
     assert errors(caller.say(thread_id, "Delete it")) == []
     assert "iVBO" in json.dumps(fake_openai.received[1].body)
@@ -530,6 +589,19 @@ def test_images_of_earlier_turns_are_not_kept(start: Start, fake_openai: FakeOpe
     assert "iVBO" not in row.state
     assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
     assert "(This image is not shown to you.)" in json.dumps(fake_openai.received[2].body)
+
+
+@pytest.mark.parametrize("size", [1000, len(IMAGE)])
+def test_images_of_tools_are_kept_if_they_fit(start: Start, fake_openai: FakeOpenAI, size: int) -> None:
+    caller = start(f"{AGENTS}:careful")
+    photograph = calling("photographs", "call_a", size=size)
+    fake_openai.behaviour = streaming(photograph, calling("delete_file", "call_b", path="a.txt"), says("Done"))
+    thread_id, events = caller.create("Go")
+    assert errors(events) == []
+    assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
+    ((part,), _) = outputs(fake_openai.received[2].body)
+    before = outputs(fake_openai.received[1].body)[0][0]
+    assert part == (before if size == 1000 else {"type": "input_text", "text": "(This image is not shown to you.)"})
 
 
 def test_the_chosen_model_stays(start: Start, fake_openai: FakeOpenAI) -> None:

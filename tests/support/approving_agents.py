@@ -10,22 +10,25 @@ from agents import (
     ApplyPatchTool,
     HostedMCPTool,
     RunContextWrapper,
+    RunHooks,
     Runner,
     ShellCommandRequest,
     ShellTool,
+    SQLiteSession,
     StopAtTools,
     ToolOutputImage,
     function_tool,
 )
 from agents.editor import ApplyPatchOperation
 from chatkit.actions import Action
-from chatkit.agents import AgentContext, ClientToolCall, simple_to_agent_input
+from chatkit.agents import AgentContext, ClientToolCall, ResponseStreamConverter, simple_to_agent_input
 from chatkit.server import ChatKitServer
 from chatkit.types import ThreadMetadata, ThreadStreamEvent, UserMessageItem, WidgetItem
 from pydantic import BaseModel
 
 from chatkit.backends.selfhosted.chat import approvals
 from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.events import user_text
 
 SECRET_OF_MCP = "a-secret-of-the-mcp-server-1c8e2f"
 
@@ -167,6 +170,54 @@ class OwnServer(ChatKitServer[ChatContext]):
             agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
             async for event in approvals.resume(careful, agent_context, action, sender):
                 yield event
+
+
+first = careful.clone(name="First", model="gpt-first")
+second = careful.clone(name="Second", model="gpt-second")
+sessions: dict[str, SQLiteSession] = {}
+"""By the id of the thread."""
+
+
+class Hooks(RunHooks[AgentContext[Any]]):
+    async def on_tool_start(self, context: Any, agent: Any, tool: Any) -> None:
+        executed.append(f"hook of {tool.name}")
+
+
+class LargeServer(ChatKitServer[ChatContext]):
+    """Selects an agent, and uses what OpenAI's guides have: a session, hooks and a converter."""
+
+    converter = ResponseStreamConverter(partial_images=2)
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        assert input_user_message
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        items = await self.store.load_thread_items(thread.id, after=None, limit=20, order="desc", context=context)
+        async for event in approvals.discard(agent_context, items.data):
+            yield event
+        agent = second if "second" in user_text(input_user_message) else first
+        message = await simple_to_agent_input(input_user_message)
+        session = sessions.setdefault(thread.id, SQLiteSession(thread.id))
+        result = Runner.run_streamed(agent, message, context=agent_context, session=session, hooks=Hooks())
+        async for event in approvals.run_events(agent_context, result, converter=self.converter):
+            yield event
+
+    async def action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        assert sender
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        async for event in approvals.resume(
+            [first, second],
+            agent_context,
+            action,
+            sender,
+            converter=self.converter,
+            session=sessions[thread.id],
+            hooks=Hooks(),
+        ):
+            yield event
 
 
 class WorkflowInput(BaseModel):

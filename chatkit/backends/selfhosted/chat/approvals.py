@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, cast
@@ -19,7 +19,6 @@ import pydantic_core
 from agents import (
     Agent,
     ModelBehaviorError,
-    RunConfig,
     Runner,
     RunResultStreaming,
     RunState,
@@ -28,10 +27,11 @@ from agents import (
 )
 
 from chatkit.actions import Action
-from chatkit.agents import AgentContext
+from chatkit.agents import AgentContext, ResponseStreamConverter
 from chatkit.backends.selfhosted.chat import run_states
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.events import agent_events
+from chatkit.backends.selfhosted.chat.run_states import LoadedState
 from chatkit.backends.selfhosted.chat.store import PausedRun, SqlStore, new_id
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
@@ -72,14 +72,21 @@ async def discard(context: AgentContext[ChatContext], history: list[ThreadItem])
             yield ThreadItemReplacedEvent(item=closed)
 
 
-async def run_events(context: AgentContext[ChatContext], result: RunResultStreaming) -> AsyncGenerator[ThreadStreamEvent]:
+async def run_events(
+    context: AgentContext[ChatContext], result: RunResultStreaming, *, converter: ResponseStreamConverter | None = None
+) -> AsyncGenerator[ThreadStreamEvent]:
     """Stream a run as ``agent_events`` does. If it needs the user's approval, pause it.
+
+    Args:
+        context: a context for this run only.
+        result: the run.
+        converter: converts images and citations.
 
     Raises:
         CustomStreamError: the state is too large to be kept.
     """
     client_tool_call = None
-    async with aclosing(agent_events(context, result)) as events:
+    async with aclosing(agent_events(context, result, converter=converter)) as events:
         async for event in events:
             if result.interruptions and isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, ClientToolCallItem):
                 client_tool_call = event  # has to be the thread's last item
@@ -93,40 +100,46 @@ async def run_events(context: AgentContext[ChatContext], result: RunResultStream
 
 
 async def resume(
-    agent: Agent[Any],
+    agent: Agent[Any] | Sequence[Agent[Any]],
     context: AgentContext[ChatContext],
     action: Action[str, Any],
     sender: WidgetItem,
-    run_config: RunConfig | None = None,
+    *,
+    converter: ResponseStreamConverter | None = None,
+    **run_options: Any,
 ) -> AsyncGenerator[ThreadStreamEvent]:
     """Store the user's decision on the call that ``sender`` shows. After the last decision, resume and stream the run.
 
     A decision on a call that is not pending changes nothing.
 
     Args:
-        agent: the agent that the run began with.
+        agent: the agent that the run began with, or all agents that it may have begun with, which differ in their names.
         context: a context for this response.
         action: an action of type ``ACTION``.
         sender: the widget.
-        run_config: for the run.
+        converter: converts images and citations.
+        run_options: for ``Runner.run_streamed``, such as ``session``, ``hooks`` and ``run_config``.
 
     Raises:
         CustomStreamError: the agent has changed and can't resume the run.
     """
     store = cast(SqlStore, context.store)
+    agents = [agent] if isinstance(agent, Agent) else agent
+    state = await _load_pending(store, context, sender)
     widget, run = await _decide(store, action, sender, context.request_context)
     yield ThreadItemReplacedEvent(item=widget)
-    if run is None:
+    if run is None or state is None:
         return
+    agent = next((agent for agent in agents if agent.name == state.agent), agents[0])
     try:
-        state = await _restore(run, agent, context)
+        run_state = await _restore(run, state, agent, context)
     except Exception as error:  # noqa: BLE001  the SDK raises many kinds for a state that does not fit
         reason = error
     else:
-        result = Runner.run_streamed(agent, state, run_config=run_config)
+        result = Runner.run_streamed(agent, run_state, **run_options)
         responses = len(result.raw_responses)
         try:
-            async with aclosing(run_events(context, result)) as events:
+            async with aclosing(run_events(context, result, converter=converter)) as events:
                 async for event in events:
                     yield event
             return
@@ -138,6 +151,17 @@ async def resume(
     for item_id in run.decisions:
         yield await _replaced(store, context, item_id, "Not carried out, because the assistant has changed.")
     raise CustomStreamError("The assistant has changed in the meantime. Please ask again.", allow_retry=False)
+
+
+async def _load_pending(store: SqlStore, context: AgentContext[ChatContext], sender: WidgetItem) -> LoadedState | None:
+    """Return the state of the thread's paused run, if the call that ``sender`` shows is pending.
+
+    This comes before the decision: if it fails, the call is still pending.
+    """
+    run = await store.load_paused_run(context.thread.id, context.request_context)
+    if run is None or run.decisions.get(sender.id, sender) is not None:
+        return None
+    return await run_states.load(run.state, store, context.thread.id, context.request_context)
 
 
 async def _pause(context: AgentContext[ChatContext], result: RunResultStreaming) -> AsyncIterator[ThreadStreamEvent]:
@@ -177,17 +201,16 @@ async def _decide(
     return await store.decide(sender, {"approved": approved, "reason": reason}, decided, not_pending, context)
 
 
-async def _restore(run: PausedRun, agent: Agent[Any], context: AgentContext[ChatContext]) -> RunState[Any]:
+async def _restore(run: PausedRun, state: LoadedState, agent: Agent[Any], context: AgentContext[ChatContext]) -> RunState[Any]:
     """Return the state of ``run`` with the user's decisions."""
-    stored = await run_states.load(run.state, cast(SqlStore, context.store), context.thread.id, context.request_context)
-    state = await RunState.from_string(agent, stored, context_deserializer=lambda _: context, strict_context=True)
-    for call, decision in zip(state.get_interruptions(), run.decisions.values(), strict=True):
+    restored = await RunState.from_string(agent, state.json, context_deserializer=lambda _: context, strict_context=True)
+    for call, decision in zip(restored.get_interruptions(), run.decisions.values(), strict=True):
         if decision["approved"]:
-            state.approve(call)
+            restored.approve(call)
         else:
             reason = f" The user's reason: {decision['reason']}" if decision["reason"] else ""
-            state.reject(call, rejection_message=f"The user rejected this call.{reason}")
-    return state
+            restored.reject(call, rejection_message=f"The user rejected this call.{reason}")
+    return restored
 
 
 async def _replaced(store: SqlStore, context: AgentContext[ChatContext], item_id: str, outcome: str) -> ThreadItemReplacedEvent:

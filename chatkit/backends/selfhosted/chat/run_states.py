@@ -10,9 +10,10 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from agents import RunState
+from agents import Agent, RunState
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.store import MAX_PAGE, SqlStore
@@ -29,6 +30,16 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class LoadedState:
+    """A stored state, and what the SDK does not store with it. That is ``None`` if an earlier version stored it."""
+
+    json: str
+    """The SDK's JSON."""
+    agent: str | None
+    """The name of the agent that the run began with."""
+
+
 def dump(run_state: RunState[Any]) -> str | None:
     """Return the stored form of ``run_state``, or ``None`` if it has more than ``MAX_STATE_BYTES``. May take seconds.
 
@@ -36,19 +47,21 @@ def dump(run_state: RunState[Any]) -> str | None:
     """
     state = run_state.to_json(context_serializer=lambda _: {}, strict_context=True)
     _drop_credentials(state)
-    stored = pack(state)
+    agent: Agent[Any] = run_state._starting_agent  # type: ignore[assignment]
+    kept = {"run_state": state, "agent": agent.name}
+    stored = pack(kept)
     if len(stored) > MAX_STATE_BYTES:
-        stored = pack(state, keep_images=False)
+        stored = pack(kept, keep_images=False)
     if len(stored) > MAX_STATE_BYTES:
         log.error("A run that needs approval was not kept: its state has %d bytes", len(stored))
         return None
     return stored.decode()
 
 
-async def load(stored: str, store: SqlStore, thread_id: str, context: ChatContext) -> str:
-    """Return the SDK's JSON of a stored state, with its generated images. Those that the thread does not have are left out."""
-    state = await asyncio.to_thread(unpack, stored)
-    calls = [part for part in _objects(state) if _is_image_call(part)]
+async def load(stored: str, store: SqlStore, thread_id: str, context: ChatContext) -> LoadedState:
+    """Return a stored state with its generated images. Those that the thread does not have are left out."""
+    kept = await asyncio.to_thread(unpack, stored)
+    calls = [part for part in _objects(kept) if _is_image_call(part)]
     if calls:
         page = await store.load_thread_items(thread_id, None, MAX_PAGE, "desc", context)
         items = [item for item in reversed(page.data) if isinstance(item, GeneratedImageItem)]
@@ -58,11 +71,11 @@ async def load(stored: str, store: SqlStore, thread_id: str, context: ChatContex
             for call in calls:
                 if call["id"] == call_id and media_type.startswith("data:"):
                     call["result"] = data
-    return _encode(state)
+    return LoadedState(_encode(kept["run_state"]), kept.get("agent"))
 
 
-def pack(state: dict[str, Any], *, keep_images: bool = True) -> bytes:
-    """Return the JSON of ``state`` with each part once, and without the results of image generation.
+def pack(kept: dict[str, Any], *, keep_images: bool = True) -> bytes:
+    """Return the JSON of ``kept`` with each part once, and without the results of image generation.
 
     A part of some length is replaced by ``#`` and its number in a list of parts, and so is a text that begins with ``#``. A
     part comes after those that it refers to.
@@ -85,16 +98,16 @@ def pack(state: dict[str, Any], *, keep_images: bool = True) -> bytes:
             return value
         return f"#{parts.setdefault(encoded, len(parts))}"
 
-    whole = _encode(packed(state))
+    whole = _encode(packed(kept))
     # Half of a surrogate pair can't be encoded. It becomes its escape sequence in JSON.
-    return f'{{"parts":[{",".join(parts)}],"state":{whole}}}'.encode(errors="backslashreplace")
+    return f'{{"parts":[{",".join(parts)}],"kept":{whole}}}'.encode(errors="backslashreplace")
 
 
-def unpack(stored: str) -> Any:
-    """Return the state that ``pack`` was given. An earlier version did not pack it."""
-    kept = json.loads(stored)
-    if "parts" not in kept:
-        return kept
+def unpack(stored: str) -> dict[str, Any]:
+    """Return what ``pack`` was given. An earlier version stored only the SDK's JSON."""
+    whole = json.loads(stored)
+    if "parts" not in whole:
+        return {"run_state": whole}
     parts: list[Any] = []
 
     def unpacked(value: Any) -> Any:
@@ -104,9 +117,10 @@ def unpack(stored: str) -> Any:
             return [unpacked(part) for part in value]
         return parts[int(value[1:])] if isinstance(value, str) and value.startswith("#") else value
 
-    for part in kept["parts"]:
+    for part in whole["parts"]:
         parts.append(part if isinstance(part, str) else unpacked(part))  # noqa: PERF401  each refers to those before it
-    return unpacked(kept["state"])
+    kept: dict[str, Any] = unpacked(whole["kept"])
+    return kept
 
 
 def _drop_credentials(state: dict[str, Any]) -> None:
@@ -128,4 +142,4 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _is_image_call(part: dict[str, Any]) -> bool:
-    return part.get("type") == "image_generation_call" and "id" in part
+    return part.get("type") == "image_generation_call" and isinstance(part.get("id"), str)

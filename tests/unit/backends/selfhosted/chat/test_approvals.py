@@ -539,7 +539,7 @@ def test_an_earlier_version_stored_the_state_as_the_sdk_has_it(start: Start, fak
     caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
     fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
     thread_id, _ = caller.create("# Delete a.txt")
-    state = json.dumps(run_states.unpack(paused(database)[0].state))
+    state = json.dumps(run_states.unpack(paused(database)[0].state)["run_state"])
     with create_engine(database).begin() as connection:
         connection.execute(text("UPDATE chat_paused_runs SET state = :state"), {"state": state})
     assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
@@ -602,6 +602,47 @@ def test_images_of_tools_are_kept_if_they_fit(start: Start, fake_openai: FakeOpe
     ((part,), _) = outputs(fake_openai.received[2].body)
     before = outputs(fake_openai.received[1].body)[0][0]
     assert part == (before if size == 1000 else {"type": "input_text", "text": "(This image is not shown to you.)"})
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_an_own_server_with_several_agents_a_session_hooks_and_a_converter(
+    start: Start, fake_openai: FakeOpenAI, database: str, name: str
+) -> None:
+    caller = start(f"{AGENTS}:LargeServer", DATABASE_URL=database)
+    image = "iVBO" * 100
+    partly = draws(image, image, image)
+    fake_openai.behaviour = streaming(
+        [*partly, *calling("delete_file", "call_a", path="a.txt")],
+        calling("delete_file", "call_b", path="b.txt"),
+        [*partly, *says("Done")],
+        says("You're welcome"),
+    )
+    thread_id, events = caller.create(f"The {name}, please")
+    assert (errors(events), progress(events)) == ([], [0.0, 0.5])
+    decide(caller, widgets(caller, thread_id)[0], APPROVE)
+    later = start(f"{AGENTS}:LargeServer", DATABASE_URL=database)
+    later.secret = caller.secret
+    events = decide(later, widgets(caller, thread_id)[1], APPROVE)
+    assert (errors(events), texts(events), progress(events)) == ([], ["Done"], [0.0, 0.5])
+    assert [received.body["model"] for received in fake_openai.received] == [f"gpt-{name}"] * 3
+    assert [line.split(" of ")[0] for line in executed] == ["hook", "delete a.txt", "hook", "delete b.txt"]
+    later.say(thread_id, "Thanks")
+    assert [item.get("type", item.get("role")) for item in fake_openai.received[3].body["input"]] == [
+        "message",
+        "image_generation_call",
+        "function_call",
+        "function_call_output",
+        "function_call",
+        "function_call_output",
+        "message",
+        "message",
+    ], "the session has all of it; both images have one id"
+
+
+def progress(events: list[Any]) -> list[float]:
+    """Of the images, if it is known how many partial ones there are."""
+    updates = [event.update for event in events if event.type == "thread.item.updated"]
+    return [update.progress for update in updates if update.type == "generated_image.updated"]
 
 
 def test_the_chosen_model_stays(start: Start, fake_openai: FakeOpenAI) -> None:

@@ -9,6 +9,7 @@ from agents import (
     Agent,
     ApplyPatchTool,
     HostedMCPTool,
+    ModelSettings,
     RunContextWrapper,
     RunHooks,
     Runner,
@@ -113,6 +114,9 @@ asking = Agent(
     tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"]),
 )
 asking_under_a_name = asking.clone(name="Careful", tools=[ask_page])
+triage = Agent(name="Triage", model="gpt-first", tools=[look_up, delete_file])
+specialist = Agent(name="Specialist", model="gpt-test", tools=[delete_file], handoffs=[triage])
+triage.handoffs.append(specialist)
 administrator = Agent(
     name="Administrator",
     model="gpt-test",
@@ -147,6 +151,13 @@ def for_user(user: str) -> Agent[Any]:
     if not tools_of_users:
         raise SystemExit("no tools")
     return Agent(name="Personal", model="gpt-test", instructions=f"You serve {user}.", tools=list(tools_of_users))
+
+
+def triage_for_user(user: str) -> Agent[Any]:
+    """Return new agents that hand over to each other."""
+    personal = triage.clone(instructions=f"You serve {user}.")
+    personal.handoffs = [specialist.clone(handoffs=[personal])]
+    return personal
 
 
 class OwnServer(ChatKitServer[ChatContext]):
@@ -217,6 +228,30 @@ class LargeServer(ChatKitServer[ChatContext]):
             session=sessions[thread.id],
             hooks=Hooks(),
         ):
+            yield event
+
+
+class TriageServer(ChatKitServer[ChatContext]):
+    """Lets the user choose a tool, as OpenAI's guide has it: with a copy of the agent."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        assert input_user_message
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        choice = input_user_message.inference_options.tool_choice
+        agent = triage.clone(model_settings=ModelSettings(tool_choice=choice.id if choice else None))
+        message = await simple_to_agent_input(input_user_message)
+        result = Runner.run_streamed(agent, message, context=agent_context)
+        async for event in approvals.run_events(agent_context, result):
+            yield event
+
+    async def action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        assert sender
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        async for event in approvals.resume(triage, agent_context, action, sender):
             yield event
 
 

@@ -29,6 +29,7 @@ from agents import (
 from chatkit.actions import Action
 from chatkit.agents import AgentContext, ResponseStreamConverter
 from chatkit.backends.selfhosted.chat import run_states
+from chatkit.backends.selfhosted.chat.composer import with_tool_choice
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.events import agent_events
 from chatkit.backends.selfhosted.chat.run_states import LoadedState
@@ -131,6 +132,9 @@ async def resume(
     if run is None or state is None:
         return
     agent = next((agent for agent in agents if agent.name == state.agent), agents[0])
+    if state.tool_choice not in (None, agent.model_settings.tool_choice):
+        # The run began with a copy, which the SDK tells from the agent when that is handed over to.
+        agent = with_tool_choice(agent, state.tool_choice)
     try:
         run_state = await _restore(run, state, agent, context)
     except Exception as error:  # noqa: BLE001  the SDK raises many kinds for a state that does not fit

@@ -38,6 +38,8 @@ class LoadedState:
     """The SDK's JSON."""
     agent: str | None
     """The name of the agent that the run began with."""
+    tool_choice: str | None
+    """Its tool choice, which may be that of one message."""
 
 
 def dump(run_state: RunState[Any]) -> str | None:
@@ -48,7 +50,12 @@ def dump(run_state: RunState[Any]) -> str | None:
     state = run_state.to_json(context_serializer=lambda _: {}, strict_context=True)
     _drop_credentials(state)
     agent: Agent[Any] = run_state._starting_agent  # type: ignore[assignment]
-    kept = {"run_state": state, "agent": agent.name}
+    tool_choice = agent.model_settings.tool_choice
+    kept = {
+        "run_state": state,
+        "agent": agent.name,
+        "tool_choice": tool_choice if isinstance(tool_choice, str) else None,
+    }
     stored = pack(kept)
     if len(stored) > MAX_STATE_BYTES:
         stored = pack(kept, keep_images=False)
@@ -71,7 +78,7 @@ async def load(stored: str, store: SqlStore, thread_id: str, context: ChatContex
             for call in calls:
                 if call["id"] == call_id and media_type.startswith("data:"):
                     call["result"] = data
-    return LoadedState(_encode(kept["run_state"]), kept.get("agent"))
+    return LoadedState(_encode(kept["run_state"]), kept.get("agent"), kept.get("tool_choice"))
 
 
 def pack(kept: dict[str, Any], *, keep_images: bool = True) -> bytes:

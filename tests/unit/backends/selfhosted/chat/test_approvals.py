@@ -654,6 +654,41 @@ def test_the_chosen_model_stays(start: Start, fake_openai: FakeOpenAI) -> None:
     assert [received.body["model"] for received in fake_openai.received] == ["gpt-large", "gpt-large"]
 
 
+CHOICES = {"tools": [{"id": tool, "label": tool, "icon": "globe"} for tool in ("look_up", "delete_file")]}
+
+
+@pytest.mark.parametrize("agent", [f"{AGENTS}:triage", f"{AGENTS}:triage_for_user", f"{AGENTS}:TriageServer"])
+def test_a_chosen_tool_before_a_handoff_back(start: Start, fake_openai: FakeOpenAI, database: str, agent: str) -> None:
+    caller = start(agent, CHATKIT_COMPOSER=json.dumps(CHOICES), DATABASE_URL=database)
+    fake_openai.behaviour = streaming(
+        calling("look_up", "call_a", path="a.txt"),
+        calling("transfer_to_specialist", "call_b"),
+        calling("transfer_to_triage", "call_c"),
+        calling("delete_file", "call_d", path="a.txt"),
+        calling("delete_file", "call_e", path="b.txt"),
+        says("Done"),
+    )
+    events = list(caller.stream("threads.create", input=user_input("Go", tool_choice={"id": "look_up"})))
+    thread_id = events[0].thread.id
+    assert decide(caller, widgets(caller, thread_id)[0], APPROVE)
+    later = start(agent, CHATKIT_COMPOSER=json.dumps(CHOICES), DATABASE_URL=database)
+    later.secret = caller.secret
+    events = decide(later, widgets(caller, thread_id)[1], APPROVE)
+    assert (errors(events), texts(events)) == ([], ["Done"])
+    assert len(executed) == 3
+    chosen = [received.body.get("tool_choice") for received in fake_openai.received]
+    assert chosen == [{"type": "function", "name": "look_up"}, *[None] * 5], "it is called first, once"
+
+
+def test_a_chosen_tool_that_needs_approval(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start(f"{AGENTS}:triage", CHATKIT_COMPOSER=json.dumps(CHOICES))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
+    events = list(caller.stream("threads.create", input=user_input("Go", tool_choice={"id": "delete_file"})))
+    assert texts(decide(caller, widgets(caller, events[0].thread.id)[0], APPROVE)) == ["Done"]
+    chosen = [received.body.get("tool_choice") for received in fake_openai.received]
+    assert chosen == [{"type": "function", "name": "delete_file"}, None]
+
+
 def test_reasoning_before_the_call_is_finished(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:careful")
     fake_openai.behaviour = streaming(

@@ -9,22 +9,27 @@ from agents import (
     Agent,
     ApplyPatchTool,
     HostedMCPTool,
+    ModelSettings,
     RunContextWrapper,
+    RunHooks,
     Runner,
     ShellCommandRequest,
     ShellTool,
+    SQLiteSession,
     StopAtTools,
+    ToolOutputImage,
     function_tool,
 )
 from agents.editor import ApplyPatchOperation
 from chatkit.actions import Action
-from chatkit.agents import AgentContext, ClientToolCall, simple_to_agent_input
+from chatkit.agents import AgentContext, ClientToolCall, ResponseStreamConverter, simple_to_agent_input
 from chatkit.server import ChatKitServer
 from chatkit.types import ThreadMetadata, ThreadStreamEvent, UserMessageItem, WidgetItem
 from pydantic import BaseModel
 
 from chatkit.backends.selfhosted.chat import approvals
 from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.events import user_text
 
 SECRET_OF_MCP = "a-secret-of-the-mcp-server-1c8e2f"
 
@@ -58,9 +63,15 @@ async def look_up(path: str) -> str:
 
 
 @function_tool
-async def returns_much() -> str:
-    """Return more than a paused run may keep."""
-    return "x" * 3_000_000
+async def repeats(text: str, times: int) -> str:
+    """Return a text several times."""
+    return text * times
+
+
+@function_tool
+async def photographs(size: int) -> ToolOutputImage:
+    """Return an image."""
+    return ToolOutputImage(image_url=f"data:image/png;base64,{'iVBO' * (size // 4)}")
 
 
 @function_tool(needs_approval=True, failure_error_function=None)
@@ -94,7 +105,7 @@ class Editor:
         executed.append(f"delete {operation.path}")
 
 
-careful = Agent(name="Careful", model="gpt-test", tools=[delete_file, pay, look_up, returns_much])
+careful = Agent(name="Careful", model="gpt-test", tools=[delete_file, pay, look_up, repeats, photographs])
 ending_with_a_tool = careful.clone(tool_use_behavior="stop_on_first_tool")
 failing = Agent(name="Failing", model="gpt-test", tools=[fail])
 asking = Agent(
@@ -104,6 +115,9 @@ asking = Agent(
     tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"]),
 )
 asking_under_a_name = asking.clone(name="Careful", tools=[ask_page])
+triage = Agent(name="Triage", model="gpt-first", tools=[look_up, delete_file])
+specialist = Agent(name="Specialist", model="gpt-test", tools=[delete_file], handoffs=[triage])
+triage.handoffs.append(specialist)
 administrator = Agent(
     name="Administrator",
     model="gpt-test",
@@ -140,6 +154,13 @@ def for_user(user: str) -> Agent[Any]:
     return Agent(name="Personal", model="gpt-test", instructions=f"You serve {user}.", tools=list(tools_of_users))
 
 
+def triage_for_user(user: str) -> Agent[Any]:
+    """Return new agents that hand over to each other."""
+    personal = triage.clone(instructions=f"You serve {user}.")
+    personal.handoffs = [specialist.clone(handoffs=[personal])]
+    return personal
+
+
 class OwnServer(ChatKitServer[ChatContext]):
     """An operator's server, written as the guide has it."""
 
@@ -161,6 +182,78 @@ class OwnServer(ChatKitServer[ChatContext]):
             agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
             async for event in approvals.resume(careful, agent_context, action, sender):
                 yield event
+
+
+first = careful.clone(name="First", model="gpt-first")
+second = careful.clone(name="Second", model="gpt-second")
+sessions: dict[str, SQLiteSession] = {}
+"""By the id of the thread."""
+
+
+class Hooks(RunHooks[AgentContext[Any]]):
+    async def on_tool_start(self, context: Any, agent: Any, tool: Any) -> None:
+        executed.append(f"hook of {tool.name}")
+
+
+class LargeServer(ChatKitServer[ChatContext]):
+    """Selects an agent, and uses what OpenAI's guides have: a session, hooks and a converter."""
+
+    converter = ResponseStreamConverter(partial_images=2)
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        assert input_user_message
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        items = await self.store.load_thread_items(thread.id, after=None, limit=20, order="desc", context=context)
+        async for event in approvals.discard(agent_context, items.data):
+            yield event
+        agent = second if "second" in user_text(input_user_message) else first
+        message = await simple_to_agent_input(input_user_message)
+        session = sessions.setdefault(thread.id, SQLiteSession(thread.id))
+        result = Runner.run_streamed(agent, message, context=agent_context, session=session, hooks=Hooks())
+        async for event in approvals.run_events(agent_context, result, converter=self.converter):
+            yield event
+
+    async def action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        assert sender
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        async for event in approvals.resume(
+            [first, second],
+            agent_context,
+            action,
+            sender,
+            converter=self.converter,
+            session=sessions[thread.id],
+            hooks=Hooks(),
+        ):
+            yield event
+
+
+class TriageServer(ChatKitServer[ChatContext]):
+    """Lets the user choose a tool, as OpenAI's guide has it: with a copy of the agent."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        assert input_user_message
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        choice = input_user_message.inference_options.tool_choice
+        agent = triage.clone(model_settings=ModelSettings(tool_choice=choice.id if choice else None))
+        message = await simple_to_agent_input(input_user_message)
+        result = Runner.run_streamed(agent, message, context=agent_context)
+        async for event in approvals.run_events(agent_context, result):
+            yield event
+
+    async def action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        assert sender
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        async for event in approvals.resume(triage, agent_context, action, sender):
+            yield event
 
 
 class WorkflowInput(BaseModel):

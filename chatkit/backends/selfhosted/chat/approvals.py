@@ -3,15 +3,14 @@
 A run whose model calls a tool with ``needs_approval`` is paused: its state is stored, and each of these calls is shown in a
 widget with two buttons. When the user has decided on all of them, the run is resumed, in any process. A new response in the
 thread discards the run.
-
-A state contains what the model was given and what it returned, but neither the context nor credentials.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, cast
@@ -20,7 +19,6 @@ import pydantic_core
 from agents import (
     Agent,
     ModelBehaviorError,
-    RunConfig,
     Runner,
     RunResultStreaming,
     RunState,
@@ -29,9 +27,12 @@ from agents import (
 )
 
 from chatkit.actions import Action
-from chatkit.agents import AgentContext
+from chatkit.agents import AgentContext, ResponseStreamConverter
+from chatkit.backends.selfhosted.chat import run_states
+from chatkit.backends.selfhosted.chat.composer import with_tool_choice
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.events import agent_events, close_workflow
+from chatkit.backends.selfhosted.chat.run_states import LoadedState
 from chatkit.backends.selfhosted.chat.store import PausedRun, SqlStore, new_id
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
@@ -47,7 +48,6 @@ from chatkit.widgets import DynamicWidgetRoot
 
 ACTION = "chatkit.approval"
 """The type of the action that the buttons send."""
-MAX_STATE_BYTES = 2 * 1024 * 1024
 MAX_REASON = 1000  # characters
 
 _SUPERSEDED = "Not carried out, because the conversation went on."
@@ -72,14 +72,21 @@ async def discard(context: AgentContext[ChatContext], history: list[ThreadItem])
             yield ThreadItemReplacedEvent(item=closed)
 
 
-async def run_events(context: AgentContext[ChatContext], result: RunResultStreaming) -> AsyncGenerator[ThreadStreamEvent]:
+async def run_events(
+    context: AgentContext[ChatContext], result: RunResultStreaming, *, converter: ResponseStreamConverter | None = None
+) -> AsyncGenerator[ThreadStreamEvent]:
     """Stream a run as ``agent_events`` does, also what a tool ends it with. If it needs the user's approval, pause it.
+
+    Args:
+        context: a context for this run only.
+        result: the run.
+        converter: converts images and citations.
 
     Raises:
         CustomStreamError: the state is too large to be kept.
     """
     client_tool_call = None
-    async with aclosing(agent_events(context, result, show_tool_output=True)) as events:
+    async with aclosing(agent_events(context, result, converter=converter, show_tool_output=True)) as events:
         async for event in events:
             if result.interruptions and isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, ClientToolCallItem):
                 client_tool_call = event  # has to be the thread's last item
@@ -93,40 +100,49 @@ async def run_events(context: AgentContext[ChatContext], result: RunResultStream
 
 
 async def resume(
-    agent: Agent[Any],
+    agent: Agent[Any] | Sequence[Agent[Any]],
     context: AgentContext[ChatContext],
     action: Action[str, Any],
     sender: WidgetItem,
-    run_config: RunConfig | None = None,
+    *,
+    converter: ResponseStreamConverter | None = None,
+    **run_options: Any,
 ) -> AsyncGenerator[ThreadStreamEvent]:
     """Store the user's decision on the call that ``sender`` shows. After the last decision, resume and stream the run.
 
     A decision on a call that is not pending changes nothing.
 
     Args:
-        agent: the agent that the run began with.
+        agent: the agent that the run began with, or all agents that it may have begun with, which differ in their names.
         context: a context for this response.
         action: an action of type ``ACTION``.
         sender: the widget.
-        run_config: for the run.
+        converter: converts images and citations.
+        run_options: for ``Runner.run_streamed``, such as ``session``, ``hooks`` and ``run_config``.
 
     Raises:
         CustomStreamError: the agent has changed and can't resume the run.
     """
     store = cast(SqlStore, context.store)
+    agents = [agent] if isinstance(agent, Agent) else agent
+    state = await _load_pending(store, context, sender)
     widget, run = await _decide(store, action, sender, context.request_context)
     yield ThreadItemReplacedEvent(item=widget)
-    if run is None:
+    if run is None or state is None:
         return
+    agent = next((agent for agent in agents if agent.name == state.agent), agents[0])
+    if state.tool_choice not in (None, agent.model_settings.tool_choice):
+        # The run began with a copy, which the SDK tells from the agent when that is handed over to.
+        agent = with_tool_choice(agent, state.tool_choice)
     try:
-        state = await _restore(run, agent, context)
+        run_state = await _restore(run, state, agent, context)
     except Exception as error:  # noqa: BLE001  the SDK raises many kinds for a state that does not fit
         reason = error
     else:
-        result = Runner.run_streamed(agent, state, run_config=run_config)
+        result = Runner.run_streamed(agent, run_state, **run_options)
         responses = len(result.raw_responses)
         try:
-            async with aclosing(run_events(context, result)) as events:
+            async with aclosing(run_events(context, result, converter=converter)) as events:
                 async for event in events:
                     yield event
             return
@@ -140,14 +156,24 @@ async def resume(
     raise CustomStreamError("The assistant has changed in the meantime. Please ask again.", allow_retry=False)
 
 
+async def _load_pending(store: SqlStore, context: AgentContext[ChatContext], sender: WidgetItem) -> LoadedState | None:
+    """Return the state of the thread's paused run, if the call that ``sender`` shows is pending.
+
+    This comes before the decision: if it fails, the call is still pending.
+    """
+    run = await store.load_paused_run(context.thread.id, context.request_context)
+    if run is None or run.decisions.get(sender.id, sender) is not None:
+        return None
+    return await run_states.load(run.state, store, context.thread.id, context.request_context)
+
+
 async def _pause(context: AgentContext[ChatContext], result: RunResultStreaming) -> AsyncIterator[ThreadStreamEvent]:
     """Store an interrupted run, and stream a widget for each call that waits for a decision."""
     for closed in close_workflow(context):
         yield closed
     run_state = result.to_state()
-    state = _serialize(run_state)
-    if len(state) > MAX_STATE_BYTES:
-        log.error("A run that needs approval was not kept: its state has %d bytes", len(state))
+    state = await asyncio.to_thread(run_states.dump, run_state)
+    if state is None:
         raise CustomStreamError("This needs your approval, but is too large to be kept until then.", allow_retry=False)
     store = cast(SqlStore, context.store)
     widgets = [_widget(context.thread, call) for call in run_state.get_interruptions()]
@@ -176,47 +202,21 @@ async def _decide(
     return await store.decide(sender, {"approved": approved, "reason": reason}, decided, not_pending, context)
 
 
-async def _restore(run: PausedRun, agent: Agent[Any], context: AgentContext[ChatContext]) -> RunState[Any]:
+async def _restore(run: PausedRun, state: LoadedState, agent: Agent[Any], context: AgentContext[ChatContext]) -> RunState[Any]:
     """Return the state of ``run`` with the user's decisions."""
-    state = await RunState.from_string(agent, run.state, context_deserializer=lambda _: context, strict_context=True)
-    for call, decision in zip(state.get_interruptions(), run.decisions.values(), strict=True):
+    restored = await RunState.from_string(agent, state.json, context_deserializer=lambda _: context, strict_context=True)
+    for call, decision in zip(restored.get_interruptions(), run.decisions.values(), strict=True):
         if decision["approved"]:
-            state.approve(call)
+            restored.approve(call)
         else:
             reason = f" The user's reason: {decision['reason']}" if decision["reason"] else ""
-            state.reject(call, rejection_message=f"The user rejected this call.{reason}")
-    return state
+            restored.reject(call, rejection_message=f"The user rejected this call.{reason}")
+    return restored
 
 
 async def _replaced(store: SqlStore, context: AgentContext[ChatContext], item_id: str, outcome: str) -> ThreadItemReplacedEvent:
     item = cast(WidgetItem, await store.load_item(context.thread.id, item_id, context.request_context))
     return ThreadItemReplacedEvent(item=_close(item, outcome))
-
-
-def _serialize(run_state: RunState[Any]) -> str:
-    state = run_state.to_json(context_serializer=lambda _: {}, strict_context=True)
-    _discard_credentials(state)
-    _discard_images(state)
-    return json.dumps(state, separators=(",", ":"))
-
-
-def _discard_credentials(state: dict[str, Any]) -> None:
-    """Discard the configurations of hosted MCP tools, which may have headers. They are read from the agent on resuming."""
-    response = state["last_processed_response"] or {}
-    for request in response.get("mcp_approval_requests", ()):
-        request["mcp_tool"] = {"name": request["mcp_tool"].get("name")}
-    for call in response.get("functions", ()):
-        if nested := call.get("agent_run_state"):
-            _discard_credentials(nested)
-
-
-def _discard_images(state: dict[str, Any]) -> None:
-    """Replace the images of earlier turns, which would exceed the limit, by a note for the model."""
-    for message in state["original_input"] if isinstance(state["original_input"], list) else ():
-        content = message.get("content")
-        for index, part in enumerate(content if isinstance(content, list) else ()):
-            if part.get("type") == "input_image" and str(part.get("image_url")).startswith("data:"):
-                content[index] = {"type": "input_text", "text": "(This image is not shown to you.)"}
 
 
 def _widget(thread: ThreadMetadata, call: ToolApprovalItem) -> WidgetItem:

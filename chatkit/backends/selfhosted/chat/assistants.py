@@ -114,7 +114,7 @@ class AgentServer(DefaultServer):
         newest = newest_user_message(await load_history(self.store, thread.id, context))
         options = self._chatkit_resources.composer.options(None, newest)
         agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
-        resumed = approvals.resume(agent, agent_context, action, sender, with_model(None, options.model))
+        resumed = approvals.resume(agent, agent_context, action, sender, run_config=with_model(None, options.model))
         async with aclosing(resumed) as events:
             async for event in events:
                 yield event

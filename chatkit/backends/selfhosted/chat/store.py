@@ -288,7 +288,7 @@ class PausedRun:
     """A run of an agent that waits for the user's decisions on tool calls."""
 
     state: str
-    """The Agents SDK's ``RunState`` as JSON."""
+    """Of the Agents SDK, as ``run_states`` stores it."""
     decisions: dict[str, Any]
     """By the id of a call's widget, in the order of the calls; ``None`` while there is no decision."""
 
@@ -675,6 +675,10 @@ class SqlStore(Store[ChatContext]):
 
         return await self._write(thread_id, context, work)
 
+    async def load_paused_run(self, thread_id: str, context: ChatContext) -> PausedRun | None:
+        params = {"user": context.user, "thread": thread_id}
+        return await self._run(lambda connection: _load_paused_run(connection, params))
+
     async def discard_run(self, thread_id: str, context: ChatContext) -> list[str]:
         """Delete the thread's paused run, if it has one. Return the ids of its widgets."""
         return await self._write(thread_id, context, lambda connection: _discard_run(connection, thread_id, context))
@@ -705,8 +709,7 @@ class SqlStore(Store[ChatContext]):
         params = {"user": context.user, "thread": widget.thread_id, "item": widget.id}
 
         def work(connection: Connection) -> tuple[WidgetItem, PausedRun | None]:
-            row = connection.execute(_SELECT_PAUSED_RUN, params).one_or_none()
-            run = PausedRun(row.state, json.loads(row.decisions)) if row else None
+            run = _load_paused_run(connection, params)
             is_pending = run is not None and run.decisions.get(widget.id, decision) is None
             stored = cast(WidgetItem, _read_item(_one_or_not_found(connection.execute(_SELECT_ITEM, params))))
             changed = (decided if is_pending else not_pending)(stored)
@@ -881,11 +884,16 @@ def _run_row(thread_id: str, context: ChatContext) -> dict[str, Any]:
     return {**row, "started_at": now, "heartbeat": now, "stop_requested": False}
 
 
+def _load_paused_run(connection: Connection, params: dict[str, Any]) -> PausedRun | None:
+    row = connection.execute(_SELECT_PAUSED_RUN, params).one_or_none()
+    return PausedRun(row.state, json.loads(row.decisions)) if row else None
+
+
 def _discard_run(connection: Connection, thread_id: str, context: ChatContext) -> list[str]:
     params = {"user": context.user, "thread": thread_id}
-    row = connection.execute(_SELECT_PAUSED_RUN, params).one_or_none()
+    run = _load_paused_run(connection, params)
     connection.execute(_DELETE_PAUSED_RUN, params)
-    return list(json.loads(row.decisions)) if row else []
+    return list(run.decisions) if run else []
 
 
 def new_id(item_type: str) -> str:

@@ -138,7 +138,7 @@ class PausedRunRow(Base):
     thread_id: Mapped[str] = mapped_column(String(64), primary_key=True)
     user_id: Mapped[str] = mapped_column(String(512))
     decisions: Mapped[str] = mapped_column(Text)  # PausedRun.decisions as JSON
-    state: Mapped[str] = mapped_column(Text)  # the Agents SDK's RunState as JSON
+    state: Mapped[str] = mapped_column(Text)  # the Agents SDK's RunState as JSON, see chat/run_states.py
 
     __table_args__ = (_thread_key("chat_paused_runs"),)
 

@@ -13,7 +13,8 @@ from agents import Agent, ToolApprovalItem
 from chatkit.types import ThreadMetadata
 from sqlalchemy import create_engine, text
 
-from chatkit.backends.selfhosted.chat import approvals
+from chatkit.backends.selfhosted.chat import approvals, run_states
+from chatkit.backends.selfhosted.chat.run_states import MAX_STATE_BYTES
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from tests.support import approving_agents
 from tests.support.applications import Start
@@ -62,7 +63,7 @@ def decide(caller: Caller, widget: Any, action: Any) -> list[Any]:
     return list(caller.stream("threads.custom_action", thread_id=widget.thread_id, item_id=widget.id, action=action))
 
 
-def outputs(body: Any) -> list[str]:
+def outputs(body: Any) -> list[Any]:
     """What the model was told of its calls."""
     return [item["output"] for item in body["input"] if item.get("type") == "function_call_output"]
 
@@ -505,11 +506,26 @@ def test_state_of_a_run_has_no_secrets(start: Start, fake_openai: FakeOpenAI, ad
         assert secret not in row.state, secret
 
 
-def test_state_that_is_too_large(start: Start, fake_openai: FakeOpenAI, address: str, recorder: Recorder) -> None:
+@pytest.mark.parametrize(("word", "times"), [("x", MAX_STATE_BYTES - 10_000), ("ü", MAX_STATE_BYTES // 2 - 5_000)])
+def test_tools_may_return_as_much_as_a_state_has(
+    start: Start, fake_openai: FakeOpenAI, database: str, word: str, times: int
+) -> None:
+    caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
+    much = calling("repeats", "call_a", text=word, times=times)
+    fake_openai.behaviour = streaming(much, calling("delete_file", "call_b", path="a.txt"), says("Done"))
+    thread_id, events = caller.create("Go")
+    assert errors(events) == []
+    assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
+    assert outputs(fake_openai.received[-1].body) == [word * times, "a.txt is deleted"]
+
+
+@pytest.mark.parametrize(("word", "times"), [("x", MAX_STATE_BYTES), ("ü", MAX_STATE_BYTES // 2)])
+def test_state_that_is_too_large(
+    start: Start, fake_openai: FakeOpenAI, address: str, recorder: Recorder, word: str, times: int
+) -> None:
     caller = start(f"{AGENTS}:careful")
-    fake_openai.behaviour = streaming(
-        calling("returns_much", "call_a"), calling("delete_file", "call_b", path="a.txt"), says("Hm")
-    )
+    much = calling("repeats", "call_a", text=word, times=times)
+    fake_openai.behaviour = streaming(much, calling("delete_file", "call_b", path="a.txt"), says("Hm"))
     recorder.lines.clear()
     thread_id, events = caller.create("Go")
     assert errors(events) == [("custom", "This needs your approval, but is too large to be kept until then.", False)]
@@ -517,10 +533,53 @@ def test_state_that_is_too_large(start: Start, fake_openai: FakeOpenAI, address:
     assert [line for line in recorder.lines if "was not kept" in line]
 
 
-def test_images_of_earlier_turns_are_not_kept(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
+def test_an_earlier_version_stored_the_state_as_the_sdk_has_it(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
+    caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
+    thread_id, _ = caller.create("# Delete a.txt")
+    state = json.dumps(run_states.unpack(paused(database)[0].state)["run_state"])
+    with create_engine(database).begin() as connection:
+        connection.execute(text("UPDATE chat_paused_runs SET state = :state"), {"state": state})
+    assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
+    assert "# Delete a.txt" in json.dumps(asked(fake_openai.received[-1].body))
+
+
+IMAGE = "iVBO" * 600_000
+"""More than a state may have."""
+
+
+@pytest.mark.parametrize("agent", SHAPES)
+def test_generated_images_are_given_back_to_the_model(start: Start, fake_openai: FakeOpenAI, database: str, agent: str) -> None:
+    caller = start(agent, DATABASE_URL=database)
+    first = [*draws(IMAGE), *calling("delete_file", "call_a", path="a.txt")]
+    fake_openai.behaviour = streaming(first, calling("delete_file", "call_b", path="b.txt"), says("Done"))
+    thread_id, events = caller.create("Draw, and delete")
+    assert errors(events) == []
+    assert "iVBO" not in paused(database)[0].state
+    decide(caller, widgets(caller, thread_id)[0], APPROVE)
+    assert "iVBO" not in paused(database)[0].state, "paused again"
+    later = start(agent, DATABASE_URL=database)
+    later.secret = caller.secret
+    assert texts(decide(later, widgets(caller, thread_id)[1], APPROVE)) == ["Done"]
+    for received in fake_openai.received[1:]:
+        (image,) = [item for item in received.body["input"] if item.get("type") == "image_generation_call"]
+        assert image["result"] == IMAGE
+
+
+def test_a_generated_image_that_is_gone(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     caller = start(f"{AGENTS}:careful")
-    drawing = [*draws("iVBO" * 600_000), *says("Here")]
-    fake_openai.behaviour = streaming(drawing, calling("delete_file", path="a.txt"), says("Done"))
+    fake_openai.behaviour = streaming([*draws(IMAGE), *calling("delete_file", path="a.txt")], says("Done"))
+    thread_id, _ = caller.create("Draw, and delete")
+    with create_engine(address).begin() as connection:
+        connection.execute(text("DELETE FROM chat_images"))
+    assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
+    (image,) = [item for item in fake_openai.received[1].body["input"] if item.get("type") == "image_generation_call"]
+    assert (image["id"], image["result"]) == ("ig_of_the_model", None)
+
+
+def test_images_of_earlier_turns_that_do_not_fit(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
+    caller = start(f"{AGENTS}:careful")
+    fake_openai.behaviour = streaming([*draws(IMAGE), *says("Here")], calling("delete_file", path="a.txt"), says("Done"))
     thread_id, _ = caller.create("Draw")
     assert errors(caller.say(thread_id, "Delete it")) == []
     assert "iVBO" in json.dumps(fake_openai.received[1].body)
@@ -530,6 +589,60 @@ def test_images_of_earlier_turns_are_not_kept(start: Start, fake_openai: FakeOpe
     assert "(This image is not shown to you.)" in json.dumps(fake_openai.received[2].body)
 
 
+@pytest.mark.parametrize("size", [1000, len(IMAGE)])
+def test_images_of_tools_are_kept_if_they_fit(start: Start, fake_openai: FakeOpenAI, size: int) -> None:
+    caller = start(f"{AGENTS}:careful")
+    photograph = calling("photographs", "call_a", size=size)
+    fake_openai.behaviour = streaming(photograph, calling("delete_file", "call_b", path="a.txt"), says("Done"))
+    thread_id, events = caller.create("Go")
+    assert errors(events) == []
+    assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
+    ((part,), _) = outputs(fake_openai.received[2].body)
+    before = outputs(fake_openai.received[1].body)[0][0]
+    assert part == (before if size == 1000 else {"type": "input_text", "text": "(This image is not shown to you.)"})
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_own_server_with_several_agents_a_session_hooks_and_a_converter(
+    start: Start, fake_openai: FakeOpenAI, database: str, name: str
+) -> None:
+    caller = start(f"{AGENTS}:LargeServer", DATABASE_URL=database)
+    image = "iVBO" * 100
+    partly = draws(image, image, image)
+    fake_openai.behaviour = streaming(
+        [*partly, *calling("delete_file", "call_a", path="a.txt")],
+        calling("delete_file", "call_b", path="b.txt"),
+        [*partly, *says("Done")],
+        says("You're welcome"),
+    )
+    thread_id, events = caller.create(f"The {name}, please")
+    assert (errors(events), progress(events)) == ([], [0.0, 0.5])
+    decide(caller, widgets(caller, thread_id)[0], APPROVE)
+    later = start(f"{AGENTS}:LargeServer", DATABASE_URL=database)
+    later.secret = caller.secret
+    events = decide(later, widgets(caller, thread_id)[1], APPROVE)
+    assert (errors(events), texts(events), progress(events)) == ([], ["Done"], [0.0, 0.5])
+    assert [received.body["model"] for received in fake_openai.received] == [f"gpt-{name}"] * 3
+    assert [line.split(" of ")[0] for line in executed] == ["hook", "delete a.txt", "hook", "delete b.txt"]
+    later.say(thread_id, "Thanks")
+    assert [item.get("type", item.get("role")) for item in fake_openai.received[3].body["input"]] == [
+        "message",
+        "image_generation_call",
+        "function_call",
+        "function_call_output",
+        "function_call",
+        "function_call_output",
+        "message",
+        "message",
+    ], "the session has all of it; both images have one id"
+
+
+def progress(events: list[Any]) -> list[float]:
+    """Of the images, if it is known how many partial ones there are."""
+    updates = [event.update for event in events if event.type == "thread.item.updated"]
+    return [update.progress for update in updates if update.type == "generated_image.updated"]
+
+
 def test_chosen_model_stays(start: Start, fake_openai: FakeOpenAI) -> None:
     offered = {"models": [{"id": "gpt-test", "label": "Small"}, {"id": "gpt-large", "label": "Large"}]}
     caller = start(f"{AGENTS}:careful", CHATKIT_COMPOSER=json.dumps(offered))
@@ -537,6 +650,41 @@ def test_chosen_model_stays(start: Start, fake_openai: FakeOpenAI) -> None:
     events = list(caller.stream("threads.create", input=user_input("Go", model="gpt-large")))
     assert texts(decide(caller, widgets(caller, events[0].thread.id)[0], APPROVE)) == ["Done"]
     assert [received.body["model"] for received in fake_openai.received] == ["gpt-large", "gpt-large"]
+
+
+CHOICES = {"tools": [{"id": tool, "label": tool, "icon": "globe"} for tool in ("look_up", "delete_file")]}
+
+
+@pytest.mark.parametrize("agent", [f"{AGENTS}:triage", f"{AGENTS}:triage_for_user", f"{AGENTS}:TriageServer"])
+def test_a_chosen_tool_before_a_handoff_back(start: Start, fake_openai: FakeOpenAI, database: str, agent: str) -> None:
+    caller = start(agent, CHATKIT_COMPOSER=json.dumps(CHOICES), DATABASE_URL=database)
+    fake_openai.behaviour = streaming(
+        calling("look_up", "call_a", path="a.txt"),
+        calling("transfer_to_specialist", "call_b"),
+        calling("transfer_to_triage", "call_c"),
+        calling("delete_file", "call_d", path="a.txt"),
+        calling("delete_file", "call_e", path="b.txt"),
+        says("Done"),
+    )
+    events = list(caller.stream("threads.create", input=user_input("Go", tool_choice={"id": "look_up"})))
+    thread_id = events[0].thread.id
+    assert decide(caller, widgets(caller, thread_id)[0], APPROVE)
+    later = start(agent, CHATKIT_COMPOSER=json.dumps(CHOICES), DATABASE_URL=database)
+    later.secret = caller.secret
+    events = decide(later, widgets(caller, thread_id)[1], APPROVE)
+    assert (errors(events), texts(events)) == ([], ["Done"])
+    assert len(executed) == 3
+    chosen = [received.body.get("tool_choice") for received in fake_openai.received]
+    assert chosen == [{"type": "function", "name": "look_up"}, *[None] * 5], "it is called first, once"
+
+
+def test_a_chosen_tool_that_needs_approval(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start(f"{AGENTS}:triage", CHATKIT_COMPOSER=json.dumps(CHOICES))
+    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
+    events = list(caller.stream("threads.create", input=user_input("Go", tool_choice={"id": "delete_file"})))
+    assert texts(decide(caller, widgets(caller, events[0].thread.id)[0], APPROVE)) == ["Done"]
+    chosen = [received.body.get("tool_choice") for received in fake_openai.received]
+    assert chosen == [{"type": "function", "name": "delete_file"}, None]
 
 
 def test_reasoning_before_the_call_is_finished(start: Start, fake_openai: FakeOpenAI) -> None:

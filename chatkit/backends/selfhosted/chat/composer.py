@@ -120,7 +120,7 @@ def _renamed(model: Model, name: str) -> Model:
     """Return a copy of ``model`` that asks the same provider for the model ``name``."""
     # A copy of a model with a WebSocket would share the connection.
     if not isinstance(model, OpenAIChatCompletionsModel | OpenAIResponsesModel) or isinstance(model, OpenAIResponsesWSModel):
-        log.error("CHATKIT_COMPOSER lists the model %s, with which a %s can't be replaced", name, type(model).__name__)
+        log.error("CHATKIT_COMPOSER lists the model %s, which a %s can't be changed to", name, type(model).__name__)
         raise CustomStreamError("This model can't be used here.", allow_retry=False)
     renamed = copy.copy(model)
     renamed.model = str(name)

@@ -123,7 +123,7 @@ def test_the_choice_is_refused_for_a_model_of_another_kind(
     before = len(recorder.lines)
     assert errors(ask(start, agent)) == [("custom", "This model can't be used here.", False)]
     assert models(fake_openai) == asked
-    assert any("the model best, with which a ScriptedModel can't be replaced" in line for line in recorder.lines[before:])
+    assert any("the model best, which a ScriptedModel can't be changed to" in line for line in recorder.lines[before:])
 
 
 LIMITED = {"CHATKIT_TOKENS_PER_DAY": "2"}

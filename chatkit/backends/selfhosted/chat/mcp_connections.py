@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
+from agents import Agent, RunContextWrapper
+from agents._run_state_agent_identity import _iter_agent_graph
 from agents.mcp import MCPServer
 from agents.mcp._logging import get_mcp_server_log_name
 
@@ -27,8 +30,8 @@ class McpConnection:
         self._server = server
         self._name = get_mcp_server_log_name(server.name)  # without the credentials of an address
         self._list_tools = partial(type(server).list_tools, server)
-        self._connected = self._reported = False
-        self._lost = asyncio.Event()
+        self._reported = False
+        self._connected, self._lost = asyncio.Event(), asyncio.Event()
         server.list_tools = self._list_connected_tools  # type: ignore[method-assign]
 
     async def run(self) -> None:
@@ -39,7 +42,7 @@ class McpConnection:
             try:
                 await asyncio.wait([connection])
             finally:
-                self._connected = False
+                self._connected.clear()
                 connection.cancel()
                 await asyncio.wait([connection])
             if connection.cancelled() or (error := connection.exception()) is None:
@@ -54,7 +57,8 @@ class McpConnection:
             await server.connect()
         log.info("The MCP server %s is connected", self._name)
         self._lost.clear()
-        self._connected, self._reported = True, False
+        self._connected.set()
+        self._reported = False
         try:
             await self._lost.wait()
         finally:
@@ -63,17 +67,40 @@ class McpConnection:
 
     async def _list_connected_tools(self, *arguments: Any, **named: Any) -> Any:
         """Replace the server's ``list_tools``."""
-        if not self._connected:
+        if not self._connected.is_set():
             return []
         try:
             return await self._list_tools(*arguments, **named)
         except Exception as error:  # noqa: BLE001  whatever it is, the agent answers without these tools
             self._report(type(error).__name__)
+            self._connected.clear()
             self._lost.set()
             return []
+
+    async def wait(self, *arguments: Any) -> None:
+        """Wait until the server lists its tools. ``arguments`` are those of ``list_tools``."""
+        while True:
+            await self._connected.wait()
+            await self._list_connected_tools(*arguments)  # notices that the connection is lost
+            if self._connected.is_set():
+                return
 
     def _report(self, reason: str) -> None:
         """Log once that there is no connection. The text of an error may contain the server's address, with a key."""
         if not self._reported:
             log.error("The MCP server %s can't be used (%s); agents answer without it", self._name, reason)
             self._reported = True
+
+
+async def wait_for(agent: Agent[Any], names: Collection[str], context: Any) -> None:
+    """Wait until those MCP servers of ``agent`` and its other agents are connected that have one of ``names`` in the log.
+
+    Raises:
+        TimeoutError: one is not after ``CONNECT_SECONDS``.
+    """
+    async with asyncio.timeout(CONNECT_SECONDS):
+        for owner in _iter_agent_graph(agent):
+            for server in owner.mcp_servers:
+                connection = getattr(server.list_tools, "__self__", None)
+                if isinstance(connection, McpConnection) and get_mcp_server_log_name(server.name) in names:
+                    await connection.wait(RunContextWrapper(context), owner)

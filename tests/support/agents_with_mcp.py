@@ -18,13 +18,20 @@ async def weather(city: str) -> str:
     return f"Sun in {city}"
 
 
+@function_tool(needs_approval=True)
+async def book(city: str) -> str:
+    """Book a journey to a city."""
+    return f"{city} is booked"
+
+
 stdio = MCPServerStdio(
     {"command": sys.executable, "args": ["-m", "tests.support.mcp_server"], "cwd": PROJECT},
     require_approval=os.environ.get("TEST_MCP_APPROVAL", "never"),  # type: ignore[arg-type]
     client_session_timeout_seconds=30,
 )
-local = Agent(name="Local", model="gpt-test", tools=[weather], mcp_servers=[stdio])
+local = Agent(name="Local", model="gpt-test", tools=[weather, book], mcp_servers=[stdio])
 handing_over = Agent(name="Handing over", model="gpt-first", handoffs=[local])
+managing = Agent(name="Managing", model="gpt-boss", tools=[local.as_tool("clerk", "Ask the clerk.")])
 
 
 @function_tool

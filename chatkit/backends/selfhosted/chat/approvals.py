@@ -28,7 +28,7 @@ from agents import (
 
 from chatkit.actions import Action
 from chatkit.agents import AgentContext, ResponseStreamConverter
-from chatkit.backends.selfhosted.chat import run_states
+from chatkit.backends.selfhosted.chat import mcp_connections, run_states
 from chatkit.backends.selfhosted.chat.composer import with_tool_choice
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.events import agent_events, close_workflow
@@ -121,19 +121,15 @@ async def resume(
         run_options: for ``Runner.run_streamed``, such as ``session``, ``hooks`` and ``run_config``.
 
     Raises:
-        CustomStreamError: the agent has changed and can't resume the run.
+        CustomStreamError: the agent has changed and can't resume the run, or an MCP server is away, and the call stays pending.
     """
     store = cast(SqlStore, context.store)
-    agents = [agent] if isinstance(agent, Agent) else agent
-    state = await _load_pending(store, context, sender)
+    prepared = await _prepare([agent] if isinstance(agent, Agent) else agent, context, sender)
     widget, run = await _decide(store, action, sender, context.request_context)
     yield ThreadItemReplacedEvent(item=widget)
-    if run is None or state is None:
+    if run is None or prepared is None:
         return
-    agent = next((agent for agent in agents if agent.name == state.agent), agents[0])
-    if state.tool_choice not in (None, agent.model_settings.tool_choice):
-        # The run began with a copy, which the SDK tells from the agent when that is handed over to.
-        agent = with_tool_choice(agent, state.tool_choice)
+    agent, state = prepared
     try:
         run_state = await _restore(run, state, agent, context)
     except Exception as error:  # noqa: BLE001  the SDK raises many kinds for a state that does not fit
@@ -156,15 +152,32 @@ async def resume(
     raise CustomStreamError("The assistant has changed in the meantime. Please ask again.", allow_retry=False)
 
 
-async def _load_pending(store: SqlStore, context: AgentContext[ChatContext], sender: WidgetItem) -> LoadedState | None:
-    """Return the state of the thread's paused run, if the call that ``sender`` shows is pending.
+async def _prepare(
+    agents: Sequence[Agent[Any]], context: AgentContext[ChatContext], sender: WidgetItem
+) -> tuple[Agent[Any], LoadedState] | None:
+    """Return what the thread's paused run is to be resumed with, if the call that ``sender`` shows is pending.
 
-    This comes before the decision: if it fails, the call is still pending.
+    This comes before the decision, and waits for the MCP servers of the run: if it fails, the call stays pending.
+
+    Raises:
+        CustomStreamError: an MCP server stays away.
     """
+    store = cast(SqlStore, context.store)
     run = await store.load_paused_run(context.thread.id, context.request_context)
     if run is None or run.decisions.get(sender.id, sender) is not None:
         return None
-    return await run_states.load(run.state, store, context.thread.id, context.request_context)
+    state = await run_states.load(run.state, store, context.thread.id, context.request_context)
+    agent = next((agent for agent in agents if agent.name == state.agent), agents[0])
+    if state.tool_choice not in (None, agent.model_settings.tool_choice):
+        # The run began with a copy, which the SDK tells from the agent when that is handed over to.
+        agent = with_tool_choice(agent, state.tool_choice)
+    try:
+        await mcp_connections.wait_for(agent, state.mcp_servers, context)
+    except TimeoutError:
+        raise CustomStreamError(
+            "The tool can't be reached at the moment. Please decide again later.", allow_retry=True
+        ) from None
+    return agent, state
 
 
 async def _pause(context: AgentContext[ChatContext], result: RunResultStreaming) -> AsyncIterator[ThreadStreamEvent]:

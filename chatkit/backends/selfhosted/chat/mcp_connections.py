@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from functools import lru_cache, partial
 from typing import Any
 
+from agents import Agent, RunContextWrapper
+from agents._run_state_agent_identity import _iter_agent_graph
 from agents.mcp import MCPServer
 from agents.mcp._logging import get_mcp_server_log_name
 from agents.mcp.server import _MCPServerWithClientSession
@@ -31,8 +33,8 @@ class McpConnection:
         self._name = get_mcp_server_log_name(server.name)  # without the credentials of an address
         self._list_tools = partial(type(server).list_tools, server)
         self._call_tool = partial(type(server).call_tool, server)
-        self._connected = self._reported = False
-        self._lost = asyncio.Event()
+        self._reported = False
+        self._connected, self._lost = asyncio.Event(), asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None  # that of the connection
         server.list_tools = partial(self._in_loop, self._list_connected_tools)  # type: ignore[method-assign]
         server.call_tool = partial(self._in_loop, self._call_and_watch)  # type: ignore[method-assign]
@@ -61,11 +63,12 @@ class McpConnection:
             await server.connect()
         log.info("The MCP server %s is connected", self._name)
         self._lost.clear()
-        self._connected, self._reported = True, False
+        self._connected.set()
+        self._reported = False
         try:
             await self._lost.wait()
         finally:
-            self._connected = False
+            self._connected.clear()
             async with asyncio.timeout(CLEANUP_SECONDS):
                 await server.cleanup()
 
@@ -78,12 +81,13 @@ class McpConnection:
 
     async def _list_connected_tools(self, *arguments: Any, **named: Any) -> Any:
         """Replace the server's ``list_tools``."""
-        if not self._connected:
+        if not self._connected.is_set():
             return []
         try:
             return await self._list_tools(*arguments, **named)
         except Exception as error:  # noqa: BLE001  whatever it is, the agent runs without these tools
             self._report(type(error).__name__)
+            self._connected.clear()
             self._lost.set()
             return []
 
@@ -102,6 +106,14 @@ class McpConnection:
     def _invalidate_tools_cache(self) -> None:
         if invalidate := getattr(self._server, "invalidate_tools_cache", None):  # an operator's class may have no cache
             invalidate()
+
+    async def wait(self, *arguments: Any) -> None:
+        """Wait until the server lists its tools. ``arguments`` are those of ``list_tools``."""
+        while True:
+            await self._connected.wait()
+            await self._list_connected_tools(*arguments)  # notices that the connection is lost
+            if self._connected.is_set():
+                return
 
     def _report(self, reason: str) -> None:
         """Log once that there is no connection. The text of an error may contain the server's address, with a key."""
@@ -128,3 +140,17 @@ def _report_unknown(name: str) -> None:
         "Create it at the top level of the module in CHATKIT_AGENT",
         name,
     )
+
+
+async def wait_for(agent: Agent[Any], names: Collection[str], context: Any) -> None:
+    """Wait until those MCP servers of ``agent`` and its other agents are connected that have one of ``names`` in the log.
+
+    Raises:
+        TimeoutError: one is not after ``CONNECT_SECONDS``.
+    """
+    async with asyncio.timeout(CONNECT_SECONDS):
+        for owner in _iter_agent_graph(agent):
+            for server in owner.mcp_servers:
+                connection = getattr(getattr(server.list_tools, "func", None), "__self__", None)
+                if isinstance(connection, McpConnection) and get_mcp_server_log_name(server.name) in names:
+                    await connection.wait(RunContextWrapper(context), owner)

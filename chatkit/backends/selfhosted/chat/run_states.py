@@ -32,14 +32,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedState:
-    """A stored state, and what the SDK does not store with it. That is ``None`` if an earlier version stored it."""
-
     json: str
     """The SDK's JSON."""
+    mcp_servers: set[str]
+    """The servers whose tools the model has called, by their names in the log."""
     agent: str | None
-    """The name of the agent that the run began with."""
+    """The name of the agent that the run began with; ``None`` if an earlier version stored the state."""
     tool_choice: str | None
-    """Its tool choice, which may be that of one message."""
+    """The agent's tool choice, which may be that of one message."""
 
 
 def dump(run_state: RunState[Any]) -> str | None:
@@ -78,7 +78,9 @@ async def load(stored: str, store: SqlStore, thread_id: str, context: ChatContex
             for call in calls:
                 if call["id"] == call_id and media_type.startswith("data:"):
                     call["result"] = data
-    return LoadedState(_encode(kept["run_state"]), kept.get("agent"), kept.get("tool_choice"))
+    state = kept["run_state"]
+    bindings = [binding for response in _responses(state) for binding in response.get("mcp_tool_bindings", {}).values()]
+    return LoadedState(_encode(state), {server for server, *_ in bindings}, kept.get("agent"), kept.get("tool_choice"))
 
 
 def pack(kept: dict[str, Any], *, keep_images: bool = True) -> bytes:
@@ -132,12 +134,18 @@ def unpack(stored: str) -> dict[str, Any]:
 
 def _drop_credentials(state: dict[str, Any]) -> None:
     """Drop the configurations of hosted MCP tools, which may have headers. They are read from the agent on resuming."""
-    response = state["last_processed_response"] or {}
-    for request in response.get("mcp_approval_requests", ()):
-        request["mcp_tool"] = {"name": request["mcp_tool"].get("name")}
-    for call in response.get("functions", ()):
-        if nested := call.get("agent_run_state"):
-            _drop_credentials(nested)
+    for response in _responses(state):
+        for request in response.get("mcp_approval_requests", ()):
+            request["mcp_tool"] = {"name": request["mcp_tool"].get("name")}
+
+
+def _responses(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the model's last response, and those of paused agents that are used as tools."""
+    if response := state["last_processed_response"]:
+        yield response
+        for call in response.get("functions", ()):
+            if nested := call.get("agent_run_state"):
+                yield from _responses(nested)
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:

@@ -123,11 +123,73 @@ def test_call_that_needs_approval(start: Start, fake_openai: FakeOpenAI, recorde
     fake_openai.behaviour = streaming(FIND, says("It is 7"))
     caller = start(f"{AGENTS}:local")
     wait_for(lambda: lines(recorder, "is connected"))
-    thread_id, events = caller.create("Who is Ada?")
-    (widget,) = [event.item for event in events if event.type == "thread.item.done" and event.item.type == "widget"]
+    assert texts(approve(caller, pause(caller))) == ["It is 7"]
+    assert outputs(fake_openai) == ["Ada is customer 7"]
+
+
+def approve(caller: Caller, widget: Any) -> list[Any]:
     action = {"type": "chatkit.approval", "payload": {"approved": True}}
-    events = list(caller.stream("threads.custom_action", thread_id=thread_id, item_id=widget.id, action=action))
-    assert texts(events) == ["It is 7"]
+    return list(caller.stream("threads.custom_action", thread_id=widget.thread_id, item_id=widget.id, action=action))
+
+
+def pause(caller: Caller) -> Any:
+    """Return the widget of the call that waits for approval."""
+    (widget,) = [event.item for event in caller.create("Go")[1] if event.type == "thread.item.done"][-1:]
+    assert widget.type == "widget"
+    return widget
+
+
+SLOW = "import runpy, time; time.sleep(1); runpy.run_module('tests.support.mcp_server', run_name='__main__')"
+NEVER = "import time; time.sleep(100)"
+
+
+@pytest.mark.parametrize("agent", ["local", "local_for_user", "handing_over", "managing"])
+def test_an_approval_while_the_server_is_being_connected(
+    start: Start, fake_openai: FakeOpenAI, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, database: str, agent: str
+) -> None:
+    monkeypatch.setenv("TEST_MCP_APPROVAL", "always")
+    monkeypatch.setattr(mcp_connections, "CONNECT_SECONDS", 60)  # a loaded machine
+    recorder.lines.clear()
+    before = {
+        "handing_over": [json.loads(json.dumps(calls("transfer_to_local")).replace("call_1", "call_0"))],
+        "managing": [json.loads(json.dumps(calls("clerk", input="Ada?")).replace("call_1", "call_0"))],
+    }
+    fake_openai.behaviour = streaming(*before.get(agent, []), FIND, says("It is 7"))
+    caller = start(f"{AGENTS}:{agent}", DATABASE_URL=database)
+    wait_for(lambda: lines(recorder, "is connected"))
+    widget = pause(caller)
+    sys.modules.pop(AGENTS)
+    importlib.import_module(AGENTS).stdio.params.args = ["-c", SLOW]
+    later = start(f"{AGENTS}:{agent}", DATABASE_URL=database)
+    later.secret = caller.secret
+    assert len(lines(recorder, "is connected")) == 1
+    events = approve(later, widget)
+    assert (errors(events), texts(events)) == ([], ["It is 7"])
+    assert len(lines(recorder, "is connected")) == 2
+
+
+def test_an_approval_while_the_server_is_away(
+    start: Start, fake_openai: FakeOpenAI, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_MCP_APPROVAL", "always")
+    recorder.lines.clear()
+    fake_openai.behaviour = streaming(FIND, calls("book", city="Rome"), says("It is booked"), says("It is 7"))
+    caller = start(f"{AGENTS}:local")
+    wait_for(lambda: lines(recorder, "is connected"))
+    widget, of_another_tool = pause(caller), pause(caller)
+    parameters = importlib.import_module(AGENTS).stdio.params
+    args, parameters.args = parameters.args, ["-c", NEVER]
+    monkeypatch.setattr(mcp_connections, "CONNECT_SECONDS", 2)
+    (process,) = stdio_servers()
+    process.kill()
+    away = "The tool can't be reached at the moment. Please decide again later."
+    assert errors(approve(caller, widget)) == [("custom", away, True)]
+    assert caller.items(widget.thread_id).data[0] == widget, "it is still pending"
+    assert texts(approve(caller, of_another_tool)) == ["It is booked"], "it needs no server that is away"
+    parameters.args = args
+    monkeypatch.setattr(mcp_connections, "CONNECT_SECONDS", 60)
+    wait_for(lambda: len(lines(recorder, "is connected")) == 2)
+    assert texts(approve(caller, widget)) == ["It is 7"]
     assert outputs(fake_openai) == ["Ada is customer 7"]
 
 

@@ -289,10 +289,10 @@ def test_missing_or_unknown_secret(service: Service, authorization: str | None, 
 
 def test_expired_session_and_the_next_one(tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path}/chatkit.db"
-    with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=address, CHATKIT_SESSION_TTL="2") as service:
+    with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=address, CHATKIT_SESSION_TTL="4") as service:
         caller = Caller(service.url)
         thread_id, _ = caller.create("progress")
-        time.sleep(2.5)
+        time.sleep(4.5)
         response = caller.post("threads.get_by_id", thread_id=thread_id)
         assert (response.status_code, response.json()["code"]) == (401, "client_secret_expired")
         caller.refresh()

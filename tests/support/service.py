@@ -34,7 +34,7 @@ def free_port() -> int:
     It is below the range for outgoing connections, and each worker of pytest-xdist has its own range, so it stays free until
     it is used.
     """
-    for port in _ports():
+    for port in _ports(os.getpid()):
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
@@ -43,9 +43,10 @@ def free_port() -> int:
 
 
 @functools.cache
-def _ports() -> Iterator[int]:
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    return itertools.cycle(range(12_000 + 1000 * worker + os.getpid() % 500, 13_000 + 1000 * worker))
+def _ports(process: int) -> Iterator[int]:
+    """Return the ports of ``process``. Those of the process that collects the tests are apart from its forks'."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw19").removeprefix("gw"))
+    return itertools.cycle(range(12_000 + 1000 * worker + process % 500, 13_000 + 1000 * worker))
 
 
 def environment(**variables: str) -> dict[str, str]:

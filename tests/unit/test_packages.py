@@ -103,7 +103,7 @@ def test_nothing_imports_from_a_test_module() -> None:
 
 TESTED_ELSEWHERE = {
     "__init__": "tests/unit/endpoints/test_sessions.py",
-    "__main__": "tests/service/test_web_concurrency.py",
+    "__main__": "tests/service/test_start.py",
     "backends/__init__": "tests/service/test_gunicorn.py",
     "backends/interface": "tests/unit/endpoints/test_sessions.py",
     "backends/hosted/backend": "tests/unit/endpoints/test_sessions.py",

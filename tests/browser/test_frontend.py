@@ -21,26 +21,24 @@ from playwright.sync_api import Browser, Page, Route, expect
 from tests.support.browser import FRONTEND, Visitor, answer_to, axe_violations, say
 from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, failing, issue_session, issuing
 from tests.support.identity_provider import SECRET, shared
-from tests.support.next_app import NextApp
-from tests.support.service import Service, free_port
+from tests.support.next_app import NextApp, service_port
+from tests.support.service import Service
 
 LOADED = "Chat interface loaded"
 UNMOUNT = "<script>parent.postMessage('unmount', '*')</script>"
 """The content of ChatKit's frame for a host that is not on OpenAI's domain allowlist."""
-PORT = free_port()
-"""The port of each test's service, whose address is part of the app's build."""
 
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[NextApp]:
     """The app for a self-hosted chat."""
-    with NextApp("selfhosted", f"http://localhost:{PORT}", domain_key="local-dev") as running:
+    with NextApp("selfhosted", f"http://localhost:{service_port()}", domain_key="local-dev") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def hosted_app() -> Iterator[NextApp]:
-    with NextApp("hosted", f"http://localhost:{PORT}") as running:
+    with NextApp("hosted", f"http://localhost:{service_port()}") as running:
         yield running
 
 
@@ -49,7 +47,7 @@ def selfhosted(app: NextApp, tmp_path: Path) -> Callable[..., Service]:
     def make(**variables: str) -> Service:
         return Service(
             **{
-                "PORT": str(PORT),
+                "PORT": str(service_port()),
                 "CHATKIT_BACKEND": "selfhosted",
                 "CHATKIT_ALLOWED_ORIGINS": app.url,
                 "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db",
@@ -65,7 +63,7 @@ def hosted(hosted_app: NextApp, fake_openai: FakeOpenAI) -> Callable[..., Servic
     def make(**variables: str) -> Service:
         return Service(
             **{
-                "PORT": str(PORT),
+                "PORT": str(service_port()),
                 "CHATKIT_BACKEND": "hosted",
                 "CHATKIT_ALLOWED_ORIGINS": hosted_app.url,
                 "CHATKIT_API_BASE": fake_openai.url,
@@ -606,7 +604,7 @@ class TestHosted:
 def test_five_chats_in_strict_mode_make_one_call(selfhosted: Callable[..., Service], visitor: Visitor) -> None:
     """Under ``next dev``, because React's strict mode runs effects twice only there."""
     with (
-        NextApp("five", f"http://localhost:{PORT}", domain_key="local-dev", dev=True) as app,
+        NextApp("five", f"http://localhost:{service_port()}", domain_key="local-dev", dev=True) as app,
         selfhosted(CHATKIT_ALLOWED_ORIGINS=app.url),
     ):
         page = visitor.open(f"{app.url}/five")
@@ -677,7 +675,7 @@ def fake_service(origin: str, body: bytes) -> Iterator[None]:
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", PORT), Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", service_port()), Handler) as server:
         Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield
         server.shutdown()

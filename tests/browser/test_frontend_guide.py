@@ -11,10 +11,9 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.support.browser import Visitor, answer_to, say
-from tests.support.next_app import FRONTEND, NextApp
-from tests.support.service import PROJECT, Service, free_port
+from tests.support.next_app import FRONTEND, NextApp, service_port
+from tests.support.service import PROJECT, Service
 
-PORT = free_port()
 LAYOUT = """export default function Layout({ children }: { children: React.ReactNode }) {
   return <html lang="en"><body>{children}</body></html>
 }
@@ -35,7 +34,7 @@ class EmptyApp(NextApp):
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[NextApp]:
-    with EmptyApp("snippet", f"http://localhost:{PORT}", domain_key="local-dev") as running:
+    with EmptyApp("snippet", f"http://localhost:{service_port()}", domain_key="local-dev") as running:
         yield running
 
 
@@ -45,7 +44,7 @@ def test_chat_fills_its_container(host: str, app: NextApp, tmp_path: Path, brows
     database = f"sqlite:///{tmp_path}/chatkit.db"
     size = {"width": 900, "height": 700}
     with (
-        Service(CHATKIT_ENV="development", PORT=str(PORT), SECRET_KEY="", DATABASE_URL=database),
+        Service(CHATKIT_ENV="development", PORT=str(service_port()), SECRET_KEY="", DATABASE_URL=database),
         browser.new_context(viewport=size) as context,  # type: ignore[arg-type]
     ):
         page = Visitor(context).open(app.url.replace("localhost", host))

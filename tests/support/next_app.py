@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -23,6 +24,12 @@ COPIES = FRONTEND / ".e2e"
 NEXT = FRONTEND / "node_modules/.bin/next"
 PARTS = ["app", "components", "instrumentation-client.ts", "lib", "next.config.ts", "package.json", "tsconfig.json"]
 API_URL, DOMAIN_KEY = "http://api-url.invalid", "domain-key-of-the-build"
+
+
+@functools.cache
+def service_port() -> int:
+    """Return the port of each test's service, whose address is part of the app. Each process of pytest-xdist has its own."""
+    return free_port()
 
 
 class NextApp:

@@ -44,8 +44,7 @@ def free_port() -> int:
 
 @functools.cache
 def _ports(process: int) -> Iterator[int]:
-    """Return the ports of ``process``. Those of the process that collects the tests are apart from its forks'."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw19").removeprefix("gw"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     return itertools.cycle(range(12_000 + 1000 * worker + process % 500, 13_000 + 1000 * worker))
 
 

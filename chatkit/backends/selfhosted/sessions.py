@@ -53,7 +53,7 @@ _INSERT_SESSION = insert(SessionRow)
 _SELECT_SESSION = select(SessionRow.id, SessionRow.user_id, SessionRow.expires_at, SessionRow.agent, SessionRow.claims).where(
     SessionRow.secret_hash == bindparam("hash")
 )
-# With a lock that whoever deletes the row waits for.
+# With a lock that a deletion of the row waits for.
 _LOCK_SESSION = select(SessionRow.id).where(SessionRow.id == bindparam("session")).with_for_update(read=True, key_share=True)
 _now: Any = bindparam("now")
 _END_SESSION = (

@@ -291,7 +291,7 @@ def _watch_interrupted(result: RunResultStreaming) -> None:
 
     def check(_task: asyncio.Task[Any]) -> None:
         if not taken:
-            log.error("The agent %s waits for an approval that nobody can give: see approvals.run_events", name)
+            log.error("The agent %s waits for an approval that can't be given: see approvals.run_events", name)
 
     result.to_state = take  # type: ignore[method-assign]
     cast(asyncio.Task[Any], asyncio.current_task()).add_done_callback(check)

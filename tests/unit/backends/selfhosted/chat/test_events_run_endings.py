@@ -78,7 +78,7 @@ def test_a_tool_that_was_decided_on_ends_the_run(start: Start, fake_openai: Fake
     assert texts(decided) == ["a.txt is deleted" if approved else "The user rejected this call."]
 
 
-LOST = "The agent Careful waits for an approval that nobody can give"
+LOST = "The agent Careful waits for an approval that can't be given"
 
 
 def test_an_approval_that_an_own_server_forgets_is_logged(start: Start, fake_openai: FakeOpenAI, recorder: Recorder) -> None:

@@ -181,7 +181,7 @@ class TestInTheBrowser:
         """While it is generated, when it is complete, and after a reload."""
         partial, complete = (base64.b64encode(png(width)).decode() for width in (2, 3))
         drawing = draws(complete, partial)
-        drawing.insert(-2, 1.0)
+        drawing.insert(-2, 3.0)
         fake_openai.behaviour = streaming([*drawing, *says("Here it is")])
         own = {"OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": fake_openai.url}
         with development(tmp_path, CHATKIT_AGENT="tests.support.agents_under_test:simple", **own) as service:

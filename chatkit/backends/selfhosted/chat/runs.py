@@ -1,8 +1,8 @@
 """The active runs: responses that are being produced, each with a row in the database.
 
 The row lets any process see that a response is being produced and stop it in its own process, which reads the rows of its runs
-several times per second. That process also stops a run whose row is gone: the thread was deleted or belongs to another user now,
-or the process stalled for so long that another run has replaced this one. The store refuses what such a run still writes.
+several times per second. That process also stops a run whose row is gone: the thread was deleted or belongs to another user
+now, or the process stalled for so long that another run has replaced this one. The store refuses what such a run still writes.
 """
 
 from __future__ import annotations

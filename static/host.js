@@ -767,6 +767,7 @@
     database_unavailable: "The database of DATABASE_URL does not respond. Is it running?",
     service_busy: "The process is at its concurrency limit, or shutting down. Try again in a moment.",
     thread_not_active: "This conversation is locked or closed. Start another one in the chat.",
+    request_refused: "The server of CHATKIT_AGENT refused this, with the message above.",
     too_many_requests: "Wait a moment. The limits are set by RATE_LIMIT and CHATKIT_MAX_REQUESTS_PER_MINUTE.",
     authentication_required: "The service requires signed-in users (AUTH_REQUIRED), and this page has no sign-in. Try it from your frontend.",
     script_not_loaded: "OpenAI's CDN, the only source of ChatKit, can't be reached: no internet connection, an ad blocker, or a firewall. Then choose New session.",

@@ -18,6 +18,7 @@ const ADVICE: Record<string, string> = {
   database_unavailable: 'The database of DATABASE_URL does not respond. Is it running?',
   service_busy: 'The process is at its concurrency limit, or shutting down. Try again in a moment.',
   thread_not_active: 'This conversation is locked or closed. Start another one in the chat.',
+  request_refused: 'The server of CHATKIT_AGENT refused this, with the message above.',
   too_many_requests: 'Wait a moment. The limits are set by RATE_LIMIT and CHATKIT_MAX_REQUESTS_PER_MINUTE.',
   authentication_required:
     'The service requires signed-in users (AUTH_REQUIRED), and this page has no sign-in. Try it from your frontend.',

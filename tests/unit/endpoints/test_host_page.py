@@ -53,7 +53,7 @@ class TestPage:
 
     def test_advice_for_every_error_code(self) -> None:
         advised = set(re.findall(r"^  (\w+):", (FRONTEND / "host-page/advice.ts").read_text(), re.MULTILINE))
-        codes = {str(code) for error in vars(errors).values() if (code := getattr(error, "code", None))}
+        codes = {str(code) for error in vars(errors).values() if isinstance(code := getattr(error, "code", None), str)}
         for_callers = {"invalid_request_body", "user_mismatch", "attachments_off", "unsupported_media_type"}
         for_callers |= {"invalid_token", "sign_in_unavailable", "openai_session_not_ended"}  # the page has no sign-in
         of_the_chat = {code for code in codes if code.startswith("client_secret_")}

@@ -175,7 +175,7 @@ async def _prepare(
         await mcp_connections.wait_for(agent, state.mcp_servers, context)
     except TimeoutError:
         raise CustomStreamError(
-            "The tool can't be reached at the moment. Please decide again later.", allow_retry=True
+            "The tool can't be reached at the moment. Please decide again later.", allow_retry=False
         ) from None
     return agent, state
 

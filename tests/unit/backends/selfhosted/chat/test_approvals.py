@@ -411,7 +411,7 @@ def test_agent_that_can_not_be_made_for_now(start: Start, fake_openai: FakeOpenA
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     approving_agents.tools_of_users.clear()
-    assert errors(decide(caller, widget, APPROVE)) == [("stream.error", None, True)]
+    assert errors(decide(caller, widget, APPROVE)) == [("stream.error", None, False)]
     assert widgets(caller, thread_id) == [widget], "it is still pending"
     approving_agents.tools_of_users[:] = [approving_agents.delete_file]
     assert texts(decide(caller, widget, APPROVE)) == ["Done"]

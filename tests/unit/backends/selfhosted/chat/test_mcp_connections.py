@@ -183,7 +183,7 @@ def test_an_approval_while_the_server_is_away(
     (process,) = stdio_servers()
     process.kill()
     away = "The tool can't be reached at the moment. Please decide again later."
-    assert errors(approve(caller, widget)) == [("custom", away, True)]
+    assert errors(approve(caller, widget)) == [("custom", away, False)]
     assert caller.items(widget.thread_id).data[0] == widget, "it is still pending"
     assert texts(approve(caller, of_another_tool)) == ["It is booked"], "it needs no server that is away"
     parameters.args = args
@@ -261,7 +261,7 @@ def test_server_whose_tools_are_cached_dies_and_is_started_again(
     fake_openai.behaviour = streaming(FIND, says("I can't say"))
     _, events = caller.create("Who is Ada?")
     assert (errors(events), texts(events)) == ([], ["I can't say"])
-    assert tools(fake_openai) == ["weather"]
+    assert tools(fake_openai) == ["weather", "book"]
     wait_for(lambda: len(lines(recorder, "is connected")) == 2)
     assert lines(recorder, "can't be used")
     fake_openai.behaviour = streaming(FIND, says("It is 7"))

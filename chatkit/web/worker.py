@@ -39,6 +39,7 @@ ANNOUNCE_SECONDS = 0.7  # of "Connection: close" at shutdown, before the port is
 MAX_TINY_CHUNKS, MIN_CHUNK_BYTES = 1000, 64  # that many chunks of a body may be smaller than this on average
 IDLE_SECONDS = 2  # at shutdown, for idle connections to send one more request and get "Connection: close"
 INTERRUPT_SECONDS = 2  # at the end of a shutdown, for unfinished replies to be saved
+QUIT_SECONDS = 3.5  # likewise on SIGINT, 5 s after which Fly.io kills by default
 
 # Python's phrases differ between versions, and the codes are made of them.
 _PHRASES = {414: "Request URI Too Long", 431: "Request Header Fields Too Large"}
@@ -322,5 +323,5 @@ class Worker(_Worker):  # type: ignore[misc]
     def handle_quit_signal(self) -> None:
         """Stop at once (SIGINT, SIGQUIT), but save replies as far as they got."""
         super().handle_quit_signal()
-        self._quit_deadline = self.loop.time() + INTERRUPT_SECONDS
+        self._quit_deadline = self.loop.time() + QUIT_SECONDS
         self.asgi.asgi.interrupt()

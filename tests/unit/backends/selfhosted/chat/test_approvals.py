@@ -423,7 +423,7 @@ def test_call_that_fails_after_its_approval(start: Start, fake_openai: FakeOpenA
     fake_openai.behaviour = streaming(calling("fail"), says("Never said"))
     thread_id, _ = caller.create("Go")
     events = decide(caller, widgets(caller, thread_id)[0], APPROVE)
-    assert errors(events) == [("stream.error", None, True)]
+    assert errors(events) == [("stream.error", None, False)]
     assert executed == ["fail"]
     assert lines(widgets(caller, thread_id)[0]) == ["Allow fail?", "Approved."]
 

@@ -112,7 +112,8 @@ def _serve_services(address: str) -> None:
 
 def serve() -> None:
     """Be a fork server on the listening socket that is standard input, until the parent process ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to the whole process group, and for the parent
+        signal.signal(sign, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes supervisors that have ended
     parent = os.getppid()
     listener = socket.socket(fileno=os.dup(0))
@@ -136,7 +137,8 @@ def _supervise(connection: socket.socket) -> None:
     process = os.fork()
     if process == 0:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for sign in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(sign, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number, file in enumerate(files):
             os.dup2(file, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ with service:
 """
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("started", [False, True], ids=["while starting", "while running"])
 @pytest.mark.parametrize("service", ["Service", "DeployedService"])
 def test_interrupted_run_ends_its_processes(service: str, sign: signal.Signals, started: bool) -> None:
@@ -37,6 +38,7 @@ def test_interrupted_run_ends_its_processes(service: str, sign: signal.Signals, 
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        start_new_session=True,
     ) as run:
         assert run.stdout
         gunicorn = psutil.Process(int(run.stdout.readline()))
@@ -44,7 +46,10 @@ def test_interrupted_run_ends_its_processes(service: str, sign: signal.Signals, 
             assert run.stdout.readline() == "started\n"
         processes = psutil.Process(run.pid).children(recursive=True)
         assert gunicorn in processes
-        run.send_signal(sign)
+        if sign == signal.SIGTERM:
+            os.killpg(run.pid, sign)  # as timeout(1) does
+        else:
+            run.send_signal(sign)
         run.wait(20)
         _, alive = psutil.wait_procs(processes, timeout=10)
         for process in alive:

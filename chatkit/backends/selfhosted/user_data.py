@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -169,10 +169,7 @@ class UserData:
     def export(self, user: str) -> Iterator[tuple[str, int]]:
         """Yield one JSON document in pieces, each with the number of items that it completes."""
         yield f'{{"user": {_json(user)}, "exported_at": "{_iso(time.time())}",\n"sessions": [', 0
-        for separator, row in _separated(self._stream(_SELECT_SESSIONS, user=user)):
-            claims = json.loads(row.claims) if row.claims else {}
-            session = {"id": row.id, "expires_at": _iso(row.expires_at), "agent": row.agent, "claims": claims}
-            yield f"{separator}{_json(session)}", 0
+        yield from self._array(_SELECT_SESSIONS, user, _session)
         yield '],\n"threads": [', 0
         for separator, row in _separated(self._stream(_SELECT_THREADS, user=user)):
             thread = {**json.loads(row.data), "used_at": _iso(row.used_at)}
@@ -181,18 +178,21 @@ class UserData:
                 yield f"{item_separator}{_json(self._with_image(user, item))}", 1
             yield "]}", 0
         yield '],\n"paused_runs": [', 0
-        for separator, row in _separated(self._stream(_SELECT_PAUSED_RUNS, user=user)):
-            yield f"{separator}{_json(dict(row._mapping))}", 0
+        yield from self._array(_SELECT_PAUSED_RUNS, user, lambda row: _json(dict(row._mapping)))
         yield '],\n"active_runs": [', 0
-        for separator, row in _separated(self._stream(_SELECT_ACTIVE_RUNS, user=user)):
-            yield f"{separator}{_json({**row._mapping, 'started_at': _iso(row.started_at)})}", 0
+        yield from self._array(
+            _SELECT_ACTIVE_RUNS, user, lambda row: _json({**row._mapping, "started_at": _iso(row.started_at)})
+        )
         yield '],\n"attachments": [', 0
-        for separator, row in _separated(self._stream(_SELECT_ATTACHMENTS, user=user)):
-            yield f"{separator}{row.data}", 0
+        yield from self._array(_SELECT_ATTACHMENTS, user, lambda row: str(row.data))
         yield '],\n"usage": [', 0
-        for separator, row in _separated(self._stream(_SELECT_USAGE, user=user)):
-            yield f"{separator}{_json({**row._mapping, 'day': row.day.isoformat()})}", 0
+        yield from self._array(_SELECT_USAGE, user, lambda row: _json({**row._mapping, "day": row.day.isoformat()}))
         yield "]}\n", 0
+
+    def _array(self, statement: Executable, user: str, to_json: Callable[[Any], str]) -> Iterator[tuple[str, int]]:
+        """Yield the elements of a JSON array that has no items, as ``export`` does."""
+        for separator, row in _separated(self._stream(statement, user=user)):
+            yield f"{separator}{to_json(row)}", 0
 
     def _with_image(self, user: str, item: dict[str, Any]) -> dict[str, Any]:
         """Return the item with its image as a data URL, if it refers to one."""
@@ -257,6 +257,11 @@ def text_of(item: dict[str, Any]) -> str:
     return _json(
         {name: value for name, value in item.items() if name not in ("id", "thread_id", "created_at", "type", "feedback")}
     )
+
+
+def _session(row: Any) -> str:
+    claims = json.loads(row.claims) if row.claims else {}
+    return _json({"id": row.id, "expires_at": _iso(row.expires_at), "agent": row.agent, "claims": claims})
 
 
 def _separated(values: Iterator[Any]) -> Iterator[tuple[str, Any]]:

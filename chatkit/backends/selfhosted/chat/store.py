@@ -210,12 +210,9 @@ _INTERRUPT_RUN = update(_active_runs).where(_own_run).values(heartbeat=0)
 _DELETE_RUN = delete(_active_runs).where(_own_run)
 _SELECT_ACTIVE_RUNS = select(_active_runs.c.id, _active_runs.c.user_id).where(_own_runs, ~_active_runs.c.stop_requested)
 # Skips rows that another transaction has locked, because two that lock several rows in different orders would wait for each
-# other. SQLite ignores this: it has no row locks.
-_BEAT = (
-    update(_active_runs)
-    .where(_active_runs.c.id.in_(select(_active_runs.c.id).where(_own_runs).with_for_update(skip_locked=True)))
-    .values(heartbeat=bindparam("now"))
-)
+# other. SQLite ignores this: it has no row locks. A run can be interrupted while its heartbeat waits, and must remain so.
+_beating = select(_active_runs.c.id).where(_own_runs, _active_runs.c.heartbeat > 0).with_for_update(skip_locked=True)
+_BEAT = update(_active_runs).where(_active_runs.c.id.in_(_beating)).values(heartbeat=bindparam("now"))
 
 
 @dataclass(frozen=True)

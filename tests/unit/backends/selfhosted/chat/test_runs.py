@@ -104,6 +104,7 @@ class TestRow:
         thread_id = new_thread(sql)
         run(sql.begin_run(thread_id, context("run_1"), alone=True))
         run(sql.end_run(context("run_1"), interrupted=True))
+        run(sql.beat(["run_1"], [ADA.user]))  # a heartbeat that waited for the database meanwhile
         assert not run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
         assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == []
 

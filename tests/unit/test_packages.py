@@ -110,6 +110,7 @@ TESTED_ELSEWHERE = {
     "backends/hosted/errors": "tests/unit/backends/hosted/test_sessions_api_faults.py",
     "backends/selfhosted/backend": "tests/service/test_kept_conversations.py",
     "backends/selfhosted/chat/demo": "tests/service/test_chat.py",
+    "backends/selfhosted/chat/discovery": "tests/unit/backends/selfhosted/chat/test_mcp_connections.py",
     "backends/selfhosted/database/tables": "tests/unit/backends/selfhosted/database/test_migrations.py",
     "commands/__init__": "tests/docs/test_commands_page.py",
     "commands/output": "tests/service/test_commands.py",

@@ -12,19 +12,16 @@ import openai
 import chatkit.logger
 from chatkit.backends.interface import Session
 from chatkit.backends.selfhosted.chat import images_blueprint, runs_blueprint
-from chatkit.backends.selfhosted.chat.assistants import (
-    find_agents,
-    find_mcp_servers,
-    make_openai_client,
-    make_servers,
-)
 from chatkit.backends.selfhosted.chat.blueprint import blueprint
 from chatkit.backends.selfhosted.chat.composer import Composer
+from chatkit.backends.selfhosted.chat.configured_servers import make_servers
 from chatkit.backends.selfhosted.chat.defaults import Resources
+from chatkit.backends.selfhosted.chat.discovery import discover
 from chatkit.backends.selfhosted.chat.drafts import Drafts
 from chatkit.backends.selfhosted.chat.images import ImageUrls
 from chatkit.backends.selfhosted.chat.mcp_connections import McpConnection
 from chatkit.backends.selfhosted.chat.model_shutdowns import configured_models, warn_of_shutdowns
+from chatkit.backends.selfhosted.chat.openai_client import make_openai_client
 from chatkit.backends.selfhosted.chat.runs import Runs
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.titles import Titles
@@ -93,7 +90,8 @@ class SelfhostedBackend:
             runs_blueprint.blueprint(runs, self._sessions, limits, concurrency),
             images_blueprint.blueprint(store, limits),
         ]
-        connections = [McpConnection(server) for server in find_mcp_servers(settings, servers)]
+        discovered = discover(settings, servers)
+        connections = [McpConnection(server) for server in discovered.mcp_servers]
         self.background: list[Callable[[], Awaitable[None]]] = [
             self._maintain,
             runs.watch,
@@ -101,7 +99,7 @@ class SelfhostedBackend:
             *(connection.run for connection in connections),
         ]
         if client is not None:
-            models = configured_models(settings, find_agents(settings, servers))
+            models = configured_models(settings, discovered.agents)
             self.background.append(partial(warn_of_shutdowns, client, models))
 
     def issue(self, user: User) -> Session:

@@ -26,7 +26,7 @@ def configured_models(settings: Settings, found: Iterable[agents.Agent[Any]]) ->
 
     Args:
         settings: the settings.
-        found: the operator's agents, see ``find_agents``. Others are not known.
+        found: the operator's agents, see ``discovery``. Others are not known.
     """
     named = [("CHATKIT_TITLE_MODEL", settings.title_model), ("CHATKIT_TRANSCRIPTION_MODEL", settings.transcription_model)]
     named += [("CHATKIT_COMPOSER", model["id"]) for model in settings.composer["models"]]

@@ -12,8 +12,35 @@ import openai
 from openai._models import FinalRequestOptions
 
 from chatkit.backends.selfhosted.chat.context import current_context
+from chatkit.settings import Settings
+from chatkit.web import logs
 
 MODEL_CALLS = ("/responses", "/chat/completions")
+
+
+def make_openai_client(settings: Settings) -> openai.AsyncOpenAI | None:
+    """Create the OpenAI client that all of the chat uses, or ``None`` without an API key."""
+    if not settings.openai_api_key:
+        return None
+    client = ChatClient(
+        api_key=settings.openai_api_key,
+        base_url=f"{settings.api_base}/v1",
+        timeout=settings.turn_seconds,
+        http_client=HttpClient(event_hooks={"request": [_on_openai_request]}),
+    )
+    _ = client.responses, client.audio  # imports their modules now; doing so in the first turn would block the event loop
+    return client
+
+
+async def _on_openai_request(request: httpx2.Request) -> None:
+    """Add the request id to a call to OpenAI, and end the start of the turn: from here on it waits for the network.
+
+    The hook runs for each attempt, in the context of the task that makes the call.
+    """
+    if context := current_context.get():
+        context.started()
+    if request_id := logs.request_id.get():
+        request.headers["X-Client-Request-Id"] = request_id
 
 
 class ChatClient(openai.AsyncOpenAI):

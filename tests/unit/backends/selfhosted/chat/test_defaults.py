@@ -10,11 +10,11 @@ import pytest
 from chatkit.types import AudioInput
 from sqlalchemy import create_engine, text
 
-from chatkit.backends.selfhosted.chat.assistants import make_openai_client
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.demo import DemoServer
 from chatkit.backends.selfhosted.chat.drafts import Drafts
+from chatkit.backends.selfhosted.chat.openai_client import make_openai_client
 from chatkit.backends.selfhosted.chat.runs import Runs
 from chatkit.backends.selfhosted.chat.server import guarded
 from chatkit.backends.selfhosted.chat.store import SqlStore

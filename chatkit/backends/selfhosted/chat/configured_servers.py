@@ -1,0 +1,155 @@
+"""Selects the ChatKit server.
+
+It is the agent or server named by ``CHATKIT_AGENT``, a plain agent if only an API key is set, or the demo.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import os
+import sys
+from typing import Any, get_type_hints
+
+import agents
+import openai
+from agents.mcp.server import _MCPServerWithClientSession
+from pydantic import BaseModel
+
+import chatkit.agents
+from chatkit.agents import ThreadItemConverter
+from chatkit.backends.selfhosted.chat import exported_workflow
+from chatkit.backends.selfhosted.chat.assistants import AgentServer, WorkflowServer
+from chatkit.backends.selfhosted.chat.composer import keep_providers
+from chatkit.backends.selfhosted.chat.defaults import Resources
+from chatkit.backends.selfhosted.chat.demo import DemoServer
+from chatkit.backends.selfhosted.chat.events import own_server_events
+from chatkit.backends.selfhosted.chat.history import assistant_message_as_text, include_images
+from chatkit.backends.selfhosted.chat.mcp_connections import list_tools_if_connected
+from chatkit.backends.selfhosted.chat.server import GuardedServer, guarded
+from chatkit.server import ChatKitServer
+from chatkit.settings import PROJECT, Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+Shape = tuple[Any, ...]
+"""The class of a server, and the arguments of its constructor after the store."""
+
+
+def make_servers(settings: Settings, resources: Resources) -> dict[str | None, GuardedServer]:
+    """Create the configured servers, by agent name; the key ``None`` is the default.
+
+    Raises:
+        SettingsError: one named by ``CHATKIT_AGENT`` or ``CHATKIT_AGENTS`` can't be loaded or created.
+    """
+    _prepare_agents_sdk(settings, resources.openai_client)
+    servers: dict[str | None, GuardedServer] = {None: _create(_default_shape(settings), "CHATKIT_AGENT", resources)}
+    for name, agent in settings.agents.items():
+        shape, found = _load(agent, "CHATKIT_AGENTS")
+        servers[name] = _create(shape, "CHATKIT_AGENTS", resources)
+        log.info("Users whose %s is %r are answered by %s", settings.agent_claim, name, found)
+    return servers
+
+
+def _create(shape: Shape, variable: str, resources: Resources) -> GuardedServer:
+    server, *arguments = shape
+    try:
+        created = guarded(server, resources, *arguments)
+    except Exception as error:
+        raise SettingsError(
+            f"{variable}: {server.__name__} can't be created with the store as its only argument ({_summary(error)})."
+        ) from error
+    if getattr(created, "store", None) is not resources.store:  # another store might not separate users
+        raise SettingsError(f"{variable}: {server.__name__} has to pass the store that it is given to super().__init__().")
+    return created
+
+
+def _default_shape(settings: Settings) -> Shape:
+    shape: Shape
+    if settings.agent:
+        shape, found = _load(settings.agent)
+    elif settings.openai_api_key:
+        plain = agents.Agent(name="Assistant", instructions=settings.instructions, model=settings.model)
+        shape = AgentServer, plain
+        found = f"a plain assistant on {settings.model or 'the default model of the Agents SDK'}"
+    else:
+        shape, found = (DemoServer,), "the demo, because neither CHATKIT_AGENT nor OPENAI_API_KEY is set"
+    log.info("The chat is answered by %s", found)
+    return shape
+
+
+def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -> None:
+    """Apply the settings to the Agents SDK, whose configuration is global."""
+    agents.set_tracing_disabled(not settings.tracing)
+    if client is not None:
+        agents.set_default_openai_client(client, use_for_tracing=bool(settings.tracing))
+        # Exported workflows create their own clients, for guardrails and files, which read only this variable.
+        os.environ.setdefault("OPENAI_API_KEY", client.api_key)
+    exported_workflow.install_runner()
+    _MCPServerWithClientSession.list_tools = list_tools_if_connected  # type: ignore[method-assign, assignment]
+    keep_providers()
+    # Operators' servers import these from OpenAI's package. Ours also handles events on which OpenAI's version fails, see
+    # agent_events(), knows the images of this service, and gives models messages that every API takes.
+    chatkit.agents.stream_agent_response = own_server_events
+    ThreadItemConverter.to_agent_input = include_images  # type: ignore[method-assign, assignment]
+    ThreadItemConverter.assistant_message_to_input = assistant_message_as_text  # type: ignore[method-assign, assignment]
+
+
+def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Shape, str]:
+    """Load the agent or server ``package.module:name`` and describe it. ``variable`` is the setting, for errors."""
+    module_name, _, attribute = name.partition(":")
+    if str(PROJECT) not in sys.path:
+        sys.path.insert(0, str(PROJECT))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise SettingsError(f"{variable}: the module {module_name} can't be imported ({_summary(error)}).") from error
+    if not hasattr(module, attribute):
+        raise SettingsError(f"{variable}: the module {module_name} has no {attribute}.")
+    value = getattr(module, attribute)
+    if inspect.isclass(value) and issubclass(value, ChatKitServer):
+        return (value,), f"the server {name}"
+    if isinstance(value, agents.Agent):
+        return (AgentServer, value), f"the Agents SDK agent {value.name!r} ({name})"
+    if not inspect.isroutine(value):
+        raise SettingsError(
+            f"{variable}: {name} is of type {type(value).__name__}; it has to be an Agents SDK Agent, a function that "
+            "takes the user and returns one, the run_workflow that Agent Builder exported, or a subclass of ChatKitServer."
+        )
+    required = [
+        parameter
+        for parameter in inspect.signature(value).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    found = f"the agents that the function {name} returns for each user"
+    if len(required) == 2:
+        return (AgentServer, lambda context: value(context.user, context.claims)), found
+    if len(required) != 1:
+        raise SettingsError(
+            f"{variable}: the function {name} takes {len(required)} arguments; it has to take the user, the user and their "
+            "claims, or Agent Builder's workflow_input."
+        )
+    input_type = _workflow_input(value, required[0].name, module)
+    if input_type is None:
+        return (AgentServer, lambda context: value(context.user)), found
+    if not inspect.iscoroutinefunction(value):
+        raise SettingsError(f"{variable}: {name} takes a workflow's input, but is not an async function; export it again.")
+    return (WorkflowServer, value, input_type), f"the exported workflow {name}"
+
+
+def _summary(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _workflow_input(function: Any, parameter: str, module: Any) -> type[BaseModel] | None:
+    """Return the type of ``parameter`` if it is a workflow's input model."""
+    try:
+        declared = get_type_hints(function).get(parameter)
+    except NameError:
+        declared = None
+    if declared is None and parameter == "workflow_input":
+        declared = getattr(module, "WorkflowInput", None)
+    if inspect.isclass(declared) and issubclass(declared, BaseModel) and "input_as_text" in declared.model_fields:
+        return declared
+    return None

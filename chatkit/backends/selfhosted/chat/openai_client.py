@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import httpx2
@@ -14,6 +15,9 @@ from openai._models import FinalRequestOptions
 from chatkit.backends.selfhosted.chat.context import current_context
 from chatkit.settings import Settings
 from chatkit.web import logs
+
+if TYPE_CHECKING:
+    import ssl
 
 MODEL_CALLS = ("/responses", "/chat/completions")
 
@@ -61,8 +65,8 @@ class HttpClient(openai.DefaultAsyncHttpxClient):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._options_of_all = options
+        self._options_of_all = {"verify": _ssl_context(), **options}
+        super().__init__(**self._options_of_all)
         self._first_loop: asyncio.AbstractEventLoop | None = None  # the service's
         self._clients_of_others: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient] = WeakKeyDictionary()
 
@@ -76,6 +80,12 @@ class HttpClient(openai.DefaultAsyncHttpxClient):
             limits = httpx2.Limits(max_keepalive_connections=0)
             self._clients_of_others[loop] = openai.DefaultAsyncHttpxClient(**self._options_of_all, limits=limits)
         return await self._clients_of_others[loop].send(request, **options)
+
+
+@functools.cache
+def _ssl_context() -> ssl.SSLContext:
+    """Read the certificate authorities once. It takes tens of milliseconds, also of the event loop whose client needs them."""
+    return httpx2.create_ssl_context()
 
 
 def safety_identifier(user: str) -> str:

@@ -33,7 +33,7 @@ def fill(store: SqlStore) -> str:
         content = [AssistantMessageContent(text="A sentence of about the usual length. " * 5)]
         item = AssistantMessageItem(id=f"msg_{number}", thread_id=thread.id, created_at=datetime.now(UTC), content=content)
         rows.append({"thread_id": thread.id, "user_id": USER.user, "id": item.id, "data": item.model_dump_json()})
-    with store._engine.begin() as connection:
+    with store.transactions.engine.begin() as connection:
         connection.execute(insert(ItemRow), rows)
         connection.execute(text("ANALYZE"))
     return thread.id

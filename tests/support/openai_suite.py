@@ -259,7 +259,7 @@ def server_maker(theirs: ModuleType) -> Callable[..., Any]:
         resources = Resources(
             store,
             Drafts(store),
-            Runs(store),
+            Runs(store.active_runs),
             composer,
             Titles(store, None),
             turn_seconds=60,

@@ -35,6 +35,10 @@ def of(user: str) -> ChatContext:
     return ChatContext(user, None)  # type: ignore[arg-type]  # the store does not use the buffer
 
 
+def of_run(run_id: str, user: str = "anonymous:ada") -> ChatContext:
+    return ChatContext(user, None, run_id=run_id)  # type: ignore[arg-type]
+
+
 ADA, EVE = of("anonymous:ada"), of("anonymous:eve")
 
 
@@ -61,5 +65,5 @@ def question(thread_id: str, name: str) -> UserMessageItem:
 def add_items(store: SqlStore, items: list[Any]) -> None:
     """Add many items of Ada's at once."""
     rows = [{"thread_id": item.thread_id, "user_id": ADA.user, "id": item.id, "data": item.model_dump_json()} for item in items]
-    with store._engine.begin() as connection:
+    with store.transactions.engine.begin() as connection:
         connection.execute(insert(ItemRow), rows)

@@ -69,13 +69,13 @@ class SelfhostedBackend:
         store = SqlStore(engine, ImageUrls(settings.secret_key, settings.secret_key_fallbacks))
         composer = Composer(settings.composer, dictation=client is not None)
         titles = Titles(store, settings.title_model)
-        runs = Runs(store)
+        runs = Runs(store.active_runs)
         resources = Resources(
             store, Drafts(store), runs, composer, titles, settings.turn_seconds, client, settings.transcription_model
         )
         servers = make_servers(settings, resources)
         concurrency = ChatConcurrency(redis_client(settings), settings.turn_seconds)
-        usage = UsageStore(engine, store.submit, settings.tokens_per_day)
+        usage = UsageStore(engine, store.transactions.submit, settings.tokens_per_day)
         self.blueprints = [
             blueprint(
                 servers,

@@ -32,8 +32,10 @@ from chatkit.backends.selfhosted.chat import mcp_connections, run_states
 from chatkit.backends.selfhosted.chat.composer import with_tool_choice
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.events import agent_events, close_workflow
+from chatkit.backends.selfhosted.chat.paused_run_store import PausedRun
+from chatkit.backends.selfhosted.chat.rows import new_id
 from chatkit.backends.selfhosted.chat.run_states import LoadedState
-from chatkit.backends.selfhosted.chat.store import PausedRun, SqlStore, new_id
+from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
     ClientToolCallItem,
@@ -65,7 +67,7 @@ async def discard(context: AgentContext[ChatContext], history: list[ThreadItem])
     if not any(isinstance(item, WidgetItem) and _is_pending(item) for item in history):
         return
     # Empty if the last decision was stored after ``history`` was loaded: that run is being resumed.
-    discarded = await cast(SqlStore, context.store).discard_run(context.thread.id, context.request_context)
+    discarded = await cast(SqlStore, context.store).paused_runs.discard(context.thread.id, context.request_context)
     for index, item in enumerate(history):
         if item.id in discarded and isinstance(item, WidgetItem):
             history[index] = closed = _close(item, _SUPERSEDED)
@@ -163,7 +165,7 @@ async def _prepare(
         CustomStreamError: an MCP server stays away.
     """
     store = cast(SqlStore, context.store)
-    run = await store.load_paused_run(context.thread.id, context.request_context)
+    run = await store.paused_runs.load(context.thread.id, context.request_context)
     if run is None or run.decisions.get(sender.id, sender) is not None:
         return None
     state = await run_states.load(run.state, store, context.thread.id, context.request_context)
@@ -191,7 +193,7 @@ async def _pause(context: AgentContext[ChatContext], result: RunResultStreaming)
     store = cast(SqlStore, context.store)
     widgets = [_widget(context.thread, call) for call in run_state.get_interruptions()]
     run = PausedRun(state, {widget.id: None for widget in widgets})
-    for item_id in await store.pause_run(run, context.thread.id, widgets, context.request_context):
+    for item_id in await store.paused_runs.pause(run, context.thread.id, widgets, context.request_context):
         yield await _replaced(store, context, item_id, _SUPERSEDED)
     for widget in widgets:
         yield ThreadItemDoneEvent(item=widget)
@@ -212,7 +214,7 @@ async def _decide(
     def not_pending(item: WidgetItem) -> WidgetItem:
         return _close(item, "This can no longer be decided.") if _is_pending(item) else item
 
-    return await store.decide(sender, {"approved": approved, "reason": reason}, decided, not_pending, context)
+    return await store.paused_runs.decide(sender, {"approved": approved, "reason": reason}, decided, not_pending, context)
 
 
 async def _restore(run: PausedRun, state: LoadedState, agent: Agent[Any], context: AgentContext[ChatContext]) -> RunState[Any]:

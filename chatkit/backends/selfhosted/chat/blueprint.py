@@ -12,8 +12,8 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.rows import new_id
 from chatkit.backends.selfhosted.chat.server import REPEATABLE, GuardedServer, handle, read_request
-from chatkit.backends.selfhosted.chat.store import new_id
 from chatkit.backends.selfhosted.chat.usage import UsageStore
 from chatkit.backends.selfhosted.sessions import LiveSession, SessionStore
 from chatkit.limits.concurrency import ChatConcurrency

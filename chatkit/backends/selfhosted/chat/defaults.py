@@ -16,8 +16,9 @@ from chatkit.actions import Action
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.drafts import Drafts
+from chatkit.backends.selfhosted.chat.rows import new_id
 from chatkit.backends.selfhosted.chat.runs import Runs
-from chatkit.backends.selfhosted.chat.store import SqlStore, new_id
+from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.titles import Titles
 from chatkit.server import ChatKitServer
 from chatkit.types import (

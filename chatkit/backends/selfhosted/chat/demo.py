@@ -12,7 +12,7 @@ from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.defaults import DefaultServer
 from chatkit.backends.selfhosted.chat.events import assistant_message, user_text
 from chatkit.backends.selfhosted.chat.history import load_history
-from chatkit.backends.selfhosted.chat.store import new_id
+from chatkit.backends.selfhosted.chat.rows import new_id
 from chatkit.backends.selfhosted.chat.titles import set_title
 from chatkit.errors import CustomStreamError
 from chatkit.types import (

@@ -28,7 +28,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from chatkit.agents import AgentContext, ResponseStreamConverter, stream_agent_response
 from chatkit.backends.selfhosted.chat.context import current_context
-from chatkit.backends.selfhosted.chat.store import new_id
+from chatkit.backends.selfhosted.chat.rows import new_id
 from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageItem,

@@ -16,7 +16,8 @@ from typing import Any
 from agents import Agent, RunState
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from chatkit.backends.selfhosted.chat.store import MAX_PAGE, SqlStore
+from chatkit.backends.selfhosted.chat.pages import MAX_PAGE
+from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.types import GeneratedImageItem
 
 MAX_STATE_BYTES = 2 * 1024 * 1024

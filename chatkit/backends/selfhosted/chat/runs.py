@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
+from chatkit.backends.selfhosted.chat.active_run_store import ActiveRun, ActiveRunStore
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from chatkit.backends.selfhosted.chat.store import ActiveRun, SqlStore
 from chatkit.store import NotFoundError
 from chatkit.web.asgi import cancel_once
 from chatkit.web.errors import ServiceBusy
@@ -37,7 +37,7 @@ class _Running:
 class Runs:
     """The active runs of this process. Not thread-safe; used on the event loop only."""
 
-    def __init__(self, store: SqlStore) -> None:
+    def __init__(self, store: ActiveRunStore) -> None:
         self._store = store
         self._running: dict[str, _Running] = {}
         self._ended: dict[str, tuple[ChatContext, bool]] = {}
@@ -58,7 +58,7 @@ class Runs:
         loop = asyncio.get_running_loop()
         began = loop.time()
         seen: dict[str, float] = {}
-        while others := await self._store.begin_run(thread_id, context, alone=alone):
+        while others := await self._store.begin(thread_id, context, alone=alone):
             context.started()
             now = loop.time()
             if now - began > TAKEOVER_SECONDS:
@@ -82,7 +82,7 @@ class Runs:
             return
         context.run_is_active.clear()  # what goes on after the response, such as a title, has no row
         try:
-            await self._store.end_run(context, interrupted=interrupted)
+            await self._store.end(context, interrupted=interrupted)
         except Exception as error:  # noqa: BLE001  watch() tries again; until then the run counts as interrupted
             log.warning("the end of a run could not be stored yet (%s)", type(error).__name__)
             self._ended[context.run_id] = (context, interrupted)
@@ -93,7 +93,7 @@ class Runs:
         Raises:
             NotFoundError: the user has no such active run.
         """
-        await self._store.stop_run(run_id, user)
+        await self._store.stop(run_id, user)
         running = self._running.get(run_id)
         if running and running.user == user:
             cancel_once(running.task)
@@ -104,7 +104,7 @@ class Runs:
         Raises:
             NotFoundError: the user has no such thread.
         """
-        return await self._store.load_run(thread_id, user)
+        return await self._store.load(thread_id, user)
 
     async def watch(self) -> None:
         """Stop the runs that are to be stopped, keep the others' rows alive, and store ends that could not be stored before.
@@ -121,7 +121,7 @@ class Runs:
 
     async def _store_ends(self) -> None:
         for run_id, (context, interrupted) in list(self._ended.items()):
-            await self._store.end_run(context, interrupted=interrupted)
+            await self._store.end(context, interrupted=interrupted)
             del self._ended[run_id]
 
     async def _check(self) -> None:

@@ -19,8 +19,9 @@ from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources, 
 from chatkit.backends.selfhosted.chat.events import assistant_text
 from chatkit.backends.selfhosted.chat.history import current_store
 from chatkit.backends.selfhosted.chat.images import ImageRefusedError
-from chatkit.backends.selfhosted.chat.store import SqlStore, ThreadGone
+from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.timestamps import in_utc
+from chatkit.backends.selfhosted.chat.transactions import ThreadGone
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE
 from chatkit.errors import BaseStreamError, CustomStreamError, ErrorCode, StreamError
 from chatkit.server import ChatKitServer

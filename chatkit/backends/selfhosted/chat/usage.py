@@ -83,7 +83,7 @@ class UsageStore:
 
     Args:
         engine: the database.
-        submit: runs the transactions, which are not awaited, see ``SqlStore.submit``.
+        submit: runs the transactions, which are not awaited, see ``Transactions.submit``.
         tokens_per_day: the limit of one user; ``None`` for no limit.
     """
 

@@ -14,8 +14,8 @@ from chatkit.types import ThreadMetadata
 from sqlalchemy import create_engine, text
 
 from chatkit.backends.selfhosted.chat import approvals, run_states
+from chatkit.backends.selfhosted.chat.paused_run_store import PausedRunStore
 from chatkit.backends.selfhosted.chat.run_states import MAX_STATE_BYTES
-from chatkit.backends.selfhosted.chat.store import SqlStore
 from tests.support import approving_agents
 from tests.support.applications import Start
 from tests.support.approving_agents import SECRET_OF_MCP, executed
@@ -293,13 +293,13 @@ def test_message_does_not_discard_a_run_that_is_being_resumed(
     fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("It is gone"))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
-    discard_run = SqlStore.discard_run
+    discard = PausedRunStore.discard
 
     async def decide_first(*arguments: Any) -> list[str]:
         await asyncio.to_thread(decide, caller, widget, APPROVE)
-        return await discard_run(*arguments)
+        return await discard(*arguments)
 
-    monkeypatch.setattr(SqlStore, "discard_run", decide_first)
+    monkeypatch.setattr(PausedRunStore, "discard", decide_first)
     assert texts(caller.say(thread_id, "No, wait")) == ["It is gone"]
     assert len(executed) == 1
     assert lines(widgets(caller, thread_id)[0])[-1] == "Approved."

@@ -150,7 +150,7 @@ def test_dictation_takes_a_minute_at_most(fake_openai: FakeOpenAI, tmp_path: obj
         client = make_openai_client(Settings.load({**COMPLETE, **variables}))
         composer, titles = Composer({"models": [], "tools": []}), Titles(store, None)
         resources = Resources(
-            store, Drafts(store), Runs(store), composer, titles, 300, client, transcription_model="gpt-transcribe"
+            store, Drafts(store), Runs(store.active_runs), composer, titles, 300, client, transcription_model="gpt-transcribe"
         )
         server = guarded(DemoServer, resources)
         loop = asyncio.get_running_loop()

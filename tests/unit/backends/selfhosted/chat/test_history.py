@@ -14,7 +14,8 @@ from chatkit.types import (
 from sqlalchemy import Engine, event, insert, text
 
 from chatkit.backends.selfhosted.chat.history import MAX_CHARACTERS, MAX_IMAGE_BYTES, load_history, to_model_input
-from chatkit.backends.selfhosted.chat.store import SqlStore, new_id
+from chatkit.backends.selfhosted.chat.rows import new_id
+from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.tables import ItemRow
 from tests.support.applications import Start
 from tests.support.chat import errors, user_input
@@ -85,7 +86,7 @@ def test_user_message_is_kept_with_a_result_longer_than_the_limit(store: SqlStor
 
 def test_history_without_a_recent_user_message(store: SqlStore) -> None:
     thread_id = new_thread(store)
-    with store._engine.begin() as connection:
+    with store.transactions.engine.begin() as connection:
         for number in range(1000):
             item = message(thread_id, f"msg_{number}")
             connection.execute(

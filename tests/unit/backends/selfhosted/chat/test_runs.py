@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from chatkit.store import NotFoundError
 from chatkit.types import AssistantMessageContent, AssistantMessageItem, ThreadMetadata
 from sqlalchemy import create_engine, text
 
-from chatkit.backends.selfhosted.chat import demo, runs, store
+from chatkit.backends.selfhosted.chat import active_run_store, demo, runs
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.runs import Runs
 from chatkit.backends.selfhosted.chat.store import SqlStore
@@ -25,7 +24,7 @@ from chatkit.web.errors import ServiceBusy
 from tests.support.active_runs import begin, reply, state, stop
 from tests.support.applications import Start
 from tests.support.chat import Caller, errors, texts, user_input
-from tests.support.store import ADA, EVE, IMAGE_URLS, MOMENT, new_thread, run
+from tests.support.store import ADA, EVE, IMAGE_URLS, MOMENT, new_thread, of_run, run
 from tests.support.waiting import wait_for
 
 ACTION = {"type": "press", "payload": {}}
@@ -38,156 +37,9 @@ def message(thread_id: str, item_id: str) -> AssistantMessageItem:
     return AssistantMessageItem(id=item_id, thread_id=thread_id, created_at=MOMENT, content=content)
 
 
-def context(run_id: str, user: str = ADA.user) -> ChatContext:
-    return ChatContext(user, None, run_id=run_id)  # type: ignore[arg-type]  # the store does not use the buffer
-
-
 @pytest.fixture
 def sql(database: str) -> SqlStore:
     return SqlStore(open_database(database), IMAGE_URLS)
-
-
-class TestRow:
-    def test_thread_has_one_active_run(self, sql: SqlStore) -> None:
-        thread_id, other = new_thread(sql), new_thread(sql)
-        assert run(sql.load_run(thread_id, ADA.user)) is None
-        assert run(sql.begin_run(thread_id, context("run_1"), alone=True)) == []
-        assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == ["run_1"]
-        assert run(sql.begin_run(other, context("run_3"), alone=True)) == []
-        active = run(sql.load_run(thread_id, ADA.user))
-        assert active
-        assert (active.id, active.is_active, abs(active.started_at - time.time()) < 5) == ("run_1", True, True)
-        run(sql.end_run(context("run_1"), interrupted=False))
-        assert run(sql.load_run(thread_id, ADA.user)) is None
-        assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == []
-
-    def test_run_without_heartbeats_is_interrupted_and_replaced(self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        thread_id, now = new_thread(sql), int(time.time())
-        run(sql.begin_run(thread_id, context("run_1"), alone=True))
-        monkeypatch.setattr("time.time", lambda: now + store.STALE_SECONDS - 2)
-        run(sql.beat(["run_1"], [ADA.user]))
-        monkeypatch.setattr("time.time", lambda: now + 2 * store.STALE_SECONDS - 4)
-        assert run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
-        assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == ["run_1"]
-        monkeypatch.setattr("time.time", lambda: now + 2 * store.STALE_SECONDS)
-        assert not run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
-        with pytest.raises(NotFoundError):
-            run(sql.stop_run("run_1", ADA.user))
-        assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == []
-        assert run(sql.find_active(["run_1", "run_2"], [ADA.user])) == {("run_2", ADA.user)}
-        run(sql.end_run(context("run_1"), interrupted=False))  # of the process that was only slow
-        assert run(sql.load_run(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
-
-    def test_run_with_a_heartbeat_in_the_future_does_not_block_its_thread(
-        self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        thread_id, now = new_thread(sql), int(time.time())
-        run(sql.begin_run(thread_id, context("run_1"), alone=True))
-        monkeypatch.setattr("time.time", lambda: now - 5)
-        assert run(sql.load_run(thread_id, ADA.user)).is_active, "clocks may differ by seconds"  # type: ignore[union-attr]
-        monkeypatch.setattr("time.time", lambda: now - 3600)
-        assert not run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
-        assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == []
-        assert run(sql.load_run(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
-
-    def test_stopped_run_whose_process_has_died_is_not_to_be_repeated(
-        self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        thread_id, now = new_thread(sql), int(time.time())
-        run(sql.begin_run(thread_id, context("run_1"), alone=True))
-        run(sql.stop_run("run_1", ADA.user))
-        assert run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
-        monkeypatch.setattr("time.time", lambda: now + store.STALE_SECONDS + 2)
-        assert run(sql.load_run(thread_id, ADA.user)) is None
-
-    def test_run_marked_as_interrupted_is_replaced(self, sql: SqlStore) -> None:
-        thread_id = new_thread(sql)
-        run(sql.begin_run(thread_id, context("run_1"), alone=True))
-        run(sql.end_run(context("run_1"), interrupted=True))
-        run(sql.beat(["run_1"], [ADA.user]))  # a heartbeat that waited for the database meanwhile
-        assert not run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
-        assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == []
-
-    def test_interrupted_run_that_a_retry_does_not_repeat_is_not_shown(self, sql: SqlStore) -> None:
-        thread_id, action = new_thread(sql), replace(context("run_1"), is_repeatable=False)
-        run(sql.begin_run(thread_id, action, alone=False))
-        assert run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
-        run(sql.end_run(action, interrupted=True))
-        assert run(sql.load_run(thread_id, ADA.user)) is None
-        run(sql.begin_run(thread_id, context("run_2"), alone=False))
-        assert run(sql.load_run(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
-
-    def test_action_ends_the_offer_to_repeat(self, sql: SqlStore) -> None:
-        thread_id, action = new_thread(sql), replace(context("run_2"), is_repeatable=False)
-        run(sql.begin_run(thread_id, context("run_1"), alone=True))
-        run(sql.end_run(context("run_1"), interrupted=True))
-        run(sql.begin_run(thread_id, action, alone=False))
-        run(sql.end_run(action, interrupted=False))
-        assert run(sql.load_run(thread_id, ADA.user)) is None
-
-    def test_another_users_run_is_not_found(self, sql: SqlStore) -> None:
-        thread_id = new_thread(sql)
-        run(sql.begin_run(thread_id, context("run_1"), alone=True))
-        attempts: list[Coroutine[Any, Any, Any]] = [
-            sql.load_run(thread_id, EVE.user),
-            sql.stop_run("run_1", EVE.user),
-            sql.begin_run(thread_id, context("run_2", EVE.user), alone=True),
-            sql.begin_run(new_thread(sql), context("run_2", EVE.user), alone=True),
-        ]
-        for attempt in attempts:
-            with pytest.raises(NotFoundError):
-                run(attempt)
-        run(sql.end_run(context("run_1", EVE.user), interrupted=True))
-        run(sql.end_run(context("run_1", EVE.user), interrupted=False))
-        assert run(sql.find_active(["run_1"], [EVE.user])) == set()
-        assert run(sql.find_active(["run_1"], [ADA.user])) == {("run_1", ADA.user)}
-        assert run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
-
-    def test_run_beside_another(self, sql: SqlStore) -> None:
-        thread_id = new_thread(sql)
-        run(sql.begin_run(thread_id, context("run_1"), alone=True))
-        assert run(sql.begin_run(thread_id, context("run_2"), alone=False)) == []
-        assert sorted(run(sql.begin_run(thread_id, context("run_3"), alone=True))) == ["run_1", "run_2"]
-        run(sql.end_run(context("run_2"), interrupted=True))
-        assert run(sql.load_run(thread_id, ADA.user)).id == "run_1"  # type: ignore[union-attr]
-        run(sql.end_run(context("run_1"), interrupted=False))
-        interrupted = run(sql.load_run(thread_id, ADA.user))
-        assert interrupted
-        assert (interrupted.id, interrupted.is_active) == ("run_2", False)
-
-    def test_run_begins_with_the_thread_that_its_request_creates(self, sql: SqlStore) -> None:
-        mine = context("run_1")
-        thread_id, later = new_thread(sql, mine), new_thread(sql, mine)
-        assert run(sql.load_run(thread_id, ADA.user)).is_active  # type: ignore[union-attr]
-        assert run(sql.load_run(later, ADA.user)) is None, "a thread that a tool creates"
-        assert run(sql.begin_run(thread_id, context("run_2"), alone=True)) == ["run_1"]
-        other_request = context("run_3")
-        run(sql.load_thread(thread_id, other_request))
-        assert run(sql.load_run(new_thread(sql, other_request), ADA.user)) is None
-
-    def test_begin_in_a_deleted_thread(self, sql: SqlStore) -> None:
-        thread_id = new_thread(sql)
-        run(sql.delete_thread(thread_id, ADA))
-        with pytest.raises(NotFoundError):
-            run(sql.begin_run(thread_id, context("run_1"), alone=True))
-
-    def test_maintenance_deletes_rows_after_a_day(self, sql: SqlStore, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        sessions = SessionStore(open_database(database), ttl=600)
-        run(sql.begin_run(new_thread(sql), context("run_1"), alone=True))
-        now = time.time()
-        for hours, left in ((23, 1), (25, 0)):
-            monkeypatch.setattr("time.time", lambda hours=hours: now + hours * 3600)
-            sessions.maintain()
-            with create_engine(database).connect() as connection:
-                assert connection.execute(text("SELECT count(*) FROM chat_active_runs")).scalar_one() == left
-
-    def test_signing_in_interrupts_the_visitors_runs(self, sql: SqlStore, database: str) -> None:
-        thread_id = new_thread(sql)
-        run(sql.begin_run(thread_id, context("run_1"), alone=True))
-        user = User("user", "ada")
-        SessionStore(open_database(database), ttl=600).transfer_conversations(User("anonymous", "ada"), user)
-        assert not run(sql.load_run(thread_id, user.id)).is_active  # type: ignore[union-attr]
-        assert run(sql.find_active(["run_1"], [ADA.user])) == set(), "its process stops it"
 
 
 class TestRuns:
@@ -196,7 +48,7 @@ class TestRuns:
     @staticmethod
     def check(work: Callable[[Runs, Runs], Coroutine[Any, Any, None]], sql: SqlStore) -> None:
         async def both() -> None:
-            here, elsewhere = Runs(sql), Runs(SqlStore(sql._engine, IMAGE_URLS))
+            here, elsewhere = Runs(sql.active_runs), Runs(SqlStore(sql.transactions.engine, IMAGE_URLS).active_runs)
             watching = [asyncio.create_task(each.watch()) for each in (here, elsewhere)]
             try:
                 await work(here, elsewhere)
@@ -209,7 +61,7 @@ class TestRuns:
     @staticmethod
     async def answer(of: Runs, thread_id: str, run_id: str, saving: float = 0) -> None:
         """A response, which takes a while to save its text when it is stopped."""
-        mine = context(run_id)
+        mine = of_run(run_id)
         try:
             await of.begin(thread_id, mine, alone=True)
             await asyncio.Event().wait()
@@ -246,7 +98,7 @@ class TestRuns:
             if what == "delete":
                 await sql.delete_thread(thread_id, ADA)
             else:
-                sessions = SessionStore(sql._engine, ttl=600)
+                sessions = SessionStore(sql.transactions.engine, ttl=600)
                 await asyncio.to_thread(sessions.transfer_conversations, User("anonymous", "ada"), User("user", "ada"))
             _, pending = await asyncio.wait({task}, timeout=2)
             assert not pending
@@ -255,16 +107,16 @@ class TestRuns:
 
     def test_run_that_stalled_and_was_replaced_stores_nothing(self, sql: SqlStore) -> None:
         thread_id = new_thread(sql)
-        mine, others = context("run_1"), context("run_2")
+        mine, others = of_run("run_1"), of_run("run_2")
 
         async def work() -> list[str]:
-            here = Runs(sql)
+            here = Runs(sql.active_runs)
             await here.begin(thread_id, mine, alone=True)
             thread = await sql.load_thread(thread_id, mine)
             await sql.save_item(thread_id, message(thread_id, "before"), mine)
             await sql.save_drafts([(mine, message(thread_id, "draft"))])
-            await sql.end_run(mine, interrupted=True)  # stands for the missing heartbeats
-            await Runs(sql).begin(thread_id, others, alone=True)
+            await sql.active_runs.end(mine, interrupted=True)  # stands for the missing heartbeats
+            await Runs(sql.active_runs).begin(thread_id, others, alone=True)
             with pytest.raises(NotFoundError):
                 await sql.save_item(thread_id, message(thread_id, "after"), mine)
             thread.title = "after"
@@ -278,18 +130,18 @@ class TestRuns:
         assert run(work()) == ["before", "draft", "other"]
 
     def test_end_is_stored_when_the_database_works_again(self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        thread_id, end_run, failures = new_thread(sql), sql.end_run, [1, 2]
+        thread_id, store_end, failures = new_thread(sql), sql.active_runs.end, [1, 2]
 
         async def end(context: ChatContext, *, interrupted: bool) -> None:
             if failures:
                 failures.pop()
                 raise OSError("the database is locked")
-            await end_run(context, interrupted=interrupted)
+            await store_end(context, interrupted=interrupted)
 
-        monkeypatch.setattr(sql, "end_run", end)
+        monkeypatch.setattr(sql.active_runs, "end", end)
 
         async def work(here: Runs, _elsewhere: Runs) -> None:
-            mine = context("run_1")
+            mine = of_run("run_1")
             await here.begin(thread_id, mine, alone=True)
             await here.end(mine, interrupted=False)
             assert (await here.of_thread(thread_id, ADA.user)).id == "run_1"  # type: ignore[union-attr]
@@ -300,10 +152,10 @@ class TestRuns:
         self.check(work, sql)
 
     def test_what_goes_on_after_a_run_can_be_stored(self, sql: SqlStore) -> None:
-        thread_id, mine = new_thread(sql), context("run_1")
+        thread_id, mine = new_thread(sql), of_run("run_1")
 
         async def work() -> None:
-            runs_here = Runs(sql)
+            runs_here = Runs(sql.active_runs)
             await runs_here.begin(thread_id, mine, alone=True)
             await runs_here.end(mine, interrupted=False)
             await sql.save_item(thread_id, message(thread_id, "later"), mine)
@@ -316,7 +168,7 @@ class TestRuns:
         async def work(here: Runs, elsewhere: Runs) -> None:
             first = asyncio.create_task(self.answer(here, thread_id, "run_1", saving=1))
             await asyncio.sleep(0.2)
-            mine = context("run_2")
+            mine = of_run("run_2")
             await elsewhere.begin(thread_id, mine, alone=True)
             assert first.cancelled()
             assert (await here.of_thread(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
@@ -329,14 +181,14 @@ class TestRuns:
 
         async def work(here: Runs, elsewhere: Runs) -> None:
             async def short() -> None:
-                mine = context("run_1")
+                mine = of_run("run_1")
                 await here.begin(thread_id, mine, alone=True)
                 await asyncio.sleep(0.3)
                 await here.end(mine, interrupted=False)
 
             first = asyncio.create_task(short())
             await asyncio.sleep(0.1)
-            mine = context("run_2")
+            mine = of_run("run_2")
             await elsewhere.begin(thread_id, mine, alone=True)
             await first  # it was not cancelled
             await elsewhere.end(mine, interrupted=False)
@@ -351,7 +203,7 @@ class TestRuns:
             first = asyncio.create_task(self.answer(here, thread_id, "run_1", saving=3))
             await asyncio.sleep(0.2)
             with pytest.raises(ServiceBusy):
-                await elsewhere.begin(thread_id, context("run_2"), alone=True)
+                await elsewhere.begin(thread_id, of_run("run_2"), alone=True)
             await asyncio.wait({first})
 
         self.check(work, sql)
@@ -375,7 +227,7 @@ class TestRuns:
         self.check(work, sql)
 
     def test_run_that_is_cancelled_while_its_thread_is_created_leaves_no_row(self, sql: SqlStore, database: str) -> None:
-        mine = context("run_1")
+        mine = of_run("run_1")
         thread = ThreadMetadata(id=sql.generate_thread_id(mine), created_at=MOMENT)
 
         async def work(_here: Runs, _elsewhere: Runs) -> None:
@@ -389,13 +241,13 @@ class TestRuns:
                 other.rollback()
             await asyncio.sleep(1)
             assert await sql.load_thread(thread.id, ADA), "it was too late to prevent that"
-            assert await sql.load_run(thread.id, ADA.user) is None
+            assert await sql.active_runs.load(thread.id, ADA.user) is None
 
         self.check(work, sql)
 
     def test_heartbeats_keep_a_run_active(self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.5)
-        monkeypatch.setattr(store, "STALE_SECONDS", 3)
+        monkeypatch.setattr(active_run_store, "STALE_SECONDS", 3)
         thread_id = new_thread(sql)
 
         async def work(here: Runs, elsewhere: Runs) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import create_engine, text
 
-from chatkit.backends.selfhosted.chat.store import SqlStore, ThreadGone
+from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.chat.transactions import ThreadGone
 from tests.support.applications import Start
 from tests.support.chat import deltas, user_input
 from tests.support.chat import errors as errors_of

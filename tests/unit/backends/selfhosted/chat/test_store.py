@@ -21,7 +21,8 @@ from chatkit.types import (
 from sqlalchemy import create_engine, insert, text
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from chatkit.backends.selfhosted.chat.store import MAX_PAGE_BYTES, SqlStore
+from chatkit.backends.selfhosted.chat.pages import MAX_PAGE_BYTES
+from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import ItemRow, ThreadRow
 from chatkit.backends.selfhosted.sessions import SessionStore, exists_until_commit
@@ -280,7 +281,7 @@ class TestDeletedUser:
                 UserData(connection).delete(ADA.user)
 
         with ThreadPoolExecutor(1) as pool:
-            with store._engine.begin() as connection:
+            with store.transactions.engine.begin() as connection:
                 connection.execute(insert(ThreadRow), thread)
                 assert exists_until_commit(connection, context.session_id)
                 deleted = pool.submit(delete)
@@ -345,7 +346,7 @@ def test_paging_uses_an_index(store: SqlStore) -> None:
     """Checked on the query plan, because timing is noisy: a page reads no more rows than it returns. bench/ has the timing."""
     thread_id = new_thread(store)
     other = new_thread(store)
-    with store._engine.begin() as connection:
+    with store.transactions.engine.begin() as connection:
         for target in (thread_id, other):
             rows = [
                 {

@@ -13,6 +13,7 @@ from chatkit.types import ClosedStatus, LockedStatus
 from sqlalchemy import create_engine, text
 
 from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.chat.transactions import Transactions
 from tests.support.applications import Start
 from tests.support.chat import Caller, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
@@ -168,16 +169,16 @@ def test_draft_replaced_by_a_tool_is_one_message(start: Start, fake_openai: Fake
 
 def test_lock_is_kept_while_the_title_is_saved(start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tool changes the thread while the title is being written to a slow database."""
-    run = SqlStore._run
+    run = Transactions.run
 
-    async def slow(self: SqlStore, work: Any, **options: Any) -> Any:
+    async def slow(self: Transactions, work: Any, **options: Any) -> Any:
         result = await run(self, work, **options)
         await asyncio.sleep(0.3)
         return result
 
     caller = start("locking")
     fake_openai.behaviour = streaming([*says("One moment"), 0.45, *calls("locks")], says("Support will write to you"))
-    monkeypatch.setattr(SqlStore, "_run", slow)
+    monkeypatch.setattr(Transactions, "run", slow)
     thread_id, _ = caller.create("Help!")
     assert caller.thread(thread_id).status == LockedStatus(reason="Escalated to support.")
 
@@ -302,13 +303,13 @@ def test_retry_deletes_later_items_in_one_transaction(
     for _ in range(5):
         caller.say(thread_id, "Again")
     first = caller.items(thread_id, order="asc").data[0]
-    runs, run = [], SqlStore._run
+    runs, run = [], Transactions.run
 
-    async def counting(self: SqlStore, work: Any, **options: Any) -> Any:
+    async def counting(self: Transactions, work: Any, **options: Any) -> Any:
         runs.append(work)
         return await run(self, work, **options)
 
-    monkeypatch.setattr(SqlStore, "_run", counting)
+    monkeypatch.setattr(Transactions, "run", counting)
     list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=first.id))
     of_the_retry = len(runs)
     runs.clear()

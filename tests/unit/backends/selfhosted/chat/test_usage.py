@@ -86,10 +86,10 @@ def test_response_does_not_wait_until_usage_is_stored(start: Start, fake_openai:
 
 def test_usage_is_stored_before_a_shutdown_ends(engine: Engine) -> None:
     store = SqlStore(engine, IMAGE_URLS)
-    usage = UsageStore(engine, store.submit, None)
+    usage = UsageStore(engine, store.transactions.submit, None)
     going_on = threading.Event()
     for _ in range(5):  # all threads of the store are busy
-        store.submit(lambda _connection: going_on.wait(10), 10)
+        store.transactions.submit(lambda _connection: going_on.wait(10), 10)
     meter = usage.meter("anonymous:ada")
     meter.add("Agent", 1, Usage(input_tokens=3, output_tokens=4, total_tokens=7))
     meter.close()
@@ -107,7 +107,7 @@ def test_usage_is_stored_before_a_shutdown_ends(engine: Engine) -> None:
 
 
 def test_name_of_an_agent_may_be_long(engine: Engine) -> None:
-    usage = UsageStore(engine, SqlStore(engine, IMAGE_URLS).submit, None)
+    usage = UsageStore(engine, SqlStore(engine, IMAGE_URLS).transactions.submit, None)
     meter = usage.meter("anonymous:ada")
     meter.add("x" * 300, 1, Usage(total_tokens=7))
     meter.close()
@@ -116,7 +116,7 @@ def test_name_of_an_agent_may_be_long(engine: Engine) -> None:
 
 def test_usage_of_a_deleted_user_is_not_stored(engine: Engine) -> None:
     store = SqlStore(engine, IMAGE_URLS)
-    usage = UsageStore(engine, store.submit, None)
+    usage = UsageStore(engine, store.transactions.submit, None)
     sessions = [SessionStore(engine, 600).issue(User("anonymous", name)).session_id for name in ("ada", "eve")]
     with engine.begin() as connection:
         connection.execute(delete(SessionRow).where(SessionRow.id == sessions[0]))
@@ -124,7 +124,7 @@ def test_usage_of_a_deleted_user_is_not_stored(engine: Engine) -> None:
         meter = usage.meter(f"anonymous:{name}", session_id)
         meter.add(name, 1, Usage(total_tokens=7))
         meter.close()
-    wait([store.submit(lambda _connection: None, 5) for _ in range(5)])
+    wait([store.transactions.submit(lambda _connection: None, 5) for _ in range(5)])
     wait_for(lambda: [row[0] for row in used(engine.url.render_as_string(hide_password=False))] == ["eve"])
 
 

@@ -1,0 +1,93 @@
+"""The rows of threads and items: what the stores share to read and write them."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, cast
+
+from pydantic import TypeAdapter
+from sqlalchemy import Table, and_, bindparam, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.timestamps import in_local_time, in_utc
+from chatkit.backends.selfhosted.database.tables import (
+    ActiveRunRow,
+    AttachmentRow,
+    ImageRow,
+    ItemRow,
+    PausedRunRow,
+    ThreadRow,
+)
+from chatkit.store import NotFoundError
+from chatkit.types import ThreadItem
+
+_PREFIXES = {
+    "thread": "thr",
+    "message": "msg",
+    "tool_call": "tc",
+    "workflow": "wf",
+    "task": "tsk",
+    "attachment": "atc",
+    "image": "img",
+    "sdk_hidden_context": "shcx",
+    "run": "run",
+}
+
+_thread_item: TypeAdapter[Any] = TypeAdapter(ThreadItem)
+
+# Statements are built once: building one takes longer than running it. Each names the user.
+
+THREADS, ITEMS, ATTACHMENTS, PAUSED_RUNS, IMAGES, ACTIVE_RUNS = (
+    cast(Table, row.__table__) for row in (ThreadRow, ItemRow, AttachmentRow, PausedRunRow, ImageRow, ActiveRunRow)
+)
+USER: Any = bindparam("user")
+OWN_THREAD = and_(THREADS.c.id == bindparam("thread"), THREADS.c.user_id == USER)
+OWN_ITEMS = and_(ITEMS.c.thread_id == bindparam("thread"), ITEMS.c.user_id == USER)
+OWN_ITEM = and_(OWN_ITEMS, ITEMS.c.id == bindparam("item"))
+SELECT_ITEM = select(ITEMS.c.data).where(OWN_ITEM)
+SAVE_ITEM = {  # an upsert that keeps the position; SQLAlchemy has one for each dialect
+    "sqlite": sqlite.insert(ITEMS).on_conflict_do_update(
+        index_elements=["thread_id", "id"], set_={"data": sqlite.insert(ITEMS).excluded.data}
+    ),
+    "postgresql": postgresql.insert(ITEMS).on_conflict_do_update(
+        index_elements=["thread_id", "id"], set_={"data": postgresql.insert(ITEMS).excluded.data}
+    ),
+}
+INSERT_ITEM = insert(ITEMS)
+
+
+def new_id(item_type: str) -> str:
+    return f"{_PREFIXES[item_type]}_{uuid.uuid4().hex}"
+
+
+def read_item(data: str) -> ThreadItem:
+    item: ThreadItem = in_local_time(_thread_item.validate_json(data))
+    return item
+
+
+def item_row(item: ThreadItem, thread_id: str, context: ChatContext) -> dict[str, Any]:
+    """Return the columns of ``item``, for ``SAVE_ITEM`` and ``INSERT_ITEM``."""
+    return {"thread_id": thread_id, "user_id": context.user, "id": item.id, "data": in_utc(item).model_dump_json()}
+
+
+def one_or_not_found(result: Any) -> Any:
+    """Return the value of ``result``.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    value = result.scalar_one_or_none()
+    if value is None:
+        raise NotFoundError
+    return value
+
+
+def require_match(result: Any) -> None:
+    """Check that a statement has changed a row.
+
+    Raises:
+        NotFoundError: it has not.
+    """
+    if not result.rowcount:
+        raise NotFoundError

@@ -153,8 +153,10 @@ def test_page_offers_to_repeat_what_a_process_could_not_finish(tmp_path: Path, v
         page = visitor.open(service.url.replace("127.0.0.1", "localhost"))
         begin(page, "Lost?", 20)
         if sign == signal.SIGKILL:
-            for process in [psutil.Process(service.process.pid), *psutil.Process(service.process.pid).children()]:
+            killed = [psutil.Process(service.process.pid), *psutil.Process(service.process.pid).children()]
+            for process in killed:
                 process.kill()
+            psutil.wait_procs(killed, 10)  # until then, the port is in use
             service.process.wait(10)
         else:
             service.stop(sign)

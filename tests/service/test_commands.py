@@ -1,4 +1,4 @@
-"""The operator's commands as an operator runs them: ``flask --app app …`` in a process of its own."""
+"""The operator's commands as an operator runs them: ``flask --app app …``, each in a process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from sqlalchemy import create_engine, text
 from tests.support import processes, service
 from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI
 from tests.support.fake_server import Handler
+from tests.support.forks import ForkedCommand, run_flask
 from tests.support.service import PROJECT, Service, environment, free_port
 from tests.support.threads_api import Project, answers, asks
 
-Flask = Callable[..., "subprocess.Popen[Any]"]
+Process = ForkedCommand | subprocess.Popen[Any]
+Flask = Callable[..., Process]
 FLASK = """
 import signal
 from flask.cli import main
@@ -42,27 +44,29 @@ def project(fake_openai: FakeOpenAI) -> Project:
 
 @pytest.fixture
 def flask(fake_openai: FakeOpenAI, database: str) -> Flask:
-    """Starts a command."""
+    """Starts a command in a fork, or in a Python process of its own if ``python`` has settings for that."""
 
-    def start(*arguments: str, options: dict[str, Any] | None = None, **variables: str) -> subprocess.Popen[Any]:
+    def start(*arguments: str, python: dict[str, str] | None = None, **options: Any) -> Process:
         hosted = {"CHATKIT_BACKEND": "hosted", "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "OPENAI_API_KEY": API_KEY}
         settings = {**hosted, "CHATKIT_API_BASE": fake_openai.url, "CHATKIT_ALLOWED_ORIGINS": "https://app.example.com"}
-        return processes.start(
-            [sys.executable, "-c", FLASK, "--app", "app", *arguments],
-            cwd=PROJECT,
-            env=environment(**{**settings, "DATABASE_URL": database, **variables}),
-            **(options or {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}),
-        )
+        files = {name: options.pop(name) for name in ("output", "errors") if name in options}
+        variables = environment(**{**settings, "DATABASE_URL": database, **options})
+        arguments = ("--app", "app", *arguments)
+        if python is None:
+            return ForkedCommand(run_flask, list(arguments), variables, **files)
+        command = [sys.executable, "-c", FLASK, *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return processes.start(command, cwd=PROJECT, env={**variables, **python}, **pipes)
 
     return start
 
 
-def outcome(process: subprocess.Popen[Any]) -> tuple[int, str, str]:
+def outcome(process: Process) -> tuple[int, str, str]:
     """The exit code, standard output, and standard error without the notice about the hosted backend."""
     written = [part.decode() for part in process.communicate(timeout=90)]
     service.output.extend(written)  # searched for secrets
     errors = [line for line in written[1].splitlines(keepends=True) if not line.startswith("CHATKIT_BACKEND=hosted: ")]
-    return process.returncode, written[0], "".join(errors)
+    return process.wait(), written[0], "".join(errors)
 
 
 def stored(database: str) -> tuple[int, int]:
@@ -79,7 +83,7 @@ def fill(project: Project, threads: int, items: int = 3) -> None:
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_import_that_is_ended_in_the_middle(project: Project, flask: Flask, database: str, sign: signal.Signals) -> None:
     fill(project, 20)
-    running: list[subprocess.Popen[Any]] = []
+    running: list[Process] = []
 
     def end(handler: Handler) -> None:
         running[0].send_signal(sign)
@@ -123,9 +127,8 @@ def test_import_beside_a_running_service(
 def test_progress_on_a_terminal(project: Project, flask: Flask, database: str) -> None:
     fill(project, 3)
     ours, theirs = pty.openpty()
-    process = flask("import-hosted", options={"stdout": subprocess.PIPE, "stderr": theirs})
-    output = process.communicate(timeout=60)[0].decode()
-    os.close(theirs)
+    with os.fdopen(theirs, "w") as terminal:
+        output = flask("import-hosted", errors=terminal).communicate(timeout=60)[0].decode()
     shown = os.read(ours, 100_000).decode()
     os.close(ours)
     assert "Threads" in shown
@@ -150,7 +153,7 @@ def test_export_into_a_pipe_that_is_closed(flask: Flask, project: Project, datab
 def test_export_is_utf_8_whatever_the_locale(flask: Flask, project: Project, database: str) -> None:
     project.add("user:a", asks("✓ é"))
     outcome(flask("import-hosted"))
-    code, output, _ = outcome(flask("users", "export", "user:a", LC_ALL="C", PYTHONIOENCODING="ascii"))
+    code, output, _ = outcome(flask("users", "export", "user:a", python={"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}))
     assert code == 0
     assert json.loads(output)["threads"][0]["items"][0]["content"][0]["text"] == "✓ é"
 
@@ -159,7 +162,7 @@ def test_export_is_utf_8_whatever_the_locale(flask: Flask, project: Project, dat
 def test_what_the_terminal_can_not_show_is_escaped(flask: Flask, project: Project, database: str) -> None:
     project.add("user:a", title="é ✓")
     outcome(flask("import-hosted"))
-    process = flask("threads", "list", "user:a", PYTHONIOENCODING="latin-1")
+    process = flask("threads", "list", "user:a", python={"PYTHONIOENCODING": "latin-1"})
     assert process.communicate(timeout=90)[0].endswith(b"\xe9 \\u2713\n")
     assert process.returncode == 0
 
@@ -168,14 +171,13 @@ def test_what_the_terminal_can_not_show_is_escaped(flask: Flask, project: Projec
 def test_output_on_a_full_disk(flask: Flask, project: Project, database: str) -> None:
     project.add("user:a", asks("Hello"))
     with Path("/dev/full").open("w") as full:
-        options = {"stdout": full, "stderr": subprocess.PIPE}
         for command in (
             ["import-hosted"],
             ["users", "export", "user:a"],
             ["threads", "list", "user:a"],
             ["feedback", "export"],
         ):
-            process = flask(*command, options=options)
+            process = flask(*command, output=full)
             errors = process.communicate(timeout=90)[1].decode()
             assert process.returncode == 1
             assert errors.endswith("Error: The output can't be written: No space left on device.\n")
@@ -186,7 +188,7 @@ def test_output_on_a_full_disk(flask: Flask, project: Project, database: str) ->
 def test_argument_that_is_not_utf_8(flask: Flask) -> None:
     wrong = os.fsdecode(b"user:\xff")
     for command in (["users", "export"], ["users", "delete", "--yes"], ["threads", "list"], ["import-hosted", "--user"]):
-        code, output, errors = outcome(flask(*command, wrong))
+        code, output, errors = outcome(flask(*command, wrong, python={}))
         assert (code, output) == (2, "")
         assert errors.endswith(": is not encoded in UTF-8\n")
 

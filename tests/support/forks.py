@@ -18,7 +18,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,55 @@ class ForkedProcess:
 def run_gunicorn(command: list[str], env: dict[str, str]) -> None:
     """Behave like a gunicorn that was started with this command line and environment, in a session of its own."""
     os.setsid()
-    os.environ.clear()
-    os.environ.update(env)
-    time.tzset()
     if max_files := env.get("TEST_MAX_FILES"):
         resource.setrlimit(resource.RLIMIT_NOFILE, (int(max_files), int(max_files)))
     python, option, package, *arguments = command
     assert (option, package) == ("-m", "chatkit"), command
-    sys.argv = [python, *arguments]
+    _become(python, arguments, env)
     from chatkit.__main__ import main
+
+    main()
+
+
+def _become(program: str, arguments: list[str], env: dict[str, str]) -> None:
+    sys.argv = [program, *arguments]
+    os.environ.clear()
+    os.environ.update(env)
+    time.tzset()
+
+
+class ForkedCommand(ForkedProcess):
+    """A process whose output is read through pipes, unless ``output`` and ``errors`` are given."""
+
+    def __init__(self, function: Callable[..., None], *arguments: Any, output: Any = None, errors: Any = None) -> None:
+        self.stdout: Any
+        self.stderr: Any
+        with ExitStack() as written:
+            self.stdout, output = (None, output) if output else _pipe(written)
+            self.stderr, errors = (None, errors) if errors else _pipe(written)
+            nothing = written.enter_context(Path(os.devnull).open())
+            super().__init__(service_server(), function, *arguments, files=[nothing, output, errors])
+
+    def communicate(self, timeout: float) -> list[bytes]:
+        """Wait for the end, and return what was written to the pipes."""
+        with ThreadPoolExecutor(2) as pool:
+            written = list(pool.map(lambda pipe: pipe.read() if pipe else b"", (self.stdout, self.stderr)))
+        self.wait(timeout)
+        return written
+
+
+def _pipe(written: ExitStack) -> tuple[Any, Any]:
+    reading, writing = os.pipe()
+    return os.fdopen(reading, "rb"), written.enter_context(os.fdopen(writing, "wb"))
+
+
+def run_flask(arguments: list[str], env: dict[str, str]) -> None:
+    """Behave like ``flask`` with these arguments and this environment."""
+    _become("flask", arguments, env)
+    # Python's own were made for the files of the fork server.
+    sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    from flask.cli import main
 
     main()
 

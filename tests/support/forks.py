@@ -37,7 +37,7 @@ class ForkedProcess:
         files: its standard input, output and error.
     """
 
-    def __init__(self, server: str, function: Callable[..., None], *arguments: Any, files: Sequence[Any]) -> None:
+    def __init__(self, server: str, function: Callable[..., Any], *arguments: Any, files: Sequence[Any]) -> None:
         self._connection = socket.socket(socket.AF_UNIX)
         self._connection.connect(server)
         socket.send_fds(self._connection, [pickle.dumps((function, arguments))], [file.fileno() for file in files])
@@ -88,7 +88,7 @@ def _become(program: str, arguments: list[str], env: dict[str, str]) -> None:
 class ForkedCommand(ForkedProcess):
     """A process whose output is read through pipes, unless ``output`` and ``errors`` are given."""
 
-    def __init__(self, function: Callable[..., None], *arguments: Any, output: Any = None, errors: Any = None) -> None:
+    def __init__(self, function: Callable[..., Any], *arguments: Any, output: Any = None, errors: Any = None) -> None:
         self.stdout: Any
         self.stderr: Any
         with ExitStack() as written:
@@ -195,7 +195,7 @@ def _supervise(connection: socket.socket) -> None:
         connection.sendall(os.waitstatus_to_exitcode(status).to_bytes(INTEGER, signed=True))
 
 
-def _run(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _run(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     code = 1
     try:
         function(*arguments)

@@ -17,6 +17,7 @@ from sqlalchemy import create_engine, insert, text
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import AttachmentRow, Base, ImageRow, ItemRow, PausedRunRow, ThreadRow
 from chatkit.settings import SettingsError
+from tests.support.forks import ForkedCommand
 from tests.support.service import PROJECT, environment, free_port
 
 
@@ -35,14 +36,10 @@ def test_opening_again_changes_nothing(empty_database: str) -> None:
 
 
 def test_concurrent_start_on_an_empty_database(empty_database: str) -> None:
-    code = "import sys; from chatkit.backends.selfhosted.database.engine import open_database; open_database(sys.argv[1])"
-    starting = [
-        subprocess.Popen([sys.executable, "-c", code, empty_database], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
-        for _ in range(6)
-    ]
+    starting = [ForkedCommand(open_database, empty_database) for _ in range(6)]
     written = {process.communicate(timeout=60)[1] for process in starting}
-    assert written <= {"", "Waiting for another process to migrate the database\n"}, "the notice appears on a slow machine"
-    assert {process.returncode for process in starting} == {0}
+    assert written <= {b"", b"Waiting for another process to migrate the database\n"}, "the notice appears on a slow machine"
+    assert {process.wait() for process in starting} == {0}
     with create_engine(empty_database).connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar_one() == 1
 

@@ -144,6 +144,11 @@ def test_failing_key_server(with_keys: FlaskClient, provider: IdentityProvider, 
     assert time.monotonic() - started < 7, "two fetches of three seconds"
 
 
+def test_keys_of_an_error_response_are_not_used(with_keys: FlaskClient, provider: IdentityProvider) -> None:
+    provider.server.behaviour = responding(500, {"keys": provider.published})
+    assert error_of(issue(with_keys, provider.token(iss=ISSUER))) == UNAVAILABLE
+
+
 @pytest.mark.parametrize(("size", "good"), [(256 * 1024, True), (256 * 1024 + 1, False)])
 def test_size_of_a_jwks(with_keys: FlaskClient, provider: IdentityProvider, size: int, good: bool) -> None:
     document = json.dumps({"keys": provider.published}).encode()

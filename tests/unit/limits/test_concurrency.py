@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 import redis as redis_package
 
-from chatkit.limits.concurrency import ChatConcurrency
+from chatkit.limits.concurrency import ChatConcurrency, ConcurrencyLimit
 from chatkit.limits.rate import redis_client
 from chatkit.settings import Settings
 from chatkit.web.errors import ApiError, ServiceBusy, TooManyRequests
@@ -78,6 +78,14 @@ def test_released_place_can_be_held_once_again(held: ExitStack) -> None:
         assert refusal(concurrency, "turns", "user:ada", "10.0.1.1") is None
     held.enter_context(concurrency.held("turns", "user:ada", "10.0.1.1"))
     assert refusal(concurrency, "turns", "user:ada", "10.0.1.1")
+
+
+def test_nothing_is_kept_of_holders_that_hold_nothing() -> None:
+    limit = ConcurrencyLimit("bodies", 10, 5)
+    for number in range(3):
+        limit.acquire(f"10.0.0.{number}", 2)
+        limit.release(f"10.0.0.{number}", 2)
+    assert not limit._by_holder, "it would grow with each address"
 
 
 def test_turns_and_requests_are_counted_apart(held: ExitStack) -> None:

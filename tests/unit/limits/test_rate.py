@@ -62,6 +62,16 @@ def test_limit(action: Action, user: str | None, variables: dict[str, str], most
         counted.count(action, "user:bob")
 
 
+def test_retry_after_is_at_least_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = limits(CHATKIT_MAX_REQUESTS_PER_MINUTE="1")
+    now = time.time()
+    counted.count("turns", "user:ada")
+    monkeypatch.setattr("time.time", lambda: now + 59.5)
+    with pytest.raises(TooManyRequests) as refused:
+        counted.count("turns", "user:ada")
+    assert refused.value.retry_after == 1
+
+
 @pytest.mark.parametrize(
     ("text", "address"),
     [

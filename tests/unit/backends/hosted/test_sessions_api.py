@@ -158,6 +158,7 @@ def test_request_to_end_a_session_equals_the_one_of_openais_sdk(fake_openai: Fak
         (failing(404, "not_found"), None),
         (failing(400, "invalid_request_error"), None),
         (failing(409, "conflict"), None),
+        (failing(410, "gone"), None),
         (failing(401, "invalid_api_key"), (401, "openai_authentication_failed", "OpenAI authentication failed")),
         (failing(403, "forbidden"), NOT_ENDED),
         (responding(302, Location="http://x.test"), NOT_ENDED),
@@ -165,7 +166,7 @@ def test_request_to_end_a_session_equals_the_one_of_openais_sdk(fake_openai: Fak
         (failing(500, "server_error"), (503, "openai_unavailable", "OpenAI service temporarily unavailable")),
         (Handler.hang_up, (503, "openai_unavailable", "OpenAI service temporarily unavailable")),
     ],
-    ids=["200", "404", "400", "409", "401", "403", "302", "429", "500", "connection closed"],
+    ids=["200", "404", "400", "409", "410", "401", "403", "302", "429", "500", "connection closed"],
 )
 def test_responses_to_the_end_of_a_session(client: FlaskClient, fake_openai: FakeOpenAI, behaviour: Any, expected: Any) -> None:
     session_id = create_session(client)

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from chatkit.backends.hosted import threads_api
-from chatkit.backends.hosted.threads_api import AccessDenied, ReadFailed, ThreadsApi
+from chatkit.backends.hosted.threads_api import AccessDenied, ReadFailed, ThreadsApi, Unavailable
 from chatkit.settings import Settings
 from tests.support.fake_openai import API_KEY, FakeOpenAI, failing
 from tests.support.fake_server import Handler, responding, sending
@@ -111,7 +111,7 @@ def test_waits_as_long_as_openai_asks(project: Project, api: ThreadsApi, waits: 
         for number, value in enumerate(asked, start=1)
     }
     assert len(list(api.threads())) == 1
-    assert waits == [20, 1.5, threads_api.MAX_RETRY_AFTER_SECONDS, 16, 32, 60]
+    assert waits == [20, 1.5, 600, 16, 32, 60]
     assert "OpenAI answered 429 (request req_1, rate_limit_exceeded); trying again in 20 s" in caplog.messages
 
 
@@ -119,8 +119,30 @@ def test_gives_up_in_the_end(project: Project, api: ThreadsApi, waits: list[floa
     project.faults = dict.fromkeys(range(1, 100), failing(503, "overloaded"))
     with pytest.raises(ReadFailed, match=r"OpenAI answered 503 \(overloaded\), 8 times in a row"):
         list(api.threads())
-    assert len(project.requests) == threads_api.MAX_ATTEMPTS
+    assert len(project.requests) == 8
     assert 120 < sum(waits) < 240
+
+
+@pytest.mark.parametrize(("fault", "expected"), [("no list", ReadFailed), ("server error", Unavailable)])
+def test_list_that_is_always_broken_is_not_reported_as_openai_being_unavailable(
+    project: Project, api: ThreadsApi, fault: str, expected: type[ReadFailed]
+) -> None:
+    project.faults = dict.fromkeys(range(1, 9), BROKEN[fault])
+    with pytest.raises(ReadFailed) as caught:
+        list(api.threads())
+    assert type(caught.value) is expected
+
+
+def test_limits_of_a_call(api: ThreadsApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[dict[str, Any]] = []
+
+    def call(_session: Any, _request: Any, **given: Any) -> Any:
+        limits.append(given)
+        return 200, {}, b'{"data": [], "has_more": false}'
+
+    monkeypatch.setattr(threads_api, "call", call)
+    assert list(api.threads()) == []
+    assert limits == [{"seconds": 60, "max_bytes": 64 * 1024 * 1024}]
 
 
 def test_connection_refused(waits: list[float]) -> None:
@@ -147,9 +169,10 @@ def test_other_responses_are_not_requested_again(project: Project, api: ThreadsA
     assert waits == []
 
 
+@pytest.mark.parametrize("last_id", [None, 1, "cthr_1"])
 @pytest.mark.parametrize("data", [[], [{"id": "cthr_1"}], [{"id": None}], ["x"]])
-def test_list_without_end_is_not_read_for_ever(fake_openai: FakeOpenAI, api: ThreadsApi, data: list[Any]) -> None:
-    fake_openai.behaviour = responding(200, {"object": "list", "data": data, "has_more": True, "last_id": None})
+def test_list_without_end_is_not_read_for_ever(fake_openai: FakeOpenAI, api: ThreadsApi, data: list[Any], last_id: Any) -> None:
+    fake_openai.behaviour = responding(200, {"object": "list", "data": data, "has_more": True, "last_id": last_id})
     with pytest.raises(ReadFailed, match="does not say after which element"):
         list(api.threads())
     assert len(fake_openai.received) <= 2

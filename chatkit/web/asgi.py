@@ -211,6 +211,7 @@ class Adapter:
         self._readiness_at = 0.0
         self._producers: dict[asyncio.Task[None], Buffer] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._interrupted = False
         self.draining = False
         """Whether the process is shutting down: it still serves, but reports not ready."""
         app.before_request(_raise_error)
@@ -226,10 +227,12 @@ class Adapter:
             await send({"type": "websocket.close"})
 
     def interrupt(self) -> None:
-        """Cancel all deferred responses, because the process stops: replies are saved as far as they got."""
+        """Cancel all deferred responses, because the process stops, and those to come: replies are saved as far as they got."""
+        self._interrupted = True
         for producer, buffer in self._producers.items():
-            buffer.interrupted = True
-            cancel_once(producer)
+            if not producer.cancelling():  # not one that the user has just stopped
+                buffer.interrupted = True
+                producer.cancel()
 
     @property
     def is_busy(self) -> bool:
@@ -363,6 +366,8 @@ class Adapter:
         producer = _start_producer(request.deferred.produce, buffer, request.context)
         self._producers[producer] = buffer
         producer.add_done_callback(self._producers.pop)
+        if self._interrupted:
+            producer.cancel()
         closing = asyncio.create_task(self._close(request, response, producer))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)

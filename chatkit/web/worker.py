@@ -316,6 +316,7 @@ class Worker(_Worker):  # type: ignore[misc]
             await self.loop.connect_accepted_socket(lambda: Protocol(self), connection)
         # gunicorn waits for connections only, and some responses are produced without one. After SIGINT it waits for nothing.
         deadline = self.loop.time() + self.cfg.graceful_timeout
+        self.loop.call_later(max(0, self.cfg.graceful_timeout - INTERRUPT_SECONDS), self.asgi.asgi.interrupt)
         while self.asgi.asgi.is_busy and self.loop.time() < min(deadline, self._quit_deadline):
             await asyncio.sleep(0.1)
         await super()._shutdown()

@@ -330,6 +330,19 @@ def test_interrupted_stream_that_has_not_begun() -> None:
     run(check())
 
 
+def test_stream_that_begins_after_the_interruption() -> None:
+    """gunicorn still accepts requests for up to a second then."""
+
+    async def check() -> None:
+        app = make_app()
+        app.asgi.interrupt()
+        client = Client(app, "/stream")
+        assert await client.post() < 1
+        assert (client.status, client.code) == (503, "service_busy")
+
+    run(check())
+
+
 def test_response_outlives_its_client() -> None:
     """It is closed, which ends what its view holds, when all of it has been produced."""
     produced.clear()
@@ -387,6 +400,18 @@ def test_outliving_response_that_does_not_begin_in_time_is_cancelled() -> None:
         client = Client(app, "/outliving-in-silence")
         assert 29.9 < await client.post() < 30.5
         assert (client.status, client.code, app.asgi.is_busy) == (503, "service_busy", False)
+
+    run(check())
+
+
+def test_response_that_was_stopped_before_is_not_interrupted() -> None:
+    async def check() -> None:
+        app = make_app()
+        await Client(app, "/outliving", patience=3).post()
+        ((producer, buffer),) = app.asgi._producers.items()
+        producer.cancel()
+        app.asgi.interrupt()
+        assert not buffer.interrupted
 
     run(check())
 

@@ -7,7 +7,7 @@ from chatkit.backends.selfhosted.chat.drafts import Drafts
 from chatkit.backends.selfhosted.chat.runs import Runs
 
 
-async def _nothing(*_: Any, **__: Any) -> None:
+async def _nothing(*_: Any, **__: Any) -> Any:
     """Saves nothing."""
 
 

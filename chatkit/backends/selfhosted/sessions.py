@@ -53,8 +53,7 @@ _INSERT_SESSION = insert(SessionRow)
 _SELECT_SESSION = select(SessionRow.id, SessionRow.user_id, SessionRow.expires_at, SessionRow.agent, SessionRow.claims).where(
     SessionRow.secret_hash == bindparam("hash")
 )
-# With a lock that a deletion of the row waits for.
-_LOCK_SESSION = select(SessionRow.id).where(SessionRow.id == bindparam("session")).with_for_update(read=True, key_share=True)
+_LOCK_SESSION = select(SessionRow.expires_at).where(SessionRow.id == bindparam("session")).with_for_update(read=True)
 _now: Any = bindparam("now")
 _END_SESSION = (
     update(SessionRow)
@@ -233,6 +232,7 @@ class SessionStore:
         """
         params, new_owner = {"visitor": visitor.id, "now": int(time.time())}, {"user_id": user.id}
         with _database_errors("conversations could not be transferred"), self.engine.begin() as connection:
+            connection.execute(_END_SESSIONS, params)  # first: a session that is locked is beginning a conversation
             thread_ids = connection.execute(_TRANSFER_THREADS.values(new_owner), params).scalars().all()
             connection.execute(_TRANSFER_ATTACHMENTS.values(new_owner), params)
             for start in range(0, len(thread_ids), THREAD_BATCH):
@@ -240,7 +240,6 @@ class SessionStore:
                 _delete_hidden_items(connection, batch)
                 connection.execute(_DELETE_PAUSED_RUNS, {"threads": batch})
                 connection.execute(_INTERRUPT_RUNS, {"threads": batch})
-            connection.execute(_END_SESSIONS, params)
 
     def _purge(self, statement: Delete, oldest: float | date, batch: int = PURGE_BATCH) -> bool:
         """Delete in batches, so that other writers do not wait long for a lock. Return whether all rows are deleted."""
@@ -263,13 +262,15 @@ class SessionStore:
             self._file = database.file_identity(self.engine)
 
 
-def exists_until_commit(connection: Connection, session_id: str) -> bool:
-    """Whether a session, live or expired, has not been deleted, and will not be before the end of the transaction.
+def lock_session(connection: Connection, session_id: str) -> int | None:
+    """Return when a session expires (Unix seconds), or ``None`` if it was deleted. Until the commit, it stays as it is.
 
-    ``users delete`` deletes sessions first. What a transaction stores for one that exists is deleted after it, and one that is
-    gone must not store anything. On SQLite call this after a write, which is what begins the transaction.
+    ``users delete`` deletes sessions first, and a transfer of conversations ends them first. What a transaction stores for a
+    session that it has locked is deleted or transferred after it. On SQLite call this after a write, which is what begins the
+    transaction.
     """
-    return connection.execute(_LOCK_SESSION, {"session": session_id}).one_or_none() is not None
+    expires_at: int | None = connection.execute(_LOCK_SESSION, {"session": session_id}).scalar_one_or_none()
+    return expires_at
 
 
 def _delete_hidden_items(connection: Connection, threads: Sequence[str]) -> None:

@@ -35,6 +35,8 @@ _SELECT_RUN = (  # an active one, if there is one
 )
 _STOP_RUN = update(ACTIVE_RUNS).where(_own_run, _is_active).values(stop_requested=True)
 _INTERRUPT_RUN = update(ACTIVE_RUNS).where(_own_run).values(heartbeat=0)
+MAKE_REPEATABLE = update(ACTIVE_RUNS).where(_own_run).values(is_repeatable=True)
+"""Once the message of its request is stored."""
 _DELETE_RUN = delete(ACTIVE_RUNS).where(_own_run)
 _SELECT_ACTIVE_RUNS = select(ACTIVE_RUNS.c.id, ACTIVE_RUNS.c.user_id).where(_own_runs, ~ACTIVE_RUNS.c.stop_requested)
 # Skips rows that another transaction has locked, because two that lock several rows in different orders would wait for each
@@ -125,8 +127,8 @@ def _active_params() -> dict[str, int]:
 def run_row(thread_id: str, context: ChatContext) -> dict[str, Any]:
     """Return the columns of the context's run, for ``INSERT_RUN``."""
     now = int(time.time())
-    row = {"id": context.run_id, "thread_id": thread_id, "user_id": context.user, "is_repeatable": context.is_repeatable}
-    return {**row, "started_at": now, "heartbeat": now, "stop_requested": False}
+    row = {"id": context.run_id, "thread_id": thread_id, "user_id": context.user, "started_at": now, "heartbeat": now}
+    return {**row, "stop_requested": False, "is_repeatable": context.is_repeatable and not context.brings_message}
 
 
 def ending(context: ChatContext, *, interrupted: bool = False) -> Callable[[Connection], Any]:

@@ -13,7 +13,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.rows import new_id
-from chatkit.backends.selfhosted.chat.server import REPEATABLE, GuardedServer, handle, read_request
+from chatkit.backends.selfhosted.chat.server import MESSAGES, REPEATABLE, GuardedServer, handle, read_request
 from chatkit.backends.selfhosted.chat.usage import UsageStore
 from chatkit.backends.selfhosted.sessions import LiveSession, SessionStore
 from chatkit.limits.concurrency import ChatConcurrency
@@ -98,6 +98,7 @@ def blueprint(
                         session_id=session.session_id,
                         run_id=run_id,
                         is_repeatable=chat_request.type in REPEATABLE,
+                        brings_message=chat_request.type in MESSAGES,
                     )
                     await handle(servers.get(session.agent) or servers[None], chat_request, context)
                 finally:

@@ -44,6 +44,8 @@ class ChatContext:
     """The id of the response as an active run; empty if the response is not an active run."""
     is_repeatable: bool = True
     """Whether a retry of the last user message repeats this response, and destroys no other."""
+    brings_message: bool = False
+    """Whether the request has a user message. Until that is stored, a retry would repeat the one before it."""
     run_is_active: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
     """Set from the beginning to the end of the run. Meanwhile nothing is stored without the run's row."""
     saving_thread: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)

@@ -84,7 +84,7 @@ class HttpClient(openai.DefaultAsyncHttpxClient):
 
 @functools.cache
 def _ssl_context() -> ssl.SSLContext:
-    """Read the certificate authorities once. It takes tens of milliseconds, also of the event loop whose client needs them."""
+    """Read the certificate authorities once, because that blocks an event loop for tens of milliseconds."""
     return httpx2.create_ssl_context()
 
 

@@ -1,4 +1,4 @@
-"""The rows of threads and items: what the stores share to read and write them."""
+"""The chat's tables, and what its stores share to read and write rows."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from chatkit.web.errors import ServiceBusy
 POLL_SECONDS = 0.4
 HEARTBEAT_SECONDS = 2.5
 GRACE_SECONDS = 0.5  # for a run to end by itself before it is stopped: it may just be saving its last item
-TAKEOVER_SECONDS = 14  # for a run to save its message and end; the store's STALE_SECONDS are over by then
+TAKEOVER_SECONDS = 14  # for a run to save its message and end, or to become stale
 RETRY_SECONDS = 0.1
 
 log = logging.getLogger(__name__)
@@ -44,17 +44,20 @@ class Runs:
         """By id, the runs whose end could not be stored yet, with their contexts and whether they were interrupted."""
         self._next_heartbeat = 0.0
 
-    async def begin(self, thread_id: str, context: ChatContext, *, alone: bool) -> None:
+    async def begin(self, thread_id: str, context: ChatContext, *, alone: bool) -> bool:
         """Make the current task an active run of the thread.
 
         If it must be ``alone``, stop the others and wait until they have saved their text.
+
+        Returns:
+            Whether it waited.
 
         Raises:
             ServiceBusy: another run does not end.
             NotFoundError: the user has no such thread.
         """
         if not context.run_id:
-            return
+            return False
         loop = asyncio.get_running_loop()
         began = loop.time()
         seen: dict[str, float] = {}
@@ -69,6 +72,7 @@ class Runs:
                         await self.stop(other, context.user)
             await asyncio.sleep(RETRY_SECONDS)
         self.begun(context)
+        return bool(seen)
 
     def begun(self, context: ChatContext) -> None:
         """Watch the context's run, which is stored, as the current task."""
@@ -83,7 +87,7 @@ class Runs:
         context.run_is_active.clear()  # what goes on after the response, such as a title, has no row
         try:
             await self._store.end(context, interrupted=interrupted)
-        except Exception as error:  # noqa: BLE001  watch() tries again; until then the run counts as interrupted
+        except Exception as error:  # noqa: BLE001  watch() tries again; the run counts as active until it is stale
             log.warning("the end of a run could not be stored yet (%s)", type(error).__name__)
             self._ended[context.run_id] = (context, interrupted)
 

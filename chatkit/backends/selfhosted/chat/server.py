@@ -48,9 +48,10 @@ log = logging.getLogger(__name__)
 
 START_SECONDS = 0.25  # a start that takes longer waits for I/O
 CANCELLED_SECONDS = 10  # for handle_stream_cancelled, whose reader has left
+MESSAGES = ("threads.create", "threads.add_user_message")
 # ChatKit and our pages retry the last user message. After an action of a widget, the output of a client tool or a structured
 # input that would delete the response that came before, or what the user has entered.
-REPEATABLE = ("threads.create", "threads.add_user_message", "threads.retry_after_item")
+REPEATABLE = (*MESSAGES, "threads.retry_after_item")
 MAX_TITLE = 200
 MAX_FEEDBACK_ITEMS = 100
 MAX_ANSWERS = 100  # to the questions of a structured input
@@ -256,7 +257,9 @@ async def _run_events(server: GuardedServer, request: Any, context: ChatContext)
     """
     runs = server._chatkit_resources.runs
     if request.type != "threads.create":
-        await runs.begin(request.params.thread_id, context, alone=request.type != "threads.custom_action")
+        waited = await runs.begin(request.params.thread_id, context, alone=request.type != "threads.custom_action")
+        if waited:  # the other run may have locked the thread
+            await _check_thread(server, request.params.thread_id, context)
     if request.type == "threads.retry_after_item":
         # The SDK would load all later items and delete them one by one.
         await server.store.delete_after(request.params.thread_id, request.params.item_id, context)
@@ -277,10 +280,15 @@ async def _check(server: GuardedServer, request: Any, context: ChatContext) -> N
         raise errors.AttachmentsOff("a message has an attachment")
     thread_id = getattr(request.params, "thread_id", None)
     takes_input = is_streaming_req(request) or request.type == "threads.sync_custom_action"
-    if thread_id and takes_input and (await server.store.load_thread(thread_id, context)).status.type != "active":
-        raise errors.ThreadNotActive("the thread is locked or closed")
+    if thread_id and takes_input:
+        await _check_thread(server, thread_id, context)
     if options := getattr(message, "inference_options", None):
         server._chatkit_resources.composer.check(options)
+
+
+async def _check_thread(server: GuardedServer, thread_id: str, context: ChatContext) -> None:
+    if (await server.store.load_thread(thread_id, context)).status.type != "active":
+        raise errors.ThreadNotActive("the thread is locked or closed")
 
 
 class _TimeLimitError(Exception):

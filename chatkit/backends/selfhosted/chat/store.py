@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, Text, and_, bindparam, delete, exists
 from sqlalchemy.dialects import postgresql, sqlite
 
 from chatkit.backends.selfhosted.chat import images
-from chatkit.backends.selfhosted.chat.active_run_store import INSERT_RUN, ActiveRunStore, ending, run_row
+from chatkit.backends.selfhosted.chat.active_run_store import INSERT_RUN, MAKE_REPEATABLE, ActiveRunStore, ending, run_row
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.images import MAX_IMAGES, Image, ImageRefusedError, ImageUrls
 from chatkit.backends.selfhosted.chat.pages import PageQuery
@@ -48,7 +48,7 @@ from chatkit.backends.selfhosted.chat.transactions import (
     gone_threads_logged,
     writer_params,
 )
-from chatkit.backends.selfhosted.sessions import exists_until_commit
+from chatkit.backends.selfhosted.sessions import lock_session
 from chatkit.store import NotFoundError, Store
 from chatkit.types import (
     AssistantMessageItem,
@@ -205,8 +205,10 @@ class SqlStore(Store[ChatContext]):
         def add(connection: Connection) -> ThreadMetadata:
             new = {"id": thread.id, "user_id": context.user, "data": _thread_data(mine), "used_at": int(time.time())}
             connection.execute(_INSERT_THREAD[connection.dialect.name], new)
-            if context.session_id and not exists_until_commit(connection, context.session_id):
-                raise ThreadGone  # with all that its user had
+            if context.session_id:
+                expires_at = lock_session(connection, context.session_id)
+                if expires_at is None or (begins_run and expires_at <= time.time()):
+                    raise ThreadGone  # with all that its user had, or to a signed-in user
             if begins_run:
                 connection.execute(INSERT_RUN, run_row(thread.id, context))
             return mine
@@ -296,9 +298,13 @@ class SqlStore(Store[ChatContext]):
             await self._save_image_item(thread_id, item, item.image, context)
             return
         new = item_row(item, thread_id, context)
-        await self.transactions.write(
-            thread_id, context, lambda connection: connection.execute(SAVE_ITEM[connection.dialect.name], new)
-        )
+
+        def work(connection: Connection) -> None:
+            connection.execute(SAVE_ITEM[connection.dialect.name], new)
+            if context.brings_message and isinstance(item, UserMessageItem):
+                connection.execute(MAKE_REPEATABLE, {"run": context.run_id, "user": context.user})
+
+        await self.transactions.write(thread_id, context, work)
 
     async def _save_image_item(
         self, thread_id: str, item: GeneratedImageItem, image: GeneratedImage, context: ChatContext

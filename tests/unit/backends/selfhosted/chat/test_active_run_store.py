@@ -16,7 +16,7 @@ from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.sessions import SessionStore
 from chatkit.identity.user import User
-from tests.support.store import ADA, EVE, IMAGE_URLS, new_thread, of_run, run
+from tests.support.store import ADA, EVE, IMAGE_URLS, message, new_thread, of_run, question, run
 
 
 @pytest.fixture
@@ -93,6 +93,23 @@ def test_interrupted_run_that_a_retry_does_not_repeat_is_not_shown(sql: SqlStore
     assert run(sql.active_runs.load(thread_id, ADA.user)) is None
     run(sql.active_runs.begin(thread_id, of_run("run_2"), alone=False))
     assert run(sql.active_runs.load(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
+
+
+def test_run_is_to_be_repeated_once_its_message_is_stored(sql: SqlStore) -> None:
+    """Until then, a retry would repeat the message before it, and delete the reply to that."""
+    mine = replace(of_run("run_1"), brings_message=True)
+    thread_id = new_thread(sql, mine)
+    run(sql.active_runs.end(mine, interrupted=True))
+    assert run(sql.active_runs.load(thread_id, ADA.user)) is None
+    run(sql.active_runs.begin(thread_id, mine, alone=True))
+    mine.run_is_active.set()
+    run(sql.add_thread_item(thread_id, message(thread_id, "msg_1"), mine))
+    run(sql.active_runs.end(mine, interrupted=True))
+    assert run(sql.active_runs.load(thread_id, ADA.user)) is None
+    run(sql.active_runs.begin(thread_id, mine, alone=True))
+    run(sql.add_thread_item(thread_id, question(thread_id, "msg_2"), mine))
+    run(sql.active_runs.end(mine, interrupted=True))
+    assert run(sql.active_runs.load(thread_id, ADA.user)) is not None
 
 
 def test_action_ends_the_offer_to_repeat(sql: SqlStore) -> None:

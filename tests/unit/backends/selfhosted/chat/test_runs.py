@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -345,6 +347,25 @@ class TestWhileARunIsActive:
         assert self.roles(caller, thread_id) == ["user", "assistant", "user", "widget"]
         assert reply(caller, thread_id).startswith("I am the demo")
         assert not reply(caller, thread_id).endswith(WHOLE)
+
+    def test_message_that_waited_is_refused_if_the_thread_was_locked_meanwhile(
+        self, caller: Caller, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        thread_id, _, reader = begin(caller, words=8)
+        reader.close()
+        begin_run = Runs.begin
+
+        async def lock(self: Runs, thread_id: str, context: ChatContext, *, alone: bool) -> bool:
+            waited = await begin_run(self, thread_id, context, alone=alone)
+            with sqlite3.connect(tmp_path / "chatkit.db") as connection:
+                connection.execute("""UPDATE chat_threads SET data = json_set(data, '$.status', json('{"type":"locked"}'))""")
+            return waited
+
+        monkeypatch.setattr(Runs, "begin", lock)
+        refused = caller.post("threads.add_user_message", thread_id=thread_id, input=user_input("And?"))
+        assert (refused.status_code, refused.json()["code"]) == (403, "thread_not_active")
+        assert self.roles(caller, thread_id) == ["user", "assistant"]
+        assert state(caller, thread_id) is None
 
     def test_reader_in_another_tab_gets_the_end_of_its_stream(self, caller: Caller) -> None:
         thread_id, _, reader = begin(caller, words=3)

@@ -25,7 +25,7 @@ from chatkit.backends.selfhosted.chat.pages import MAX_PAGE_BYTES
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import ItemRow, ThreadRow
-from chatkit.backends.selfhosted.sessions import SessionStore, exists_until_commit
+from chatkit.backends.selfhosted.sessions import SessionStore, lock_session
 from chatkit.backends.selfhosted.user_data import UserData
 from chatkit.identity.user import User
 from tests.support.store import ADA, EVE, IMAGE_URLS, MOMENT, add_items, message, new_thread, of, question, run
@@ -283,7 +283,7 @@ class TestDeletedUser:
         with ThreadPoolExecutor(1) as pool:
             with store.transactions.engine.begin() as connection:
                 connection.execute(insert(ThreadRow), thread)
-                assert exists_until_commit(connection, context.session_id)
+                assert lock_session(connection, context.session_id)
                 deleted = pool.submit(delete)
                 time.sleep(0.5)
                 assert not deleted.done()

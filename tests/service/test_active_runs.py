@@ -154,6 +154,21 @@ def test_immediate_shutdown_waits_until_replies_are_saved(tmp_path: Path) -> Non
         assert state(caller, events[0].thread.id) == "interrupted"
 
 
+def test_reply_is_saved_and_marked_if_the_master_has_died(tmp_path: Path) -> None:
+    """The workers notice that by themselves, without a signal."""
+    variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db"}
+    with Service("tests.support.slow_demo:app", **variables, CHATKIT_STOP_SECONDS="3", WEB_CONCURRENCY="1") as service:
+        caller = Caller(service.url)
+        stream = caller.stream("threads.create", input=user_input("Hello"))
+        events = [next(stream) for _ in range(8)]
+        service.process.kill()
+        events += list(stream)
+    assert errors(events) == [("stream.error", None, True)]
+    with Service(**variables) as service:
+        caller.url = service.url
+        assert state(caller, events[0].thread.id) == "interrupted"
+
+
 def test_killed_process_leaves_no_thread_active(database: str) -> None:
     variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": database, "WEB_CONCURRENCY": "2"}
     with Service("tests.support.slow_demo:app", **variables) as service:

@@ -143,6 +143,7 @@ hosted_mcp = Agent(
         )
     ],
 )
+boss_of_hosted_mcp = Agent(name="Boss", model="gpt-boss", tools=[hosted_mcp.as_tool("clerk", "Ask the clerk.")])
 
 tools_of_users: list[Any] = [delete_file]
 """What the agent of ``for_user`` has; a test changes it, as an operator does with a new version."""

@@ -460,8 +460,11 @@ def test_after_a_handoff(start: Start, fake_openai: FakeOpenAI) -> None:
     assert [received.body["model"] for received in fake_openai.received] == ["gpt-first", "gpt-test", "gpt-test"]
 
 
+@pytest.mark.parametrize("agent", ["hosted_mcp", "boss_of_hosted_mcp"])
 @pytest.mark.parametrize(("action", "approved"), [(APPROVE, True), (REJECT, False)])
-def test_tool_of_a_hosted_mcp_server(start: Start, fake_openai: FakeOpenAI, address: str, action: Any, approved: bool) -> None:
+def test_tool_of_a_hosted_mcp_server(
+    start: Start, fake_openai: FakeOpenAI, address: str, agent: str, action: Any, approved: bool
+) -> None:
     request = {
         "id": "mcpr_1",
         "type": "mcp_approval_request",
@@ -473,17 +476,20 @@ def test_tool_of_a_hosted_mcp_server(start: Start, fake_openai: FakeOpenAI, addr
         {"type": "response.output_item.added", "output_index": 0, "item": request},
         {"type": "response.output_item.done", "output_index": 0, "item": request},
     ]
-    caller = start(f"{AGENTS}:hosted_mcp")
-    fake_openai.behaviour = streaming(wants, says("Done"))
+    caller = start(f"{AGENTS}:{agent}")
+    asks_clerk = [calling("clerk", "call_boss", input="Delete 7")] if agent == "boss_of_hosted_mcp" else []
+    fake_openai.behaviour = streaming(*asks_clerk, wants, says("Done"))
     thread_id, events = caller.create("Go")
     assert errors(events) == []
     (widget,) = widgets(caller, thread_id)
     assert lines(widget) == ["Allow delete_customer (crm)?", "customer", "7"]
     (row,) = paused(address)
     assert SECRET_OF_MCP not in row.state
-    assert SECRET_OF_MCP in json.dumps(fake_openai.received[0].body), "the search would have found it"
+    asked = len(asks_clerk)
+    assert SECRET_OF_MCP in json.dumps(fake_openai.received[asked].body), "the search would have found it"
     assert texts(decide(caller, widget, action)) == ["Done"]
-    (response,) = [item for item in fake_openai.received[1].body["input"] if item["type"] == "mcp_approval_response"]
+    given = fake_openai.received[asked + 1].body["input"]
+    (response,) = [item for item in given if item.get("type") == "mcp_approval_response"]
     assert (response["approve"], response["approval_request_id"]) == (approved, "mcpr_1")
 
 

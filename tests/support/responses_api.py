@@ -164,16 +164,16 @@ def streaming(*turns: Events) -> Behaviour:
             return
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
-        handler.send_header("Connection", "close")
+        handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
-        handler.close_connection = True
         for number, event in enumerate(whole(events)):
             if isinstance(event, float):
                 time.sleep(event)
                 continue
             data = json.dumps({"sequence_number": number, **event})
-            handler.wfile.write(f"event: {event['type']}\ndata: {data}\n\n".encode())
-            handler.wfile.flush()
+            chunk = f"event: {event['type']}\ndata: {data}\n\n".encode()
+            handler.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        handler.wfile.write(b"0\r\n\r\n")
 
     return behave
 

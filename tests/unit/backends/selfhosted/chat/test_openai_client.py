@@ -47,6 +47,16 @@ def test_agent_that_is_a_tool_names_the_user(start: Start, fake_openai: FakeOpen
     assert identifiers(fake_openai) == [safety_identifier("user:ada")] * 3
 
 
+def test_connection_to_openai_is_kept(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start("simple")
+    fake_openai.behaviour = streaming(says("Hello"))
+    caller.create("Hello")
+    before = fake_openai.connections
+    for _ in range(3):
+        caller.create("Hello")
+    assert fake_openai.connections == before
+
+
 def test_tools_with_event_loops_of_their_own(start: Start, fake_openai: FakeOpenAI) -> None:
     """``Runner.run_sync`` reuses the loop of its thread, and ``asyncio.run`` has a new one each time."""
     caller = start("with_blocking_tool")

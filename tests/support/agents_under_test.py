@@ -410,6 +410,14 @@ async def sorting_workflow(workflow_input: WorkflowInput) -> Any:
     return {"output_text": first.final_output_as(str)}
 
 
+async def continuing_workflow(workflow_input: WorkflowInput) -> None:
+    """OpenAI has the history of the second and the third run."""
+    first = await Runner.run(simple, workflow_input.input_as_text)
+    messages: list[Any] = [{"role": "user", "content": "Shorter"}]
+    for shorter in ("Shorter", messages):
+        await Runner.run(simple, shorter, previous_response_id=first.last_response_id)
+
+
 async def able_workflow(workflow_input: WorkflowInput) -> Any:
     result = await Runner.run(able, workflow_input.input_as_text or "Go on.")
     return {"output_text": result.final_output}

@@ -47,6 +47,18 @@ def test_workflow_result_becomes_the_reply(start: Start, fake_openai: FakeOpenAI
     assert texts(events) == reply
 
 
+def test_history_is_not_given_to_a_run_that_continues_a_response(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start("continuing_workflow")
+    fake_openai.behaviour = streaming(says("Well"))
+    thread_id, _ = caller.create("Hello")
+    caller.say(thread_id, "Again")
+    first, *others = [received.body for received in fake_openai.received[-3:]]
+    assert len(first["input"]) > 1
+    for body in others:
+        assert body["previous_response_id"] == "resp_1"
+        assert [message["content"] for message in body["input"]] == ["Shorter"]
+
+
 def test_output_of_an_agent_used_as_a_tool_is_not_shown(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("runs_another_agent_as_tool")
     fake_openai.behaviour = streaming(calls("expert", input="Weather?"), says("secret of the expert"), says("All is well"))

@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from playwright.sync_api import Page, expect
 
 from tests.support.browser import Visitor, say
 from tests.support.cutting_proxy import CuttingProxy
+from tests.support.redis_server import Redis
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 
-POSITIONS = 20
 WHOLE = "CHATKIT_AGENT."
 """The end of the demo's response."""
 
@@ -63,17 +63,18 @@ def run_notice(page: Page) -> Any:
     return page.get_by_role("status", name="Response").locator("#run-message")
 
 
-def test_reload_or_cut_connection_at_twenty_positions(tmp_path: Path, visitor: Visitor) -> None:
+@pytest.mark.parametrize(("with_redis", "count"), [(False, 20), (True, 6)], ids=["without Redis", "with Redis"])
+def test_reload_or_cut_connection_at_many_positions(tmp_path: Path, visitor: Visitor, with_redis: bool, count: int) -> None:
     """On two processes. In the end, what is shown is what is stored, once."""
     positions = random.Random(14)
     interrupted = 0
-    with (
-        development(tmp_path, WEB_CONCURRENCY="2") as service,
-        CuttingProxy(service.port) as proxy,
-    ):
+    with ExitStack() as running:
+        redis = {"REDIS_URL": running.enter_context(Redis()).url} if with_redis else {}
+        service = running.enter_context(development(tmp_path, WEB_CONCURRENCY="2", **redis))
+        proxy = running.enter_context(CuttingProxy(service.port))
         page = visitor.open(f"http://localhost:{proxy.port}")
         expect(page.get_by_text("ready, send a message")).to_be_visible()
-        for number in range(POSITIONS):
+        for number in range(count):
             said = f"Number {number}"
             begin(page, said, positions.randrange(1, 240))
             thread_id = thread(page)
@@ -89,7 +90,7 @@ def test_reload_or_cut_connection_at_twenty_positions(tmp_path: Path, visitor: V
             interrupted += len(texts[1]) > before
             assert shown(page) == texts
             assert not page.get_by_role("alert").is_visible()
-    assert interrupted > POSITIONS // 2, "on a busy machine, some responses may be complete before that"
+    assert interrupted > count // 2, "on a busy machine, some responses may be complete before that"
     assert not [line for line in visitor.console if line.startswith("uncaught")]
 
 

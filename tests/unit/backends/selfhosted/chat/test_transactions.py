@@ -14,7 +14,7 @@ from chatkit.backends.selfhosted.database.engine import open_database
 from tests.support.store import run
 
 
-@pytest.mark.parametrize("cancelled_after", [0.1, 0.4], ids=["before the time limit", "after the time limit"])
+@pytest.mark.parametrize("cancelled_after", [0.3, 0.9], ids=["before the time limit", "after the time limit"])
 def test_what_a_cancelled_task_has_begun_is_undone(database: str, cancelled_after: float) -> None:
     transactions, done = Transactions(open_database(database)), []
 
@@ -26,7 +26,7 @@ def test_what_a_cancelled_task_has_begun_is_undone(database: str, cancelled_afte
         return work
 
     async def cancel() -> None:
-        task = asyncio.create_task(transactions.run(noting("work", 0.8), seconds=0.2, undo=noting("undo")))
+        task = asyncio.create_task(transactions.run(noting("work", 1.2), seconds=0.6, undo=noting("undo")))
         await asyncio.sleep(cancelled_after)
         task.cancel()
         await asyncio.wait({task})

@@ -14,11 +14,10 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Engine, bindparam, delete, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from chatkit.backends.selfhosted.chat.timestamps import as_utc, in_utc
 from chatkit.backends.selfhosted.database.engine import public_address
-from chatkit.backends.selfhosted.database.tables import ImportRow, ItemRow, ThreadRow
+from chatkit.backends.selfhosted.database.tables import DIALECTS, ImportRow, ItemRow, ThreadRow
 from chatkit.types import ThreadItem, ThreadMetadata
 
 POSITIONS_PER_SECOND = 2**20  # threads that were created in one second
@@ -31,7 +30,7 @@ _owner: Any = bindparam("owner")
 
 _INSERT_IMPORT = {
     name: dialect.insert(ImportRow).on_conflict_do_nothing(index_elements=["thread_id"]).returning(ImportRow.thread_id)
-    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
+    for name, dialect in DIALECTS.items()
 }
 _SELECT_IMPORT = select(ImportRow.last_item_id, ImportRow.used_at).where(ImportRow.thread_id == _thread)
 _UPDATE_IMPORT = (

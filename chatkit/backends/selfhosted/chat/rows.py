@@ -7,11 +7,11 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter
 from sqlalchemy import Table, and_, bindparam, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.timestamps import in_local_time, in_utc
 from chatkit.backends.selfhosted.database.tables import (
+    DIALECTS,
     ActiveRunRow,
     AttachmentRow,
     ImageRow,
@@ -46,13 +46,11 @@ OWN_THREAD = and_(THREADS.c.id == bindparam("thread"), THREADS.c.user_id == USER
 OWN_ITEMS = and_(ITEMS.c.thread_id == bindparam("thread"), ITEMS.c.user_id == USER)
 OWN_ITEM = and_(OWN_ITEMS, ITEMS.c.id == bindparam("item"))
 SELECT_ITEM = select(ITEMS.c.data).where(OWN_ITEM)
-SAVE_ITEM = {  # an upsert that keeps the position; SQLAlchemy has one for each dialect
-    "sqlite": sqlite.insert(ITEMS).on_conflict_do_update(
-        index_elements=["thread_id", "id"], set_={"data": sqlite.insert(ITEMS).excluded.data}
-    ),
-    "postgresql": postgresql.insert(ITEMS).on_conflict_do_update(
-        index_elements=["thread_id", "id"], set_={"data": postgresql.insert(ITEMS).excluded.data}
-    ),
+SAVE_ITEM = {  # an upsert that keeps the position
+    name: dialect.insert(ITEMS).on_conflict_do_update(
+        index_elements=["thread_id", "id"], set_={"data": dialect.insert(ITEMS).excluded.data}
+    )
+    for name, dialect in DIALECTS.items()
 }
 INSERT_ITEM = insert(ITEMS)
 

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedState:
+    """A stored state, and what is needed to resume its run."""
+
     json: str
     """The SDK's JSON."""
     mcp_servers: set[str]

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, Engine, Text, and_, bindparam, delete, exists, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from chatkit.backends.selfhosted.chat import images
 from chatkit.backends.selfhosted.chat.active_run_store import INSERT_RUN, MAKE_REPEATABLE, ActiveRunStore, ending, run_row
@@ -48,6 +47,7 @@ from chatkit.backends.selfhosted.chat.transactions import (
     gone_threads_logged,
     writer_params,
 )
+from chatkit.backends.selfhosted.database.tables import DIALECTS
 from chatkit.backends.selfhosted.sessions import lock_session
 from chatkit.store import NotFoundError, Store
 from chatkit.types import (
@@ -86,13 +86,13 @@ _TOUCH_AND_SELECT_THREAD = TOUCH_THREAD.returning(THREADS.c.data)
 _DELETE_THREAD = delete(THREADS).where(OWN_THREAD)
 _draft = {"thread_id": "thread", "user_id": "user", "id": "item", "data": "new_data"}
 _SAVE_DRAFT = {  # does nothing if the thread has been deleted, or the run replaced
-    dialect_name: dialect.insert(ITEMS)
+    name: dialect.insert(ITEMS)
     .from_select(
         list(_draft),
-        select(*(bindparam(name, type_=Text) for name in _draft.values())).where(exists().where(OWN_THREAD), RUN_GOES_ON),
+        select(*(bindparam(value, type_=Text) for value in _draft.values())).where(exists().where(OWN_THREAD), RUN_GOES_ON),
     )
     .on_conflict_do_update(index_elements=["thread_id", "id"], set_={"data": dialect.insert(ITEMS).excluded.data})
-    for dialect_name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
+    for name, dialect in DIALECTS.items()
 }
 _UPDATE_FEEDBACK = (
     update(ITEMS).where(OWN_ITEMS, ITEMS.c.id.in_(bindparam("items", expanding=True))).values(feedback=bindparam("kind"))
@@ -309,7 +309,6 @@ class SqlStore(Store[ChatContext]):
     async def _save_image_item(
         self, thread_id: str, item: GeneratedImageItem, image: GeneratedImage, context: ChatContext
     ) -> None:
-        new = {"thread_id": thread_id, "user_id": context.user, "id": item.id}
         params = {"user": context.user, "thread": thread_id, "item": item.id}
         stored_item, url = in_utc(item), image.url
 
@@ -326,7 +325,7 @@ class SqlStore(Store[ChatContext]):
                 connection.execute(_INSERT_IMAGE, {**row, "media_type": decoded.media_type, "data": decoded.data})
             stored_url = images.reference(image_id) if image_id else url
             stored = stored_item.model_copy(update={"image": image.model_copy(update={"url": stored_url})})
-            connection.execute(SAVE_ITEM[connection.dialect.name], {**new, "data": stored.model_dump_json()})
+            connection.execute(SAVE_ITEM[connection.dialect.name], item_row(stored, thread_id, context))
             return image_id
 
         if image_id := await self.transactions.write(thread_id, context, work):

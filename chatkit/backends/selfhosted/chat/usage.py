@@ -13,10 +13,9 @@ from functools import partial
 from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, Table, bindparam, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from chatkit.backends.selfhosted.database import engine as database
-from chatkit.backends.selfhosted.database.tables import UsageRow
+from chatkit.backends.selfhosted.database.tables import DIALECTS, UsageRow
 from chatkit.backends.selfhosted.sessions import lock_session
 from chatkit.web import errors
 
@@ -31,7 +30,7 @@ _SAVE_USAGE = {
     dialect_name: dialect.insert(_usage).on_conflict_do_update(
         index_elements=_KEY, set_={name: _usage.c[name] + dialect.insert(_usage).excluded[name] for name in AMOUNTS}
     )
-    for dialect_name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
+    for dialect_name, dialect in DIALECTS.items()
 }
 _SELECT_TOKENS = select(func.sum(_usage.c.total_tokens)).where(
     _usage.c.user_id == bindparam("user"), _usage.c.day == bindparam("today")

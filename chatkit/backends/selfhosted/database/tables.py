@@ -6,6 +6,7 @@ They have a module of their own so that migrations do not import OpenAI's packag
 from __future__ import annotations
 
 from datetime import date
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -20,7 +21,11 @@ from sqlalchemy import (
     UniqueConstraint,
     true,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+DIALECTS: dict[str, Any] = {"sqlite": sqlite, "postgresql": postgresql}
+"""By name, the dialects whose ``insert`` has ``ON CONFLICT``."""
 
 _Position = BigInteger().with_variant(Integer, "sqlite")  # the only type that SQLite autoincrements
 

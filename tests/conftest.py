@@ -179,16 +179,13 @@ def make_app(fake_openai: FakeOpenAI, tmp_path: Path, migrated_sqlite: Path, mon
     def make(**variables: str) -> AsgiFlask:
         if not file.exists():
             shutil.copy(migrated_sqlite, file)
-        if "DATABASE_URL" in variables:
-            return create_app(settings(**variables))
-        with monkeypatch.context() as patched:  # Alembic takes a third of the time of an application
-            patched.setattr(engine, "migrate", lambda *_: None)
-            return create_app(settings(**variables))
-
-    def settings(**variables: str) -> Settings:
         hosted = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": fake_openai.url}
         defaults = {"SECRET_KEY": service.SECRET_KEY, "DATABASE_URL": f"sqlite:///{file}"}
-        return Settings.load({**defaults, **hosted, "RATE_LIMIT": "1000000", **variables})
+        settings = Settings.load({**defaults, **hosted, "RATE_LIMIT": "1000000", **variables})
+        with monkeypatch.context() as patched:
+            if "DATABASE_URL" not in variables:  # it is migrated, and Alembic takes a third of the time of an application
+                patched.setattr(engine, "migrate", lambda *_: None)
+            return create_app(settings)
 
     return make
 

@@ -46,14 +46,15 @@ def project(fake_openai: FakeOpenAI) -> Project:
 def flask(fake_openai: FakeOpenAI, database: str) -> Flask:
     """Starts a command in a fork, or in a Python process of its own if ``python`` has settings for that."""
 
-    def start(*arguments: str, python: dict[str, str] | None = None, **options: Any) -> Process:
+    def start(
+        *arguments: str, python: dict[str, str] | None = None, output: Any = None, errors: Any = None, **given: str
+    ) -> Process:
         hosted = {"CHATKIT_BACKEND": "hosted", "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "OPENAI_API_KEY": API_KEY}
         settings = {**hosted, "CHATKIT_API_BASE": fake_openai.url, "CHATKIT_ALLOWED_ORIGINS": "https://app.example.com"}
-        files = {name: options.pop(name) for name in ("output", "errors") if name in options}
-        variables = environment(**{**settings, "DATABASE_URL": database, **options})
+        variables = environment(**{**settings, "DATABASE_URL": database, **given})
         arguments = ("--app", "app", *arguments)
         if python is None:
-            return ForkedCommand(run_flask, list(arguments), variables, **files)
+            return ForkedCommand(run_flask, list(arguments), variables, output=output, errors=errors)
         command = [sys.executable, "-c", FLASK, *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return processes.start(command, cwd=PROJECT, env={**variables, **python}, **pipes)

@@ -31,12 +31,12 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(coroutine)
 
 
-def of(user: str) -> ChatContext:
-    return ChatContext(user, None)  # type: ignore[arg-type]  # the store does not use the buffer
+def of(user: str, run_id: str = "") -> ChatContext:
+    return ChatContext(user, None, run_id=run_id)  # type: ignore[arg-type]  # the store does not use the buffer
 
 
 def of_run(run_id: str, user: str = "anonymous:ada") -> ChatContext:
-    return ChatContext(user, None, run_id=run_id)  # type: ignore[arg-type]
+    return of(user, run_id)
 
 
 ADA, EVE = of("anonymous:ada"), of("anonymous:eve")

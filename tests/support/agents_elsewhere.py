@@ -6,12 +6,19 @@ from typing import Any
 
 from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, OpenAIResponsesModel, RunConfig, Runner, StopAtTools
 from agents.testing import ScriptedModel
-from openai import AsyncOpenAI
+from httpx2 import Limits
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic import BaseModel
 
 from tests.support.agents_under_test import ask_page, simple, weather
 
-provider = AsyncOpenAI(api_key="sk-of-the-provider", base_url="http://127.0.0.1:9/v1", max_retries=0)
+provider = AsyncOpenAI(
+    api_key="sk-of-the-provider",
+    base_url="http://127.0.0.1:9/v1",
+    max_retries=0,
+    # Each application of the tests has its own event loop, and can't close a connection of another one.
+    http_client=DefaultAsyncHttpxClient(limits=Limits(max_keepalive_connections=0)),
+)
 """The provider's client. A test sets its ``base_url``."""
 
 elsewhere = Agent(

@@ -144,7 +144,8 @@ def test_a_limit_that_does_not_apply_is_logged_once(start: Start, provider: Fake
 def test_usage_that_is_asked_for_is_limited(start: Start, provider: FakeServer, recorder: Recorder) -> None:
     caller, before = start(f"{ELSEWHERE}:with_usage", **LIMITED), len(recorder.lines)
     provider.behaviour = completing(writes("Hello"))
-    thread_id, _ = caller.create("Hello")
+    thread_id, events = caller.create("Hello")
+    assert errors(events) == []
     answer = caller.post("threads.add_user_message", thread_id=thread_id, input=user_input("Hello"))
     assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests")
     assert not any(NOT_LIMITED in line for line in recorder.lines[before:])

@@ -95,6 +95,8 @@ class ThreadsApi:
                     return _without_lone_surrogates(page) if b"\\ud" in body.lower() else page
                 if status in (401, 403):
                     raise AccessDenied(f"{summary}: OPENAI_API_KEY is not valid, or may not read this project's conversations")
+                if status in (404, 410) and url == self._url:
+                    raise ReadFailed(f"{summary}: it may no longer serve the conversations of hosted workflows")
                 if status not in (200, 408, 429) and status < 500:
                     raise ReadFailed(summary)
                 if status == 200:  # cut, or not a list

@@ -169,6 +169,15 @@ def test_other_responses_are_not_requested_again(project: Project, api: ThreadsA
     assert waits == []
 
 
+@pytest.mark.parametrize("status", [404, 410])
+def test_api_that_has_ended(project: Project, api: ThreadsApi, status: int) -> None:
+    project.faults = {1: failing(status, "not_found"), 2: failing(status, "not_found")}
+    with pytest.raises(ReadFailed, match=f"OpenAI answered {status}.*: it may no longer serve the conversations"):
+        list(api.threads())
+    with pytest.raises(ReadFailed, match=rf"OpenAI answered {status} \(not_found\)$"):
+        list(api.items("cthr_1"))
+
+
 @pytest.mark.parametrize("last_id", [None, 1, "cthr_1"])
 @pytest.mark.parametrize("data", [[], [{"id": "cthr_1"}], [{"id": None}], ["x"]])
 def test_list_without_end_is_not_read_for_ever(fake_openai: FakeOpenAI, api: ThreadsApi, data: list[Any], last_id: Any) -> None:

@@ -18,6 +18,7 @@ import requests
 from chatkit.types import SyncCustomActionResponse
 from sqlalchemy import create_engine, text
 
+from chatkit.backends.selfhosted.chat import demo
 from tests.support.chat import Caller, deltas, errors, texts, user_input
 from tests.support.protocol import ACTION, REQUEST_TYPES
 from tests.support.service import Service
@@ -411,7 +412,7 @@ def test_reply_is_kept_if_the_process_is_killed(tmp_path: Path) -> None:
         assert [item.type for item in kept.items.data] == ["user_message", "assistant_message"]
         text_kept: str = kept.items.data[1].content[0].text
         assert text_kept.startswith(must_be_kept)
-        assert shown.startswith(text_kept)
+        assert demo.INTRODUCTION.format(said="hello").startswith(text_kept)  # the last word may not have been sent
         again = list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=kept.items.data[0].id))
         assert texts(again)[0].endswith("CHATKIT_AGENT.")
         assert texts(caller.say(thread_id, "and on"))

@@ -1,6 +1,7 @@
 """The cost of saving: streams with drafts and active runs, beside streams without, and beside OpenAI's starter design.
 
-``python -m bench.saving`` measures them in turn, several times, and prints the medians of the ratios.
+``python -m bench.saving`` measures them in turn, several times, and prints the medians of the ratios, after about 20 minutes:
+two rounds differ by a tenth and more, so a few of them say little.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tests.support.load import Visitor, create_visitors
 from tests.support.service import environment
 
 STREAMS = 100
-ROUNDS = 7
+ROUNDS = 15
 SECONDS = 5
 SECONDS_PER_WORD = 0.4  # a stream of ten words is saved four times
 UNSAVED = [*OURS[:-1], "bench.unsaved_app:app"]
@@ -37,17 +38,18 @@ def compare(database: str) -> None:
     rounds: list[dict[str, tuple[float, float]]] = []
     with ExitStack() as stack:
         servers = {name: stack.enter_context(running(command, variables)) for name, command in designs.items()}
-        readers = {}
-        for name, server in servers.items():
+        for server in servers.values():
             server.wait()
-            readers[name] = visitors(server, designs[name])
         for number in range(ROUNDS):
-            print(f"  round {number + 1}: {', '.join(designs)}", flush=True)
-            rounds.append({name: measure(server, readers[name], SECONDS) for name, server in servers.items()})
+            order = list(designs) if number % 2 else list(designs)[::-1]
+            print(f"  round {number + 1}: {', '.join(order)}", flush=True)
+            rounds.append({name: measure(servers[name], visitors(servers[name], designs[name]), SECONDS) for name in order})
     for other in ("without", "starter design"):
-        ratios = [[mine / its for mine, its in zip(each["with saving"], each[other], strict=True)] for each in rounds]
-        cpu, first = (statistics.median(values) for values in zip(*ratios, strict=True))
-        print(f"  with saving / {other}, median of {ROUNDS} rounds: CPU {cpu:.2f}, first event {first:.2f}")
+        print(f"  with saving / {other}, median of {ROUNDS} rounds and their middle half:")
+        for number, what in enumerate(("CPU", "first event")):
+            ratios = [each["with saving"][number] / each[other][number] for each in rounds]
+            low, median, high = statistics.quantiles(ratios, n=4)
+            print(f"    {what} {median:.2f} ({low:.2f} to {high:.2f})", flush=True)
 
 
 def main() -> None:

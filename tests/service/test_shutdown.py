@@ -89,7 +89,7 @@ def test_stream_that_ends_in_time_is_finished(tmp_path: Path) -> None:
 
 def test_draining_process_is_not_ready_and_serves(tmp_path: Path) -> None:
     with Service(**selfhosted(tmp_path, CHATKIT_DRAIN_SECONDS="3", WEB_CONCURRENCY="1")) as service:
-        assert requests.get(f"{service.url}/readyz", timeout=2).status_code == 200
+        assert requests.get(f"{service.url}/readyz", timeout=5).status_code == 200
         started = time.monotonic()
         service.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from agents import (
     Agent,
@@ -181,6 +181,12 @@ async def nothing_forbidden(context: Any, agent: Any, given: Any) -> GuardrailFu
     return GuardrailFunctionOutput(output_info=None, tripwire_triggered="forbidden" in text)
 
 
+@input_guardrail
+async def nothing_forbidden_before(context: Any, agent: Any, given: Any) -> GuardrailFunctionOutput:
+    """Look at all of the input, as the guardrail of OpenAI's documentation does."""
+    return GuardrailFunctionOutput(output_info=None, tripwire_triggered="forbidden" in str(given))
+
+
 @output_guardrail
 async def no_secret(context: Any, agent: Any, output: Any) -> GuardrailFunctionOutput:
     return GuardrailFunctionOutput(output_info=None, tripwire_triggered="secret" in str(output))
@@ -193,6 +199,7 @@ guarded = Agent(
     input_guardrails=[nothing_forbidden],
     output_guardrails=[no_secret],
 )
+guarded_from_the_start = Agent(name="Guarded", model="gpt-test", input_guardrails=[nothing_forbidden_before])
 guarded_tool = Agent(name="With a guarded tool", model="gpt-test", tools=[guarded_weather])
 exiting = Agent(name="Exiting", model="gpt-test", tools=[exits])
 sleeping = Agent(name="Sleeping", model="gpt-test", tools=[sleeps])
@@ -206,6 +213,8 @@ loading = Agent(name="Loading", model="gpt-test", tools=[loads_and_notes])
 noting = Agent(name="Noting", model="gpt-test", tools=[notes])
 simple = Agent(name="Simple", instructions="Be brief.", model="gpt-test")
 with_tool = Agent(name="With a tool", model="gpt-test", tools=[weather])
+reasoning_with_tool = Agent(name="Reasoning", model="gpt-5.2", tools=[weather])
+keeping_its_tool = Agent(name="Keeping its tool", model="gpt-test", tools=[weather], reset_tool_choice=False)
 knowing = Agent(name="Knowing", model="gpt-test", tools=[what_is_known])
 with_page = Agent(
     name="With a page", model="gpt-test", tools=[ask_page], tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"])
@@ -419,12 +428,19 @@ async def continuing_workflow(workflow_input: WorkflowInput) -> None:
 
 
 async def able_workflow(workflow_input: WorkflowInput) -> Any:
-    result = await Runner.run(able, workflow_input.input_as_text or "Go on.")
+    result = await Runner.run(able, workflow_input.input_as_text)
     return {"output_text": result.final_output}
 
 
 async def page_workflow(workflow_input: WorkflowInput) -> Any:
-    await Runner.run(with_page, workflow_input.input_as_text or "Go on.")
+    await Runner.run(with_page, workflow_input.input_as_text)
+
+
+async def exported_page_workflow(workflow_input: WorkflowInput) -> Any:
+    """With the list that Agent Builder exports."""
+    content: Any = [{"type": "input_text", "text": workflow_input.input_as_text}]
+    conversation_history: list[Any] = [{"role": "user", "content": content}]
+    await Runner.run(with_page, input=[*conversation_history])
 
 
 async def knowing_workflow(workflow_input: WorkflowInput) -> Any:
@@ -433,6 +449,14 @@ async def knowing_workflow(workflow_input: WorkflowInput) -> Any:
 
 async def guarded_workflow(workflow_input: WorkflowInput) -> Any:
     return await _output(guarded, workflow_input)
+
+
+async def workflow_guarded_from_the_start(workflow_input: WorkflowInput) -> Any:
+    return await _output(guarded_from_the_start, workflow_input)
+
+
+async def dict_workflow(workflow_input: WorkflowInput) -> Any:
+    await Runner.run(with_tool, workflow_input.input_as_text, run_config=cast(Any, {"workflow_name": "Weather"}))
 
 
 async def catches_the_guardrail(workflow_input: WorkflowInput) -> Any:

@@ -41,6 +41,8 @@ KEEP_EXPIRED_SECONDS = 3600
 KEEP_INTERRUPTED_SECONDS = 86400  # so that a page can offer a retry; no run lasts that long
 THREAD_BATCH = 500  # databases limit the parameters of a statement
 HIDDEN_ITEM_TYPES = ("hidden_context_item", "sdk_hidden_context")  # sent to the model, never shown to the user
+REFUSED = "A guardrail refused the user's message before this, so it was not answered. Do not answer it."
+"""The content of the hidden item after a message that an input guardrail refused. See ``history``."""
 THREAD_PURGE_INTERVAL_SECONDS = 3600
 SECONDS_PER_DAY = 86400
 PURGE_BATCH = 200  # rows; a batch holds its locks for a few milliseconds
@@ -276,8 +278,13 @@ def lock_session(connection: Connection, session_id: str) -> int | None:
 def _delete_hidden_items(connection: Connection, threads: Sequence[str]) -> None:
     # Streamed, because a visitor may have stored many items.
     found = connection.execute(_SELECT_HIDDEN_CANDIDATES, {"threads": threads}, execution_options={"yield_per": 100})
-    if hidden := [{"item": row.position} for row in found if json.loads(row.data).get("type") in HIDDEN_ITEM_TYPES]:
+    items = ((row.position, json.loads(row.data)) for row in found)
+    if hidden := [{"item": position} for position, item in items if _is_hidden(item)]:
         connection.execute(_DELETE_ITEM, hidden)
+
+
+def _is_hidden(item: dict[str, Any]) -> bool:
+    return item.get("type") in HIDDEN_ITEM_TYPES and item.get("content") != REFUSED
 
 
 def _hash(secret: str) -> bytes:

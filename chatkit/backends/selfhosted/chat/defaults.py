@@ -16,6 +16,7 @@ from chatkit.actions import Action
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.drafts import Drafts
+from chatkit.backends.selfhosted.chat.events import assistant_text
 from chatkit.backends.selfhosted.chat.rows import new_id
 from chatkit.backends.selfhosted.chat.runs import Runs
 from chatkit.backends.selfhosted.chat.store import SqlStore
@@ -89,7 +90,7 @@ class DefaultServer(ChatKitServer[ChatContext]):
             await super().handle_stream_cancelled(thread, pending_items, context)
             return
         for item in pending_items:
-            if isinstance(item, AssistantMessageItem) and any(part.text.strip() for part in item.content):
+            if isinstance(item, AssistantMessageItem) and assistant_text(item).strip():
                 await self.store.save_item(thread.id, item, context)
 
     async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
+from datetime import datetime
 from itertools import dropwhile
 from typing import Any
 
@@ -16,12 +17,15 @@ from chatkit.agents import ThreadItemConverter
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.events import assistant_text
 from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.sessions import REFUSED
 from chatkit.types import (
     AssistantMessageItem,
     Attachment,
     GeneratedImageItem,
     HiddenContextItem,
+    SDKHiddenContextItem,
     ThreadItem,
+    ThreadMetadata,
     UserMessageItem,
     UserMessageTagContent,
 )
@@ -70,15 +74,19 @@ class _Converter(ThreadItemConverter):
 
 
 async def load_history(store: SqlStore, thread_id: str, context: ChatContext) -> list[ThreadItem]:
-    """Return the items of a thread to send to a model, oldest first.
+    """Return the items of a thread to send to a model, oldest first, without messages that an input guardrail refused.
 
-    They always include the newest item and the newest user message.
+    They always include the newest item and the newest user message that was not refused.
     """
     newest_first: list[ThreadItem] = []
     characters = 0
     include_image = _ImageInclusion(store, context)
-    has_user_message = truncated = False
+    has_user_message = truncated = refused = False
     async for loaded in _newest_first(store, thread_id, context):
+        is_mark = isinstance(loaded, SDKHiddenContextItem) and loaded.content == REFUSED
+        if is_mark or refused:
+            refused = is_mark
+            continue
         item = await include_image(loaded)
         characters += _characters(await to_model_input([item], item))
         truncated = truncated or characters > MAX_CHARACTERS or len(newest_first) == MAX_ITEMS
@@ -92,6 +100,18 @@ async def load_history(store: SqlStore, thread_id: str, context: ChatContext) ->
     if not truncated:
         return oldest_first
     return list(dropwhile(lambda item: not isinstance(item, UserMessageItem), oldest_first)) or oldest_first[-1:]
+
+
+async def mark_refused(store: SqlStore, thread: ThreadMetadata, context: ChatContext) -> None:
+    """Store that an input guardrail refused the newest item, if that is a user message.
+
+    Guardrails and the model would get it again with each later message of the thread.
+    """
+    page = await store.load_thread_items(thread.id, None, 1, "desc", context)
+    if page.data and isinstance(page.data[0], UserMessageItem):
+        item_id = store.generate_item_id("sdk_hidden_context", thread, context)
+        mark = SDKHiddenContextItem(id=item_id, thread_id=thread.id, created_at=datetime.now(), content=REFUSED)  # noqa: DTZ005
+        await store.save_item(thread.id, mark, context)
 
 
 class _ImageInclusion:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources, openai_error, openai_reference
 from chatkit.backends.selfhosted.chat.events import assistant_text
-from chatkit.backends.selfhosted.chat.history import current_store
+from chatkit.backends.selfhosted.chat.history import current_store, mark_refused
 from chatkit.backends.selfhosted.chat.images import ImageRefusedError
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.timestamps import in_utc
@@ -151,16 +151,19 @@ class GuardedServer(ChatKitServer[ChatContext]):
     async def _finish_drafts(
         self, thread: ThreadMetadata, context: ChatContext, _type: Any, error: BaseException | None, _traceback: Any
     ) -> None:
-        """Store the unfinished messages of a response that ends with an ``error``."""
+        """Store the unfinished messages of a response that ends with an ``error``, or that its message was refused."""
         await self._chatkit_resources.drafts.finish(context.drafts)
-        if not isinstance(error, BaseStreamError) or isinstance(error.__cause__, _REFUSALS):
+        if not isinstance(error, BaseStreamError):
             return  # the SDK stores them if the response was cancelled
-        for message in context.drafts.values():
-            if assistant_text(message).strip():
-                try:
-                    await self.store.save_item(thread.id, message, context)
-                except Exception as failure:  # noqa: BLE001  the user is told the error
-                    log.warning("an unfinished message could not be stored (%s)", type(failure).__name__)
+        try:
+            if isinstance(error.__cause__, agents.InputGuardrailTripwireTriggered):
+                await mark_refused(self.store, thread, context)
+            elif not isinstance(error.__cause__, _REFUSALS):
+                for message in context.drafts.values():
+                    if assistant_text(message).strip():
+                        await self.store.save_item(thread.id, message, context)
+        except Exception as failure:  # noqa: BLE001  the user is told the error
+            log.warning("the end of a response could not be stored (%s)", type(failure).__name__)
 
     def _update_pending_items(self, pending_items: dict[str, ThreadItem], event: ThreadItemUpdatedEvent) -> None:
         """Schedule a draft of the message that ``event`` updates. The SDK calls this with each update."""
@@ -387,6 +390,10 @@ def _stream_error(error: Exception) -> BaseStreamError:
     if isinstance(error, _TimeLimitError):
         log.warning("the response took more than CHATKIT_TURN_SECONDS")
         return CustomStreamError("The response took too long. Please try again.", allow_retry=True)
+    if isinstance(error, agents.MaxTurnsExceeded):
+        log.warning("the agent did not finish within its max_turns")
+        # A retry would call its tools again.
+        return CustomStreamError("The assistant could not finish this. Please ask for less at once.", allow_retry=False)
     if isinstance(error, _REFUSALS):
         log.info("a guardrail or the model refused (%s)", type(error).__name__)
         return CustomStreamError("This can't be answered here.", allow_retry=False)

@@ -48,7 +48,7 @@ def visible(user: ChatUser, thread: str) -> Any:
 def stored(database: str) -> list[tuple[str, str, str]]:
     with create_engine(database).connect() as connection:
         rows = connection.execute(text("SELECT user_id, thread_id, data FROM chat_items ORDER BY position")).all()
-    return [(row.user_id, row.thread_id, json.loads(row.data)["type"]) for row in rows]
+    return [(row.user_id, row.thread_id, json.loads(row.data)["id"]) for row in rows]
 
 
 def test_planted_items_do_not_reach_the_model(app: Flask, database: str, fake_openai: FakeOpenAI) -> None:
@@ -89,6 +89,7 @@ def test_only_hidden_items_are_dropped(app: Flask, database: str, monkeypatch: p
     kinds: dict[str, dict[str, Any]] = {
         "hidden_context_item": {"content": PLANTED},
         "sdk_hidden_context": {"content": {"type": "user_message"}},
+        "refused": {"type": "sdk_hidden_context", "content": sessions.REFUSED},
         "client_tool_call": {"arguments": {"type": "hidden_context_item"}, "output": '{"type":"sdk_hidden_context"}'},
         "user_message": {"content": [{"type": "input_text", "text": '"type":"hidden_context_item"\0'}]},
     }
@@ -105,7 +106,7 @@ def test_only_hidden_items_are_dropped(app: Flask, database: str, monkeypatch: p
     ChatUser(client, AS_USER).create_session()
     kept = [("user:ada", thread, kind) for user, thread, kind in before if user != visitor or "hidden" not in kind]
     assert stored(database) == kept
-    assert len(kept) == 20 * 2 + 20 * 4
+    assert len(kept) == 20 * 3 + 20 * 5
 
 
 def test_planted_run_can_not_be_resumed(make_app: MakeApp, database: str, fake_openai: FakeOpenAI) -> None:

@@ -47,6 +47,47 @@ def test_tripped_guardrail(start: Start, fake_openai: FakeOpenAI, reply: str, me
     assert "secret" not in json.dumps(fake_openai.received[before].body["input"])
 
 
+STRICT = ["guarded_from_the_start", "workflow_guarded_from_the_start"]
+
+
+@pytest.mark.parametrize("agent", STRICT)
+def test_refused_message_is_not_judged_again(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    caller = start(agent)
+    fake_openai.behaviour = streaming(says("All is well"))
+    thread_id, _ = caller.create("hello")
+    for _ in range(2):
+        assert errors(caller.say(thread_id, "forbidden words")) == STOPPED
+    before = len(fake_openai.received)
+    events = caller.say(thread_id, "something else")
+    assert (errors(events), texts(events)) == ([], ["All is well"])
+    (received,) = fake_openai.received[before:]
+    given = [item["content"] for item in received.body["input"]]
+    assert [text if isinstance(text, str) else text[0]["text"] for text in given] == ["hello", "All is well", "something else"]
+    kinds = ["user_message", "assistant_message", *["user_message"] * 3, "assistant_message"]
+    assert [item.type for item in caller.items(thread_id, order="asc").data] == kinds
+
+
+@pytest.mark.parametrize("agent", STRICT)
+def test_retry_of_a_refused_message_is_judged_anew(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    caller = start(agent)
+    fake_openai.behaviour = streaming(says("All is well"))
+    thread_id, _ = caller.create("forbidden words")
+    message = caller.items(thread_id).data[0]
+    for _ in range(2):
+        events = list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
+        assert errors(events) == STOPPED
+    assert texts(caller.say(thread_id, "something else")) == ["All is well"]
+
+
+def test_own_server_is_told_of_a_refused_message(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start(SHAPES[-1])
+    fake_openai.behaviour = streaming(says("All is well"))
+    thread_id, _ = caller.create("forbidden words")
+    before = len(fake_openai.received)
+    assert texts(caller.say(thread_id, "something else")) == ["All is well"]
+    assert "A guardrail refused" in json.dumps(fake_openai.received[before].body["input"])
+
+
 @pytest.mark.parametrize("agent", SHAPES)
 def test_guardrail_that_passes(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from agents.run import DEFAULT_MAX_TURNS
 from sqlalchemy import create_engine, text
 
 from chatkit.backends.selfhosted.chat.store import SqlStore
@@ -11,7 +12,8 @@ from tests.support.applications import Start
 from tests.support.chat import deltas, user_input
 from tests.support.chat import errors as errors_of
 from tests.support.fake_openai import FakeOpenAI
-from tests.support.responses_api import says, streaming
+from tests.support.leaks import Recorder
+from tests.support.responses_api import calls, says, streaming
 
 
 @pytest.mark.parametrize(
@@ -78,3 +80,14 @@ def test_database_that_fails_before_the_answer_begins(start: Start, tmp_path: ob
 def test_id_with_nul_is_not_found(start: Start, type_: str, params: dict[str, object]) -> None:
     answer = start(OPENAI_API_KEY="").post(type_, **params)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("agent", ["with_tool", "with_tool_for_user", "tool_workflow"])
+def test_too_many_turns_of_an_agent(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, agent: str) -> None:
+    """A retry would call the tools again."""
+    caller, before = start(agent), len(recorder.lines)
+    fake_openai.behaviour = streaming(calls("weather", city="Paris"))
+    _, events = caller.create("Weather?")
+    assert errors_of(events) == [("custom", "The assistant could not finish this. Please ask for less at once.", False)]
+    assert len(fake_openai.received) == DEFAULT_MAX_TURNS
+    assert any("the agent did not finish within its max_turns" in line for line in recorder.lines[before:])

@@ -15,6 +15,11 @@ def writes(text: str) -> Deltas:
     return [{"role": "assistant", "content": text}]
 
 
+def thinks(*parts: str) -> Deltas:
+    """Thoughts, as providers of reasoning models send them."""
+    return [{"role": "assistant", "reasoning_content": part} for part in parts]
+
+
 def requests_tool(name: str, **arguments: Any) -> Deltas:
     function = {"name": name, "arguments": json.dumps(arguments)}
     return [{"tool_calls": [{"index": 0, "id": f"call_{name}", "type": "function", "function": function}]}]

@@ -23,6 +23,8 @@ from agents import (
     StreamEvent,
     ToolCallOutputItem,
 )
+from agents.models.fake_id import FAKE_RESPONSES_ID
+from openai.types.responses import ResponseReasoningSummaryTextDoneEvent
 from openai.types.responses.response_output_text import Annotation
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -129,6 +131,8 @@ class _BridgedRun:
             event = await anext(self._events)
             while isinstance(event, RawResponsesStreamEvent) and not self._prepare(event.data):
                 event = await anext(self._events)
+            if isinstance(event, RawResponsesStreamEvent):
+                event.data = _with_end_of_thought(event.data)
         except Exception:
             if self.closed:  # asyncio would log an exception that is never retrieved
                 return cast(StreamEvent, None)
@@ -164,6 +168,17 @@ class _BridgedRun:
         item_id = item.get("id") if isinstance(item, dict) else getattr(item, "id", None)
         if isinstance(item_id, str):
             self.model_ids.add(item_id)
+
+
+def _with_end_of_thought(data: Any) -> Any:
+    """Return the end of a thought as OpenAI's Responses API sends it, which the bridge waits for.
+
+    For the Chat Completions API, the SDK sends only the end of the part. The bridge would add the next call's thought to it.
+    """
+    if data.type != "response.reasoning_summary_part.done" or data.item_id != FAKE_RESPONSES_ID:
+        return data
+    fields = data.model_dump(include={"item_id", "output_index", "summary_index", "sequence_number"})
+    return ResponseReasoningSummaryTextDoneEvent(**fields, text=data.part.text, type="response.reasoning_summary_text.done")
 
 
 def _keep_convertible(parts: list[Any]) -> None:

@@ -5,6 +5,7 @@ It is the agent or server named by ``CHATKIT_AGENT``, a plain agent if only an A
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import logging
@@ -135,7 +136,27 @@ def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Shape, str]:
         return (AgentServer, lambda context: value(context.user)), found
     if not inspect.iscoroutinefunction(value):
         raise SettingsError(f"{variable}: {name} takes a workflow's input, but is not an async function; export it again.")
+    if _approves_everything(getattr(module, "approval_request", None)):
+        raise SettingsError(
+            f"{variable}: approval_request in {module_name} approves everything, because Agent Builder's export leaves it to "
+            "you; see docs/moving-from-agent-builder.md."
+        )
     return (WorkflowServer, value, input_type), f"the exported workflow {name}"
+
+
+def _approves_everything(function: Any) -> bool:
+    """Return whether ``function`` does nothing but return ``True``."""
+    try:
+        (definition,) = ast.parse(inspect.getsource(function)).body
+    except (TypeError, OSError, SyntaxError, ValueError):
+        return False
+    match definition:
+        case (
+            ast.FunctionDef(body=[*_, ast.Return(ast.Constant(True))])
+            | ast.AsyncFunctionDef(body=[*_, ast.Return(ast.Constant(True))])
+        ):
+            return len(definition.body) == 1 + (ast.get_docstring(definition) is not None)
+    return False
 
 
 def _summary(error: Exception) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from chatkit.backends.selfhosted.chat.configured_servers import _load
 from chatkit.settings import SettingsError
+from tests.support import approving_export
 
 PLAIN = "tests.support.servers_under_test:Plain"
 
@@ -34,6 +38,10 @@ def test_description_of_the_agent(name: str) -> None:
         ("tests.support.agents_under_test:takes_nothing", "takes 0 arguments"),
         ("tests.support.agents_under_test:takes_three", "takes 3 arguments"),
         ("tests.support.agents_under_test:not_async", "not an async function"),
+        (
+            "tests.support.approving_export:run_workflow",
+            "approval_request in tests.support.approving_export approves everything",
+        ),
     ],
 )
 def test_invalid_agent_is_a_setting_error(name: str, words: str) -> None:
@@ -41,3 +49,12 @@ def test_invalid_agent_is_a_setting_error(name: str, words: str) -> None:
         _load(name)
     assert str(caught.value).startswith("CHATKIT_AGENT: ")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("body", ["return False", "return message != ''", "log(message)\n    return True"])
+def test_approval_request_that_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> None:
+    export = Path(approving_export.__file__).read_text()
+    (tmp_path / "deciding_export.py").write_text(export.replace("return True", body))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "deciding_export", raising=False)
+    assert "the exported workflow" in _load("deciding_export:run_workflow")[1]

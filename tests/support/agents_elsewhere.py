@@ -31,6 +31,8 @@ elsewhere = Agent(
 with_usage = elsewhere.clone(name="With usage", model_settings=ModelSettings(include_usage=True))
 with_responses = elsewhere.clone(model=OpenAIResponsesModel("llama", provider))
 unknown = Agent(name="Unknown", model=ScriptedModel([]))
+prefixed = Agent(name="Prefixed", model="litellm/anthropic/claude")
+handing_over_to_prefixed = Agent(name="Handing over", model="gpt-first", handoffs=[prefixed])
 handing_over = Agent(name="Handing over", model="gpt-first", handoffs=[elsewhere, unknown])
 handing_back = elsewhere.clone(handoffs=[simple])
 
@@ -54,5 +56,5 @@ async def unknown_workflow(workflow_input: WorkflowInput) -> Any:
 
 
 async def run_workflow(workflow_input: WorkflowInput) -> Any:
-    result = await Runner.run(elsewhere, workflow_input.input_as_text or "Go on.")
+    result = await Runner.run(elsewhere, workflow_input.input_as_text)
     return {"output_text": result.final_output}

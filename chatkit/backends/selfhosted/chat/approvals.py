@@ -19,6 +19,7 @@ import pydantic_core
 from agents import (
     Agent,
     ModelBehaviorError,
+    RunConfig,
     Runner,
     RunResultStreaming,
     RunState,
@@ -126,7 +127,8 @@ async def resume(
         CustomStreamError: the agent has changed and can't resume the run, or an MCP server is away, and the call stays pending.
     """
     store = cast(SqlStore, context.store)
-    prepared = await _prepare([agent] if isinstance(agent, Agent) else agent, context, sender)
+    agents, run_config = [agent] if isinstance(agent, Agent) else agent, run_options.get("run_config")
+    prepared = await _prepare(agents, context, sender, run_config)
     widget, run = await _decide(store, action, sender, context.request_context)
     yield ThreadItemReplacedEvent(item=widget)
     if run is None or prepared is None:
@@ -155,7 +157,10 @@ async def resume(
 
 
 async def _prepare(
-    agents: Sequence[Agent[Any]], context: AgentContext[ChatContext], sender: WidgetItem
+    agents: Sequence[Agent[Any]],
+    context: AgentContext[ChatContext],
+    sender: WidgetItem,
+    run_config: RunConfig | dict[str, Any] | None,
 ) -> tuple[Agent[Any], LoadedState] | None:
     """Return what the thread's paused run is to be resumed with, if the call that ``sender`` shows is pending.
 
@@ -172,7 +177,7 @@ async def _prepare(
     agent = next((agent for agent in agents if agent.name == state.agent), agents[0])
     if state.tool_choice not in (None, agent.model_settings.tool_choice):
         # The run began with a copy, which the SDK tells from the agent when that is handed over to.
-        agent = with_tool_choice(agent, state.tool_choice)
+        agent = with_tool_choice(agent, state.tool_choice, run_config)
     try:
         await mcp_connections.wait_for(agent, state.mcp_servers, context)
     except TimeoutError:

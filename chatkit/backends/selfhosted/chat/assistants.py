@@ -55,15 +55,16 @@ class AgentServer(DefaultServer):
         # After a client tool call, the message to answer is still the user's last one.
         newest = newest_user_message(history)
         options = self._chatkit_resources.composer.options(input_user_message, newest)
+        run_config = with_model(None, options.model)
         if tool := options.tool_choice:
             if not await has_tool(agent, tool.id, agent_context):
                 log.warning(
                     "CHATKIT_COMPOSER lists the tool %s, which the agent %s does not have or enable", tool.id, agent.name
                 )
                 raise CustomStreamError("This tool can't be used here.", allow_retry=False)
-            agent = with_tool_choice(agent, tool.id)
+            agent = with_tool_choice(agent, tool.id, run_config)
         messages = await to_model_input(history, newest)
-        result = agents.Runner.run_streamed(agent, messages, context=agent_context, run_config=with_model(None, options.model))
+        result = agents.Runner.run_streamed(agent, messages, context=agent_context, run_config=run_config)
         async with aclosing(approvals.run_events(agent_context, result)) as events:
             async for event in events:
                 yield event

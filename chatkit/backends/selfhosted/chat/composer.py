@@ -19,12 +19,15 @@ from agents import (
     RunContextWrapper,
 )
 from agents.run_internal import run_loop
+from agents.run_internal.turn_preparation import get_model_settings
 
 from chatkit.errors import CustomStreamError
 from chatkit.types import InferenceOptions, ThreadItem, UserMessageItem
 from chatkit.web.errors import InvalidRequestBody
 
 log = logging.getLogger(__name__)
+
+_PROVIDERS = ("litellm/", "any-llm/")  # the Agents SDK's prefixes of models that are not OpenAI's
 
 
 class Composer:
@@ -74,9 +77,14 @@ async def has_tool(agent: Agent[Any], tool: str, context: Any) -> bool:
     return bool(await agent.clone(tools=named, mcp_servers=[]).get_all_tools(RunContextWrapper(context)))
 
 
-def with_tool_choice(agent: Agent[Any], tool: str) -> Agent[Any]:
-    """Return a copy of ``agent`` that calls ``tool`` first. The agents that it hands over to are not changed."""
-    return agent.clone(model_settings=agent.model_settings.resolve(ModelSettings(tool_choice=tool)))
+def with_tool_choice(agent: Agent[Any], tool: str, run_config: RunConfig | dict[str, Any] | None) -> Agent[Any]:
+    """Return a copy of ``agent`` that calls ``tool`` first in a run with ``run_config``.
+
+    The agents that it hands over to are not changed.
+    """
+    # The SDK gives a model its default settings only while the agent has none of its own.
+    settings = get_model_settings(agent, with_model(run_config, None) or RunConfig())
+    return agent.clone(model_settings=settings.resolve(ModelSettings(tool_choice=tool)), reset_tool_choice=True)
 
 
 class _Chosen(str):
@@ -85,24 +93,29 @@ class _Chosen(str):
     __slots__ = ()
 
 
-def with_model(run_config: RunConfig | None, model: str | None) -> RunConfig | None:
+def with_model(run_config: RunConfig | dict[str, Any] | None, model: str | None) -> RunConfig | None:
     """Return ``run_config`` with ``model`` for all agents of the run, unless it is ``None``. See ``keep_providers``.
 
     Raises:
         CustomStreamError: ``run_config`` has a model that can't be replaced.
     """
+    if isinstance(run_config, dict):
+        run_config = RunConfig(**run_config)
     if not model:
         return run_config
     run_config = run_config or RunConfig()
     own = run_config.model
-    return replace(run_config, model=_renamed(own, model) if isinstance(own, Model) else _Chosen(model))
+    if isinstance(own, Model):
+        return replace(run_config, model=_renamed(own, model))
+    _check_provider(own, model)
+    return replace(run_config, model=_Chosen(model))
 
 
 _get_model = run_loop.get_model
 
 
 def keep_providers() -> None:
-    """Let agents with a ``Model`` object keep its provider when the user chooses a model.
+    """Let agents keep the provider of their model when the user chooses a model.
 
     The Agents SDK takes a name in ``RunConfig.model`` for one of its own provider, whatever the agent's model is: a
     conversation with the model of another provider would be sent to OpenAI.
@@ -111,17 +124,30 @@ def keep_providers() -> None:
 
 
 def _model_of(agent: Agent[Any], run_config: RunConfig) -> Model:
-    if isinstance(run_config.model, _Chosen) and isinstance(agent.model, Model):
-        return _renamed(agent.model, run_config.model)
+    if isinstance(run_config.model, _Chosen):
+        if isinstance(agent.model, Model):
+            return _renamed(agent.model, run_config.model)
+        _check_provider(agent.model, run_config.model)
     return _get_model(agent, run_config)
+
+
+def _check_provider(own: str | None, name: str) -> None:
+    """Raise ``CustomStreamError`` if the model ``own`` has a prefix of another provider than ``name``."""
+    prefix = next((prefix for prefix in _PROVIDERS if own and own.startswith(prefix)), "")
+    if not name.startswith(prefix):
+        raise _unchangeable(name, f"model with the prefix {prefix}")
 
 
 def _renamed(model: Model, name: str) -> Model:
     """Return a copy of ``model`` that asks the same provider for the model ``name``."""
     # A copy of a model with a WebSocket would share the connection.
     if not isinstance(model, OpenAIChatCompletionsModel | OpenAIResponsesModel) or isinstance(model, OpenAIResponsesWSModel):
-        log.error("CHATKIT_COMPOSER lists the model %s, which a %s can't be changed to", name, type(model).__name__)
-        raise CustomStreamError("This model can't be used here.", allow_retry=False)
+        raise _unchangeable(name, type(model).__name__)
     renamed = copy.copy(model)
     renamed.model = str(name)
     return renamed
+
+
+def _unchangeable(name: str, own: str) -> CustomStreamError:
+    log.error("CHATKIT_COMPOSER lists the model %s, which a %s can't be changed to", name, own)
+    return CustomStreamError("This model can't be used here.", allow_retry=False)

@@ -117,18 +117,17 @@ class _Runner(AgentRunner):
 
     async def _run_streamed(self, run: WorkflowRun, agent: Agent[Any], messages: Any, kwargs: dict[str, Any]) -> RunResult:
         has_history = any(kwargs.get(name) for name in ("session", "conversation_id", "previous_response_id"))
-        if not has_history and isinstance(messages, str):
-            messages = [*run.earlier, {"role": "user", "content": messages}]
-        elif not has_history and isinstance(messages, list):
-            messages = [*run.earlier, *messages]
+        if isinstance(messages, str) and not has_history:
+            messages = [{"role": "user", "content": messages}]
+        if isinstance(messages, list) and not has_history:
+            messages = [*run.earlier, *(message for message in messages if not _is_empty(message))]
         context = run.new_context()
         kwargs["context"] = kwargs.get("context") or context  # gives tools the thread and the user
+        shown = agent.output_type in (None, str)
+        kwargs["run_config"] = with_model(kwargs.get("run_config"), run.model if shown else None)
         tool = run.tool
         if tool and await has_tool(agent, tool, kwargs["context"]) and run.tool:  # else an agent at the same time has taken it
-            agent, run.tool = with_tool_choice(agent, tool), None
-        shown = agent.output_type in (None, str)
-        if shown:
-            kwargs["run_config"] = with_model(kwargs.get("run_config"), run.model)
+            agent, run.tool = with_tool_choice(agent, tool, kwargs["run_config"]), None
         result: Any = self.run_streamed(agent, messages, **kwargs)
         async with aclosing(agent_events(context, result, show_messages=shown)) as events:
             async for event in events:
@@ -137,6 +136,15 @@ class _Runner(AgentRunner):
             log.error("The agent %s has a tool with needs_approval, for which an exported workflow can't wait", agent.name)
             raise CustomStreamError("This needs an approval, which is not possible here.", allow_retry=False)
         return result  # type: ignore[no-any-return]  # has what the exported code reads of a RunResult
+
+
+def _is_empty(message: Any) -> bool:
+    """Return whether a user message has no text: exported code makes one also in a turn without a message of the user."""
+    if not isinstance(message, dict) or message.get("role") != "user":
+        return False
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"type": "input_text", "text": content}]
+    return all(isinstance(part, dict) and part.get("type") == "input_text" and not part.get("text") for part in parts)
 
 
 def install_runner() -> None:

@@ -161,6 +161,32 @@ def test_workflow_without_the_chosen_tool(start: Start, fake_openai: FakeOpenAI,
     assert any("lists the tool search, which no agent of the workflow has" in line for line in recorder.lines)
 
 
+def test_settings_of_the_chosen_model_with_a_tool(start: Start, fake_openai: FakeOpenAI) -> None:
+    """Those of the agent's own model may be none that the chosen one knows."""
+    caller = start("reasoning_with_tool", **LISTED)
+    fake_openai.behaviour = streaming(calls("weather", city="Paris"), says("Sunny"))
+    ask(caller, "Weather?", tool_choice=WEATHER)
+    ask(caller, "Weather?", model="gpt-best", tool_choice=WEATHER)
+    own, chosen = (received.body for received in fake_openai.received[::2])
+    assert (own["model"], own["reasoning"]["effort"], own["tool_choice"]) == ("gpt-5.2", "none", FORCED)
+    assert (chosen["model"], chosen.get("reasoning"), chosen["tool_choice"]) == ("gpt-best", None, FORCED)
+
+
+def test_tool_is_forced_once_whatever_the_agent_says(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start("keeping_its_tool", **LISTED)
+    fake_openai.behaviour = streaming(calls("weather", city="Paris"), says("Sunny"))
+    ask(caller, "Weather?", tool_choice=WEATHER)
+    assert used(fake_openai) == [("gpt-test", FORCED), ("gpt-test", None)]
+
+
+def test_choice_in_a_workflow_with_a_dict_as_its_run_config(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start("dict_workflow", **LISTED)
+    fake_openai.behaviour = streaming(calls("weather", city="Paris"), says("Sunny"))
+    _, events = ask(caller, "Weather?", model="gpt-best", tool_choice=WEATHER)
+    assert texts(events) == ["Sunny"]
+    assert used(fake_openai) == [("gpt-best", FORCED), ("gpt-best", None)]
+
+
 @pytest.mark.parametrize("agent", ["with_page", "page_workflow"])
 def test_turn_after_a_client_tool_keeps_the_model(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent, **LISTED)

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from agents import RunConfig
+from chatkit.errors import CustomStreamError
 
+from chatkit.backends.selfhosted.chat.composer import with_model
 from tests.support import agents_elsewhere
 from tests.support.applications import Start
 from tests.support.chat import errors, texts, user_input
-from tests.support.chat_completions import completing, requests_tool, writes
+from tests.support.chat_completions import completing, requests_tool, thinks, writes
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.fake_server import FakeServer
 from tests.support.leaks import Recorder
@@ -115,15 +118,49 @@ def test_each_agent_keeps_its_provider_in_a_handoff(start: Start, fake_openai: F
     assert (models(provider), models(fake_openai)) == (["best"], ["best"])
 
 
-@pytest.mark.parametrize(("agent", "asked"), [("unknown", []), ("unknown_workflow", []), ("handing_over", ["best"])], ids=str)
+SCRIPTED, PREFIXED = "ScriptedModel", "model with the prefix litellm/"
+
+
+@pytest.mark.parametrize(
+    ("agent", "asked", "kind"),
+    [
+        ("unknown", [], SCRIPTED),
+        ("unknown_workflow", [], SCRIPTED),
+        ("handing_over", ["best"], SCRIPTED),
+        ("prefixed", [], PREFIXED),
+        ("handing_over_to_prefixed", ["best"], PREFIXED),
+    ],
+)
 def test_the_choice_is_refused_for_a_model_of_another_kind(
-    start: Start, fake_openai: FakeOpenAI, recorder: Recorder, agent: str, asked: list[str]
+    start: Start, fake_openai: FakeOpenAI, recorder: Recorder, agent: str, asked: list[str], kind: str
 ) -> None:
-    fake_openai.behaviour = streaming(calls("transfer_to_unknown"))
+    fake_openai.behaviour = streaming(calls("transfer_to_prefixed" if kind is PREFIXED else "transfer_to_unknown"))
     before = len(recorder.lines)
     assert errors(ask(start, agent)) == [("custom", "This model can't be used here.", False)]
     assert models(fake_openai) == asked
-    assert any("the model best, which a ScriptedModel can't be changed to" in line for line in recorder.lines[before:])
+    assert any(f"the model best, which a {kind} can't be changed to" in line for line in recorder.lines[before:])
+
+
+def test_the_choice_with_a_prefix_of_the_same_provider() -> None:
+    for chosen in ("litellm/b", "litellm/anthropic/c"):
+        changed = with_model(RunConfig(model="litellm/anthropic/a"), chosen)
+        assert changed
+        assert changed.model == chosen
+    with pytest.raises(CustomStreamError):
+        with_model(RunConfig(model="litellm/anthropic/a"), "any-llm/b")
+
+
+def test_thoughts_before_and_after_a_tool(start: Start, provider: FakeServer) -> None:
+    caller = start(SHAPES[0])
+    provider.behaviour = completing(
+        [*thinks("Look ", "it up"), *requests_tool("weather", city="Paris")], [*thinks("Now I ", "know"), *writes("Sunny")]
+    )
+    thread_id, events = caller.create("Weather?")
+    assert texts(events) == ["Sunny"]
+    thoughts = [
+        task.content for item in caller.items(thread_id).data if item.type == "workflow" for task in item.workflow.tasks
+    ]
+    assert thoughts == ["Look it up", "Now I know"]
 
 
 LIMITED = {"CHATKIT_TOKENS_PER_DAY": "2"}

@@ -387,7 +387,7 @@ class TestErrors:
 
     def test_chat_removed_after_it_was_ready(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> None:
         frame = visitor.cdn_frame
-        visitor.cdn_frame = f"{frame}<script>setTimeout(() => parent.postMessage('unmount', '*'), 1500)</script>"
+        visitor.cdn_frame = f"{frame}<script>setTimeout(() => parent.postMessage('unmount', '*'), 5000)</script>"
         with selfhosted():
             page = visitor.open(app.url)
             expect_ready(page)
@@ -575,7 +575,7 @@ class TestHosted:
 
         def issue_short_session(handler: Any) -> None:
             secret = f"ek_test_{len(expiry)}"
-            expiry[secret] = int(time.time()) + 4
+            expiry[secret] = int(time.time()) + 10
             issuing(client_secret=secret, expires_at=int(expiry[secret]))(handler)
 
         fake_openai.behaviour = issue_short_session
@@ -585,7 +585,7 @@ class TestHosted:
             expect_ready(page)
             say(page, "one")
             expect(page.get_by_text("Heard one")).to_be_visible()
-            time.sleep(4.5)
+            time.sleep(10.5)
             say(page, "two")
             expect(page.get_by_text("Heard two")).to_be_visible()
         assert messages == ["one", "two"]
@@ -607,6 +607,7 @@ def test_five_chats_in_strict_mode_make_one_call(selfhosted: Callable[..., Servi
         NextApp("five", f"http://localhost:{service_port()}", domain_key="local-dev", dev=True) as app,
         selfhosted(CHATKIT_ALLOWED_ORIGINS=app.url),
     ):
+        assert requests.get(f"{app.url}/five", timeout=120).ok  # compiles the page
         page = visitor.open(f"{app.url}/five")
         expect(page.get_by_text(LOADED)).to_have_count(5, timeout=60_000)
         assert len(visitor.calls()) == 1

@@ -181,7 +181,7 @@ class TestInTheBrowser:
         """While it is generated, when it is complete, and after a reload."""
         partial, complete = (base64.b64encode(png(width)).decode() for width in (2, 3))
         drawing = draws(complete, partial)
-        drawing.insert(-2, 3.0)
+        drawing.insert(-2, 6.0)
         fake_openai.behaviour = streaming([*drawing, *says("Here it is")])
         own = {"OPENAI_API_KEY": API_KEY, "CHATKIT_API_BASE": fake_openai.url}
         with development(tmp_path, CHATKIT_AGENT="tests.support.agents_under_test:simple", **own) as service:
@@ -286,7 +286,7 @@ class TestErrors:
         expect(page.get_by_role("alert")).to_contain_text("settings/organization/security/domain-allowlist")
 
     def test_chat_removed_after_it_was_ready(self, shared: Service, visitor: Visitor) -> None:
-        visitor.cdn_frame += "<script>setTimeout(() => parent.postMessage('unmount', '*'), 1500)</script>"
+        visitor.cdn_frame += "<script>setTimeout(() => parent.postMessage('unmount', '*'), 5000)</script>"
         page = visitor.open(shared.url)
         expect_all_ok(page)
         expect(step(page, "Chat")).to_have_attribute("data-state", "failed")

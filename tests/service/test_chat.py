@@ -54,7 +54,7 @@ def create(caller: Caller) -> None:
     for event in caller.stream("threads.create", input=user_input("Hello, are you there?")):
         first = first or time.monotonic() - started
         events.append(event)
-    assert first < 1
+    assert first < 10
     assert [event.type for event in events[:3]] == ["thread.created", "thread.item.done", "stream_options"]
     assert "demo assistant" in texts(events)[0]
     assert "".join(deltas(events)) == texts(events)[0]
@@ -394,7 +394,7 @@ def test_reply_is_kept_if_the_process_is_killed(tmp_path: Path) -> None:
         sock = raw_stream(caller, "hello")
         received, shown = b"", ""
         history: list[tuple[float, str]] = []
-        until = time.monotonic() + 4
+        until = time.monotonic() + 5.5
         while time.monotonic() < until:
             received += sock.recv(4096)
             shown = "".join(
@@ -406,7 +406,7 @@ def test_reply_is_kept_if_the_process_is_killed(tmp_path: Path) -> None:
             process.send_signal(signal.SIGKILL)
         service.process.wait(10)
     thread_id = re.search(rb"thr_[0-9a-f]{32}", received)[0].decode()  # type: ignore[index]
-    must_be_kept = [text for at, text in history if killed - at > 1.5][-1]
+    must_be_kept = [text for at, text in history if killed - at > 2.5][-1]
     with Service(**variables, PORT=str(service.port)):
         kept: Any = caller.thread(thread_id)
         assert [item.type for item in kept.items.data] == ["user_message", "assistant_message"]

@@ -88,21 +88,21 @@ def test_stream_that_ends_in_time_is_finished(tmp_path: Path) -> None:
 
 
 def test_draining_process_is_not_ready_and_serves(tmp_path: Path) -> None:
-    with Service(**selfhosted(tmp_path, CHATKIT_DRAIN_SECONDS="3", WEB_CONCURRENCY="1")) as service:
+    with Service(**selfhosted(tmp_path, CHATKIT_DRAIN_SECONDS="5", WEB_CONCURRENCY="1")) as service:
         assert requests.get(f"{service.url}/readyz", timeout=5).status_code == 200
         started = time.monotonic()
         service.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        while time.monotonic() - started < 2.5:
-            ready = requests.get(f"{service.url}/readyz", timeout=2)
+        wait_for(lambda: requests.get(f"{service.url}/readyz", timeout=5).status_code == 503, 3)
+        while time.monotonic() - started < 4:
+            ready = requests.get(f"{service.url}/readyz", timeout=5)
             assert (ready.status_code, ready.json()["code"]) == (503, "not_ready")
-            assert requests.get(f"{service.url}/healthz", timeout=2).status_code == 200
+            assert requests.get(f"{service.url}/healthz", timeout=5).status_code == 200
             assert service.create_session().status_code == 200
             time.sleep(0.2)
         service.process.wait(10)
         with pytest.raises(requests.ConnectionError):
             service.create_session()
-        assert 3 < time.monotonic() - started < 9
+        assert 5 < time.monotonic() - started < 12
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
@@ -150,7 +150,7 @@ def test_blocked_event_loop_is_logged_and_its_worker_replaced(tmp_path: Path) ->
     """An agent's async function that blocks."""
     with FakeOpenAI() as fake_openai:
         variables = selfhosted(tmp_path, WEB_CONCURRENCY="1", OPENAI_API_KEY=API_KEY, CHATKIT_API_BASE=fake_openai.url)
-        sooner = "--timeout 6"  # instead of 30
+        sooner = "--timeout 8"  # instead of 30
         with Service(
             **variables, CHATKIT_AGENT="tests.support.agents_under_test:blocking_the_loop", GUNICORN_CMD_ARGS=sooner
         ) as service:
@@ -159,8 +159,7 @@ def test_blocked_event_loop_is_logged_and_its_worker_replaced(tmp_path: Path) ->
             (worker,) = psutil.Process(service.process.pid).children()
             assert texts(caller.create("Block")[1]) == ["There"]
             assert "time.sleep(seconds)" in service.log_so_far()
-            time.sleep(1)
-            assert "the event loop is running again" in service.log_so_far()
+            wait_for(lambda: "the event loop is running again" in service.log_so_far(), 10)
             fake_openai.behaviour = streaming(calls("blocks_the_loop", seconds=120))
             blocked = threading.Thread(
                 target=read_to_its_end, args=(caller.stream("threads.create", input=user_input("Block")),)

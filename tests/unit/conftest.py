@@ -22,8 +22,8 @@ def one_client() -> FlaskClient:
 
 @pytest.fixture
 def short_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One second instead of ten for a call of OpenAI's Sessions API. tests/service/test_gunicorn.py covers the real budget."""
-    monkeypatch.setattr(sessions_api, "CALL_SECONDS", 1.0)
+    """Two seconds instead of ten for a call of OpenAI's Sessions API. tests/service/test_gunicorn.py covers the real budget."""
+    monkeypatch.setattr(sessions_api, "CALL_SECONDS", 2.0)
 
 
 @pytest.fixture

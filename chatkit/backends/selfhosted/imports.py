@@ -136,7 +136,7 @@ class ImportStore:
 def _save(
     connection: Connection, user: str, thread: ThreadMetadata, listed: dict[str, _NewItem], new_owners: dict[str, str]
 ) -> Outcome:
-    used_at = int(time.time()) - 1  # so that a use within this second is detected
+    used_at = int(time.time()) - 10  # so that a use that began shortly before is detected, even if it had to wait for a lock
     last = next(reversed(listed), None)
     record = {"thread_id": thread.id, "last_item_id": last, "items": len(listed), "used_at": used_at}
     # Written first, so that two imports of a thread at the same time follow each other.

@@ -144,6 +144,7 @@ def test_waiter_behind_a_cancelled_one_is_admitted() -> None:
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The users whose turns have started, in order. Each start waits for ``START_SECONDS / 2``."""
+    monkeypatch.setattr(server, "START_SECONDS", 2.0)
     users: list[str] = []
 
     async def choose(user: str) -> Any:

@@ -124,11 +124,11 @@ def test_unresolvable_host(make_app: MakeApp) -> None:
 @pytest.mark.usefixtures("short_budget")
 def test_hanging_name_resolution_is_bounded(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(5) and [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(30) and [])
     client = make_app(CHATKIT_API_BASE="https://api.openai.com").test_client()
     started = time.monotonic()
     assert error_of(client.post(ENDPOINT)) == UNAVAILABLE
-    assert time.monotonic() - started < 3  # not the 5 s of the fake OpenAI
+    assert time.monotonic() - started < 20  # not the 30 s of the resolution
     released.set()
 
 
@@ -152,7 +152,7 @@ def test_hanging_connect_is_bounded(make_app: MakeApp, full_port: int) -> None:
     client = make_app(CHATKIT_API_BASE=f"http://127.0.0.1:{full_port}").test_client()
     started = time.monotonic()
     assert error_of(client.post(ENDPOINT)) == UNAVAILABLE
-    assert time.monotonic() - started < 3  # not the 5 s of the fake OpenAI
+    assert time.monotonic() - started < 20  # the operating system gives up after minutes
 
 
 @pytest.mark.usefixtures("short_budget")
@@ -168,7 +168,7 @@ def test_broken_connection_is_retried_once(client: FlaskClient, fake_openai: Fak
 
 @pytest.mark.usefixtures("short_budget")
 def test_errors_and_timeouts_are_not_retried(client: FlaskClient, fake_openai: FakeOpenAI) -> None:
-    for behaviour in (failing(401, "invalid_api_key"), failing(500, "server_error"), silent(5)):
+    for behaviour in (failing(401, "invalid_api_key"), failing(500, "server_error"), silent(30)):
         fake_openai.received.clear()
         fake_openai.behaviour = behaviour
         client.post(ENDPOINT)

@@ -23,7 +23,7 @@ from sqlalchemy import Engine, text, update
 
 from chatkit.backends.selfhosted import imports
 from chatkit.backends.selfhosted.chat.store import SqlStore
-from chatkit.backends.selfhosted.database.engine import open_database
+from chatkit.backends.selfhosted.database.engine import WAIT_SECONDS, open_database
 from chatkit.backends.selfhosted.database.tables import ThreadRow
 from chatkit.backends.selfhosted.imports import ImportedItem, ImportStore, Outcome
 from chatkit.backends.selfhosted.sessions import SECONDS_PER_DAY, SessionStore
@@ -169,6 +169,17 @@ def test_order_of_an_unused_thread_is_that_of_openai(engine: Engine, store: SqlS
     assert imported.save(ADA.user, thread(), [a, c, b, d, e]) == NOTHING
     assert words(store) == ["a", "c", "gone", "b", "d", "e"]
     assert list(imported.check()) == [("cthr_1", 6, 6)]
+
+
+@pytest.mark.parametrize("waited", [0, 1, WAIT_SECONDS])
+def test_use_that_waited_for_the_import_is_detected(
+    store: SqlStore, imported: ImportStore, monkeypatch: pytest.MonkeyPatch, waited: int
+) -> None:
+    imported.save(ADA.user, thread(), said("a"))
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now - waited)
+    say(store, "here", START + timedelta(days=1, minutes=9))
+    assert list(imported.check()) == []
 
 
 def test_message_that_was_being_written_is_completed_in_a_thread_used_here(

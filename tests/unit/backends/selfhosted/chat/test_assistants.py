@@ -39,7 +39,7 @@ def test_default_assistant(start: Start, fake_openai: FakeOpenAI) -> None:
 @pytest.mark.parametrize("agent", ["simple", "for_user", "for_user_later", "run_workflow", PLAIN])
 def test_deltas_are_streamed_as_they_arrive(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     caller = start(agent)
-    fake_openai.behaviour = streaming(says("one two three four", pause=0.3))
+    fake_openai.behaviour = streaming(says("one two three four", pause=0.5))
     stream = caller.stream("threads.create", input=user_input("Count"))
     arrivals = [(time.monotonic(), delta) for event in stream for delta in deltas([event])]
     assert [delta for _, delta in arrivals] == ["one", " two", " three", " four"]
@@ -115,9 +115,9 @@ def test_client_tool_call_and_output(start: Start, fake_openai: FakeOpenAI, agen
 def test_silent_stream_sends_heartbeats(start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "HEARTBEAT_SECONDS", 0.2)
     caller = start("simple")
-    fake_openai.behaviour = streaming([*says("after a while")[:2], 1.0, *says("after a while")[2:]])
+    fake_openai.behaviour = streaming([*says("after a while")[:2], 2.0, *says("after a while")[2:]])
     response = caller.send({"type": "threads.create", "params": {"input": user_input("Hello")}})
-    assert 2 <= response.text.count(": keep-alive\n\n") <= 5
+    assert 2 <= response.text.count(": keep-alive\n\n") <= 50
     assert "after" in response.text
 
 
@@ -164,7 +164,7 @@ def test_stalled_model_times_out(start: Start, fake_openai: FakeOpenAI, agent: s
     fake_openai.behaviour = streaming([*says("half a")[:4], 20.0])
     started = time.monotonic()
     _, events = caller.create("Hello")
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 12
     assert errors(events) == [("custom", "The response took too long. Please try again.", True)]
 
 

@@ -6,11 +6,15 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import date, datetime, timedelta, tzinfo
+from typing import Any, Self
 
 import pytest
 from agents.models import get_default_model
 
+from chatkit.backends.selfhosted import backend
+from chatkit.backends.selfhosted.chat import model_shutdowns
+from chatkit.backends.selfhosted.chat.model_shutdowns import warn_of_shutdowns
 from tests.support.applications import Start
 from tests.support.fake_openai import API_KEY, FakeOpenAI, failing
 from tests.support.fake_server import Behaviour, Handler, responding
@@ -18,7 +22,13 @@ from tests.support.leaks import Recorder
 from tests.support.waiting import wait_for
 
 COMPOSER = json.dumps({"models": [{"id": "gpt-best", "label": "Best"}, {"id": "gpt-test", "label": "The same"}], "tools": []})
-TODAY = datetime.now(UTC).date()
+TODAY = date(2026, 11, 30)
+
+
+class _Today(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return cls.combine(TODAY, cls.min.time(), tz)
 
 
 def listing(**shutdowns: int | None) -> Behaviour:
@@ -32,21 +42,27 @@ def listing(**shutdowns: int | None) -> Behaviour:
 
 
 @pytest.fixture
-def warnings(start: Start, fake_openai: FakeOpenAI, recorder: Recorder) -> Callable[..., list[str]]:
+def warnings(
+    start: Start, fake_openai: FakeOpenAI, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[str]]:
     """Starts the service, and returns what it warns of when it has asked."""
 
     def warnings(agent: str = "", **variables: str) -> list[str]:
-        before, asked, list_models = len(recorder.lines), threading.Event(), fake_openai.list_models
+        before, list_models, done = len(recorder.lines), fake_openai.list_models, threading.Event()
 
         def answer(handler: Handler) -> None:
             list_models(handler)
             assert handler.headers["Authorization"] == f"Bearer {API_KEY}"
-            asked.set()
+
+        async def warn(*arguments: Any) -> None:
+            await warn_of_shutdowns(*arguments)
+            done.set()
 
         fake_openai.list_models = answer
+        monkeypatch.setattr(backend, "warn_of_shutdowns", warn)
+        monkeypatch.setattr(model_shutdowns, "datetime", _Today)
         start(agent, **variables)
-        assert asked.wait(10)
-        time.sleep(0.3)
+        assert done.wait(30)
         return [json.loads(line)["message"] for line in recorder.lines[before:] if "shut" in line and "down the model" in line]
 
     return warnings

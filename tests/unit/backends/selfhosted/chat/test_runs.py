@@ -280,7 +280,7 @@ class TestReaderLeaves:
     def test_request_or_setting_decides(
         self, start: Start, monkeypatch: pytest.MonkeyPatch, setting: str, header: str, goes_on: bool
     ) -> None:
-        monkeypatch.setattr(demo, "SECONDS_PER_WORD", 0.02)
+        monkeypatch.setattr(demo, "SECONDS_PER_WORD", 0.08)
         caller = start(OPENAI_API_KEY="", CHATKIT_ON_DISCONNECT=setting)
         thread_id, _, reader = begin(caller, on_disconnect=header)
         assert state(caller, thread_id) == "active"
@@ -406,13 +406,14 @@ class TestWhileARunIsActive:
         # All five of the user's places are free again.
         wait_for(lambda: caller.post("threads.create", input=user_input("widget")).status_code == 200, 3)
 
-    def test_run_in_another_thread_goes_on(self, caller: Caller) -> None:
+    def test_run_in_another_thread_goes_on(self, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(demo, "SECONDS_PER_WORD", 0.08)
         first, _, reader = begin(caller, words=1)
         reader.close()
         second, _, reader = begin(caller, words=1)
         reader.close()
         assert [state(caller, thread_id) for thread_id in (first, second)] == ["active", "active"]
-        wait_for(lambda: state(caller, first) is None and state(caller, second) is None, 10)
+        wait_for(lambda: state(caller, first) is None and state(caller, second) is None, 30)
         assert [reply(caller, thread_id).endswith(WHOLE) for thread_id in (first, second)] == [True, True]
 
     def test_end_of_the_session_does_not_stop_it(self, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ SERVERS = "tests.support.servers_under_test"
 ACTION = {"type": "press", "payload": {"button": "red"}}
 
 
-def wait_for(condition: Any, seconds: float = 5) -> None:
+def wait_for(condition: Any, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -82,7 +82,7 @@ def test_agent_locks_its_thread(start: Start, fake_openai: FakeOpenAI, agent: st
 
 def test_rename_during_a_turn_is_kept(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("counting")
-    fake_openai.behaviour = streaming(says("Hello"), [0.5, *calls("counts")], says("one two three", pause=0.2))
+    fake_openai.behaviour = streaming(says("Hello"), [2.0, *calls("counts")], says("one two three", pause=0.2))
     thread_id, _ = caller.create("First")
     titles = []
     for event in caller.stream("threads.add_user_message", thread_id=thread_id, input=user_input("Count")):
@@ -266,8 +266,8 @@ def test_title_of_a_message_with_mentions_only(start: Start, fake_openai: FakeOp
 @pytest.mark.parametrize("agent", ["simple", "counting", "run_workflow", "tests.support.servers_under_test:Plain"])
 def test_thread_deleted_during_its_turn(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, agent: str) -> None:
     caller = start(agent)
-    turn = [[*calls("counts"), 0.3]] if agent == "counting" else []
-    fake_openai.behaviour = streaming(says("Hello"), *turn, says("one two three", pause=0.2))
+    turn = [[*calls("counts"), 2.0]] if agent == "counting" else []
+    fake_openai.behaviour = streaming(says("Hello"), *turn, says("one two three", pause=0.7))
     thread_id, _ = caller.create("First")
     before = len(recorder.lines)
     events = []

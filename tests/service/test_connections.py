@@ -78,7 +78,7 @@ def test_incomplete_headers_time_out(service: Service, sent: bytes) -> None:
     started = time.monotonic()
     with connect(service, sent) as sock:
         assert read(sock) == b""
-    assert WAIT - 0.1 <= time.monotonic() - started < WAIT + 2
+    assert WAIT - 0.1 <= time.monotonic() - started < WAIT + 5
     assert_serving(service)
 
 
@@ -86,12 +86,12 @@ def test_slow_headers_time_out(service: Service) -> None:
     started = time.monotonic()
     with connect(service, POST) as sock:
         try:
-            while time.monotonic() - started < WAIT + 3:
+            while time.monotonic() - started < WAIT + 6:
                 sock.sendall(b"X-Drip: 1\r\n")
                 time.sleep(0.1)
         except OSError:
             pass
-    assert time.monotonic() - started < WAIT + 2
+    assert time.monotonic() - started < WAIT + 5
 
 
 def test_incomplete_body_times_out(service: Service) -> None:
@@ -108,7 +108,7 @@ def test_slow_body_times_out(service: Service) -> None:
         sending.start()
         ((status, body),) = responses(read(sock))
         assert (status, body["code"]) == (408, "request_timeout")
-        assert 2.5 < time.monotonic() - started < 5
+        assert WAIT < time.monotonic() - started < 8
         sending.join()
 
 

@@ -403,12 +403,12 @@ def test_concurrent_turns_are_counted_over_all_processes(redis: Redis, tmp_path:
 
 
 def test_lease_of_a_dead_process_expires(redis: Redis) -> None:
-    leases = SharedLeases(client_of(redis), "turns", each=1, seconds=1)
+    leases = SharedLeases(client_of(redis), "turns", each=1, seconds=3)
     held = leases.held("ada")
     held.__enter__()
     with pytest.raises(TooManyRequests), leases.held("ada"):
         pass
-    time.sleep(2.1)
+    time.sleep(4.1)
     with leases.held("ada"):
         pass
 

@@ -12,7 +12,15 @@ from datetime import datetime
 from typing import Annotated, Any, ClassVar
 
 import openai
-from agents import Agent, ModelSettings, RunConfig, RunContextWrapper, Runner, function_tool
+from agents import (
+    Agent,
+    InputGuardrailTripwireTriggered,
+    ModelSettings,
+    RunConfig,
+    RunContextWrapper,
+    Runner,
+    function_tool,
+)
 from agents.models import _openai_shared
 from chatkit.actions import Action
 from chatkit.agents import (
@@ -103,6 +111,17 @@ class Elsewhere(Plain):
 
 class Guarded(Plain):
     agent = agents_under_test.guarded
+
+
+class Explaining(Guarded):
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        try:
+            async for event in super().respond(thread, input_user_message, context):
+                yield event
+        except InputGuardrailTripwireTriggered as error:
+            raise CustomStreamError("We don't talk about that.", allow_retry=False) from error
 
 
 class Drawing(Plain):

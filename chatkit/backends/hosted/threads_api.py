@@ -95,7 +95,7 @@ class ThreadsApi:
                     return _without_lone_surrogates(page) if b"\\ud" in body.lower() else page
                 if status in (401, 403):
                     raise AccessDenied(f"{summary}: OPENAI_API_KEY is not valid, or may not read this project's conversations")
-                if status in (404, 410) and url == self._url:
+                if status in (404, 410) and url == self._url and params["after"] is None:
                     raise ReadFailed(f"{summary}: it may no longer serve the conversations of hosted workflows")
                 if status not in (200, 408, 429) and status < 500:
                     raise ReadFailed(summary)

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, Engine, bindparam, delete, func, insert, select, update
 
 from chatkit.backends.selfhosted.chat.timestamps import as_utc, in_utc
-from chatkit.backends.selfhosted.database.engine import public_address
+from chatkit.backends.selfhosted.database.engine import WAIT_SECONDS, public_address
 from chatkit.backends.selfhosted.database.tables import DIALECTS, ImportRow, ItemRow, ThreadRow
 from chatkit.types import ThreadItem, ThreadMetadata
 
@@ -136,7 +136,7 @@ class ImportStore:
 def _save(
     connection: Connection, user: str, thread: ThreadMetadata, listed: dict[str, _NewItem], new_owners: dict[str, str]
 ) -> Outcome:
-    used_at = int(time.time()) - 10  # so that a use that began shortly before is detected, even if it had to wait for a lock
+    used_at = int(time.time()) - 2 * WAIT_SECONDS  # so that a use is detected that began before, and waited for a lock
     last = next(reversed(listed), None)
     record = {"thread_id": thread.id, "last_item_id": last, "items": len(listed), "used_at": used_at}
     # Written first, so that two imports of a thread at the same time follow each other.

@@ -227,7 +227,8 @@ class SessionStore:
         """Transfer the conversations of ``visitor`` to ``user`` and end the visitor's sessions, in one transaction.
 
         Hidden items and paused runs are deleted: an attacker who planted the visitor's cookie may have planted instructions in
-        them that the user could not see. A response that is in progress in one of the conversations is interrupted.
+        them that the user could not see. Marks of refused messages stay. A response that is in progress in one of the
+        conversations is interrupted.
 
         Raises:
             DatabaseUnavailable: nothing has changed.
@@ -279,11 +280,12 @@ def _delete_hidden_items(connection: Connection, threads: Sequence[str]) -> None
     # Streamed, because a visitor may have stored many items.
     found = connection.execute(_SELECT_HIDDEN_CANDIDATES, {"threads": threads}, execution_options={"yield_per": 100})
     items = ((row.position, json.loads(row.data)) for row in found)
-    if hidden := [{"item": position} for position, item in items if _is_hidden(item)]:
+    if hidden := [{"item": position} for position, item in items if _may_instruct(item)]:
         connection.execute(_DELETE_ITEM, hidden)
 
 
-def _is_hidden(item: dict[str, Any]) -> bool:
+def _may_instruct(item: dict[str, Any]) -> bool:
+    """Return whether a hidden item may have instructions. The text of a refusal is fixed."""
     return item.get("type") in HIDDEN_ITEM_TYPES and item.get("content") != REFUSED
 
 

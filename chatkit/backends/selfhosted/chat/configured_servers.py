@@ -136,10 +136,10 @@ def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Shape, str]:
         return (AgentServer, lambda context: value(context.user)), found
     if not inspect.iscoroutinefunction(value):
         raise SettingsError(f"{variable}: {name} takes a workflow's input, but is not an async function; export it again.")
-    if _approves_everything(getattr(module, "approval_request", None)):
+    if _approves_everything(inspect.unwrap(value).__globals__.get("approval_request")):
         raise SettingsError(
-            f"{variable}: approval_request in {module_name} approves everything, because Agent Builder's export leaves it to "
-            "you; see docs/moving-from-agent-builder.md."
+            f"{variable}: approval_request in {value.__module__} approves everything, because Agent Builder's export leaves it "
+            "to you; see docs/moving-from-agent-builder.md."
         )
     return (WorkflowServer, value, input_type), f"the exported workflow {name}"
 

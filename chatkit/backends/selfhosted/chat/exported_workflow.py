@@ -120,7 +120,7 @@ class _Runner(AgentRunner):
         if isinstance(messages, str) and not has_history:
             messages = [{"role": "user", "content": messages}]
         if isinstance(messages, list) and not has_history:
-            messages = [*run.earlier, *(message for message in messages if not _is_empty(message))]
+            messages = [*run.earlier, *(message for message in messages if not _is_empty(message))] or messages
         context = run.new_context()
         kwargs["context"] = kwargs.get("context") or context  # gives tools the thread and the user
         shown = agent.output_type in (None, str)
@@ -139,7 +139,7 @@ class _Runner(AgentRunner):
 
 
 def _is_empty(message: Any) -> bool:
-    """Return whether a user message has no text: exported code makes one also in a turn without a message of the user."""
+    """Return whether a user message has no text: exported code also makes one in a turn without a message of the user."""
     if not isinstance(message, dict) or message.get("role") != "user":
         return False
     content = message.get("content")

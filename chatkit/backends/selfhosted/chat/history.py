@@ -16,6 +16,7 @@ from typing import Any
 from chatkit.agents import ThreadItemConverter
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.events import assistant_text
+from chatkit.backends.selfhosted.chat.rows import new_id
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.sessions import REFUSED
 from chatkit.types import (
@@ -79,17 +80,20 @@ async def load_history(store: SqlStore, thread_id: str, context: ChatContext) ->
     They always include the newest item and the newest user message that was not refused.
     """
     newest_first: list[ThreadItem] = []
-    characters = 0
+    characters = number = 0
     include_image = _ImageInclusion(store, context)
     has_user_message = truncated = refused = False
     async for loaded in _newest_first(store, thread_id, context):
-        is_mark = isinstance(loaded, SDKHiddenContextItem) and loaded.content == REFUSED
-        if is_mark or refused:
-            refused = is_mark
+        number += 1
+        if isinstance(loaded, SDKHiddenContextItem) and loaded.content == REFUSED:
+            refused = True
+            continue
+        if refused and isinstance(loaded, UserMessageItem):
+            refused = False
             continue
         item = await include_image(loaded)
         characters += _characters(await to_model_input([item], item))
-        truncated = truncated or characters > MAX_CHARACTERS or len(newest_first) == MAX_ITEMS
+        truncated = truncated or characters > MAX_CHARACTERS or number > MAX_ITEMS
         if truncated and has_user_message:
             break
         from_user = isinstance(item, UserMessageItem)
@@ -102,16 +106,13 @@ async def load_history(store: SqlStore, thread_id: str, context: ChatContext) ->
     return list(dropwhile(lambda item: not isinstance(item, UserMessageItem), oldest_first)) or oldest_first[-1:]
 
 
-async def mark_refused(store: SqlStore, thread: ThreadMetadata, context: ChatContext) -> None:
-    """Store that an input guardrail refused the newest item, if that is a user message.
+def refusal(thread: ThreadMetadata) -> SDKHiddenContextItem:
+    """Return the mark that an input guardrail refused the newest user message of ``thread``.
 
-    Guardrails and the model would get it again with each later message of the thread.
+    Guardrails and the model would get the message again with each later one.
     """
-    page = await store.load_thread_items(thread.id, None, 1, "desc", context)
-    if page.data and isinstance(page.data[0], UserMessageItem):
-        item_id = store.generate_item_id("sdk_hidden_context", thread, context)
-        mark = SDKHiddenContextItem(id=item_id, thread_id=thread.id, created_at=datetime.now(), content=REFUSED)  # noqa: DTZ005
-        await store.save_item(thread.id, mark, context)
+    item_id = new_id("sdk_hidden_context")
+    return SDKHiddenContextItem(id=item_id, thread_id=thread.id, created_at=datetime.now(), content=REFUSED)  # noqa: DTZ005
 
 
 class _ImageInclusion:

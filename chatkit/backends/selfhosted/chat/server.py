@@ -17,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources, openai_error, openai_reference
 from chatkit.backends.selfhosted.chat.events import assistant_text
-from chatkit.backends.selfhosted.chat.history import current_store, mark_refused
+from chatkit.backends.selfhosted.chat.history import current_store, refusal
 from chatkit.backends.selfhosted.chat.images import ImageRefusedError
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.timestamps import in_utc
@@ -151,19 +151,20 @@ class GuardedServer(ChatKitServer[ChatContext]):
     async def _finish_drafts(
         self, thread: ThreadMetadata, context: ChatContext, _type: Any, error: BaseException | None, _traceback: Any
     ) -> None:
-        """Store the unfinished messages of a response that ends with an ``error``, or that its message was refused."""
+        """After an ``error``, store the unfinished messages of a response, or that a guardrail refused its message."""
         await self._chatkit_resources.drafts.finish(context.drafts)
-        if not isinstance(error, BaseStreamError):
-            return  # the SDK stores them if the response was cancelled
-        try:
-            if isinstance(error.__cause__, agents.InputGuardrailTripwireTriggered):
-                await mark_refused(self.store, thread, context)
-            elif not isinstance(error.__cause__, _REFUSALS):
-                for message in context.drafts.values():
-                    if assistant_text(message).strip():
-                        await self.store.save_item(thread.id, message, context)
-        except Exception as failure:  # noqa: BLE001  the user is told the error
-            log.warning("the end of a response could not be stored (%s)", type(failure).__name__)
+        items: list[ThreadItem] = []
+        if isinstance(error, BaseStreamError):  # the SDK stores them if the response was cancelled
+            if not isinstance(error.__cause__, _REFUSALS):
+                items += [message for message in context.drafts.values() if assistant_text(message).strip()]
+            # A turn without a message, such as an action, has no message that could be left out.
+            elif isinstance(error.__cause__, agents.InputGuardrailTripwireTriggered) and context.is_repeatable:
+                items.append(refusal(thread))
+        for item in items:
+            try:
+                await self.store.save_item(thread.id, item, context)
+            except Exception as failure:  # noqa: BLE001  the user is told the error
+                log.warning("a %s could not be stored (%s)", item.type, type(failure).__name__)
 
     def _update_pending_items(self, pending_items: dict[str, ThreadItem], event: ThreadItemUpdatedEvent) -> None:
         """Schedule a draft of the message that ``event`` updates. The SDK calls this with each update."""
@@ -314,6 +315,8 @@ async def _response(deadline: float, work: Awaitable[Result], shown: str = "") -
         if isinstance(error, agents.ModelRefusalError) and shown.endswith(error.refusal):
             log.info("the model refused")  # the user has seen the refusal
             return None
+        if isinstance(error, BaseStreamError):
+            raise  # with the cause that the server gave it
         raise _stream_error(error) from error
 
 
@@ -385,15 +388,13 @@ _REFUSALS = (
 
 def _stream_error(error: Exception) -> BaseStreamError:
     """Convert an exception of a server to an error for the user, without internal details."""
-    if isinstance(error, BaseStreamError):
-        return error
     if isinstance(error, _TimeLimitError):
         log.warning("the response took more than CHATKIT_TURN_SECONDS")
         return CustomStreamError("The response took too long. Please try again.", allow_retry=True)
     if isinstance(error, agents.MaxTurnsExceeded):
         log.warning("the agent did not finish within its max_turns")
         # A retry would call its tools again.
-        return CustomStreamError("The assistant could not finish this. Please ask for less at once.", allow_retry=False)
+        return CustomStreamError("The assistant could not finish this. Please ask for less at a time.", allow_retry=False)
     if isinstance(error, _REFUSALS):
         log.info("a guardrail or the model refused (%s)", type(error).__name__)
         return CustomStreamError("This can't be answered here.", allow_retry=False)

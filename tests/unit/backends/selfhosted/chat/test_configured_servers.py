@@ -58,3 +58,10 @@ def test_approval_request_that_decides(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "deciding_export", raising=False)
     assert "the exported workflow" in _load("deciding_export:run_workflow")[1]
+
+
+def test_approval_request_of_a_workflow_that_is_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "importing.py").write_text("from tests.support.approving_export import run_workflow\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError, match="approving_export approves everything"):
+        _load("importing:run_workflow")

@@ -79,6 +79,16 @@ def test_retry_of_a_refused_message_is_judged_anew(start: Start, fake_openai: Fa
     assert texts(caller.say(thread_id, "something else")) == ["All is well"]
 
 
+def test_own_server_that_explains_the_refusal(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start("tests.support.servers_under_test:Explaining")
+    fake_openai.behaviour = streaming(says("All is well"))
+    thread_id, events = caller.create("forbidden words")
+    assert errors(events) == [("custom", "We don't talk about that.", False)]
+    before = len(fake_openai.received)
+    assert texts(caller.say(thread_id, "something else")) == ["All is well"]
+    assert "A guardrail refused" in json.dumps(fake_openai.received[before].body["input"])
+
+
 def test_own_server_is_told_of_a_refused_message(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(SHAPES[-1])
     fake_openai.behaviour = streaming(says("All is well"))

@@ -13,7 +13,7 @@ from chatkit.types import (
 )
 from sqlalchemy import Engine, event, insert, text
 
-from chatkit.backends.selfhosted.chat.history import MAX_CHARACTERS, MAX_IMAGE_BYTES, load_history, to_model_input
+from chatkit.backends.selfhosted.chat.history import MAX_CHARACTERS, MAX_IMAGE_BYTES, load_history, refusal, to_model_input
 from chatkit.backends.selfhosted.chat.rows import new_id
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.tables import ItemRow
@@ -40,6 +40,25 @@ def test_long_history_starts_at_a_user_message(store: SqlStore, number: int, exp
     assert history[-1].id == f"msg_{number - 1}"
     assert history[0].type == "user_message"
     assert len(history) == expected
+
+
+def test_refused_message_is_left_out_wherever_its_mark_is(store: SqlStore) -> None:
+    thread_id = new_thread(store)
+    mark = refusal(run(store.load_thread(thread_id, ADA)))
+    items = [question(thread_id, "q"), message(thread_id, "a"), question(thread_id, "refused"), message(thread_id, "b")]
+    add_items(store, [*items, mark, question(thread_id, "new")])
+    assert [item.id for item in run(load_history(store, thread_id, ADA))] == ["q", "a", "b", "new"]
+
+
+def test_refused_messages_count_as_items(store: SqlStore) -> None:
+    """A history with many of them starts at a user message as well."""
+    thread_id = new_thread(store)
+    thread = run(store.load_thread(thread_id, ADA))
+    refused = [item for number in range(13) for item in (question(thread_id, f"refused_{number}"), refusal(thread))]
+    talk = [item for number in range(150) for item in (question(thread_id, f"q_{number}"), message(thread_id, f"a_{number}"))]
+    add_items(store, [*talk, message(thread_id, "more"), *refused, question(thread_id, "new")])
+    history = run(load_history(store, thread_id, ADA))
+    assert [history[0].type, history[-1].id, len(history)] == ["user_message", "new", 200 - len(refused)]
 
 
 @pytest.mark.parametrize(("length", "expected"), [(99_500, ["q_0", "a_0", "q_1"]), (100_000, ["q_1"])])

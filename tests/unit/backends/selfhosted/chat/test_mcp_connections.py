@@ -31,6 +31,7 @@ FIND = calls("find_customer", who="Ada")
 @pytest.fixture(autouse=True)
 def _new_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mcp_connections, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(mcp_connections, "CONNECT_SECONDS", 60)
     mcp_connections._report_unknown.cache_clear()
     for module in (AGENTS, REMOTE, HIDDEN):
         sys.modules.pop(module, None)
@@ -148,7 +149,6 @@ def test_an_approval_while_the_server_is_being_connected(
     start: Start, fake_openai: FakeOpenAI, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, database: str, agent: str
 ) -> None:
     monkeypatch.setenv("TEST_MCP_APPROVAL", "always")
-    monkeypatch.setattr(mcp_connections, "CONNECT_SECONDS", 60)  # a loaded machine
     recorder.lines.clear()
     before = {
         "handing_over": [json.loads(json.dumps(calls("transfer_to_local")).replace("call_1", "call_0"))],

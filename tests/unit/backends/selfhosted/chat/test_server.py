@@ -257,7 +257,7 @@ def test_disconnect_cancels_the_model_call(start: Start, fake_openai: FakeOpenAI
     left = time.monotonic()
     stream.close()
     wait_for(lambda: ended)
-    assert ended[0] - left < 1
+    assert ended[0] - left < 4
 
 
 def test_time_limit_of_handle_stream_cancelled(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,6 @@ def test_too_many_turns_of_an_agent(start: Start, fake_openai: FakeOpenAI, recor
     caller, before = start(agent), len(recorder.lines)
     fake_openai.behaviour = streaming(calls("weather", city="Paris"))
     _, events = caller.create("Weather?")
-    assert errors_of(events) == [("custom", "The assistant could not finish this. Please ask for less at once.", False)]
+    assert errors_of(events) == [("custom", "The assistant could not finish this. Please ask for less at a time.", False)]
     assert len(fake_openai.received) == DEFAULT_MAX_TURNS
     assert any("the agent did not finish within its max_turns" in line for line in recorder.lines[before:])

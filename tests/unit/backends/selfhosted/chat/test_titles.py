@@ -26,7 +26,7 @@ from tests.support.waiting import wait_for
 SAID = "What is the weather going to be like in Paris tomorrow, and do I need an umbrella?"
 FIRST_WORDS = "What is the weather going to be like in Paris tomorrow, and…"
 TITLE_MODEL = {"CHATKIT_TITLE_MODEL": "gpt-title"}
-SLOWLY = says("The weather is going to be fine", pause=0.15)
+SLOWLY = says("The weather is going to be fine", pause=0.4)
 
 
 def for_titles(received: Received) -> bool:

@@ -83,7 +83,7 @@ def with_tool_choice(agent: Agent[Any], tool: str, run_config: RunConfig | dict[
     The agents that it hands over to are not changed.
     """
     # The SDK gives a model its default settings only while the agent has none of its own.
-    settings = get_model_settings(agent, with_model(run_config, None) or RunConfig())
+    settings = get_model_settings(agent, _run_config(run_config))
     return agent.clone(model_settings=settings.resolve(ModelSettings(tool_choice=tool)), reset_tool_choice=True)
 
 
@@ -93,22 +93,23 @@ class _Chosen(str):
     __slots__ = ()
 
 
-def with_model(run_config: RunConfig | dict[str, Any] | None, model: str | None) -> RunConfig | None:
+def _run_config(given: RunConfig | dict[str, Any] | None) -> RunConfig:
+    return RunConfig(**given) if isinstance(given, dict) else given or RunConfig()
+
+
+def with_model(run_config: RunConfig | dict[str, Any] | None, model: str | None) -> RunConfig | dict[str, Any] | None:
     """Return ``run_config`` with ``model`` for all agents of the run, unless it is ``None``. See ``keep_providers``.
 
     Raises:
         CustomStreamError: ``run_config`` has a model that can't be replaced.
     """
-    if isinstance(run_config, dict):
-        run_config = RunConfig(**run_config)
     if not model:
         return run_config
-    run_config = run_config or RunConfig()
-    own = run_config.model
-    if isinstance(own, Model):
-        return replace(run_config, model=_renamed(own, model))
-    _check_provider(own, model)
-    return replace(run_config, model=_Chosen(model))
+    config = _run_config(run_config)
+    if isinstance(config.model, Model):
+        return replace(config, model=_renamed(config.model, model))
+    _check_provider(config.model, model)
+    return replace(config, model=_Chosen(model))
 
 
 _get_model = run_loop.get_model

@@ -125,7 +125,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
         asyncio.get_running_loop().call_later(START_SECONDS, context.started)
         shown = ""
         async with AsyncExitStack() as stack:
-            stack.push_async_exit(partial(self._finish_drafts, thread, context))
+            stack.push_async_exit(partial(self._finish_response, thread, context))
             events: Any = await _response(deadline, _call(stream))
             if isinstance(events, AsyncGenerator):
                 stack.push_async_callback(events.aclose)
@@ -148,7 +148,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
                 yield event
                 await context.buffer.room()
 
-    async def _finish_drafts(
+    async def _finish_response(
         self, thread: ThreadMetadata, context: ChatContext, _type: Any, error: BaseException | None, _traceback: Any
     ) -> None:
         """After an ``error``, store the unfinished messages of a response, or that a guardrail refused its message."""

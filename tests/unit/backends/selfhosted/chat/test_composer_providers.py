@@ -144,7 +144,7 @@ def test_the_choice_is_refused_for_a_model_of_another_kind(
 def test_the_choice_with_a_prefix_of_the_same_provider() -> None:
     for chosen in ("litellm/b", "litellm/anthropic/c"):
         changed = with_model(RunConfig(model="litellm/anthropic/a"), chosen)
-        assert changed
+        assert isinstance(changed, RunConfig)
         assert changed.model == chosen
     with pytest.raises(CustomStreamError):
         with_model(RunConfig(model="litellm/anthropic/a"), "any-llm/b")

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -22,6 +21,7 @@ from tests.support.fake_openai import FakeOpenAI
 from tests.support.leaks import Recorder
 from tests.support.responses_api import calls, says, streaming
 from tests.support.service import PROJECT, free_port
+from tests.support.waiting import wait_for
 
 AGENTS, REMOTE = "tests.support.agents_with_mcp", "tests.support.agent_with_remote_mcp"
 HIDDEN = "tests.support.agents_with_hidden_mcp"
@@ -40,13 +40,6 @@ def _new_servers(monkeypatch: pytest.MonkeyPatch) -> None:
 def stdio_servers() -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
     return [child for child in children if "tests.support.mcp_server" in child.cmdline()]
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def lines(recorder: Recorder, words: str) -> list[str]:

@@ -20,16 +20,10 @@ from tests.support.fake_server import Handler
 from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
 from tests.support.responses_api import asked, calls, draws, says, streaming, streaming_until_cancelled
+from tests.support.waiting import wait_for
 
 SERVERS = "tests.support.servers_under_test"
 ACTION = {"type": "press", "payload": {"button": "red"}}
-
-
-def wait_for(condition: Any, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_server_by_claim(start: Start, fake_openai: FakeOpenAI) -> None:

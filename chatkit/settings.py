@@ -133,8 +133,16 @@ class Settings:
 
 @functools.cache
 def load() -> Settings:
-    """Return the settings of this process. Raises as ``Settings.load`` does."""
-    return Settings.load(os.environ, dotenv_values(PROJECT / ".env"))
+    """Return the settings of this process. Raises as ``Settings.load`` does.
+
+    The other variables of ``.env`` are put into the environment, where agents and their libraries look for them. The service's
+    own are not: what agents start should not inherit its secrets.
+    """
+    dotenv = dotenv_values(PROJECT / ".env")
+    for name, value in dotenv.items():
+        if value and name not in VARIABLES:
+            os.environ.setdefault(name, value)
+    return Settings.load(os.environ, dotenv)
 
 
 def _origin_pattern(text: str) -> re.Pattern[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -343,6 +344,14 @@ def test_notice_for_an_api_key_that_overrides_the_file() -> None:
     assert notices({"OPENAI_API_KEY": "sk-machine"}, {"OPENAI_API_KEY": "sk-file"})
     assert not notices({"OPENAI_API_KEY": "sk-same"}, {"OPENAI_API_KEY": "sk-same"})
     assert not notices({}, {"OPENAI_API_KEY": "sk-file"})
+
+
+def test_other_variables_of_the_file_are_put_into_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text(f"SECRET_KEY={KEY}\nWEATHER_KEY=sunny\nNEWS_KEY=of-the-file\nBLANK_KEY=\nNAME_ALONE\n")
+    monkeypatch.setattr(module, "PROJECT", tmp_path)
+    monkeypatch.setattr(os, "environ", {"NEWS_KEY": "of-the-machine"})
+    assert module.load.__wrapped__().secret_key == KEY
+    assert os.environ == {"NEWS_KEY": "of-the-machine", "WEATHER_KEY": "sunny"}
 
 
 def test_example_file_names_every_setting_and_sets_none() -> None:

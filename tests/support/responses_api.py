@@ -178,6 +178,12 @@ def streaming(*turns: Events) -> Behaviour:
     return behave
 
 
+def by_model(turns: dict[str, list[Events]]) -> Behaviour:
+    """As ``streaming``, with turns for each model."""
+    behaviours = {model: streaming(*of_model) for model, of_model in turns.items()}
+    return lambda handler: behaviours[handler.received.body["model"]](handler)
+
+
 def whole(events: Events) -> Iterator[dict[str, Any] | float]:
     """Yield all events of a response whose output is ``events``."""
     output = [event["item"] for event in events if isinstance(event, dict) and event["type"] == "response.output_item.done"]

@@ -9,25 +9,19 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import openai
 from agents import (
     Agent,
     InputGuardrailTripwireTriggered,
-    ModelSettings,
-    RunConfig,
-    RunContextWrapper,
     Runner,
-    function_tool,
 )
 from agents.models import _openai_shared
 from chatkit.actions import Action
 from chatkit.agents import (
     AgentContext,
-    ResponseStreamConverter,
     ThreadItemConverter,
-    simple_to_agent_input,
     stream_agent_response,
 )
 from chatkit.errors import CustomStreamError
@@ -53,11 +47,7 @@ from chatkit.types import (
     UserMessageItem,
     UserMessageTagContent,
     WidgetItem,
-    WidgetRootUpdated,
 )
-from chatkit.widgets import Card, Text
-from openai.types.responses import EasyInputMessageParam
-from pydantic import ConfigDict, Field
 from starlette.exceptions import HTTPException  # the base class of FastAPI's
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
@@ -374,61 +364,6 @@ class Overriding(ChatKitServer[ChatContext]):
     def _to_thread_response(self, thread: ThreadMetadata | Thread) -> Thread:
         response: Thread = super()._to_thread_response(thread)
         return response.model_copy(update={"title": "overridden"})
-
-
-class Notebook:
-    def __init__(self) -> None:
-        self.by_thread: dict[str, str] = {}
-
-
-class DeskContext(AgentContext[ChatContext]):
-    """A context of one's own for tools."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-    notes: Annotated[Notebook, Field(exclude=True)]
-
-
-@function_tool
-async def note(context: RunContextWrapper[DeskContext], text: str) -> str:
-    """Note something, and name the thread after it."""
-    desk = context.context
-    desk.notes.by_thread[desk.thread.id] = text
-    desk.thread.title = f"About {text}"
-    await desk.store.save_thread(desk.thread, desk.request_context)
-    await desk.stream_widget(Card(children=[Text(value=text)]), copy_text=text)
-    return "noted"
-
-
-class Desk(ChatKitServer[ChatContext]):
-    """Written as OpenAI's samples are: what they use, and the example in ``examples/`` does not."""
-
-    def __init__(self, store: Store[ChatContext]) -> None:
-        super().__init__(store)
-        self.notes = Notebook()
-        self.expert = Agent[Any](name="Expert", model="gpt-expert")
-        self.agent = Agent[Any](
-            name="Desk", model="gpt-test", tools=[note, self.expert.as_tool("ask_expert", "Ask the expert.")]
-        )
-
-    async def respond(
-        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
-    ) -> AsyncIterator[ThreadStreamEvent]:
-        items = await self.store.load_thread_items(thread.id, after=None, limit=20, order="desc", context=context)
-        profile = EasyInputMessageParam(role="user", content=f"<PROFILE>{context.user}</PROFILE>")
-        messages = [profile, *await simple_to_agent_input(items.data[::-1])]
-        desk = DeskContext(thread=thread, store=self.store, request_context=context, notes=self.notes)
-        run_config = RunConfig(model_settings=ModelSettings(temperature=0.4))
-        result = Runner.run_streamed(self.agent, messages, context=desk, run_config=run_config)
-        converter = ResponseStreamConverter(partial_images=2)
-        async for event in stream_agent_response(desk, result, converter=converter):
-            yield event
-
-    async def action(
-        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
-    ) -> AsyncIterator[ThreadStreamEvent]:
-        assert sender is not None
-        card = Card(children=[Text(value=self.notes.by_thread[thread.id]), Text(value="done")])
-        yield ThreadItemUpdatedEvent(item_id=sender.id, update=WidgetRootUpdated(widget=card))
 
 
 class Afterwards(ChatKitServer[ChatContext]):

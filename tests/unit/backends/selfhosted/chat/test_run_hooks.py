@@ -49,9 +49,9 @@ SHAPES: dict[str, tuple[list[Any], list[tuple[Any, ...]]]] = {
         [requests_of("Boss", 2), requests_of("With a tool", 2)],
     ),
     f"{SERVERS}:WithTool": (TOOL, [requests_of("With a tool", 2)]),
-    f"{SERVERS}:Desk": (
-        [calls("ask_expert", input="A slate?"), says("A slate"), says("It is a slate")],
-        [requests_of("Desk", 2), requests_of("Expert", 1)],
+    f"{SERVERS}:AskingExperts": (
+        [calls("quick", input="A slate?"), says("A slate"), says("It is a slate")],
+        [requests_of("Asking experts", 2), requests_of("Quick expert", 1)],
     ),
 }
 

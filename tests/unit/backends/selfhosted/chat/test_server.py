@@ -19,7 +19,7 @@ from tests.support.fake_openai import FakeOpenAI, failing
 from tests.support.fake_server import Handler
 from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
-from tests.support.responses_api import asked, calls, draws, says, streaming, streaming_until_cancelled
+from tests.support.responses_api import says, streaming, streaming_until_cancelled
 from tests.support.waiting import wait_for
 
 SERVERS = "tests.support.servers_under_test"
@@ -50,33 +50,6 @@ def test_overrides_are_called(start: Start) -> None:
     ((feedback_on, items, kind, user),) = seen
     assert (feedback_on, items, kind) == (thread_id, ["a", "b"], "positive")
     assert user.startswith("anonymous:")
-
-
-def test_features_that_openais_samples_use(start: Start, fake_openai: FakeOpenAI) -> None:
-    caller = start(f"{SERVERS}:Desk")
-    fake_openai.behaviour = streaming(
-        calls("note", text="the roof"),
-        [*draws("iVBORw0KGgo=", "iVBORw0K", "iVBORw0KGg"), *says("Noted")],
-        calls("ask_expert", input="A slate?"),
-        says("The expert's secret"),
-        says("A slate"),
-    )
-    thread_id, events = caller.create("Note the roof")
-    assert (errors(events), texts(events)) == ([], ["Noted"])
-    first = fake_openai.received[0].body
-    assert (first["temperature"], asked(first)[0][1][:19]) == (0.4, "<PROFILE>anonymous:")
-    updates = [event.update for event in events if event.type == "thread.item.updated"]
-    assert [update.progress for update in updates if update.type == "generated_image.updated"] == [0, 0.5]
-    assert caller.thread(thread_id).title == "About the roof"
-    (card,) = [event.item for event in events if event.type == "thread.item.done" and event.item.type == "widget"]
-    action = {"type": "finish", "payload": {}}
-    events = list(caller.stream("threads.custom_action", thread_id=thread_id, item_id=card.id, action=action))
-    (update,) = [event.update for event in events if event.type == "thread.item.updated"]
-    assert "done" in update.widget.model_dump_json()
-    events = caller.say(thread_id, "What is missing?")
-    assert texts(events) == ["A slate"]
-    kinds = [item.type for item in caller.items(thread_id, order="asc").data]
-    assert kinds == ["user_message", "widget", "generated_image", "assistant_message", "user_message", "assistant_message"]
 
 
 def test_feedback_is_limited_to_100_items_of_own_threads(start: Start) -> None:

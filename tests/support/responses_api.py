@@ -35,9 +35,10 @@ def says(text: str, *, pause: float = 0.0) -> Events:
     ]
 
 
-def calls(name: str, **arguments: Any) -> Events:
-    """A tool call."""
-    item = {"id": "fc_of_the_model", "type": "function_call", "call_id": "call_1", "name": name, "status": "completed"}
+def calls(name: str, call_id: str = "call_1", /, **arguments: Any) -> Events:
+    """A tool call. The calls of a run need different ids."""
+    item_id = f"fc_{call_id}_of_the_model"
+    item = {"id": item_id, "type": "function_call", "call_id": call_id, "name": name, "status": "completed"}
     whole = {**item, "arguments": json.dumps(arguments)}
     return [
         {"type": "response.output_item.added", "output_index": 0, "item": {**whole, "arguments": ""}},

@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import datetime
 from typing import Any, cast
 
@@ -38,6 +38,7 @@ from chatkit.backends.selfhosted.chat.rows import new_id
 from chatkit.backends.selfhosted.chat.run_states import LoadedState
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.errors import CustomStreamError
+from chatkit.store import NotFoundError
 from chatkit.types import (
     ClientToolCallItem,
     ThreadItem,
@@ -199,7 +200,8 @@ async def _pause(context: AgentContext[ChatContext], result: RunResultStreaming)
     widgets = [_widget(context.thread, call) for call in run_state.get_interruptions()]
     run = PausedRun(state, {widget.id: None for widget in widgets})
     for item_id in await store.paused_runs.pause(run, context.thread.id, widgets, context.request_context):
-        yield await _replaced(store, context, item_id, _SUPERSEDED)
+        with suppress(NotFoundError):  # a server may delete items
+            yield await _replaced(store, context, item_id, _SUPERSEDED)
     for widget in widgets:
         yield ThreadItemDoneEvent(item=widget)
 

@@ -27,7 +27,7 @@ _own_paused_run = and_(PAUSED_RUNS.c.thread_id == bindparam("thread"), PAUSED_RU
 _SELECT_PAUSED_RUN = select(PAUSED_RUNS.c.decisions, PAUSED_RUNS.c.state).where(_own_paused_run)
 _INSERT_PAUSED_RUN = insert(PAUSED_RUNS)
 _UPDATE_DECISIONS = update(PAUSED_RUNS).where(_own_paused_run).values(decisions=bindparam("new_decisions"))
-_DELETE_PAUSED_RUN = delete(PAUSED_RUNS).where(_own_paused_run)
+DELETE_PAUSED_RUN = delete(PAUSED_RUNS).where(_own_paused_run)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class PausedRunStore:
             if None in run.decisions.values():
                 connection.execute(_UPDATE_DECISIONS, {**params, "new_decisions": json.dumps(run.decisions)})
                 return changed, None
-            connection.execute(_DELETE_PAUSED_RUN, params)
+            connection.execute(DELETE_PAUSED_RUN, params)
             return changed, run
 
         return await self._transactions.write(widget.thread_id, context, work)
@@ -122,5 +122,5 @@ def _load(connection: Connection, params: dict[str, Any]) -> PausedRun | None:
 def _discard(connection: Connection, thread_id: str, context: ChatContext) -> list[str]:
     params = {"user": context.user, "thread": thread_id}
     run = _load(connection, params)
-    connection.execute(_DELETE_PAUSED_RUN, params)
+    connection.execute(DELETE_PAUSED_RUN, params)
     return list(run.decisions) if run else []

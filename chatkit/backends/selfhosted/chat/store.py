@@ -19,7 +19,7 @@ from chatkit.backends.selfhosted.chat.active_run_store import INSERT_RUN, MAKE_R
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.images import MAX_IMAGES, Image, ImageRefusedError, ImageUrls
 from chatkit.backends.selfhosted.chat.pages import PageQuery
-from chatkit.backends.selfhosted.chat.paused_run_store import PausedRunStore
+from chatkit.backends.selfhosted.chat.paused_run_store import DELETE_PAUSED_RUN, PausedRunStore
 from chatkit.backends.selfhosted.chat.rows import (
     ATTACHMENTS,
     IMAGES,
@@ -375,7 +375,7 @@ class SqlStore(Store[ChatContext]):
         await self.transactions.write(thread_id, context, work)
 
     async def delete_after(self, thread_id: str, item_id: str, context: ChatContext) -> None:
-        """Delete all items after a user message.
+        """Delete all items after a user message, and the paused run, whose widgets are among them.
 
         Raises:
             NotFoundError: there is no such item.
@@ -386,6 +386,7 @@ class SqlStore(Store[ChatContext]):
         def work(connection: Connection) -> None:
             if not isinstance(read_item(one_or_not_found(connection.execute(SELECT_ITEM, params))), UserMessageItem):
                 raise ValueError("not a user message")
+            connection.execute(DELETE_PAUSED_RUN, params)
             connection.execute(_DELETE_LATER_IMAGES, params)
             connection.execute(_DELETE_LATER_ITEMS, params)
 

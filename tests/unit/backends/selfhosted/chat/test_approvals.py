@@ -38,12 +38,6 @@ def _nothing_executed() -> None:
     approving_agents.tools_of_users[:] = [approving_agents.delete_file]
 
 
-def calling(name: str, call_id: str = "call_1", **arguments: Any) -> Events:
-    """A call with an id of its own, for responses with several."""
-    events = json.loads(json.dumps(calls(name, **arguments)).replace("call_1", call_id).replace("fc_of", f"fc_{call_id}_of"))
-    return list(events)
-
-
 def widgets(caller: Caller, thread_id: str) -> list[Any]:
     return [item for item in caller.items(thread_id, order="asc").data if item.type == "widget"]
 
@@ -82,7 +76,7 @@ def address(tmp_path: Any) -> str:
 @pytest.mark.parametrize("agent", [*SHAPES, f"{AGENTS}:for_user"])
 def test_approved_call_is_executed(start: Start, fake_openai: FakeOpenAI, database: str, agent: str) -> None:
     caller = start(agent, DATABASE_URL=database)
-    fake_openai.behaviour = streaming([*says("I will."), *calling("delete_file", path="a.txt")], says("It is gone"))
+    fake_openai.behaviour = streaming([*says("I will."), *calls("delete_file", path="a.txt")], says("It is gone"))
     thread_id, events = caller.create("Delete a.txt")
     assert texts(events) == ["I will."]
     assert errors(events) == []
@@ -138,7 +132,7 @@ def test_rejected_call_is_not_executed(
     start: Start, fake_openai: FakeOpenAI, agent: str, reason: str, told: str, shown: str
 ) -> None:
     caller = start(agent)
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Then not"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("Then not"))
     thread_id, _ = caller.create("Delete a.txt")
     (widget,) = widgets(caller, thread_id)
     events = decide(caller, widget, {**REJECT, "payload": {"approved": False, "reason": reason}})
@@ -153,7 +147,7 @@ def test_rejected_call_is_not_executed(
 @pytest.mark.parametrize("approved", ["true", 1, None, "missing"])
 def test_only_true_is_an_approval(start: Start, fake_openai: FakeOpenAI, approved: Any) -> None:
     caller = start(f"{AGENTS}:careful")
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Then not"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("Then not"))
     thread_id, _ = caller.create("Delete a.txt")
     (widget,) = widgets(caller, thread_id)
     payload = None if approved == "missing" else {"approved": approved}
@@ -165,10 +159,10 @@ def test_each_of_several_calls_is_decided(start: Start, fake_openai: FakeOpenAI,
     caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
     fake_openai.behaviour = streaming(
         [
-            *calling("delete_file", "call_a", path="a.txt"),
-            *calling("look_up", "call_b", path="b.txt"),
-            *calling("pay", "call_c", euros=11),
-            *calling("pay", "call_d", euros=9),
+            *calls("delete_file", "call_a", path="a.txt"),
+            *calls("look_up", "call_b", path="b.txt"),
+            *calls("pay", "call_c", euros=11),
+            *calls("pay", "call_d", euros=9),
         ],
         says("Done"),
     )
@@ -191,7 +185,7 @@ def test_each_of_several_calls_is_decided(start: Start, fake_openai: FakeOpenAI,
 def test_run_may_be_paused_again(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:careful")
     fake_openai.behaviour = streaming(
-        calling("delete_file", "call_a", path="a.txt"), calling("delete_file", "call_b", path="b.txt"), says("Done")
+        calls("delete_file", "call_a", path="a.txt"), calls("delete_file", "call_b", path="b.txt"), says("Done")
     )
     thread_id, _ = caller.create("Go")
     events = decide(caller, widgets(caller, thread_id)[0], APPROVE)
@@ -205,7 +199,7 @@ def test_run_may_be_paused_again(start: Start, fake_openai: FakeOpenAI) -> None:
 
 def test_decision_that_is_made_twice(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("It is gone", pause=0.3))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("It is gone", pause=0.3))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     with ThreadPoolExecutor(5) as pool:  # as many responses as a user may have at once
@@ -227,7 +221,7 @@ def test_concurrent_decisions_on_several_calls_resume_the_run_once(
 ) -> None:
     caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
     fake_openai.behaviour = streaming(
-        [event for n in range(6) for event in calling("pay", f"call_{n}x", euros=20 + n)], says("Done")
+        [event for n in range(6) for event in calls("pay", f"call_{n}x", euros=20 + n)], says("Done")
     )
     thread_id, _ = caller.create("Go")
     shown = widgets(caller, thread_id)
@@ -239,7 +233,7 @@ def test_concurrent_decisions_on_several_calls_resume_the_run_once(
 
 def test_foreign_and_unknown_calls_are_not_decided(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     caller = start(f"{AGENTS}:careful")
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Hello"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("Hello"))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     stranger = Caller(caller.url)
@@ -261,7 +255,7 @@ def test_foreign_and_unknown_calls_are_not_decided(start: Start, fake_openai: Fa
 @pytest.mark.parametrize("agent", SHAPES)
 def test_new_message_discards_what_is_pending(start: Start, fake_openai: FakeOpenAI, database: str, agent: str) -> None:
     caller = start(agent, DATABASE_URL=database)
-    two = [*calling("delete_file", "call_a", path="a.txt"), *calling("delete_file", "call_b", path="b.txt")]
+    two = [*calls("delete_file", "call_a", path="a.txt"), *calls("delete_file", "call_b", path="b.txt")]
     fake_openai.behaviour = streaming(two, says("As you like"))
     thread_id, _ = caller.create("Go")
     first, second = widgets(caller, thread_id)
@@ -290,7 +284,7 @@ def test_message_does_not_discard_a_run_that_is_being_resumed(
 ) -> None:
     """The decision comes after the message's turn has loaded the thread."""
     caller = start(f"{AGENTS}:careful")
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("It is gone"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("It is gone"))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     discard = PausedRunStore.discard
@@ -307,13 +301,15 @@ def test_message_does_not_discard_a_run_that_is_being_resumed(
 
 def test_retry_discards_what_is_pending(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     caller = start(f"{AGENTS}:careful")
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), calling("delete_file", path="b.txt"), says("Done"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), calls("delete_file", path="b.txt"), says("Done"))
     thread_id, _ = caller.create("Go")
     (first,) = widgets(caller, thread_id)
     message = caller.items(thread_id, order="asc").data[0]
-    list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
+    events = list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
+    assert errors(events) == []
     (second,) = widgets(caller, thread_id)
     assert second.id != first.id
+    assert events[-1].item.id == second.id
     (row,) = paused(address)
     assert list(json.loads(row.decisions)) == [second.id]
     assert texts(decide(caller, second, APPROVE)) == ["Done"]
@@ -327,7 +323,7 @@ def test_thread_has_one_paused_run(
     """Two turns in one thread at once, as of a user with two tabs."""
     monkeypatch.setattr("chatkit.backends.selfhosted.chat.runs.GRACE_SECONDS", 5)  # the second waits for the end of the first
     caller = start(f"{AGENTS}:careful")
-    fake_openai.behaviour = streaming(says("Hello"), [0.7, *calling("pay", euros=11)])
+    fake_openai.behaviour = streaming(says("Hello"), [0.7, *calls("pay", euros=11)])
     thread_id, _ = caller.create("Hi")
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda said: caller.say(thread_id, said), ["one", "two"]))
@@ -343,7 +339,7 @@ def test_thread_has_one_paused_run(
 def test_widget_without_its_run_is_closed(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     """As a process leaves it that is killed between the last decision and the update of the page."""
     caller = start(f"{AGENTS}:careful")
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Never said"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("Never said"))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     with create_engine(address).begin() as connection:
@@ -357,7 +353,7 @@ def test_widget_without_its_run_is_closed(start: Start, fake_openai: FakeOpenAI,
 
 def test_deleted_thread_takes_its_run_along(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     assert len(paused(database)) == 1
@@ -376,7 +372,7 @@ def test_another_agent_does_not_resume_the_run(
     start: Start, fake_openai: FakeOpenAI, address: str, replacement: str, recorder: Recorder
 ) -> None:
     caller = start(f"{AGENTS}:careful")
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Never said"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("Never said"))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     later = start(replacement)
@@ -396,7 +392,7 @@ def test_another_agent_does_not_resume_the_run(
 
 def test_agent_that_lost_its_tool(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:for_user")
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Never said"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("Never said"))
     thread_id, _ = caller.create("Go")
     approving_agents.tools_of_users[:] = [approving_agents.pay]
     events = decide(caller, widgets(caller, thread_id)[0], APPROVE)
@@ -407,7 +403,7 @@ def test_agent_that_lost_its_tool(start: Start, fake_openai: FakeOpenAI) -> None
 
 def test_agent_that_can_not_be_made_for_now(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:for_user")
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("Done"))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     approving_agents.tools_of_users.clear()
@@ -420,7 +416,7 @@ def test_agent_that_can_not_be_made_for_now(start: Start, fake_openai: FakeOpenA
 def test_call_that_fails_after_its_approval(start: Start, fake_openai: FakeOpenAI) -> None:
     """It was carried out, at least in part, so the widget says no more than that it was approved."""
     caller = start(f"{AGENTS}:failing")
-    fake_openai.behaviour = streaming(calling("fail"), says("Never said"))
+    fake_openai.behaviour = streaming(calls("fail"), says("Never said"))
     thread_id, _ = caller.create("Go")
     events = decide(caller, widgets(caller, thread_id)[0], APPROVE)
     assert errors(events) == [("stream.error", None, False)]
@@ -432,8 +428,8 @@ def test_call_that_fails_after_its_approval(start: Start, fake_openai: FakeOpenA
 def test_another_process_resumes_the_run(start: Start, fake_openai: FakeOpenAI, database: str, action: Any, told: str) -> None:
     caller = start(f"{AGENTS}:boss", DATABASE_URL=database)
     fake_openai.behaviour = streaming(
-        calling("clerk", "call_boss", input="Delete a.txt"),
-        calling("delete_file", "call_clerk", path="a.txt"),
+        calls("clerk", "call_boss", input="Delete a.txt"),
+        calls("delete_file", "call_clerk", path="a.txt"),
         says("The clerk is done"),
         says("All done"),
     )
@@ -453,7 +449,7 @@ def test_another_process_resumes_the_run(start: Start, fake_openai: FakeOpenAI, 
 def test_after_a_handoff(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:handing_over")
     fake_openai.behaviour = streaming(
-        calling("transfer_to_careful", "call_0"), calling("delete_file", "call_1x", path="a.txt"), says("Done")
+        calls("transfer_to_careful", "call_0"), calls("delete_file", "call_1x", path="a.txt"), says("Done")
     )
     thread_id, _ = caller.create("Go")
     assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
@@ -477,7 +473,7 @@ def test_tool_of_a_hosted_mcp_server(
         {"type": "response.output_item.done", "output_index": 0, "item": request},
     ]
     caller = start(f"{AGENTS}:{agent}")
-    asks_clerk = [calling("clerk", "call_boss", input="Delete 7")] if agent == "boss_of_hosted_mcp" else []
+    asks_clerk = [calls("clerk", "call_boss", input="Delete 7")] if agent == "boss_of_hosted_mcp" else []
     fake_openai.behaviour = streaming(*asks_clerk, wants, says("Done"))
     thread_id, events = caller.create("Go")
     assert errors(events) == []
@@ -502,7 +498,7 @@ def test_state_of_a_run_has_no_secrets(start: Start, fake_openai: FakeOpenAI, ad
     ).url
     caller = Caller(url, shared(plan="claim-of-the-user"))
     caller.http.headers["X-Org-Id"] = "header-of-the-page"
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("Done"))
     body = {"type": "threads.create", "params": {"input": user_input("Go")}, "metadata": {"page": "metadata-of-the-page"}}
     assert caller.send(body).status_code == 200
     (row,) = paused(address)
@@ -517,8 +513,8 @@ def test_tools_may_return_as_much_as_a_state_has(
     start: Start, fake_openai: FakeOpenAI, database: str, word: str, times: int
 ) -> None:
     caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
-    much = calling("repeats", "call_a", text=word, times=times)
-    fake_openai.behaviour = streaming(much, calling("delete_file", "call_b", path="a.txt"), says("Done"))
+    much = calls("repeats", "call_a", text=word, times=times)
+    fake_openai.behaviour = streaming(much, calls("delete_file", "call_b", path="a.txt"), says("Done"))
     thread_id, events = caller.create("Go")
     assert errors(events) == []
     assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
@@ -530,8 +526,8 @@ def test_state_that_is_too_large(
     start: Start, fake_openai: FakeOpenAI, address: str, recorder: Recorder, word: str, times: int
 ) -> None:
     caller = start(f"{AGENTS}:careful")
-    much = calling("repeats", "call_a", text=word, times=times)
-    fake_openai.behaviour = streaming(much, calling("delete_file", "call_b", path="a.txt"), says("Hm"))
+    much = calls("repeats", "call_a", text=word, times=times)
+    fake_openai.behaviour = streaming(much, calls("delete_file", "call_b", path="a.txt"), says("Hm"))
     recorder.lines.clear()
     thread_id, events = caller.create("Go")
     assert errors(events) == [("custom", "This needs your approval, but is too large to be kept until then.", False)]
@@ -541,7 +537,7 @@ def test_state_that_is_too_large(
 
 def test_an_earlier_version_stored_the_state_as_the_sdk_has_it(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("Done"))
     thread_id, _ = caller.create("# Delete a.txt")
     state = json.dumps(run_states.unpack(paused(database)[0].state)["run_state"])
     with create_engine(database).begin() as connection:
@@ -557,8 +553,8 @@ IMAGE = "iVBO" * 600_000
 @pytest.mark.parametrize("agent", SHAPES)
 def test_generated_images_are_given_back_to_the_model(start: Start, fake_openai: FakeOpenAI, database: str, agent: str) -> None:
     caller = start(agent, DATABASE_URL=database)
-    first = [*draws(IMAGE), *calling("delete_file", "call_a", path="a.txt")]
-    fake_openai.behaviour = streaming(first, calling("delete_file", "call_b", path="b.txt"), says("Done"))
+    first = [*draws(IMAGE), *calls("delete_file", "call_a", path="a.txt")]
+    fake_openai.behaviour = streaming(first, calls("delete_file", "call_b", path="b.txt"), says("Done"))
     thread_id, events = caller.create("Draw, and delete")
     assert errors(events) == []
     assert "iVBO" not in paused(database)[0].state
@@ -574,7 +570,7 @@ def test_generated_images_are_given_back_to_the_model(start: Start, fake_openai:
 
 def test_a_generated_image_that_is_gone(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     caller = start(f"{AGENTS}:careful")
-    fake_openai.behaviour = streaming([*draws(IMAGE), *calling("delete_file", path="a.txt")], says("Done"))
+    fake_openai.behaviour = streaming([*draws(IMAGE), *calls("delete_file", path="a.txt")], says("Done"))
     thread_id, _ = caller.create("Draw, and delete")
     with create_engine(address).begin() as connection:
         connection.execute(text("DELETE FROM chat_images"))
@@ -585,7 +581,7 @@ def test_a_generated_image_that_is_gone(start: Start, fake_openai: FakeOpenAI, a
 
 def test_images_of_earlier_turns_that_do_not_fit(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
     caller = start(f"{AGENTS}:careful")
-    fake_openai.behaviour = streaming([*draws(IMAGE), *says("Here")], calling("delete_file", path="a.txt"), says("Done"))
+    fake_openai.behaviour = streaming([*draws(IMAGE), *says("Here")], calls("delete_file", path="a.txt"), says("Done"))
     thread_id, _ = caller.create("Draw")
     assert errors(caller.say(thread_id, "Delete it")) == []
     assert "iVBO" in json.dumps(fake_openai.received[1].body)
@@ -598,8 +594,8 @@ def test_images_of_earlier_turns_that_do_not_fit(start: Start, fake_openai: Fake
 @pytest.mark.parametrize("size", [1000, len(IMAGE)])
 def test_images_of_tools_are_kept_if_they_fit(start: Start, fake_openai: FakeOpenAI, size: int) -> None:
     caller = start(f"{AGENTS}:careful")
-    photograph = calling("photographs", "call_a", size=size)
-    fake_openai.behaviour = streaming(photograph, calling("delete_file", "call_b", path="a.txt"), says("Done"))
+    photograph = calls("photographs", "call_a", size=size)
+    fake_openai.behaviour = streaming(photograph, calls("delete_file", "call_b", path="a.txt"), says("Done"))
     thread_id, events = caller.create("Go")
     assert errors(events) == []
     assert texts(decide(caller, widgets(caller, thread_id)[0], APPROVE)) == ["Done"]
@@ -616,8 +612,8 @@ def test_own_server_with_several_agents_a_session_hooks_and_a_converter(
     image = "iVBO" * 100
     partly = draws(image, image, image)
     fake_openai.behaviour = streaming(
-        [*partly, *calling("delete_file", "call_a", path="a.txt")],
-        calling("delete_file", "call_b", path="b.txt"),
+        [*partly, *calls("delete_file", "call_a", path="a.txt")],
+        calls("delete_file", "call_b", path="b.txt"),
         [*partly, *says("Done")],
         says("You're welcome"),
     )
@@ -652,7 +648,7 @@ def progress(events: list[Any]) -> list[float]:
 def test_chosen_model_stays(start: Start, fake_openai: FakeOpenAI) -> None:
     offered = {"models": [{"id": "gpt-test", "label": "Small"}, {"id": "gpt-large", "label": "Large"}]}
     caller = start(f"{AGENTS}:careful", CHATKIT_COMPOSER=json.dumps(offered))
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("Done"))
     events = list(caller.stream("threads.create", input=user_input("Go", model="gpt-large")))
     assert texts(decide(caller, widgets(caller, events[0].thread.id)[0], APPROVE)) == ["Done"]
     assert [received.body["model"] for received in fake_openai.received] == ["gpt-large", "gpt-large"]
@@ -665,11 +661,11 @@ CHOICES = {"tools": [{"id": tool, "label": tool, "icon": "globe"} for tool in ("
 def test_a_chosen_tool_before_a_handoff_back(start: Start, fake_openai: FakeOpenAI, database: str, agent: str) -> None:
     caller = start(agent, CHATKIT_COMPOSER=json.dumps(CHOICES), DATABASE_URL=database)
     fake_openai.behaviour = streaming(
-        calling("look_up", "call_a", path="a.txt"),
-        calling("transfer_to_specialist", "call_b"),
-        calling("transfer_to_triage", "call_c"),
-        calling("delete_file", "call_d", path="a.txt"),
-        calling("delete_file", "call_e", path="b.txt"),
+        calls("look_up", "call_a", path="a.txt"),
+        calls("transfer_to_specialist", "call_b"),
+        calls("transfer_to_triage", "call_c"),
+        calls("delete_file", "call_d", path="a.txt"),
+        calls("delete_file", "call_e", path="b.txt"),
         says("Done"),
     )
     events = list(caller.stream("threads.create", input=user_input("Go", tool_choice={"id": "look_up"})))
@@ -686,7 +682,7 @@ def test_a_chosen_tool_before_a_handoff_back(start: Start, fake_openai: FakeOpen
 
 def test_a_chosen_tool_that_needs_approval(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:triage", CHATKIT_COMPOSER=json.dumps(CHOICES))
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"), says("Done"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("Done"))
     events = list(caller.stream("threads.create", input=user_input("Go", tool_choice={"id": "delete_file"})))
     assert texts(decide(caller, widgets(caller, events[0].thread.id)[0], APPROVE)) == ["Done"]
     chosen = [received.body.get("tool_choice") for received in fake_openai.received]
@@ -696,7 +692,7 @@ def test_a_chosen_tool_that_needs_approval(start: Start, fake_openai: FakeOpenAI
 def test_reasoning_before_the_call_is_finished(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:careful")
     fake_openai.behaviour = streaming(
-        [*thinks("The user wants it gone"), *calling("delete_file", path="a.txt")], [*thinks("It is gone"), *says("Done")]
+        [*thinks("The user wants it gone"), *calls("delete_file", path="a.txt")], [*thinks("It is gone"), *says("Done")]
     )
     thread_id, events = caller.create("Go")
     (done,) = [event.item for event in events if event.type == "thread.item.done" and event.item.type == "workflow"]
@@ -715,7 +711,7 @@ def test_reasoning_before_the_call_is_finished(start: Start, fake_openai: FakeOp
 def test_client_tool_call_beside_a_pending_one(start: Start, fake_openai: FakeOpenAI) -> None:
     """The page answers at once, and the answer continues the conversation."""
     caller = start(f"{AGENTS}:asking")
-    both = [*calling("delete_file", "call_a", path="a.txt"), *calling("ask_page", "call_b", question="Which?")]
+    both = [*calls("delete_file", "call_a", path="a.txt"), *calls("ask_page", "call_b", question="Which?")]
     fake_openai.behaviour = streaming(both, says("I see"))
     thread_id, events = caller.create("Go")
     assert [event.item.type for event in events if event.type == "thread.item.done"][-2:] == ["widget", "client_tool_call"]
@@ -728,7 +724,7 @@ def test_client_tool_call_beside_a_pending_one(start: Start, fake_openai: FakeOp
 
 def test_exported_workflow_can_not_wait(start: Start, fake_openai: FakeOpenAI, address: str, recorder: Recorder) -> None:
     caller = start(f"{AGENTS}:workflow")
-    fake_openai.behaviour = streaming(calling("delete_file", path="a.txt"))
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"))
     recorder.lines.clear()
     thread_id, events = caller.create("Go")
     assert errors(events) == [("custom", "This needs an approval, which is not possible here.", False)]
@@ -739,7 +735,7 @@ def test_exported_workflow_can_not_wait(start: Start, fake_openai: FakeOpenAI, a
 def test_user_sees_all_of_a_call(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:careful")
     hidden = "a.txt\u202egnp.\u200b" + " " * 5000 + "and b.txt"
-    fake_openai.behaviour = streaming(calling("delete_file", path=hidden, more={"of": ["it", "ü"]}), says("Done"))
+    fake_openai.behaviour = streaming(calls("delete_file", path=hidden, more={"of": ["it", "ü"]}), says("Done"))
     thread_id, _ = caller.create("Go")
     (widget,) = widgets(caller, thread_id)
     shown = "a.txt\\u202egnp.\\u200b" + " " * 5000 + "and b.txt"
@@ -749,7 +745,7 @@ def test_user_sees_all_of_a_call(start: Start, fake_openai: FakeOpenAI) -> None:
 
 def test_arguments_that_are_no_json_object(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:careful")
-    events = json.loads(json.dumps(calling("delete_file")).replace('"{}"', '"[1, 2]"'))
+    events = json.loads(json.dumps(calls("delete_file")).replace('"{}"', '"[1, 2]"'))
     fake_openai.behaviour = streaming(events, says("Done"))
     thread_id, _ = caller.create("Go")
     assert lines(widgets(caller, thread_id)[0]) == ["Allow delete_file?", "", "[1, 2]"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from typing import Any
@@ -74,7 +73,7 @@ def test_usage_is_stored_for_each_agent(
 
 @pytest.mark.parametrize("agent", ["asking_experts", "asking_experts_for_user", "experts_workflow", f"{SERVERS}:AskingExperts"])
 def test_usage_of_agents_that_run_at_the_same_time(start: Start, fake_openai: FakeOpenAI, tmp_path: Any, agent: str) -> None:
-    other_call = json.loads(json.dumps(calls("quick", input="?")).replace("call_1", "call_2").replace("fc_of", "fc_2_of"))
+    other_call = calls("quick", "call_2", input="?")
     of_boss = streaming([*calls("slow", input="?"), *other_call], says("Both agree"))
     quick, slow = threading.Event(), threading.Event()
 

@@ -35,12 +35,15 @@ from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageItem,
     ClientEffectEvent,
+    CustomSummary,
     EntitySource,
+    HiddenContextItem,
     LockedStatus,
     ProgressUpdateEvent,
     ThreadItemAddedEvent,
     ThreadItemDoneEvent,
     ThreadItemReplacedEvent,
+    Workflow,
 )
 from chatkit.widgets import Card, Text
 from pydantic import BaseModel
@@ -261,12 +264,30 @@ def says_nothing() -> None:
     """Return nothing."""
 
 
+@function_tool
+async def hides(context: RunContextWrapper[AgentContext[Any]]) -> str:
+    """Stream an item that only the model gets."""
+    own = context.context
+    now = datetime.now()  # noqa: DTZ005
+    hidden = HiddenContextItem(id=own.generate_id("message"), thread_id=own.thread.id, created_at=now, content="A note")
+    await own.stream(ThreadItemDoneEvent(item=hidden))
+    return "hidden"
+
+
+@function_tool
+async def summarizes(context: RunContextWrapper[AgentContext[Any]]) -> str:
+    """Start a workflow with a summary."""
+    await context.context.start_workflow(Workflow(type="custom", tasks=[], summary=CustomSummary(title="All done")))
+    return "summarized"
+
+
 ending_with_a_tool = Agent(
     name="Ending with a tool",
     model="gpt-test",
-    tools=[weather, says_nothing, shows_a_widget, reports, ask_page],
+    tools=[weather, says_nothing, shows_a_widget, reports, ask_page, hides, summarizes],
     tool_use_behavior="stop_on_first_tool",
 )
+ending_with_the_weather = ending_with_a_tool.clone(tool_use_behavior=StopAtTools(stop_at_tool_names=["weather"]))
 
 
 class Word(BaseModel):

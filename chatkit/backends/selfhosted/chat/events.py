@@ -36,8 +36,11 @@ from chatkit.types import (
     AssistantMessageItem,
     ClientToolCallItem,
     DurationSummary,
+    EndOfTurnItem,
     GeneratedImageItem,
+    HiddenContextItem,
     ProgressUpdateEvent,
+    SDKHiddenContextItem,
     ThreadItemAddedEvent,
     ThreadItemDoneEvent,
     ThreadItemRemovedEvent,
@@ -104,6 +107,10 @@ class _Converter(ResponseStreamConverter):
         return progress
 
 
+_NOT_SHOWN_BY_TOOLS = WorkflowItem | GeneratedImageItem | HiddenContextItem | SDKHiddenContextItem | EndOfTurnItem
+"""The bridge's own items, and those that the user does not see."""
+
+
 class _BridgedRun:
     """The part of a ``RunResultStreaming`` that the SDK's bridge reads, with model events that the bridge can convert."""
 
@@ -115,6 +122,8 @@ class _BridgedRun:
         """The ids of the items in the model's responses so far."""
         self.previous_workflow: WorkflowItem | None = None
         """A copy of the thread's last workflow from before this run, if the run continues it."""
+        self.shown_by_tool = False
+        """Whether one of the tools that the model called last has shown something."""
         self.closed = False
 
     def stream_events(self) -> AsyncIterator[StreamEvent]:
@@ -143,7 +152,9 @@ class _BridgedRun:
 
     def _prepare(self, data: Any) -> bool:
         """Discard citations that the bridge can't convert, which would end the response. Return whether to pass on ``data``."""
-        if data.type in ("response.output_item.added", "response.output_item.done"):
+        if data.type == "response.created":
+            self.shown_by_tool = False
+        elif data.type in ("response.output_item.added", "response.output_item.done"):
             self._remember_id(data.item)
             if data.item.type == "message":
                 _keep_convertible(data.item.content)
@@ -158,11 +169,12 @@ class _BridgedRun:
             context.usage.add(self._result.current_agent.name, 1, data.response.usage)
         return True
 
-    def is_shown_by_tool(self, event: ThreadStreamEvent) -> bool:
-        """Return whether ``event`` completes an item that a tool shows, or is a client tool call."""
-        if not isinstance(event, ThreadItemDoneEvent) or isinstance(event.item, WorkflowItem | GeneratedImageItem):
-            return False
-        return isinstance(event.item, ClientToolCallItem) or event.item.id not in self.model_ids
+    def note_shown(self, event: ThreadStreamEvent) -> None:
+        """Note whether ``event`` completes an item that a tool shows, or is a client tool call."""
+        if not isinstance(event, ThreadItemDoneEvent) or isinstance(event.item, _NOT_SHOWN_BY_TOOLS):
+            return
+        if isinstance(event.item, ClientToolCallItem) or event.item.id not in self.model_ids:
+            self.shown_by_tool = True
 
     def _remember_id(self, item: Any) -> None:
         item_id = item.get("id") if isinstance(item, dict) else getattr(item, "id", None)
@@ -229,11 +241,10 @@ async def agent_events(
     converted = cast(AsyncGenerator[ThreadStreamEvent], streamed)
     message: AssistantMessageItem | None = None
     unfinished_images: set[str] = set()
-    shown_by_tool = False
     try:
         async with aclosing(converted):
             async for event in converted:
-                shown_by_tool = shown_by_tool or run.is_shown_by_tool(event)
+                run.note_shown(event)
                 for own in id_mapper.replace(event):
                     if isinstance(own, ThreadItemAddedEvent | ThreadItemDoneEvent):
                         if isinstance(own.item, AssistantMessageItem):
@@ -244,7 +255,7 @@ async def agent_events(
                     yield own
         # The bridge sends no event for an image that fails.
         removed = [ThreadItemRemovedEvent(item_id=image_id) for image_id in unfinished_images]
-        for own in [*removed, *(_tool_output(context, result) if show_tool_output and not shown_by_tool else ())]:
+        for own in [*removed, *(_tool_output(context, result) if show_tool_output and not run.shown_by_tool else ())]:
             yield own
     except ModelRefusalError as error:
         # It is raised before the end of the message that contains the refusal.
@@ -279,7 +290,8 @@ def close_workflow(context: AgentContext[Any]) -> list[ThreadItemDoneEvent]:
     """Return the end of the workflow that the bridge left open for the next run, for an item that comes in between."""
     if not (item := context.workflow_item):
         return []
-    item.workflow.summary = DurationSummary(duration=int((datetime.now() - item.created_at).total_seconds()))  # noqa: DTZ005
+    if item.workflow.summary is None:
+        item.workflow.summary = DurationSummary(duration=int((datetime.now() - item.created_at).total_seconds()))  # noqa: DTZ005
     item.workflow.expanded = False
     return [ThreadItemDoneEvent(item=item)]
 

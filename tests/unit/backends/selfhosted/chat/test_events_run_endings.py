@@ -60,6 +60,30 @@ def test_a_tool_that_shows_something_itself_is_not_quoted(
     assert (errors(events), texts(events)) == ([], messages)
 
 
+def test_only_the_tools_that_end_the_run_count(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start("ending_with_the_weather")
+    fake_openai.behaviour = streaming(calls("shows_a_widget", "call_2"), SUN)
+    thread_id, events = caller.create("Weather?")
+    assert (errors(events), texts(events)) == ([], ["Sun in Paris"])
+    assert [item.type for item in caller.items(thread_id).data] == ["assistant_message", "widget", "user_message"]
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_hidden_item_is_not_shown(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    caller = start(agent)
+    fake_openai.behaviour = streaming(calls("hides"))
+    assert texts(caller.create("Go")[1]) == ["hidden"]
+
+
+def test_summary_of_a_workflow_is_kept(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start("ending_with_a_tool")
+    fake_openai.behaviour = streaming(calls("summarizes"))
+    thread_id, events = caller.create("Go")
+    assert texts(events) == ["summarized"]
+    (_, workflow, _) = caller.items(thread_id, order="asc").data
+    assert workflow.workflow.summary.title == "All done"
+
+
 def test_an_own_server_decides_itself(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{SERVERS}:EndingWithATool")
     fake_openai.behaviour = streaming(SUN)

@@ -33,6 +33,8 @@ from chatkit.types import (
     AssistantMessageItem,
     AudioInput,
     FeedbackKind,
+    GeneratedImage,
+    GeneratedImageItem,
     HiddenContextItem,
     StreamOptions,
     SyncCustomActionResponse,
@@ -226,6 +228,21 @@ class Hanging(ChatKitServer[ChatContext]):
             await asyncio.sleep(60)
         finally:
             seen.append("given up")
+
+
+class Lingering(ChatKitServer[ChatContext]):
+    """Streams an image that is refused, and then takes long to clean up."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        image = GeneratedImage(id="image_1", url="data:text/html;base64,PGI+")
+        item_id = self.store.generate_item_id("message", thread, context)
+        now = datetime.now()  # noqa: DTZ005
+        try:
+            yield ThreadItemDoneEvent(item=GeneratedImageItem(id=item_id, thread_id=thread.id, created_at=now, image=image))
+        finally:
+            await asyncio.sleep(60)
 
 
 class Failing(ChatKitServer[ChatContext]):

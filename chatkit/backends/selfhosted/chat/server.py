@@ -40,6 +40,7 @@ from chatkit.types import (
     ThreadItemUpdatedEvent,
     ThreadMetadata,
     ThreadStreamEvent,
+    ThreadUpdatedEvent,
     is_streaming_req,
 )
 from chatkit.web import errors
@@ -47,7 +48,7 @@ from chatkit.web import errors
 log = logging.getLogger(__name__)
 
 START_SECONDS = 0.25  # a start that takes longer waits for I/O
-CANCELLED_SECONDS = 10  # for handle_stream_cancelled, whose reader has left
+CLOSING_SECONDS = 10  # for what a server still does after its response was cancelled or has failed
 MESSAGES = ("threads.create", "threads.add_user_message")
 # ChatKit and our pages retry the last user message. After an action of a widget, the output of a client tool or a structured
 # input that would delete the response that came before, or what the user has entered.
@@ -128,7 +129,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
             stack.push_async_exit(partial(self._finish_response, thread, context))
             events: Any = await _response(deadline, _call(stream))
             if isinstance(events, AsyncGenerator):
-                stack.push_async_callback(events.aclose)
+                stack.push_async_callback(_close, events)
             while (event := await _response(deadline, anext(events, None), shown)) is not None:
                 context.started()
                 if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, AssistantMessageItem):
@@ -177,7 +178,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
     async def handle_stream_cancelled(
         self, thread: ThreadMetadata, pending_items: list[ThreadItem], context: ChatContext
     ) -> None:
-        deadline = asyncio.get_running_loop().time() + CANCELLED_SECONDS
+        deadline = asyncio.get_running_loop().time() + CLOSING_SECONDS
         await _within(deadline, super().handle_stream_cancelled(thread, pending_items, context))
 
     async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
@@ -227,7 +228,8 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
                     if isinstance(event, ErrorEvent):
                         event.allow_retry &= context.is_repeatable
                     put(_sse(server._serialize(event)))
-                    last = event
+                    if not (isinstance(last, ErrorEvent) and isinstance(event, ThreadUpdatedEvent)):
+                        last = event  # the SDK sends a changed title after an error
         else:
             deadline = asyncio.get_running_loop().time() + server._chatkit_resources.turn_seconds
             put(await _within(deadline, server._process_non_streaming(request, context)))
@@ -301,6 +303,14 @@ class _TimeLimitError(Exception):
 
 async def _call(stream: Callable[[], AsyncIterator[ThreadStreamEvent]]) -> AsyncIterator[ThreadStreamEvent]:
     return aiter(stream())
+
+
+async def _close(events: AsyncGenerator[ThreadStreamEvent]) -> None:
+    """Close a server's generator, which may clean up. What it raises does not replace the response's error."""
+    try:
+        await _within(asyncio.get_running_loop().time() + CLOSING_SECONDS, events.aclose())
+    except Exception as error:  # noqa: BLE001
+        log.warning("a server failed to clean up after its response (%s)", type(error.__cause__ or error).__name__)
 
 
 async def _response(deadline: float, work: Awaitable[Result], shown: str = "") -> Result | None:

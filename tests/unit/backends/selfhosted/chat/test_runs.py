@@ -26,6 +26,7 @@ from chatkit.web.errors import ServiceBusy
 from tests.support.active_runs import begin, reply, state, stop
 from tests.support.applications import Start
 from tests.support.chat import Caller, errors, texts, user_input
+from tests.support.fake_openai import FakeOpenAI, failing
 from tests.support.store import ADA, EVE, IMAGE_URLS, MOMENT, new_thread, of_run, run
 from tests.support.waiting import wait_for
 
@@ -330,6 +331,14 @@ class TestReaderLeaves:
         message = caller.items(thread_id, order="asc").data[0]
         list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
         assert state(caller, thread_id) == ends_as
+
+    def test_failed_first_message_is_kept_for_the_page(self, start: Start, fake_openai: FakeOpenAI) -> None:
+        """After the error, OpenAI's server sends the thread's title, which is the message's first words."""
+        caller = start("simple")
+        fake_openai.behaviour = failing(500, "server_error")
+        thread_id, events = caller.create("Hello")
+        assert [event.type for event in events][-2:] == ["error", "thread.updated"]
+        assert state(caller, thread_id) == "interrupted"
 
 
 class TestWhileARunIsActive:

@@ -228,13 +228,23 @@ def test_disconnect_cancels_the_model_call(start: Start, fake_openai: FakeOpenAI
 
 
 def test_time_limit_of_handle_stream_cancelled(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "CANCELLED_SECONDS", 0.5)
+    monkeypatch.setattr(server, "CLOSING_SECONDS", 0.5)
     caller = start(f"{SERVERS}:Hanging")
     stream = caller.stream("threads.create", input=user_input("Hello"))
     while next(stream).type != "thread.item.added":
         pass
     stream.close()  # type: ignore[attr-defined]
     wait_for(lambda: seen == ["cancelled", "given up"])
+
+
+def test_time_limit_of_cleaning_up(start: Start, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CLOSING_SECONDS", 0.5)
+    before = len(recorder.lines)
+    _, events = start(f"{SERVERS}:Lingering").create("Hello")
+    ((_, message, _),) = errors(events)
+    assert message is not None
+    assert "image" in message
+    assert any("failed to clean up" in line for line in recorder.lines[before:])
 
 
 def test_backpressure(start: Start) -> None:

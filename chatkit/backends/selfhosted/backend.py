@@ -11,7 +11,7 @@ import openai
 
 import chatkit.logger
 from chatkit.backends.interface import Session
-from chatkit.backends.selfhosted.chat import images_blueprint, runs_blueprint
+from chatkit.backends.selfhosted.chat import images_blueprint, runs_blueprint, tracing
 from chatkit.backends.selfhosted.chat.blueprint import blueprint
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.configured_servers import make_servers
@@ -98,6 +98,8 @@ class SelfhostedBackend:
             usage.finish_at_shutdown,
             *(connection.run for connection in connections),
         ]
+        if settings.tracing:
+            self.background.append(tracing.send_at_shutdown)
         if client is not None:
             models = configured_models(settings, discovered.agents)
             self.background.append(partial(warn_of_shutdowns, client, models))

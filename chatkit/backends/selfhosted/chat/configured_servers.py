@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 import chatkit.agents
 from chatkit.agents import ThreadItemConverter
-from chatkit.backends.selfhosted.chat import exported_workflow
+from chatkit.backends.selfhosted.chat import exported_workflow, tracing
 from chatkit.backends.selfhosted.chat.assistants import AgentServer, WorkflowServer
 from chatkit.backends.selfhosted.chat.composer import keep_providers
 from chatkit.backends.selfhosted.chat.defaults import Resources
@@ -82,7 +82,7 @@ def _default_shape(settings: Settings) -> Shape:
 
 def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -> None:
     """Apply the settings to the Agents SDK, whose configuration is global."""
-    agents.set_tracing_disabled(not settings.tracing)
+    tracing.configure(settings)
     if client is not None:
         agents.set_default_openai_client(client, use_for_tracing=bool(settings.tracing))
         # Exported workflows create their own clients, for guardrails and files, which read only this variable.

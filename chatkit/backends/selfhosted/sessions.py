@@ -65,15 +65,21 @@ _END_SESSION = (
 _TRANSFER_THREADS = update(ThreadRow).where(ThreadRow.user_id == bindparam("visitor")).returning(ThreadRow.id)  # items cascade
 _TRANSFER_ATTACHMENTS = update(AttachmentRow).where(AttachmentRow.user_id == bindparam("visitor"))
 # A text search, because PostgreSQL's JSON functions reject the \u0000 that a user may have sent.
-_SELECT_HIDDEN_CANDIDATES = select(ItemRow.position, ItemRow.data).where(
+_SELECT_HIDING_CANDIDATES = select(ItemRow.position, ItemRow.data).where(
     ItemRow.thread_id.in_(bindparam("threads", expanding=True)),
-    or_(*(ItemRow.data.contains(f'"type":"{type_}"', autoescape=True) for type_ in HIDDEN_ITEM_TYPES)),
+    or_(
+        *(
+            ItemRow.data.contains(f'"type":"{type_}"', autoescape=True)
+            for type_ in (*HIDDEN_ITEM_TYPES, "client_tool_call", "input_tag")
+        )
+    ),
 )
 _DELETE_PAUSED_RUNS = delete(PausedRunRow).where(PausedRunRow.thread_id.in_(bindparam("threads", expanding=True)))
 _INTERRUPT_RUNS = (
     update(ActiveRunRow).where(ActiveRunRow.thread_id.in_(bindparam("threads", expanding=True))).values(heartbeat=0)
 )
 _DELETE_ITEM = delete(ItemRow).where(ItemRow.position == bindparam("item"))
+_UPDATE_ITEM = update(ItemRow).where(ItemRow.position == bindparam("item")).values(data=bindparam("new_data"))
 _END_SESSIONS = (
     update(SessionRow).where(SessionRow.user_id == bindparam("visitor"), SessionRow.expires_at > _now).values(expires_at=_now)
 )
@@ -226,9 +232,9 @@ class SessionStore:
     def transfer_conversations(self, visitor: User, user: User) -> None:
         """Transfer the conversations of ``visitor`` to ``user`` and end the visitor's sessions, in one transaction.
 
-        Hidden items and paused runs are deleted: an attacker who planted the visitor's cookie may have planted instructions in
-        them that the user could not see. Marks of refused messages stay. A response that is in progress in one of the
-        conversations is interrupted.
+        What only the model sees is deleted: hidden items, outputs of client tools, the data of mentions, and paused runs. An
+        attacker who planted the visitor's cookie may have planted instructions there. Marks of refused messages stay. A
+        response that is in progress in one of the conversations is interrupted.
 
         Raises:
             DatabaseUnavailable: nothing has changed.
@@ -240,7 +246,7 @@ class SessionStore:
             connection.execute(_TRANSFER_ATTACHMENTS.values(new_owner), params)
             for start in range(0, len(thread_ids), THREAD_BATCH):
                 batch = thread_ids[start : start + THREAD_BATCH]
-                _delete_hidden_items(connection, batch)
+                _delete_what_is_hidden(connection, batch)
                 connection.execute(_DELETE_PAUSED_RUNS, {"threads": batch})
                 connection.execute(_INTERRUPT_RUNS, {"threads": batch})
 
@@ -276,17 +282,34 @@ def lock_session(connection: Connection, session_id: str) -> int | None:
     return expires_at
 
 
-def _delete_hidden_items(connection: Connection, threads: Sequence[str]) -> None:
+def _delete_what_is_hidden(connection: Connection, threads: Sequence[str]) -> None:
+    """Delete what the model gets from the items of ``threads`` and the page does not show."""
+    deleted, updated = [], []
     # Streamed, because a visitor may have stored many items.
-    found = connection.execute(_SELECT_HIDDEN_CANDIDATES, {"threads": threads}, execution_options={"yield_per": 100})
-    items = ((row.position, json.loads(row.data)) for row in found)
-    if hidden := [{"item": position} for position, item in items if _may_instruct(item)]:
-        connection.execute(_DELETE_ITEM, hidden)
+    for row in connection.execute(_SELECT_HIDING_CANDIDATES, {"threads": threads}, execution_options={"yield_per": 100}):
+        item = json.loads(row.data)
+        if _is_hidden(item):
+            deleted.append({"item": row.position})
+        elif item.get("type") == "user_message":
+            shown = {**item, "content": [_as_shown(part) for part in item["content"]]}
+            if shown != item:
+                updated.append({"item": row.position, "new_data": json.dumps(shown, separators=(",", ":"))})
+    if deleted:
+        connection.execute(_DELETE_ITEM, deleted)
+    if updated:
+        connection.execute(_UPDATE_ITEM, updated)
 
 
-def _may_instruct(item: dict[str, Any]) -> bool:
-    """Return whether a hidden item may have instructions. The text of a refusal is fixed."""
+def _is_hidden(item: dict[str, Any]) -> bool:
+    """Return whether an item may have instructions that the page does not show. The text of a refusal is fixed."""
+    if item.get("type") == "client_tool_call":
+        return bool(item.get("status") != "pending")
     return item.get("type") in HIDDEN_ITEM_TYPES and item.get("content") != REFUSED
+
+
+def _as_shown(part: dict[str, Any]) -> dict[str, Any]:
+    """Return a part of a user message, of a mention only its text."""
+    return {**part, "id": part["text"], "data": {}} if part["type"] == "input_tag" else part
 
 
 def _hash(secret: str) -> bytes:

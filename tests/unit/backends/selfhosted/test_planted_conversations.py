@@ -79,6 +79,25 @@ def test_planted_items_do_not_reach_the_model(app: Flask, database: str, fake_op
     assert "of the victim's own" in json.dumps(fake_openai.received[-1].body), "the user's own items are kept"
 
 
+def test_only_the_text_of_a_mention_is_kept(app: Flask, fake_openai: FakeOpenAI) -> None:
+    attacker = ChatUser(app.test_client(), {})
+    attacker.create_session()
+    tag = {"type": "input_tag", "text": "Anna", "id": f"id {PLANTED}", "data": {"note": f"{PLANTED}\0"}, "interactive": True}
+    message = {**user_input(""), "content": [{"type": "input_text", "text": "Ask "}, tag]}
+    response = chat(attacker, {"type": "threads.create", "params": {"input": message}})
+    planted = json.loads(response.text.splitlines()[0][6:])["thread"]["id"]
+    assert PLANTED in json.dumps(fake_openai.received[-1].body), "the check would find it"
+    browser = ChatUser(attacker.client, AS_USER)
+    browser.create_session()
+    say = {"type": "threads.add_user_message", "params": {"thread_id": planted, "input": user_input("Hello")}}
+    assert chat(browser, say).status_code == 200
+    given = json.dumps(fake_openai.received[-1].body)
+    assert PLANTED not in given
+    assert "@Anna" in given
+    (shown,) = [part for part in visible(browser, planted)[-1]["content"] if part["type"] == "input_tag"]
+    assert (shown["text"], shown["interactive"]) == ("Anna", True)
+
+
 def test_only_hidden_items_are_dropped(app: Flask, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "THREAD_BATCH", 7)
     client = app.test_client()
@@ -90,7 +109,8 @@ def test_only_hidden_items_are_dropped(app: Flask, database: str, monkeypatch: p
         "hidden_context_item": {"content": PLANTED},
         "sdk_hidden_context": {"content": {"type": "user_message"}},
         "refused": {"type": "sdk_hidden_context", "content": sessions.REFUSED},
-        "client_tool_call": {"arguments": {"type": "hidden_context_item"}, "output": '{"type":"sdk_hidden_context"}'},
+        "pending_call": {"type": "client_tool_call", "status": "pending", "arguments": {"type": "hidden_context_item"}},
+        "hidden_output": {"type": "client_tool_call", "status": "completed", "output": PLANTED},
         "user_message": {"content": [{"type": "input_text", "text": '"type":"hidden_context_item"\0'}]},
     }
     with create_engine(database).begin() as connection:
@@ -106,7 +126,7 @@ def test_only_hidden_items_are_dropped(app: Flask, database: str, monkeypatch: p
     ChatUser(client, AS_USER).create_session()
     kept = [("user:ada", thread, kind) for user, thread, kind in before if user != visitor or "hidden" not in kind]
     assert stored(database) == kept
-    assert len(kept) == 20 * 3 + 20 * 5
+    assert len(kept) == 20 * 3 + 20 * 6
 
 
 def test_planted_run_can_not_be_resumed(make_app: MakeApp, database: str, fake_openai: FakeOpenAI) -> None:

@@ -62,6 +62,7 @@ from chatkit.types import (
     UserMessageItem,
     WorkflowItem,
 )
+from chatkit.web import errors
 
 DRAFT_SECONDS = 1.0  # the end of a message waits for a draft of it that is being saved
 
@@ -193,6 +194,11 @@ class SqlStore(Store[ChatContext]):
         during the save are kept, and stored by the next one.
 
         A new thread and its run are stored in one transaction.
+
+        Raises:
+            ThreadGone: the user has no such thread, or the context's run was replaced.
+            ClientSecretExpired: a new thread's session has ended.
+            ClientSecretUnknown: a new thread's session was deleted.
         """
         async with context.saving_thread:
             await self._save_thread(thread, context)
@@ -207,8 +213,10 @@ class SqlStore(Store[ChatContext]):
             connection.execute(_INSERT_THREAD[connection.dialect.name], new)
             if context.session_id:
                 expires_at = lock_session(connection, context.session_id)
-                if expires_at is None or (begins_run and expires_at <= time.time()):
-                    raise ThreadGone  # with all that its user had, or to a signed-in user
+                if expires_at is None:
+                    raise errors.ClientSecretUnknown("the session was deleted, with all that its user had")
+                if begins_run and expires_at <= time.time():
+                    raise errors.ClientSecretExpired("the session ended before the conversation began")
             if begins_run:
                 connection.execute(INSERT_RUN, run_row(thread.id, context))
             return mine

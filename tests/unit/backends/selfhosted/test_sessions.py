@@ -142,7 +142,7 @@ def test_conversation_that_is_being_created_goes_with_the_others(issuer: Session
         transferred.result()
     with issuer.engine.connect() as connection:
         assert connection.execute(select(ThreadRow.user_id)).scalar_one() == user.id
-    with pytest.raises(NotFoundError):
+    with pytest.raises(errors.ClientSecretExpired):
         new_thread(SqlStore(issuer.engine, IMAGE_URLS), context)
     with issuer.engine.connect() as connection:
         assert len(connection.execute(select(ThreadRow.id)).all()) == 1

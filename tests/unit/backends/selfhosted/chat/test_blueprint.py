@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from sqlalchemy import text
 
+from chatkit.backends.selfhosted.sessions import SessionStore
 from tests.support.applications import MakeApp
 from tests.support.chat import user_input
 from tests.support.endpoint import ENDPOINT
@@ -96,3 +98,30 @@ def test_requests_of_an_address_are_counted_before_their_secret_is_looked_up(mak
     headers = {"Authorization": "Bearer cs_guessed"}
     statuses = [client.post("/api/chatkit", json={}, headers=headers).status_code for _ in range(101)]
     assert statuses == [401] * 100 + [429]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("UPDATE chat_sessions SET expires_at = 1", "client_secret_expired"),
+        ("DELETE FROM chat_sessions", "client_secret_unknown"),
+    ],
+)
+def test_session_that_ends_before_its_first_message_is_stored(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, change: str, code: str
+) -> None:
+    """The page requests another one and repeats the message, which it does for no other error."""
+    client = make_app(CHATKIT_BACKEND="selfhosted", OPENAI_API_KEY="").test_client()
+    secret = client.post(ENDPOINT).get_json()["data"]["client_secret"]
+    find = SessionStore.find
+
+    def find_and_change(store: SessionStore, client_secret: str) -> Any:
+        found = find(store, client_secret)
+        with store.engine.begin() as connection:
+            connection.execute(text(change))
+        return found
+
+    monkeypatch.setattr(SessionStore, "find", find_and_change)
+    headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
+    response = client.post("/api/chatkit", data=request("threads.create", input=user_input("Hi")), headers=headers)
+    assert (response.status_code, response.get_json()["code"]) == (401, code)

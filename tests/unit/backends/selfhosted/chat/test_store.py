@@ -28,6 +28,7 @@ from chatkit.backends.selfhosted.database.tables import ItemRow, ThreadRow
 from chatkit.backends.selfhosted.sessions import SessionStore, lock_session
 from chatkit.backends.selfhosted.user_data import UserData
 from chatkit.identity.user import User
+from chatkit.web.errors import ClientSecretUnknown
 from tests.support.store import ADA, EVE, IMAGE_URLS, MOMENT, add_items, message, new_thread, of, question, run
 
 
@@ -269,7 +270,7 @@ class TestDeletedUser:
         new_thread(store, context)
         with create_engine(database).connect() as connection:
             UserData(connection).delete(ADA.user)
-        with pytest.raises(NotFoundError):
+        with pytest.raises(ClientSecretUnknown):
             new_thread(store, context)
         assert counts(database)["chat_threads"] == 0
 

@@ -113,6 +113,9 @@ class DefaultServer(ChatKitServer[ChatContext]):
                 result = await client.audio.transcriptions.create(model=model, file=file)
             context.usage.add("Dictation", 1, result.usage)
             return TranscriptionResult(text=result.text)
+        except openai.BadRequestError as error:  # usually the recording is too short or damaged
+            detail = f"transcription failed: {_answered(error)}"
+            raise errors.RequestRefused(detail, message="This recording can't be transcribed") from error
         except Exception as error:  # also a timeout or an invalid response
             raise openai_error(error, "transcription failed") from error
 
@@ -124,12 +127,16 @@ def openai_error(error: Exception, what: str) -> errors.ApiError:
     """
     if not isinstance(error, openai.APIStatusError):
         return errors.OpenAIUnavailable(what)
-    detail = f"{what}: OpenAI answered {error.status_code}{openai_reference(error)}"
+    detail = f"{what}: {_answered(error)}"
     if isinstance(error, openai.AuthenticationError):
         return errors.OpenAIAuthenticationFailed(detail)
     if isinstance(error, openai.RateLimitError):
         return errors.OpenAIRateLimited(detail)
     return errors.OpenAIUnavailable(detail)
+
+
+def _answered(error: openai.APIStatusError) -> str:
+    return f"OpenAI answered {error.status_code}{openai_reference(error)}"
 
 
 def openai_reference(error: openai.APIStatusError) -> str:

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 
 import agents
-from agents.tracing import default_exporter
+from agents.tracing.processors import default_exporter
 
 from chatkit.settings import Settings
 

@@ -111,6 +111,7 @@ UNAVAILABLE = (503, "openai_unavailable")
 @pytest.mark.parametrize(
     ("behaviour", "expected"),
     [
+        (failing(400, "audio_too_short", X_Request_Id="req_7"), (400, "request_refused")),
         (failing(401, "invalid_api_key", X_Request_Id="req_7"), (401, "openai_authentication_failed")),
         (failing(429, "rate_limit_exceeded", X_Request_Id="req_7"), (429, "openai_rate_limited")),
         (failing(500, "server_error", X_Request_Id="req_7"), UNAVAILABLE),
@@ -120,7 +121,7 @@ UNAVAILABLE = (503, "openai_unavailable")
         (responding(200, {}), UNAVAILABLE),
         (Handler.hang_up, UNAVAILABLE),
     ],
-    ids=["401", "429", "500", "invalid json", "text", "text is not a string", "no text", "connection closed"],
+    ids=["400", "401", "429", "500", "invalid json", "text", "text is not a string", "no text", "connection closed"],
 )
 def test_failing_dictation(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, behaviour: Any, expected: Any) -> None:
     caller = start("simple")

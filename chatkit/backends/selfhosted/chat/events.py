@@ -164,9 +164,12 @@ class _BridgedRun:
             # openai 3 has classes for these annotations, which openai-chatkit 1.6 rejects; it accepts a dict.
             data.annotation = _as_dict(data.annotation)
             return _is_convertible(data.annotation)
-        elif data.type in ("response.incomplete", "response.failed") and (context := current_context.get()):
-            # The SDK raises an exception next, and does not add this response to the run's usage.
-            context.usage.add(self._result.current_agent.name, 1, data.response.usage)
+        elif context := current_context.get():
+            if data.type in ("response.incomplete", "response.failed"):
+                # The SDK raises an exception next, and does not add this response to the run's usage.
+                context.usage.add(self._result.current_agent.name, 1, data.response.usage)
+            elif isinstance(delta := getattr(data, "delta", None), str):
+                context.usage.note_output(self._result.current_agent.name, len(delta))
         return True
 
     def note_shown(self, event: ThreadStreamEvent) -> None:

@@ -92,7 +92,7 @@ async def load_history(store: SqlStore, thread_id: str, context: ChatContext) ->
             refused = False
             continue
         item = await include_image(loaded)
-        characters += _characters(await to_model_input([item], item))
+        characters += count_characters(await to_model_input([item], item))
         truncated = truncated or characters > MAX_CHARACTERS or number > MAX_ITEMS
         if truncated and has_user_message:
             break
@@ -176,14 +176,14 @@ async def _newest_first(store: SqlStore, thread_id: str, context: ChatContext) -
         after = page.after
 
 
-def _characters(value: Any) -> int:
+def count_characters(value: Any) -> int:
     """Return how many characters of a model's input ``value`` counts as."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, list):
-        return sum(map(_characters, value))
+        return sum(map(count_characters, value))
     if isinstance(value, dict):
-        return IMAGE_CHARACTERS if value.get("type") == "input_image" else sum(map(_characters, value.values()))
+        return IMAGE_CHARACTERS if value.get("type") == "input_image" else sum(map(count_characters, value.values()))
     return 0
 
 

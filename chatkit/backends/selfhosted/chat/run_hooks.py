@@ -13,6 +13,7 @@ from agents import Agent, RunContextWrapper, RunHooks, Usage
 from agents.items import TResponseInputItem
 from agents.lifecycle import RunHooksBase
 
+from chatkit.backends.selfhosted.chat.history import count_characters
 from chatkit.backends.selfhosted.chat.usage import Meter
 
 _FIELDS = [field.name for field in fields(Usage)]
@@ -83,6 +84,7 @@ class _MeteringHooks(RunHooks[Any]):
         if getattr(context.usage, "meter", None) is not self._meter:
             context.usage = _MeteredUsage.of(context.usage, self._meter)
         _caller.get()[0] = agent.name
+        self._meter.begin_call(agent.name, count_characters([system_prompt, *input_items]))
         await self._own.on_llm_start(context, agent, system_prompt, input_items)
 
 

@@ -153,6 +153,8 @@ class GuardedServer(ChatKitServer[ChatContext]):
         self, thread: ThreadMetadata, context: ChatContext, _type: Any, error: BaseException | None, _traceback: Any
     ) -> None:
         """After an ``error``, store the unfinished messages of a response, or that a guardrail refused its message."""
+        if error is not None:
+            context.usage.abort_calls(failed=isinstance(error.__cause__, openai.APIError))
         await self._chatkit_resources.drafts.finish(context.drafts)
         items: list[ThreadItem] = []
         if isinstance(error, BaseStreamError):  # the SDK stores them if the response was cancelled

@@ -8,8 +8,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, Table, bindparam, func, select
@@ -20,6 +22,7 @@ from chatkit.backends.selfhosted.sessions import lock_session
 from chatkit.web import errors
 
 MAX_AGENT_NAME = 255
+CHARACTERS_PER_TOKEN = 4  # OpenAI's rule of thumb
 AMOUNTS = ("requests", "input_tokens", "output_tokens", "total_tokens")
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,16 @@ _SELECT_TOKENS = select(func.sum(_usage.c.total_tokens)).where(
 
 Usage = Mapping[str, Mapping[str, int]]
 """``AMOUNTS`` by the name of the agent."""
+
+
+@dataclass
+class _Call:
+    """A call of a model that has not ended, in characters."""
+
+    input: int
+    output: int = 0
+
+
 Submit = Callable[[Callable[[Connection], Any], float], Future[Any]]
 """Runs a function in a transaction, within so many seconds."""
 
@@ -53,6 +66,8 @@ class Meter:
     def __init__(self, save: Callable[[Usage], None] = lambda _usage: None) -> None:
         self._save = save
         self._used: dict[str, Counter[str]] = {}
+        self._calls: dict[str, list[_Call]] = {}
+        """The calls that have not ended, by the name of the agent."""
         self._closed = False
         self._lock = threading.Lock()  # an operator may run an agent in a thread
 
@@ -64,9 +79,37 @@ class Meter:
         amounts = {name: getattr(tokens, name, None) for name in AMOUNTS} | {"requests": requests}
         used = {name: amount if isinstance(amount, int) else 0 for name, amount in amounts.items()}
         with self._lock:
+            if calls := self._calls.get(agent):
+                calls.pop(0)
             self._used.setdefault(agent[:MAX_AGENT_NAME], Counter()).update(used)
         if self._closed:
             self.close()
+
+    def begin_call(self, agent: str, characters: int) -> None:
+        """Note that ``agent`` calls a model, with an input of so many characters. ``add`` ends the call."""
+        with self._lock:
+            self._calls.setdefault(agent, []).append(_Call(characters))
+
+    def note_output(self, agent: str, characters: int) -> None:
+        """Note that the model has streamed so many characters to ``agent``."""
+        with self._lock:
+            if calls := self._calls.get(agent):
+                calls[0].output += characters
+
+    def abort_calls(self, *, failed: bool) -> None:
+        """Estimate the calls that have not ended. OpenAI bills them, and reports nothing of them.
+
+        Args:
+            failed: whether the model's service failed; then calls without output are not counted.
+        """
+        with self._lock:
+            calls, self._calls = self._calls, {}
+        for agent, of_agent in calls.items():
+            for call in of_agent:
+                if call.output or not failed:
+                    tokens = [-(-characters // CHARACTERS_PER_TOKEN) for characters in (call.input, call.output)]
+                    amounts = dict(zip(AMOUNTS[1:], [*tokens, sum(tokens)], strict=True))
+                    self.add(agent, 1, SimpleNamespace(**amounts))
 
     def close(self) -> None:
         """Save what was counted. Call it at the end of the response."""

@@ -11,7 +11,7 @@ import pytest
 from tests.support.agents_under_test import seen
 from tests.support.applications import Start
 from tests.support.chat import errors, texts, user_input
-from tests.support.fake_openai import FakeOpenAI
+from tests.support.fake_openai import FakeOpenAI, failing
 from tests.support.fake_server import Handler
 from tests.support.responses_api import calls, says, streaming
 from tests.support.usage import requests_of, used
@@ -141,7 +141,37 @@ def test_response_that_is_cancelled_is_counted(
         stream.close()
     else:
         assert len(errors(list(stream))) == 1
+    wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db"))
+    # The second call has not ended. It is estimated: what it was given, and the six characters of "A long".
+    ((_, requests, input_tokens, output_tokens, total),) = used(f"sqlite:///{tmp_path}/chatkit.db")
+    given = [str(value) for item in fake_openai.received[1].body["input"] for value in item.values()]
+    assert (requests, output_tokens, total) == (2, 1 + 2, input_tokens + output_tokens)
+    assert sum(map(len, given)) / 4 * 0.5 < input_tokens < sum(map(len, given)) / 4 * 1.5
+
+
+@pytest.mark.parametrize("failure", [failing(500, "server_error"), Handler.hang_up])
+def test_call_that_fails_without_output_is_not_counted(
+    start: Start, fake_openai: FakeOpenAI, tmp_path: Any, failure: Any
+) -> None:
+    caller = start("with_tool")
+    answers = iter([streaming(calls("weather", city="Paris"))])
+
+    def behave(handler: Handler) -> None:
+        next(answers, failure)(handler)
+
+    fake_openai.behaviour = behave
+    assert len(errors(caller.create("Hello")[1])) == 1
     wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [requests_of("With a tool", 1)])
+
+
+def test_call_that_fails_with_output_is_estimated(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:
+    caller = start("simple")
+    fails = {"type": "error", "code": "server_error", "message": "", "param": None}
+    fake_openai.behaviour = streaming([*says("ten words " * 5), fails])
+    assert len(errors(caller.create("Hello")[1])) == 1
+    wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db"))
+    ((_, requests, _, output_tokens, _),) = used(f"sqlite:///{tmp_path}/chatkit.db")
+    assert (requests, output_tokens) == (1, 13), "50 characters"
 
 
 def test_run_that_outlives_its_response_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:

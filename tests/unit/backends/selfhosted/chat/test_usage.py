@@ -47,6 +47,17 @@ def test_responses_add_up(start: Start, fake_openai: FakeOpenAI, database: str, 
     assert [line["total_tokens"] for line in usage_lines] == [2, 2, 2, 2]
 
 
+def test_responses_that_the_user_stops_count_for_the_limit(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:
+    caller = start("simple", CHATKIT_TOKENS_PER_DAY="30")
+    fake_openai.behaviour = streaming([*says("word " * 30), 30.0])
+    stream: Any = caller.stream("threads.create", input=user_input("Hello"))
+    while getattr(getattr(next(stream), "update", None), "type", "") != "assistant_message.content_part.done":
+        pass
+    stream.close()
+    wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db"))
+    assert caller.post("threads.create", input=user_input("Hello")).status_code == 429
+
+
 TOKENS = {"type": "tokens", "input_tokens": 5, "output_tokens": 2, "total_tokens": 7}
 
 

@@ -244,4 +244,12 @@ def test_production_settings_are_accepted() -> None:
         given = dict(line.split("=", 1) for line in block[1].splitlines() if not line.startswith("#"))
         assert given.keys() <= VARIABLES
         given |= {"SECRET_KEY": secrets.token_hex(32), "DATABASE_URL": "postgresql://database.example.com/chatkit"}
+        given["OPENAI_API_KEY"] = "sk-proj-1"
         assert Settings.load(given).backend == "selfhosted"
+
+
+@pytest.mark.parametrize("page", [path.name for path in DOCS.glob("*.md")])
+def test_settings_have_no_comments_behind_them(page: str) -> None:
+    """Docker and systemd would take them for a part of the value."""
+    blocks = re.findall(r"(?ms)^```sh\n(.*?)^```", (DOCS / page).read_text())
+    assert [line for line in "".join(blocks).splitlines() if re.match(r"(?!NEXT_PUBLIC)[A-Z_]+=.*\s#", line)] == []

@@ -6,6 +6,7 @@ are naive local times. They are stored and sent in UTC, with ``Z``, as hosted Ch
 
 from __future__ import annotations
 
+import functools
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -16,17 +17,23 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def in_utc(model: Model) -> Model:
     """Return a copy of a thread, an item or a container of them (event, page, response) with ``created_at`` in UTC."""
-    names = type(model).model_fields.keys()
     changed: dict[str, Any] = {}
-    if "created_at" in names:
-        created_at: datetime = model.created_at  # type: ignore[attr-defined]
-        changed["created_at"] = created_at.astimezone(UTC)
-    for name in names & {"thread", "item", "items", "updated_item"}:
-        if isinstance(value := getattr(model, name), BaseModel):
+    for name in _fields_with_times(type(model)):
+        value = getattr(model, name)
+        if isinstance(value, datetime):
+            changed[name] = value.astimezone(UTC)
+        elif isinstance(value, list):
+            changed[name] = [in_utc(each) for each in value]
+        elif isinstance(value, BaseModel):
             changed[name] = in_utc(value)
-    if "has_more" in names:
-        changed["data"] = [in_utc(value) for value in model.data]  # type: ignore[attr-defined]
     return model.model_copy(update=changed) if changed else model
+
+
+@functools.cache
+def _fields_with_times(model: type[BaseModel]) -> list[str]:
+    names = model.model_fields.keys()
+    of_page = {"data"} if "has_more" in names else set()
+    return list(names & {"created_at", "thread", "item", "items", "updated_item"} | of_page)
 
 
 def as_utc(stored: datetime) -> datetime:

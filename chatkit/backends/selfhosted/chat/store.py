@@ -69,6 +69,7 @@ DRAFT_SECONDS = 1.0  # the end of a message waits for a draft of it that is bein
 _attachment: TypeAdapter[Any] = TypeAdapter(Attachment)
 
 _MISSING: Any = object()
+_THREAD_FIELDS = list(ThreadMetadata.model_fields)
 
 # Statements are built once: building one takes longer than running it. Each names the user.
 
@@ -232,7 +233,8 @@ class SqlStore(Store[ChatContext]):
             known = next((known for loaded, known in objects if loaded is thread), objects[0][1]) if objects else None
             written = await self._change(thread.id, context, change)
         for name, value in _merge(thread, mine, written).items():
-            setattr(thread, name, value)
+            if value is not getattr(thread, name):
+                setattr(thread, name, value)
         others = [pair for pair in objects or () if pair[0] is not thread]
         context.threads[thread.id] = [*others, (thread, written.model_copy(deep=True))]
 
@@ -506,15 +508,16 @@ def _read_image(connection: Connection, image_id: str, user: str) -> Image | Non
 
 def _merge(mine: ThreadMetadata, base: ThreadMetadata, theirs: ThreadMetadata) -> dict[str, Any]:
     """Three-way merge of a thread's fields: mine where I changed them since ``base``, else theirs."""
-
-    def pick(mine: Any, base: Any, theirs: Any) -> Any:
-        return theirs if mine == base else mine
-
-    versions = (mine, base, theirs)
-    fields = {name: pick(*(getattr(thread, name) for thread in versions)) for name in ThreadMetadata.model_fields}
-    keys = {**theirs.metadata, **mine.metadata}
-    merged = {key: pick(*(thread.metadata.get(key, _MISSING) for thread in versions)) for key in keys}
-    fields["metadata"] = {key: value for key, value in merged.items() if value is not _MISSING}
+    fields: dict[str, Any] = {}
+    for name in _THREAD_FIELDS:
+        own = getattr(mine, name)
+        fields[name] = getattr(theirs, name) if own == getattr(base, name) else own
+    fields["metadata"] = {}
+    for key in {**theirs.metadata, **mine.metadata}:
+        own = mine.metadata.get(key, _MISSING)
+        value = theirs.metadata.get(key, _MISSING) if own == base.metadata.get(key, _MISSING) else own
+        if value is not _MISSING:
+            fields["metadata"][key] = value
     return fields
 
 

@@ -351,6 +351,21 @@ def test_widget_without_its_run_is_closed(start: Start, fake_openai: FakeOpenAI,
     assert not is_open(widget)
 
 
+def test_run_whose_widget_was_deleted_is_replaced(start: Start, fake_openai: FakeOpenAI, address: str) -> None:
+    """As a server of one's own may delete it."""
+    caller = start(f"{AGENTS}:careful")
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), calls("delete_file", path="b.txt"))
+    thread_id, _ = caller.create("Go")
+    (first,) = widgets(caller, thread_id)
+    with create_engine(address).begin() as connection:
+        connection.execute(text("DELETE FROM chat_items WHERE id = :widget"), {"widget": first.id})
+    events = caller.say(thread_id, "Go on")
+    (second,) = widgets(caller, thread_id)
+    assert (errors(events), events[-1].item.id) == ([], second.id)
+    (row,) = paused(address)
+    assert list(json.loads(row.decisions)) == [second.id]
+
+
 def test_deleted_thread_takes_its_run_along(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
     caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
     fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"))

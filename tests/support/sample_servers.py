@@ -85,9 +85,6 @@ class Server(ChatKitServer[ChatContext]):
         item_id = self.store.generate_item_id("message", thread, context)
         return message(thread, item_id, text)
 
-    async def _hide(self, thread: ThreadMetadata, context: ChatContext, content: str) -> None:
-        await hide(self.store, thread, context, content)
-
     async def _make_title(self, thread: ThreadMetadata, user_message: UserMessageItem | None) -> None:
         if user_message is None or thread.title is not None:
             return
@@ -169,7 +166,7 @@ class AquariumServer(Server):
         yield ThreadItemReplacedEvent(item=sender.model_copy(update={"widget": choices([name], name)}))
         thread.title = f"{name}'s tank"
         await self.store.save_thread(thread, context)
-        await self._hide(thread, context, f"<NAMED>{name}</NAMED>")
+        await hide(self.store, thread, context, f"<NAMED>{name}</NAMED>")
         yield self._message(thread, context, f"Hello, {name}.")
 
     def get_stream_options(self, thread: ThreadMetadata, context: ChatContext) -> StreamOptions:
@@ -255,7 +252,7 @@ class HotelServer(Server):
         name = action.payload["name"]
         yield ThreadItemUpdated(item_id=sender.id, update=WidgetRootUpdated(widget=choices([name], name)))
         yield self._message(thread, context, f"{name} at eight.")
-        await self._hide(thread, context, f"<BREAKFAST>{name}</BREAKFAST>")
+        await hide(self.store, thread, context, f"<BREAKFAST>{name}</BREAKFAST>")
         menu = WidgetItem(
             id=self.store.generate_item_id("message", thread, context),
             thread_id=thread.id,

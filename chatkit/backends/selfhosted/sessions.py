@@ -65,7 +65,7 @@ _END_SESSION = (
 _TRANSFER_THREADS = update(ThreadRow).where(ThreadRow.user_id == bindparam("visitor")).returning(ThreadRow.id)  # items cascade
 _TRANSFER_ATTACHMENTS = update(AttachmentRow).where(AttachmentRow.user_id == bindparam("visitor"))
 # A text search, because PostgreSQL's JSON functions reject the \u0000 that a user may have sent.
-_SELECT_HIDING_CANDIDATES = select(ItemRow.position, ItemRow.data).where(
+_SELECT_HIDDEN_CANDIDATES = select(ItemRow.position, ItemRow.data).where(
     ItemRow.thread_id.in_(bindparam("threads", expanding=True)),
     or_(
         *(
@@ -286,7 +286,7 @@ def _delete_what_is_hidden(connection: Connection, threads: Sequence[str]) -> No
     """Delete what the model gets from the items of ``threads`` and the page does not show."""
     deleted, updated = [], []
     # Streamed, because a visitor may have stored many items.
-    for row in connection.execute(_SELECT_HIDING_CANDIDATES, {"threads": threads}, execution_options={"yield_per": 100}):
+    for row in connection.execute(_SELECT_HIDDEN_CANDIDATES, {"threads": threads}, execution_options={"yield_per": 100}):
         item = json.loads(row.data)
         if _is_hidden(item):
             deleted.append({"item": row.position})

@@ -508,17 +508,17 @@ def _read_image(connection: Connection, image_id: str, user: str) -> Image | Non
 
 def _merge(mine: ThreadMetadata, base: ThreadMetadata, theirs: ThreadMetadata) -> dict[str, Any]:
     """Three-way merge of a thread's fields: mine where I changed them since ``base``, else theirs."""
-    fields: dict[str, Any] = {}
-    for name in _THREAD_FIELDS:
-        own = getattr(mine, name)
-        fields[name] = getattr(theirs, name) if own == getattr(base, name) else own
-    fields["metadata"] = {}
-    for key in {**theirs.metadata, **mine.metadata}:
-        own = mine.metadata.get(key, _MISSING)
-        value = theirs.metadata.get(key, _MISSING) if own == base.metadata.get(key, _MISSING) else own
-        if value is not _MISSING:
-            fields["metadata"][key] = value
+    fields = {name: _pick(getattr(mine, name), getattr(base, name), getattr(theirs, name)) for name in _THREAD_FIELDS}
+    values = (
+        (key, _pick(mine.metadata.get(key, _MISSING), base.metadata.get(key, _MISSING), theirs.metadata.get(key, _MISSING)))
+        for key in {**theirs.metadata, **mine.metadata}
+    )
+    fields["metadata"] = {key: value for key, value in values if value is not _MISSING}
     return fields
+
+
+def _pick(mine: Any, base: Any, theirs: Any) -> Any:
+    return theirs if mine == base else mine
 
 
 def _is_pending(item: ThreadItem) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -107,9 +108,9 @@ class Meter:
         for agent, of_agent in calls.items():
             for call in of_agent:
                 if call.output or not failed:
-                    tokens = [-(-characters // CHARACTERS_PER_TOKEN) for characters in (call.input, call.output)]
-                    amounts = dict(zip(AMOUNTS[1:], [*tokens, sum(tokens)], strict=True))
-                    self.add(agent, 1, SimpleNamespace(**amounts))
+                    given, written = math.ceil(call.input / CHARACTERS_PER_TOKEN), math.ceil(call.output / CHARACTERS_PER_TOKEN)
+                    tokens = SimpleNamespace(input_tokens=given, output_tokens=written, total_tokens=given + written)
+                    self.add(agent, 1, tokens)
 
     def close(self) -> None:
         """Save what was counted. Call it at the end of the response."""

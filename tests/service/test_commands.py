@@ -87,6 +87,7 @@ def test_import_that_is_ended_in_the_middle(project: Project, flask: Flask, data
     running: list[Process] = []
 
     def end(handler: Handler) -> None:
+        time.sleep(0.5)  # until the command waits for the response: Python complains about one that is only half made
         running[0].send_signal(sign)
         time.sleep(0.5)
         project(handler)

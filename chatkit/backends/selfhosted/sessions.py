@@ -55,7 +55,13 @@ _INSERT_SESSION = insert(SessionRow)
 _SELECT_SESSION = select(SessionRow.id, SessionRow.user_id, SessionRow.expires_at, SessionRow.agent, SessionRow.claims).where(
     SessionRow.secret_hash == bindparam("hash")
 )
-_LOCK_SESSION = select(SessionRow.expires_at).where(SessionRow.id == bindparam("session")).with_for_update(read=True)
+LOCK_SESSION = select(SessionRow.expires_at).where(SessionRow.id == bindparam("session")).with_for_update(read=True)
+"""Selects when a session expires (Unix seconds); nothing if it was deleted. Until the commit, the session stays as it is.
+
+``users delete`` deletes sessions first, and a transfer of conversations ends them first. What a transaction stores for a
+session that it has locked is deleted or transferred after it. On SQLite execute this in or after a write, which is what begins
+the transaction.
+"""
 _now: Any = bindparam("now")
 _END_SESSION = (
     update(SessionRow)
@@ -269,17 +275,6 @@ class SessionStore:
             database.migrate(self.engine.url, database.WAIT_SECONDS)
             self.engine.dispose()
             self._file = database.file_identity(self.engine)
-
-
-def lock_session(connection: Connection, session_id: str) -> int | None:
-    """Return when a session expires (Unix seconds), or ``None`` if it was deleted. Until the commit, it stays as it is.
-
-    ``users delete`` deletes sessions first, and a transfer of conversations ends them first. What a transaction stores for a
-    session that it has locked is deleted or transferred after it. On SQLite call this after a write, which is what begins the
-    transaction.
-    """
-    expires_at: int | None = connection.execute(_LOCK_SESSION, {"session": session_id}).scalar_one_or_none()
-    return expires_at
 
 
 def _delete_what_is_hidden(connection: Connection, threads: Sequence[str]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from flask import Blueprint, Response, request
 from requests.structures import CaseInsensitiveDict
 from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.sansio.utils import get_current_url
 
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
@@ -73,8 +75,9 @@ def blueprint(
             limits.count("turns")
             limits.count("turns", session.user)
             usage.check(session.user)
-        headers = {name: request.headers[name] for name in ("Accept-Language", *header_names) if name in request.headers}
-        root_url = request.root_url
+        given = request.headers
+        headers = {name: given[name] for name in ("Accept-Language", *header_names) if name in given}
+        root_url = partial(get_current_url, request.scheme, request.host, request.root_path)  # slow, and rarely needed
         is_streaming = is_streaming_req(chat_request)
         run_id = new_id("run") if is_streaming else ""
         with ExitStack() as held:
@@ -105,7 +108,7 @@ def blueprint(
                     started()
                     meter.close()
 
-            goes_on = _ON_DISCONNECT.get(request.headers.get(ON_DISCONNECT_HEADER, ""), outlives_client)
+            goes_on = _ON_DISCONNECT.get(given.get(ON_DISCONNECT_HEADER, ""), outlives_client)
             response = deferred(produce, streaming=is_streaming, outlives_client=is_streaming and goes_on)
             if is_streaming:
                 response.headers[RUN_HEADER] = run_id

@@ -32,8 +32,8 @@ class ChatContext:
     """``Accept-Language`` and the headers named in ``CHATKIT_AGENT_HEADERS``, as the page sent them."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """The ``metadata`` of the request, as the page sent it."""
-    root_url: str = "/"
-    """The address of this service, as the request has it."""
+    root_url: Callable[[], str] = field(default=lambda: "/", compare=False)
+    """Returns the address of this service, as the request has it."""
     started: Callable[[], None] = field(default=lambda: None, compare=False)
     """Call it when the processor-bound start of the request is done."""
     usage: Meter = field(default_factory=Meter, compare=False)

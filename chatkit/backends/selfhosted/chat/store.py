@@ -48,7 +48,7 @@ from chatkit.backends.selfhosted.chat.transactions import (
     writer_params,
 )
 from chatkit.backends.selfhosted.database.tables import DIALECTS
-from chatkit.backends.selfhosted.sessions import lock_session
+from chatkit.backends.selfhosted.sessions import LOCK_SESSION
 from chatkit.store import NotFoundError, Store
 from chatkit.types import (
     AssistantMessageItem,
@@ -76,12 +76,13 @@ _THREAD_FIELDS = list(ThreadMetadata.model_fields)
 _own_attachment = and_(ATTACHMENTS.c.id == bindparam("attachment"), ATTACHMENTS.c.user_id == USER)
 
 _SELECT_THREAD = select(THREADS.c.data).where(OWN_THREAD)
-_INSERT_THREAD = {
+_session_expires_at = LOCK_SESSION.scalar_subquery()
+INSERT_THREAD = {  # locks the session in the same statement, which makes the first event faster
     # Imported threads have negative positions, and SQLite's own choice is one more than the highest.
-    "sqlite": insert(THREADS).values(
-        position=select(func.max(func.coalesce(func.max(THREADS.c.position), 0), 0) + 1).scalar_subquery()
-    ),
-    "postgresql": insert(THREADS),
+    "sqlite": insert(THREADS)
+    .values(position=select(func.max(func.coalesce(func.max(THREADS.c.position), 0), 0) + 1).scalar_subquery())
+    .returning(_session_expires_at),
+    "postgresql": insert(THREADS).returning(_session_expires_at),
 }
 _UPDATE_THREAD = update(THREADS).where(OWN_THREAD).values(data=bindparam("new_data"))
 _TOUCH_AND_SELECT_THREAD = TOUCH_THREAD.returning(THREADS.c.data)
@@ -211,9 +212,9 @@ class SqlStore(Store[ChatContext]):
 
         def add(connection: Connection) -> ThreadMetadata:
             new = {"id": thread.id, "user_id": context.user, "data": _thread_data(mine), "used_at": int(time.time())}
-            connection.execute(_INSERT_THREAD[connection.dialect.name], new)
+            statement = INSERT_THREAD[connection.dialect.name]
+            expires_at = connection.execute(statement, {**new, "session": context.session_id}).scalar_one()
             if context.session_id:
-                expires_at = lock_session(connection, context.session_id)
                 if expires_at is None:
                     raise errors.ClientSecretUnknown("the session was deleted, with all that its user had")
                 if begins_run and expires_at <= time.time():
@@ -339,11 +340,11 @@ class SqlStore(Store[ChatContext]):
             return image_id
 
         if image_id := await self.transactions.write(thread_id, context, work):
-            image.url = self._image_urls.make(context.root_url, image_id, context.user)
+            image.url = self._image_urls.make(context.root_url(), image_id, context.user)
 
     def _set_image_url(self, item: ThreadItem, context: ChatContext) -> None:
         if isinstance(item, GeneratedImageItem) and item.image and (image_id := images.referenced(item.image.url)):
-            item.image.url = self._image_urls.make(context.root_url, image_id, context.user)
+            item.image.url = self._image_urls.make(context.root_url(), image_id, context.user)
 
     async def add_before_call(self, thread_id: str, item: ThreadItem, context: ChatContext) -> str | None:
         """Add an item at the end of a thread, or before the client tool call that is pending there.

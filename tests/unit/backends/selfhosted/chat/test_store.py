@@ -22,10 +22,10 @@ from sqlalchemy import create_engine, insert, text
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.pages import MAX_PAGE_BYTES
-from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.chat.store import INSERT_THREAD, SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
-from chatkit.backends.selfhosted.database.tables import ItemRow, ThreadRow
-from chatkit.backends.selfhosted.sessions import SessionStore, lock_session
+from chatkit.backends.selfhosted.database.tables import ItemRow
+from chatkit.backends.selfhosted.sessions import SessionStore
 from chatkit.backends.selfhosted.user_data import UserData
 from chatkit.identity.user import User
 from chatkit.web.errors import ClientSecretUnknown
@@ -283,8 +283,8 @@ class TestDeletedUser:
 
         with ThreadPoolExecutor(1) as pool:
             with store.transactions.engine.begin() as connection:
-                connection.execute(insert(ThreadRow), thread)
-                assert lock_session(connection, context.session_id)
+                statement = INSERT_THREAD[connection.dialect.name]
+                assert connection.execute(statement, {**thread, "session": context.session_id}).scalar_one()
                 deleted = pool.submit(delete)
                 time.sleep(0.5)
                 assert not deleted.done()

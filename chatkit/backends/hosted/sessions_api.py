@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 CALL_SECONDS = 9.5  # of the contract's 10 s; the rest is for the work around the call
 MAX_RESPONSE_BYTES = 256 * 1024  # a session is about 1 KB
 MAX_RETRY_AFTER = 600
+_ENDED = "After 30 November 2026: hosted workflows have ended, set CHATKIT_BACKEND=selfhosted"
 
 
 class SessionsApi:
@@ -114,10 +115,10 @@ class SessionsApi:
         if status == 404:
             raise SessionNotCreated(
                 f"{summary}: most likely the key belongs to another project than the workflow; is another OPENAI_API_KEY set "
-                "on this machine? After 30 November 2026: hosted workflows have ended, set CHATKIT_BACKEND=selfhosted"
+                f"on this machine? {_ENDED}"
             )
         if not 200 <= status < 300:
-            raise SessionNotCreated(summary)
+            raise SessionNotCreated(f"{summary}. {_ENDED}")
         if not body and status == 200 and not headers.keys() & {"content-length", "transfer-encoding"}:
             raise errors.OpenAIUnavailable(f"{summary} and closed the connection within the headers")
         if len(body) > MAX_RESPONSE_BYTES:

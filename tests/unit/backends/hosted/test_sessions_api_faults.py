@@ -110,3 +110,12 @@ def test_log_names_the_request_id_of_openai_and_the_likely_cause(
     assert "OpenAI answered 404 (request req_4f2a, not_found)" in caplog.text
     assert "another project" in caplog.text
     assert "quoted" not in caplog.text
+
+
+@pytest.mark.parametrize("status", [302, 400, 403, 404, 410])
+def test_log_says_what_to_do_after_the_end_of_hosted_workflows(
+    client: FlaskClient, fake_openai: FakeOpenAI, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    fake_openai.behaviour = failing(status, "gone")
+    client.post(ENDPOINT)
+    assert "hosted workflows have ended, set CHATKIT_BACKEND=selfhosted" in caplog.text

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 from playwright.sync_api import Browser
+from sqlalchemy import URL, make_url
 
 from chatkit import create_app
 from chatkit.backends.selfhosted.database import engine
@@ -128,6 +129,16 @@ def migrated_postgres(postgres: str) -> str:
     return address
 
 
+@pytest.fixture(scope="session", autouse=True)
+def migrated_once() -> Iterator[set[URL]]:
+    """The addresses of the databases with the schema. Opening one skips the migrations, which take long."""
+    migrated: set[URL] = set()
+    migrate = engine._migrate_with_retry
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(engine, "_migrate_with_retry", lambda url: url in migrated or migrate(url))
+        yield migrated
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The ``DATABASE_URL`` of a database without tables, once on SQLite and once on PostgreSQL."""
@@ -153,8 +164,11 @@ def shared_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
 def _new_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     if request.param == "sqlite":
         migrated = request.getfixturevalue("migrated_sqlite")
-        return f"sqlite:///{shutil.copy(migrated, tmp_path_factory.mktemp('db'))}"
-    return new_postgres_database(request.getfixturevalue("postgres"), request.getfixturevalue("migrated_postgres"))
+        address = f"sqlite:///{shutil.copy(migrated, tmp_path_factory.mktemp('db'))}"
+    else:
+        address = new_postgres_database(request.getfixturevalue("postgres"), request.getfixturevalue("migrated_postgres"))
+    request.getfixturevalue("migrated_once").add(make_url(address))
+    return address
 
 
 # Not per session: while Playwright is open, its event loop counts as running, and asyncio.run() refuses to start.
@@ -172,20 +186,17 @@ def visitor(browser: Browser) -> Iterator[Visitor]:
 
 
 @pytest.fixture
-def make_app(fake_openai: FakeOpenAI, tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch) -> MakeApp:
+def make_app(fake_openai: FakeOpenAI, tmp_path: Path, migrated_sqlite: Path, migrated_once: set[URL]) -> MakeApp:
     """Make an application, by default with the hosted backend and complete settings."""
     file = tmp_path / "chatkit.db"
 
     def make(**variables: str) -> AsgiFlask:
         if not file.exists():
             shutil.copy(migrated_sqlite, file)
+            migrated_once.add(make_url(f"sqlite:///{file}"))
         hosted = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": fake_openai.url}
         defaults = {"SECRET_KEY": service.SECRET_KEY, "DATABASE_URL": f"sqlite:///{file}"}
-        settings = Settings.load({**defaults, **hosted, "RATE_LIMIT": "1000000", **variables})
-        with monkeypatch.context() as patched:
-            if "DATABASE_URL" not in variables:  # it is migrated, and Alembic takes a third of the time of an application
-                patched.setattr(engine, "migrate", lambda *_: None)
-            return create_app(settings)
+        return create_app(Settings.load({**defaults, **hosted, "RATE_LIMIT": "1000000", **variables}))
 
     return make
 

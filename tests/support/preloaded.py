@@ -3,6 +3,7 @@
 import gc
 
 import httpcore2  # the SDK imports it with its first client  # noqa: F401
+import openai.resources.beta.chatkit  # noqa: F401
 
 import chatkit.backends.hosted.backend
 import chatkit.backends.selfhosted.backend  # noqa: F401

@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import MetaData, create_engine, insert
 
-from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.database.tables import (
     ActiveRunRow,
     AttachmentRow,
@@ -59,7 +58,7 @@ def with_data(app: AsgiFlask, database: str, name: str) -> ChatUser:
 def fill(database: str, user: str, thread: str, *items: dict[str, Any], **columns: Any) -> None:
     """Store a thread as it is."""
     data = {"id": thread, "title": "A title", "created_at": "2026-11-01T00:00:00Z"}
-    with open_database(database).begin() as connection:
+    with create_engine(database).begin() as connection:
         row = {"id": thread, "user_id": user, "used_at": 1_760_000_000, "data": json.dumps(data)}
         connection.execute(insert(ThreadRow), row)
         base = {"created_at": "2026-11-01T00:00:01Z", "thread_id": thread}

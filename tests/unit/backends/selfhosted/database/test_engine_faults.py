@@ -378,22 +378,22 @@ def migration_lock(address: str) -> Iterator[None]:
 
 
 def test_waiting_for_a_migration_is_logged(
-    database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    empty_database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "MIGRATION_NOTICE_SECONDS", 0.3)
     with ThreadPoolExecutor(1) as pool:
-        with migration_lock(database):
-            opening = pool.submit(open_database, database)
+        with migration_lock(empty_database):
+            opening = pool.submit(open_database, empty_database)
             wait_for(lambda: "Waiting for another process to migrate the database" in caplog.messages)
             assert not opening.done()
         opening.result(timeout=30)
     assert caplog.messages.count("Waiting for another process to migrate the database") == 1
 
 
-def test_waiting_for_a_migration_has_a_limit(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_migration_has_a_limit(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MIGRATION_SECONDS", 0.5)
-    with migration_lock(database), pytest.raises(SettingsError) as caught:
-        open_database(database)
+    with migration_lock(empty_database), pytest.raises(SettingsError) as caught:
+        open_database(empty_database)
     assert str(caught.value).endswith("another process has locked it for 0 s")
     assert "\n" not in str(caught.value)
 

@@ -24,6 +24,7 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, vali
 
 PROJECT = Path(__file__).resolve().parent.parent
 INSTANCE = PROJECT / "instance"
+DEFAULT_API_BASE = "https://api.openai.com"
 MAX_SESSION_TTL = 600  # seconds; OpenAI's maximum and default
 MIN_SECRET = 32  # characters
 RANDOM_HEX = "`python3 -c 'import secrets; print(secrets.token_hex(32))'`"
@@ -330,6 +331,8 @@ class _DatabaseUrl(fields.String):
         url, replaced = re.subn(r"^postgres(ql)?(\+psycopg)?://", "postgresql+psycopg://", value)
         if not replaced and not url.startswith("sqlite:///"):
             raise ValidationError("must begin with postgresql:// or sqlite:///.")
+        if re.match(r"sqlite:///(\?|:memory:|\Z)|sqlite:.*[?&]mode=memory", url):
+            raise ValidationError("must name a file, because each process would have its own database in memory.")
         return url
 
 
@@ -347,6 +350,18 @@ def _is_guessable(secret: str) -> bool:
     )
     repeats = any(secret.startswith(secret[length:]) for length in range(1, len(secret) // 2 + 1))
     return bool(placeholder) or repeats
+
+
+def _check_redis_url(url: str) -> None:
+    """Parse the address as Redis's client does at the first connection."""
+    import redis
+
+    try:
+        redis.Redis.from_url(url).connection_pool.make_connection()
+    except Exception:  # noqa: BLE001  of any type, depending on the mistake
+        raise ValidationError(
+            "has a part that Redis's client does not accept; ssl_cert_reqs, for example, needs rediss://."
+        ) from None
 
 
 def _check_state_claims(names: tuple[str, ...]) -> None:
@@ -401,7 +416,7 @@ class _SettingsSchema(Schema):
             ),
         ],
     )
-    api_base = _ApiBase(data_key="CHATKIT_API_BASE", load_default="https://api.openai.com")
+    api_base = _ApiBase(data_key="CHATKIT_API_BASE", load_default=DEFAULT_API_BASE)
     session_ttl = _Integer(1, MAX_SESSION_TTL, "seconds", data_key="CHATKIT_SESSION_TTL")
     max_requests_per_minute = _Integer(1, None, "messages per minute", data_key="CHATKIT_MAX_REQUESTS_PER_MINUTE")
     file_upload = _Boolean(data_key="CHATKIT_FILE_UPLOAD")
@@ -459,7 +474,11 @@ class _SettingsSchema(Schema):
     rate_limit = _RateLimit(data_key="RATE_LIMIT", load_default=(60, 60))
     redis_url = fields.String(
         data_key="REDIS_URL",
-        validate=[_printable, validate.Regexp(r"rediss?://[^/]", error="must be an address such as redis://localhost:6379/0.")],
+        validate=[
+            _printable,
+            validate.Regexp(r"rediss?://[^/]", error="must be an address such as redis://localhost:6379/0."),
+            _check_redis_url,
+        ],
     )
     proxy_hops = _Integer(0, 10, "proxies", data_key="PROXY_HOPS")
     log_level = fields.String(
@@ -603,6 +622,11 @@ def _notices(given: Mapping[str, str], environ: Mapping[str, str], dotenv: Mappi
         notices.append(
             "OPENAI_API_KEY has one value in the environment and another in .env; the environment's is used. If OpenAI does "
             "not find the workflow, the two keys belong to different projects."
+        )
+    api_base = given.get("CHATKIT_API_BASE", DEFAULT_API_BASE)
+    if given.get("OPENAI_BASE_URL", f"{api_base}/v1").rstrip("/") != f"{api_base.rstrip('/')}/v1":
+        notices.append(
+            f"OPENAI_BASE_URL is set, but this service calls OpenAI at CHATKIT_API_BASE, {api_base}: set that, without /v1."
         )
     notices += _public_suffix_notices(given.get("CHATKIT_ALLOWED_ORIGINS", ""))
     if not given.keys() & {"AUTH_JWT_SECRET", "AUTH_JWKS_URL"}:

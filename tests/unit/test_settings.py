@@ -142,6 +142,35 @@ def test_all_mistakes_are_named_without_values() -> None:
     assert "601" not in message
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "redis://localhost:XYZZY/0",
+        "redis://localhost:70000/0",
+        "redis://localhost:6379/0?ssl_cert_reqs=none",
+        "rediss://localhost:6379/0?ssl_cert_reqs=XYZZY",
+        "redis://localhost:6379/0?XYZZY=1",
+        "redis://localhost:6379/0?socket_timeout=XYZZY",
+    ],
+)
+def test_address_that_the_client_of_redis_does_not_accept(address: str) -> None:
+    message = mistakes(REDIS_URL=address)
+    assert message.startswith("REDIS_URL has a part")
+    assert "XYZZY" not in message
+
+
+@pytest.mark.parametrize("address", ["rediss://:pw@h:6380/1?ssl_cert_reqs=none", "redis://u:pw@[::1]:6379", "redis://h"])
+def test_address_of_redis(address: str) -> None:
+    assert load(REDIS_URL=address).redis_url == address
+
+
+@pytest.mark.parametrize(
+    "address", ["sqlite:///", "sqlite:///?timeout=1", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"]
+)
+def test_database_in_memory_is_refused(address: str) -> None:
+    assert "DATABASE_URL must name a file" in mistakes(DATABASE_URL=address)
+
+
 def test_workflow_version_latest_is_refused() -> None:
     assert "every message fails" in mistakes(CHATKIT_WORKFLOW_VERSION="latest")
 
@@ -326,6 +355,7 @@ def test_invalid_allowed_origins(entry: str) -> None:
         ({"CHATKIT_BACKEND": "selfhosted"}, "Neither CHATKIT_AGENT nor OPENAI_API_KEY is set"),
         ({"AUTH_JWT_ISSUER": "https://login.example.com"}, "AUTH_JWT_ISSUER is set and not used"),
         ({"AUTH_KEEP_CONVERSATIONS": "true"}, "AUTH_KEEP_CONVERSATIONS is set and not used"),
+        ({"OPENAI_BASE_URL": "https://eu.api.openai.com/v1"}, "calls OpenAI at CHATKIT_API_BASE, https://api.openai.com:"),
         ({"CHATKIT_AGENT_CLAIM": "plan"}, "Only one of CHATKIT_AGENT_CLAIM and CHATKIT_WORKFLOWS is set"),
         (
             {"CHATKIT_BACKEND": "selfhosted", "CHATKIT_AGENTS": "pro=a.b:c"},
@@ -335,6 +365,12 @@ def test_invalid_allowed_origins(entry: str) -> None:
 )
 def test_notices(variables: dict[str, str], notice: str) -> None:
     assert any(notice in text for text in load(**variables).notices)
+
+
+@pytest.mark.parametrize("base", ["https://eu.api.openai.com/v1", "https://eu.api.openai.com/v1/"])
+def test_no_notice_for_the_same_address_of_openai(base: str) -> None:
+    notices = load(OPENAI_BASE_URL=base, CHATKIT_API_BASE="https://eu.api.openai.com").notices
+    assert not any("OPENAI_BASE_URL" in text for text in notices)
 
 
 def test_notice_for_an_api_key_that_overrides_the_file() -> None:

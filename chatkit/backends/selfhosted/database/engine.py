@@ -73,8 +73,12 @@ def open_database(address: str, connections: int = 5) -> Engine:
             _warn_if_world_readable(Path(url.database))
         _migrate_with_retry(url)
         return _make_pooled_engine(url, connections)
-    except (exc.ArgumentError, ValueError) as error:
+    except (exc.ArgumentError, ValueError, TypeError) as error:
         raise SettingsError("DATABASE_URL: not a valid database URL.") from error
+    except exc.ProgrammingError as error:
+        if not isinstance(error.orig, psycopg.Error) or error.orig.sqlstate:
+            raise
+        raise SettingsError(f"DATABASE_URL: {_first_line(error)}.") from error  # an unknown option
     except (*UNAVAILABLE, OSError) as error:
         raise SettingsError(f"DATABASE_URL: the database can't be reached or written: {_first_line(error)}") from error
     except CommandError as error:

@@ -133,7 +133,9 @@ def test_downgrade_and_upgrade(empty_database: str, monkeypatch: pytest.MonkeyPa
     [
         "postgresql+psycopg://user:hunter2@127.0.0.1:{port}/db",
         "postgresql+psycopg://user:hunter2@127.0.0.1:notaport/db",
+        "postgresql+psycopg://user:hunter2@127.0.0.1:{port}/db?sslmod=require",
         "sqlite:////proc/nowhere/chatkit.db",
+        "sqlite:////tmp/chatkit.db?timeout=hunter2",
         "sqlite:////dev/null",
     ],
 )

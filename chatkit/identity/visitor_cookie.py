@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 from urllib.parse import urlsplit
 
-from flask import Flask, has_request_context, request, session
-from flask.sessions import SecureCookieSessionInterface
+from flask import Flask, Request, has_request_context, request, session
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from chatkit.identity.user import User
 
@@ -56,6 +57,16 @@ class _VisitorCookie(SecureCookieSessionInterface):
 
     salt = "chatkit.visitor"
     digest_method = staticmethod(_sha256)
+
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession:
+        """As in Flask, but accept a cookie from the future: the clocks of two machines differ, and a clock may be set back."""
+        serializer = cast(URLSafeTimedSerializer, self.get_signing_serializer(app))
+        try:
+            data, signed_at = serializer.loads(request.cookies.get(self.get_cookie_name(app), ""), return_timestamp=True)
+        except BadSignature:
+            return self.session_class()
+        expired = datetime.now(UTC) - signed_at > VISITOR_LIFETIME
+        return self.session_class() if expired else self.session_class(data)
 
     def get_cookie_name(self, app: Flask) -> str:
         return "__Host-chatkit_visitor" if has_request_context() and request.is_secure else "chatkit_visitor"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
@@ -40,6 +41,27 @@ def test_cookie_is_kept_for_a_year(make_app: MakeApp, backend: str, token: str) 
     cookie = cookie_of(client.post(ENDPOINT, headers=headers))
     expires = parsedate_to_datetime(re.findall("Expires=([^;]+)", cookie)[0])
     assert expires - datetime.now(UTC) == pytest.approx(timedelta(days=365), abs=timedelta(minutes=5))
+
+
+@pytest.mark.parametrize(
+    ("ahead", "kept"),
+    [
+        (timedelta(hours=2), True),
+        (timedelta(seconds=2), True),
+        (-timedelta(days=364, hours=23), True),
+        (-timedelta(days=365, hours=1), False),
+    ],
+)
+def test_cookie_that_was_signed_by_another_clock(
+    client: FlaskClient, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, ahead: timedelta, kept: bool
+) -> None:
+    signed = int(time.time() + ahead.total_seconds())
+    with monkeypatch.context() as patched:
+        patched.setattr("itsdangerous.TimestampSigner.get_timestamp", lambda _: signed)
+        value = cookie_of(client.post(ENDPOINT)).split(";")[0]
+    client.application.test_client(use_cookies=False).post(ENDPOINT, headers={"Cookie": value})
+    first, second = users(fake_openai)
+    assert (first == second) is kept
 
 
 def test_visitor_is_new_without_a_cookie(make_app: MakeApp, fake_openai: FakeOpenAI) -> None:

@@ -112,7 +112,11 @@ class _Counter:
 def _hit(limiter: FixedWindowRateLimiter, rule: RateLimitItem, key: tuple[str, ...]) -> int | None:
     if limiter.hit(rule, *key):
         return None
-    return max(1, int(limiter.get_window_stats(rule, *key).reset_time - time.time()))
+    seconds = int(limiter.get_window_stats(rule, *key).reset_time - time.time())
+    if seconds > rule.get_expiry():  # the clock was set back
+        limiter.clear(rule, *key)
+        return _hit(limiter, rule, key)
+    return max(1, seconds)
 
 
 def address() -> str:

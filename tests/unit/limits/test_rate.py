@@ -62,6 +62,17 @@ def test_limit(action: Action, user: str | None, variables: dict[str, str], most
         counted.count(action, "user:bob")
 
 
+def test_nobody_is_locked_out_after_the_clock_was_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, now = limits(CHATKIT_MAX_REQUESTS_PER_MINUTE="1"), 60 * (time.time() // 60) + 1
+    monkeypatch.setattr("time.time", lambda: now)
+    counted.count("turns", "user:ada")
+    monkeypatch.setattr("time.time", lambda: now - 3 * 3600)
+    counted.count("turns", "user:ada")
+    with pytest.raises(TooManyRequests) as refused:
+        counted.count("turns", "user:ada")
+    assert refused.value.retry_after == 60
+
+
 def test_retry_after_is_at_least_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = limits(CHATKIT_MAX_REQUESTS_PER_MINUTE="1")
     now = time.time()

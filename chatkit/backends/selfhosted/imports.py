@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -18,6 +18,7 @@ from sqlalchemy import BigInteger, Connection, Engine, bindparam, delete, func, 
 from chatkit.backends.selfhosted.chat.timestamps import as_utc, in_utc
 from chatkit.backends.selfhosted.database.engine import WAIT_SECONDS, public_address
 from chatkit.backends.selfhosted.database.tables import DIALECTS, ImportRow, ItemRow, ThreadRow
+from chatkit.backends.selfhosted.sessions import as_shown
 from chatkit.types import ThreadItem, ThreadMetadata
 
 POSITIONS_PER_SECOND = 2**20  # threads that were created in one second
@@ -138,6 +139,8 @@ def _save(
 ) -> Outcome:
     used_at = int(time.time()) - 2 * WAIT_SECONDS  # so that a use is detected that began before, and waited for a lock
     last = next(reversed(listed), None)
+    if user in new_owners:
+        listed = {item.id: item for item in _as_shown(listed.values())}
     record = {"thread_id": thread.id, "last_item_id": last, "items": len(listed), "used_at": used_at}
     # Written first, so that two imports of a thread at the same time follow each other.
     if connection.execute(_INSERT_IMPORT[connection.dialect.name], record).scalar_one_or_none() is not None:
@@ -150,10 +153,11 @@ def _save(
     stored = connection.execute(_SELECT_THREAD, {"thread": thread.id}).one_or_none()
     if stored is None:
         return Outcome(deleted=True)
-    if stored.user_id != user:
+    transferred = stored.user_id != user
+    if transferred:
         new_owners[user] = stored.user_id
     known = connection.execute(_SELECT_IMPORT, {"thread": thread.id}).one()
-    unused = stored.used_at == known.used_at
+    unused = stored.used_at == known.used_at and not transferred
     own = {"thread": thread.id, "owner": stored.user_id}
     rows = connection.execute(_SELECT_ITEMS, own).all()
     by_id = {row.id: row for row in rows}
@@ -161,6 +165,8 @@ def _save(
     later = list(listed.values())
     if not unused and known.last_item_id in listed:
         later = later[list(listed).index(known.last_item_id) + 1 :]
+    if transferred:
+        later = list(_as_shown(later))
     new = [item for item in later if item.id not in by_id]
     changed = [
         {"item": by_id[item.id].position, "owner": stored.user_id, "new_data": item.data}
@@ -266,6 +272,15 @@ def _insert_items(connection: Connection, thread_id: str, owner: str, items: lis
             for item in items[start : start + BATCH]
         ]
         connection.execute(_INSERT_ITEMS, rows)
+
+
+def _as_shown(items: Iterable[_NewItem]) -> Iterator[_NewItem]:
+    """Yield what a transfer of conversations leaves of ``items``."""
+    for item in items:
+        stored = json.loads(item.data)
+        shown = as_shown(stored)
+        if shown is not None:
+            yield item if shown == stored else replace(item, data=json.dumps(shown, separators=(",", ":")))
 
 
 def _new_item(imported: ImportedItem) -> _NewItem:

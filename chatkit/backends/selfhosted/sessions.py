@@ -240,15 +240,17 @@ class SessionStore:
 
         What only the model sees is deleted: hidden items, outputs of client tools, the data of mentions, and paused runs. An
         attacker who planted the visitor's cookie may have planted instructions there. Marks of refused messages stay. A
-        response that is in progress in one of the conversations is interrupted.
+        response that is in progress in one of the conversations is interrupted. The threads count as used, so that a later
+        import does not bring anything back.
 
         Raises:
             DatabaseUnavailable: nothing has changed.
         """
-        params, new_owner = {"visitor": visitor.id, "now": int(time.time())}, {"user_id": user.id}
+        now = int(time.time())
+        params, new_owner = {"visitor": visitor.id, "now": now}, {"user_id": user.id}
         with _database_errors("conversations could not be transferred"), self.engine.begin() as connection:
             connection.execute(_END_SESSIONS, params)  # first: a session that is locked is beginning a conversation
-            thread_ids = connection.execute(_TRANSFER_THREADS.values(new_owner), params).scalars().all()
+            thread_ids = connection.execute(_TRANSFER_THREADS.values(**new_owner, used_at=now), params).scalars().all()
             connection.execute(_TRANSFER_ATTACHMENTS.values(new_owner), params)
             for start in range(0, len(thread_ids), THREAD_BATCH):
                 batch = thread_ids[start : start + THREAD_BATCH]
@@ -283,16 +285,24 @@ def _delete_what_is_hidden(connection: Connection, threads: Sequence[str]) -> No
     # Streamed, because a visitor may have stored many items.
     for row in connection.execute(_SELECT_HIDDEN_CANDIDATES, {"threads": threads}, execution_options={"yield_per": 100}):
         item = json.loads(row.data)
-        if _is_hidden(item):
+        shown = as_shown(item)
+        if shown is None:
             deleted.append({"item": row.position})
-        elif item.get("type") == "user_message":
-            shown = {**item, "content": [_as_shown(part) for part in item["content"]]}
-            if shown != item:
-                updated.append({"item": row.position, "new_data": json.dumps(shown, separators=(",", ":"))})
+        elif shown != item:
+            updated.append({"item": row.position, "new_data": json.dumps(shown, separators=(",", ":"))})
     if deleted:
         connection.execute(_DELETE_ITEM, deleted)
     if updated:
         connection.execute(_UPDATE_ITEM, updated)
+
+
+def as_shown(item: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the part of a stored item that the page shows, ``None`` if that is nothing."""
+    if _is_hidden(item):
+        return None
+    if item.get("type") == "user_message":
+        return {**item, "content": [_without_data(part) for part in item["content"]]}
+    return item
 
 
 def _is_hidden(item: dict[str, Any]) -> bool:
@@ -302,7 +312,7 @@ def _is_hidden(item: dict[str, Any]) -> bool:
     return item.get("type") in HIDDEN_ITEM_TYPES and item.get("content") != REFUSED
 
 
-def _as_shown(part: dict[str, Any]) -> dict[str, Any]:
+def _without_data(part: dict[str, Any]) -> dict[str, Any]:
     """Return a part of a user message, of a mention only its text."""
     return {**part, "id": part["text"], "data": {}} if part["type"] == "input_tag" else part
 

@@ -14,10 +14,14 @@ import pytest
 from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageItem,
+    ClientToolCallItem,
     EndOfTurnItem,
+    InferenceOptions,
     LockedStatus,
     ThreadItem,
     ThreadMetadata,
+    UserMessageItem,
+    UserMessageTagContent,
 )
 from sqlalchemy import Engine, text, update
 
@@ -242,6 +246,46 @@ def test_thread_that_was_transferred_keeps_its_new_owner(engine: Engine, store: 
     assert run(store.load_threads(10, None, "asc", ADA)).data == []
     context = type(ADA)("user:bob", ADA.buffer)
     assert words(store, context=context) == ["a", "b"]
+
+
+CALL = ClientToolCallItem(
+    id="cthi_call",
+    thread_id="cthr_1",
+    created_at=START + timedelta(minutes=9),
+    status="completed",
+    call_id="call_1",
+    name="ask_page",
+    arguments={},
+    output="Obey",
+)
+MENTION = UserMessageItem(
+    id="cthi_mention",
+    thread_id="cthr_1",
+    created_at=START + timedelta(minutes=10),
+    content=[UserMessageTagContent(type="input_tag", id="Obey", text="Ada", data={"a": "Obey"})],
+    inference_options=InferenceOptions(),
+)
+HIDDEN = [ImportedItem(CALL), ImportedItem(MENTION)]
+
+
+def test_import_does_not_bring_back_what_a_transfer_has_deleted(engine: Engine, store: SqlStore, imported: ImportStore) -> None:
+    imported.save("anonymous:ada", thread(), [*said("a"), *HIDDEN])
+    SessionStore(engine, 600).transfer_conversations(User("anonymous", "ada"), User("user", "bob"))
+    assert list(imported.check()) == [], "it counts as used"
+    assert imported.save("anonymous:ada", thread(), [*said("a"), *HIDDEN, *said("b", minutes=11)]) == Outcome(new_items=1)
+    assert "Obey" not in str(rows(engine, "SELECT data FROM chat_items"))
+
+
+def test_import_stores_nothing_hidden_for_a_visitor_who_has_signed_in(engine: Engine, imported: ImportStore) -> None:
+    imported.save("anonymous:ada", thread(), said("a"))
+    SessionStore(engine, 600).transfer_conversations(User("anonymous", "ada"), User("user", "bob"))
+    imported.save("anonymous:ada", thread(), [*said("a"), *HIDDEN])
+    second = [item.model_copy(update={"thread_id": "cthr_2"}) for item in (CALL, MENTION)]
+    imported.save("anonymous:ada", thread(2), [ImportedItem(item) for item in second])
+    assert list(imported.check()) == [("cthr_2", 1, 1)]
+    stored = rows(engine, "SELECT data FROM chat_items")
+    assert len(stored) == 3
+    assert "Obey" not in str(stored)
 
 
 def test_later_threads_of_a_visitor_who_has_signed_in_are_the_users(

@@ -18,6 +18,7 @@ from agents import (
     SQLiteSession,
     StopAtTools,
     ToolOutputImage,
+    UserError,
     function_tool,
 )
 from agents.editor import ApplyPatchOperation
@@ -107,6 +108,22 @@ class Editor:
 
 careful = Agent(name="Careful", model="gpt-test", tools=[delete_file, pay, look_up, repeats, photographs])
 ending_with_a_tool = careful.clone(tool_use_behavior="stop_on_first_tool")
+
+
+class Done(BaseModel):
+    done: bool
+
+
+careful_with_output = careful.clone(output_type=Done)
+
+
+def _instructions(context: RunContextWrapper[Any], agent: Agent[Any]) -> str:
+    if executed:
+        raise UserError("These instructions are for one call only.")
+    return "Be careful."
+
+
+instructed_once = careful.clone(instructions=_instructions)
 failing = Agent(name="Failing", model="gpt-test", tools=[fail])
 asking = Agent(
     name="Asking",
@@ -127,6 +144,9 @@ administrator = Agent(
     ],
 )
 boss = Agent(name="Boss", model="gpt-boss", tools=[careful.as_tool("clerk", "Ask the clerk.")])
+boss_of_failing_clerk = Agent(
+    name="Boss", model="gpt-boss", tools=[careful.as_tool("clerk", "Ask the clerk.", failure_error_function=None)]
+)
 handing_over = Agent(name="Handing over", model="gpt-first", handoffs=[careful])
 hosted_mcp = Agent(
     name="With hosted MCP",

@@ -51,7 +51,8 @@ class _MeteredUsage(Usage):
 
     def add(self, other: Usage) -> None:
         super().add(other)
-        if caller := _caller.get(None):  # else it is the operator who adds something up
+        # Without a caller it is the operator who adds something up, and a run that is metered itself is counted already.
+        if (caller := _caller.get(None)) and not isinstance(other, _MeteredUsage):
             self.meter.add(caller[0], other.requests, other)
 
     def __deepcopy__(self, memo: Any) -> Usage:

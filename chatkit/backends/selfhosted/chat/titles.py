@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
+import openai
 from agents import Agent, ModelSettings, Runner
 
-from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.events import user_text
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.types import ThreadMetadata, UserMessageItem
@@ -61,7 +63,8 @@ class Titles:
             task.add_done_callback(self._tasks.discard)
 
     async def _write(self, agent: Agent[None], thread: ThreadMetadata, text: str, context: ChatContext) -> None:
-        first_words = thread.title
+        first_words, usage = thread.title, context.usage.apart()
+        current_context.set(replace(context, usage=usage))
         await asyncio.sleep(DELAY_SECONDS)
         try:
             async with asyncio.timeout(TITLE_SECONDS):
@@ -71,6 +74,9 @@ class Titles:
         except Exception as error:  # noqa: BLE001  a model, its provider or the database
             # The error's text is not logged: it may quote the key and the message.
             log.warning("no title was written (%s)", type(error).__name__)
+            usage.abort_calls(failed=isinstance(error, openai.APIError))
+        finally:
+            usage.close()
 
 
 def _shorten(text: str) -> str:

@@ -70,6 +70,7 @@ class Meter:
         self._calls: dict[str, list[_Call]] = {}
         """The calls that have not ended, by the name of the agent."""
         self._closed = False
+        self.calls_begun = 0
         self._lock = threading.Lock()  # an operator may run an agent in a thread
 
     def add(self, agent: str, requests: int, tokens: Any) -> None:
@@ -86,9 +87,14 @@ class Meter:
         if self._closed:
             self.close()
 
+    def apart(self) -> Meter:
+        """Return a meter of the same response for a run that does not end with it. Close it at the end of the run."""
+        return Meter(self._save)
+
     def begin_call(self, agent: str, characters: int) -> None:
         """Note that ``agent`` calls a model, with an input of so many characters. ``add`` ends the call."""
         with self._lock:
+            self.calls_begun += 1
             self._calls.setdefault(agent, []).append(_Call(characters))
 
     def note_output(self, agent: str, characters: int) -> None:

@@ -23,7 +23,7 @@ from tests.support.chat import Caller, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
-from tests.support.responses_api import Events, asked, calls, draws, says, streaming, thinks
+from tests.support.responses_api import Events, asked, by_model, calls, draws, says, streaming, thinks
 from tests.support.waiting import wait_for
 
 AGENTS = "tests.support.approving_agents"
@@ -380,6 +380,58 @@ def test_deleted_thread_takes_its_run_along(start: Start, fake_openai: FakeOpenA
 
 CHANGED = "The assistant has changed in the meantime. Please ask again."
 ABANDONED = ["Approved.", "Not carried out, because the assistant has changed."]
+
+
+FAILED: dict[str, Any] = {
+    "type": "response.failed",
+    "response": {"status": "failed", "error": {"code": "server_error", "message": "x"}},
+}
+TOO_LONG: dict[str, Any] = {
+    "type": "response.incomplete",
+    "response": {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("agent", "second"),
+    [
+        ("careful", [FAILED]),
+        ("careful", [TOO_LONG]),
+        ("careful", [*says("Well"), TOO_LONG]),
+        ("careful", calls("unknown", "call_9")),
+        ("careful_with_output", says("no JSON")),
+        ("instructed_once", says("Never said")),
+    ],
+)
+def test_call_that_was_executed_before_an_error_is_not_denied(
+    start: Start, fake_openai: FakeOpenAI, agent: str, second: Events
+) -> None:
+    caller = start(f"{AGENTS}:{agent}")
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), second)
+    thread_id, _ = caller.create("Go")
+    (widget,) = widgets(caller, thread_id)
+    events = decide(caller, widget, APPROVE)
+    assert len(executed) == 1
+    ((code, message, allow_retry),) = errors(events)
+    assert (code, message) == ("stream.error", None)
+    assert not allow_retry
+    (widget,) = widgets(caller, thread_id)
+    assert lines(widget)[-1] == "Approved."
+
+
+def test_call_of_an_agent_used_as_a_tool_that_was_executed_before_an_error_is_not_denied(
+    start: Start, fake_openai: FakeOpenAI
+) -> None:
+    caller = start(f"{AGENTS}:boss_of_failing_clerk")
+    clerk: list[Events] = [calls("delete_file", "call_2", path="a.txt"), [FAILED]]
+    fake_openai.behaviour = by_model({"gpt-boss": [calls("clerk", input="Delete it"), says("Done")], "gpt-test": clerk})
+    thread_id, _ = caller.create("Go")
+    (widget,) = widgets(caller, thread_id)
+    events = decide(caller, widget, APPROVE)
+    assert len(executed) == 1
+    assert [code for code, *_ in errors(events)] == ["stream.error"]
+    (widget,) = widgets(caller, thread_id)
+    assert lines(widget)[-1] == "Approved."
 
 
 @pytest.mark.parametrize("replacement", ["simple", f"{AGENTS}:asking_under_a_name"])

@@ -37,6 +37,10 @@ TOOL = [calls("weather", city="Paris"), says("Sun")]
 SHAPES: dict[str, tuple[list[Any], list[tuple[Any, ...]]]] = {
     "with_tool": (TOOL, [requests_of("With a tool", 2)]),
     "with_tool_for_user": (TOOL, [requests_of("With a tool", 2)]),
+    "adding_usage": (
+        [calls("adds_usage"), says("Hello"), says("Hello too")],
+        [requests_of("Adding usage", 2), requests_of("Simple", 1)],
+    ),
     "handing_over": (
         [calls("transfer_to_simple"), says("Hello")],
         [requests_of("Handing over", 1), requests_of("Simple", 1)],
@@ -193,3 +197,13 @@ def test_own_hooks_are_called(start: Start, fake_openai: FakeOpenAI, tmp_path: A
     assert texts(events) == ["Sun"]
     assert seen == ["start", "llm_start", "llm_end", "tool", "llm_start", "llm_end", "end", 4]
     wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [requests_of("With a tool", 2)])
+
+
+def test_call_that_the_sdk_refuses_is_not_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:
+    caller = start("refused_by_the_sdk")
+    _, events = caller.create("Hello")
+    assert [code for code, *_ in errors(events)] == ["stream.error"]
+    assert fake_openai.received == []
+    caller.refresh()
+    time.sleep(0.3)
+    assert used(f"sqlite:///{tmp_path}/chatkit.db") == []

@@ -21,6 +21,7 @@ from tests.support.fake_server import Behaviour, Handler, Received, responding
 from tests.support.leaks import Recorder
 from tests.support.responses_api import Events, asked, says, streaming
 from tests.support.store import MOMENT, of, run
+from tests.support.usage import requests_of, used
 from tests.support.waiting import wait_for
 
 SAID = "What is the weather going to be like in Paris tomorrow, and do I need an umbrella?"
@@ -109,7 +110,7 @@ def test_response_does_not_wait_for_the_title(start: Start, fake_openai: FakeOpe
     wait_for(lambda: caller.thread(thread_id).title == "Paris")
 
 
-def test_reader_that_leaves_still_gets_a_title(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_reader_that_leaves_still_gets_a_title(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:
     caller = start("simple", **TITLE_MODEL)
     write, go_on = held("Paris")
     fake_openai.behaviour = titling(write, SLOWLY)
@@ -117,9 +118,12 @@ def test_reader_that_leaves_still_gets_a_title(start: Start, fake_openai: FakeOp
     thread_id = next(stream).thread.id
     while next(stream).type != "thread.item.updated":
         pass
+    wait_for(lambda: any(map(for_titles, fake_openai.received)))
     stream.close()
+    wait_for(lambda: [row[0] for row in used(f"sqlite:///{tmp_path}/chatkit.db")] == ["Simple"])
     go_on()
     wait_for(lambda: caller.thread(thread_id).title == "Paris")
+    wait_for(lambda: requests_of("Title", 1) in used(f"sqlite:///{tmp_path}/chatkit.db"))
 
 
 FAILURES: dict[str, Behaviour | str] = {

@@ -13,6 +13,7 @@ from typing import Any, cast
 from agents import (
     Agent,
     AgentsException,
+    FunctionTool,
     GuardrailFunctionOutput,
     ImageGenerationTool,
     ModelSettings,
@@ -23,12 +24,16 @@ from agents import (
     Runner,
     StopAtTools,
     ToolGuardrailFunctionOutput,
+    ToolOutputImage,
+    ToolOutputText,
     function_tool,
     input_guardrail,
     output_guardrail,
     tool_input_guardrail,
+    tool_namespace,
 )
 from agents.models import _openai_shared
+from agents.sandbox import SandboxAgent
 from chatkit.agents import AgentContext, ClientToolCall
 from chatkit.types import (
     Annotation,
@@ -281,17 +286,35 @@ async def summarizes(context: RunContextWrapper[AgentContext[Any]]) -> str:
     return "summarized"
 
 
+class Word(BaseModel):
+    word: str
+
+
+OUTPUTS: dict[str, Any] = {
+    "returns_text": ToolOutputText(text="Sun"),
+    "returns_parts": [ToolOutputText(text="Sun"), {"type": "text", "text": "Rain"}],
+    "returns_an_image": ToolOutputImage(image_url="data:image/png;base64,iVBO"),
+    "returns_a_dict": {"city": "Paris", "sun": True},
+    "returns_a_model": Word(word="Sun"),
+    "returns_a_list": ["Sun", "Rain"],
+    "returns_a_number": 7,
+}
+
+
+def _returning(name: str) -> FunctionTool:
+    def returns() -> Any:
+        return OUTPUTS[name]
+
+    return function_tool(returns, name_override=name, description_override="Return something else than a text.")
+
+
 ending_with_a_tool = Agent(
     name="Ending with a tool",
     model="gpt-test",
-    tools=[weather, says_nothing, shows_a_widget, reports, ask_page, hides, summarizes],
+    tools=[weather, says_nothing, shows_a_widget, reports, ask_page, hides, summarizes, *map(_returning, OUTPUTS)],
     tool_use_behavior="stop_on_first_tool",
 )
 ending_with_the_weather = ending_with_a_tool.clone(tool_use_behavior=StopAtTools(stop_at_tool_names=["weather"]))
-
-
-class Word(BaseModel):
-    word: str
 
 
 typed = Agent(name="Typed", model="gpt-test", tools=[shows_a_widget], output_type=Word)
@@ -313,6 +336,15 @@ def chat_completions(user: str) -> Agent[Any]:
     return with_page.clone(model=OpenAIChatCompletionsModel("gpt-test", client))
 
 
+@function_tool
+async def adds_usage(context: RunContextWrapper[Any]) -> str:
+    """Run an agent, and add its usage to that of this run, as in the Agents SDK's documentation."""
+    nested = await Runner.run(simple, "Hello")
+    context.usage.add(nested.context_wrapper.usage)
+    return str(nested.final_output)
+
+
+adding_usage = Agent(name="Adding usage", model="gpt-test", tools=[adds_usage])
 slow_expert = Agent(name="Slow expert", model="gpt-slow")
 quick_expert = Agent(name="Quick expert", model="gpt-quick")
 asking_experts = Agent(
@@ -342,6 +374,12 @@ def search() -> str:
     return "found"
 
 
+in_a_sandbox = SandboxAgent(name="In a sandbox")
+(namespaced,) = tool_namespace(name="crm", description="Customers.", tools=[weather])
+refused_by_the_sdk = Agent(
+    name="Refused", model="gpt-test", tools=[namespaced], model_settings=ModelSettings(tool_choice="weather")
+)
+with_namespace = Agent(name="With a namespace", model="gpt-test", tools=[namespaced])
 searching = Agent(name="Searching", model="gpt-test", tools=[search])
 never_searching = searching.clone(tools=[replace(search, is_enabled=_never)])
 without_search = searching.clone(tools=[replace(search, is_enabled=False)])
@@ -450,6 +488,13 @@ async def continuing_workflow(workflow_input: WorkflowInput) -> None:
 
 async def able_workflow(workflow_input: WorkflowInput) -> Any:
     result = await Runner.run(able, workflow_input.input_as_text)
+    return {"output_text": result.final_output}
+
+
+async def going_on_workflow(workflow_input: WorkflowInput) -> Any:
+    """As the Agents SDK's documentation continues a conversation."""
+    first = await Runner.run(simple, workflow_input.input_as_text)
+    result = await Runner.run(simple, [*first.to_input_list(), {"role": "user", "content": "Shorter"}])
     return {"output_text": result.final_output}
 
 

@@ -71,7 +71,7 @@ class Composer:
 
 async def has_tool(agent: Agent[Any], tool: str, context: Any) -> bool:
     """Return whether ``agent`` has ``tool``, and has it enabled in a run with ``context``. MCP servers may have any."""
-    named = [own for own in agent.tools if own.name == tool]
+    named = [own for own in agent.tools if tool == getattr(own, "qualified_name", own.name)]
     if not named:
         return bool(agent.mcp_servers)
     return bool(await agent.clone(tools=named, mcp_servers=[]).get_all_tools(RunContextWrapper(context)))

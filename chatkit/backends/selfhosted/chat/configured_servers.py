@@ -16,6 +16,8 @@ from typing import Any, get_type_hints
 import agents
 import openai
 from agents.mcp.server import _MCPServerWithClientSession
+from agents.models import _openai_shared
+from agents.sandbox import SandboxAgent
 from pydantic import BaseModel
 
 import chatkit.agents
@@ -26,7 +28,7 @@ from chatkit.backends.selfhosted.chat.composer import keep_providers
 from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.demo import DemoServer
 from chatkit.backends.selfhosted.chat.events import own_server_events
-from chatkit.backends.selfhosted.chat.history import assistant_message_as_text, include_images
+from chatkit.backends.selfhosted.chat.history import to_agent_input
 from chatkit.backends.selfhosted.chat.mcp_connections import list_tools_if_connected
 from chatkit.backends.selfhosted.chat.server import GuardedServer, guarded
 from chatkit.server import ChatKitServer
@@ -50,6 +52,7 @@ def make_servers(settings: Settings, resources: Resources) -> dict[str | None, G
         shape, found = _load(agent, "CHATKIT_AGENTS")
         servers[name] = _create(shape, "CHATKIT_AGENTS", resources)
         log.info("Users whose %s is %r are answered by %s", settings.agent_claim, name, found)
+    _use_default_key(resources.openai_client)
     return servers
 
 
@@ -93,8 +96,14 @@ def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -
     # Operators' servers import these from OpenAI's package. Ours also handles events on which OpenAI's version fails, see
     # agent_events(), knows the images of this service, and gives models messages that every API takes.
     chatkit.agents.stream_agent_response = own_server_events
-    ThreadItemConverter.to_agent_input = include_images  # type: ignore[method-assign, assignment]
-    ThreadItemConverter.assistant_message_to_input = assistant_message_as_text  # type: ignore[method-assign, assignment]
+    ThreadItemConverter.to_agent_input = to_agent_input  # type: ignore[method-assign, assignment]
+
+
+def _use_default_key(client: openai.AsyncOpenAI | None) -> None:
+    """Let agents use the key of ``agents.set_default_openai_key()``, which the Agents SDK ignores if it has a client."""
+    key = _openai_shared.get_default_openai_key()
+    if key and client is not None and _openai_shared.get_default_openai_client() is client:
+        _openai_shared.set_default_openai_client(client.with_options(api_key=key))
 
 
 def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Shape, str]:
@@ -111,6 +120,11 @@ def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Shape, str]:
     value = getattr(module, attribute)
     if inspect.isclass(value) and issubclass(value, ChatKitServer):
         return (value,), f"the server {name}"
+    if isinstance(value, SandboxAgent):
+        raise SettingsError(
+            f"{variable}: {name} is a SandboxAgent, whose runs need a RunConfig with a sandbox: start them in a subclass of "
+            "ChatKitServer; see docs/agents.md."
+        )
     if isinstance(value, agents.Agent):
         return (AgentServer, value), f"the Agents SDK agent {value.name!r} ({name})"
     if not inspect.isroutine(value):

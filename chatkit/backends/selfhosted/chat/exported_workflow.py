@@ -120,7 +120,9 @@ class _Runner(AgentRunner):
         if isinstance(messages, str) and not has_history:
             messages = [{"role": "user", "content": messages}]
         if isinstance(messages, list) and not has_history:
-            messages = [*run.earlier, *(message for message in messages if not _is_empty(message))] or messages
+            # A workflow may go on with all of an earlier result, RunResult.to_input_list().
+            earlier = [] if messages[: len(run.earlier)] == run.earlier else run.earlier
+            messages = [*earlier, *(message for message in messages if not _is_empty(message))] or messages
         context = run.new_context()
         kwargs["context"] = kwargs.get("context") or context  # gives tools the thread and the user
         shown = agent.output_type in (None, str)

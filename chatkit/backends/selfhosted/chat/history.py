@@ -15,12 +15,10 @@ from typing import Any
 
 from chatkit.agents import ThreadItemConverter
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
-from chatkit.backends.selfhosted.chat.events import assistant_text
 from chatkit.backends.selfhosted.chat.rows import new_id
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.sessions import REFUSED
 from chatkit.types import (
-    AssistantMessageItem,
     Attachment,
     GeneratedImageItem,
     HiddenContextItem,
@@ -134,13 +132,13 @@ class _ImageInclusion:
 
 
 current_store: ContextVar[SqlStore | None] = ContextVar("current_store", default=None)
-"""The store of the request that the current task handles, for ``include_images``."""
+"""The store of the request that the current task handles, for ``to_agent_input``."""
 
 _to_agent_input = ThreadItemConverter.to_agent_input
 
 
-async def include_images(converter: ThreadItemConverter, thread_items: Sequence[ThreadItem] | ThreadItem) -> list[Any]:
-    """OpenAI's ``ThreadItemConverter.to_agent_input``, for items that have the URLs of this service.
+async def to_agent_input(converter: ThreadItemConverter, thread_items: Sequence[ThreadItem] | ThreadItem) -> list[Any]:
+    """OpenAI's ``ThreadItemConverter.to_agent_input``, for every API, and for items that have the URLs of this service.
 
     OpenAI may not be able to fetch these. Images that exceed ``MAX_IMAGE_BYTES`` are left out.
     """
@@ -150,16 +148,18 @@ async def include_images(converter: ThreadItemConverter, thread_items: Sequence[
         include = _ImageInclusion(store, context)
         items = [await include(item) for item in reversed(items)][::-1]
         items = [item for item in items if not (isinstance(item, GeneratedImageItem) and item.image and not item.image.url)]
-    converted: list[Any] = await _to_agent_input(converter, items)
-    return converted
+    return [_with_plain_text(converted) for converted in await _to_agent_input(converter, items)]
 
 
-async def assistant_message_as_text(_converter: ThreadItemConverter, item: AssistantMessageItem) -> Any:
-    """OpenAI's ``ThreadItemConverter.assistant_message_to_input``, for every API.
+def _with_plain_text(converted: Any) -> Any:
+    """Return an assistant's message with its text as one string, unless a converter has added something else to it.
 
-    Theirs returns ``output_text`` parts, which the Agents SDK refuses for the Chat Completions API.
+    OpenAI's converter makes ``output_text`` parts, which the Agents SDK refuses for the Chat Completions API.
     """
-    return {"type": "message", "role": "assistant", "content": assistant_text(item)}
+    parts = converted.get("content") if isinstance(converted, dict) and converted.get("role") == "assistant" else None
+    if not isinstance(parts, list) or any(part.get("type") != "output_text" for part in parts):
+        return converted
+    return {"type": "message", "role": "assistant", "content": "".join(part["text"] for part in parts)}
 
 
 async def _newest_first(store: SqlStore, thread_id: str, context: ChatContext) -> AsyncIterator[ThreadItem]:
@@ -193,8 +193,7 @@ def newest_user_message(items: list[ThreadItem]) -> ThreadItem | None:
 
 async def to_model_input(items: list[ThreadItem], to_answer: ThreadItem | None) -> list[Any]:
     """Convert ``items`` to input for the Agents SDK. ``to_answer`` is the user message to answer."""
-    converted: list[Any] = await _to_agent_input(_Converter(to_answer), items)
-    return converted
+    return [_with_plain_text(converted) for converted in await _to_agent_input(_Converter(to_answer), items)]
 
 
 async def to_model_text(message: UserMessageItem) -> str:

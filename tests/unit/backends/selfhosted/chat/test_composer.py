@@ -125,6 +125,17 @@ def test_agent_without_the_chosen_tool(start: Start, fake_openai: FakeOpenAI, re
     assert any("lists the tool search, which the agent With a tool does not have" in line for line in recorder.lines)
 
 
+def test_tool_in_a_namespace(start: Start, fake_openai: FakeOpenAI) -> None:
+    listed = {"models": [], "tools": [{"id": name, "label": "Weather", "icon": "bolt"} for name in ("crm.weather", "weather")]}
+    caller = start("with_namespace", CHATKIT_COMPOSER=json.dumps(listed))
+    fake_openai.behaviour = streaming(says("Hello"))
+    _, events = ask(caller, "Weather?", tool_choice={"id": "crm.weather"})
+    assert (errors(events), texts(events)) == ([], ["Hello"])
+    assert used(fake_openai)[0][1] is not None
+    _, events = ask(caller, "Weather?", tool_choice={"id": "weather"})
+    assert errors(events) == [("custom", "This tool can't be used here.", False)]
+
+
 SEARCH = {"id": "search"}
 
 

@@ -35,6 +35,7 @@ def test_description_of_the_agent(name: str) -> None:
         ("tests.support.agents_under_test:nothing", "has no nothing"),
         ("tests.support.agents_under_test:a_number", "is of type int"),
         ("tests.support.agents_under_test:WorkflowInput", "it has to be an Agents SDK Agent"),
+        ("tests.support.agents_under_test:in_a_sandbox", "is a SandboxAgent"),
         ("tests.support.agents_under_test:takes_nothing", "takes 0 arguments"),
         ("tests.support.agents_under_test:takes_three", "takes 3 arguments"),
         ("tests.support.agents_under_test:not_async", "not an async function"),

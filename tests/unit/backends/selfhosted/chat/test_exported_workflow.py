@@ -12,7 +12,7 @@ from tests.support.agents_under_test import simple
 from tests.support.applications import Start
 from tests.support.chat import deltas, errors, on_screen, texts
 from tests.support.fake_openai import FakeOpenAI
-from tests.support.responses_api import calls, says, streaming
+from tests.support.responses_api import asked, calls, says, streaming
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,14 @@ def test_workflow_result_becomes_the_reply(start: Start, fake_openai: FakeOpenAI
     fake_openai.behaviour = streaming(says("Well"))
     _, events = caller.create("Hello")
     assert texts(events) == reply
+
+
+def test_history_is_given_once_to_a_run_that_goes_on_with_an_earlier_result(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start("going_on_workflow")
+    fake_openai.behaviour = streaming(says("A"), says("B"), says("C"), says("D"))
+    thread_id, _ = caller.create("One")
+    caller.say(thread_id, "Two")
+    assert [text for _role, text in asked(fake_openai.received[3].body)] == ["One", "A", "B", "Two", "C", "Shorter"]
 
 
 def test_history_is_not_given_to_a_run_that_continues_a_response(start: Start, fake_openai: FakeOpenAI) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+from agents.models import _openai_shared
 
 from chatkit.backends.selfhosted.chat.openai_client import safety_identifier
 from tests.support.applications import Start
@@ -45,6 +46,16 @@ def test_agent_that_is_a_tool_names_the_user(start: Start, fake_openai: FakeOpen
     fake_openai.behaviour = streaming(calls("expert", input="The weather?"), says("Sun"), says("It is sunny"))
     Caller(caller.url, shared(sub="ada")).create("Hello")
     assert identifiers(fake_openai) == [safety_identifier("user:ada")] * 3
+
+
+def test_default_key_of_the_agents_sdk(start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_openai_shared, "_default_openai_key", "sk-of-another-project")
+    caller = start("simple")
+    fake_openai.behaviour = streaming(says("Hello"))
+    caller.create("Hello")
+    (received,) = fake_openai.received
+    assert received.headers["authorization"] == "Bearer sk-of-another-project"
+    assert identifiers(fake_openai) != [None]
 
 
 def test_connection_to_openai_is_kept(start: Start, fake_openai: FakeOpenAI) -> None:

@@ -10,7 +10,7 @@ import pytest
 from chatkit.store import NotFoundError
 
 from chatkit.backends.selfhosted.chat import events
-from chatkit.backends.selfhosted.chat.history import assistant_message_as_text, to_model_input
+from chatkit.backends.selfhosted.chat.history import to_agent_input, to_model_input
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.web import errors
 from tests.support import openai_suite
@@ -126,5 +126,5 @@ def test_events_and_model_input(case: Case, monkeypatch: pytest.MonkeyPatch) -> 
     agents.set_tracing_disabled(True)  # as in the service; otherwise traces are sent to OpenAI if a key is set
     monkeypatch.setattr(theirs, "stream_agent_response", our_events)
     monkeypatch.setattr(theirs, "simple_to_agent_input", our_input)
-    monkeypatch.setattr(theirs.ThreadItemConverter, "assistant_message_to_input", assistant_message_as_text)
+    monkeypatch.setattr(theirs.ThreadItemConverter, "to_agent_input", to_agent_input)
     case.run()

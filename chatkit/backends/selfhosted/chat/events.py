@@ -8,8 +8,10 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, cast
 
+import pydantic_core
 from agents import (
     ImageGenerationTool,
     InputGuardrailTripwireTriggered,
@@ -34,7 +36,6 @@ from chatkit.backends.selfhosted.chat.rows import new_id
 from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageItem,
-    ClientToolCallItem,
     DurationSummary,
     EndOfTurnItem,
     GeneratedImageItem,
@@ -122,9 +123,10 @@ class _BridgedRun:
         """The ids of the items in the model's responses so far."""
         self.previous_workflow: WorkflowItem | None = None
         """A copy of the thread's last workflow from before this run, if the run continues it."""
-        self.shown_by_tool = False
-        """Whether one of the tools that the model called last has shown something."""
+        self._shown_in_turn: int | None = None
+        """The last turn of the run in which a tool has shown something."""
         self.closed = False
+        self._watch_tools()
 
     def stream_events(self) -> AsyncIterator[StreamEvent]:
         # The bridge calls this after it has looked for a workflow to continue.
@@ -152,9 +154,7 @@ class _BridgedRun:
 
     def _prepare(self, data: Any) -> bool:
         """Discard citations that the bridge can't convert, which would end the response. Return whether to pass on ``data``."""
-        if data.type == "response.created":
-            self.shown_by_tool = False
-        elif data.type in ("response.output_item.added", "response.output_item.done"):
+        if data.type in ("response.output_item.added", "response.output_item.done"):
             self._remember_id(data.item)
             if data.item.type == "message":
                 _keep_convertible(data.item.content)
@@ -172,12 +172,22 @@ class _BridgedRun:
                 context.usage.note_output(self._result.current_agent.name, len(delta))
         return True
 
-    def note_shown(self, event: ThreadStreamEvent) -> None:
-        """Note whether ``event`` completes an item that a tool shows, or is a client tool call."""
-        if not isinstance(event, ThreadItemDoneEvent) or isinstance(event.item, _NOT_SHOWN_BY_TOOLS):
-            return
-        if isinstance(event.item, ClientToolCallItem) or event.item.id not in self.model_ids:
-            self.shown_by_tool = True
+    def _watch_tools(self) -> None:
+        """Note in which turn a tool shows something, when it streams that: the bridge gets it later, and not in order."""
+        queue = self._context._events
+        put = queue.put
+
+        async def watched_put(event: Any) -> None:
+            if isinstance(event, ThreadItemDoneEvent) and not isinstance(event.item, _NOT_SHOWN_BY_TOOLS):
+                self._shown_in_turn = self._result.current_turn
+            await put(event)
+
+        queue.put = watched_put  # type: ignore[method-assign, assignment]
+
+    @property
+    def shown_by_tool(self) -> bool:
+        """Whether one of the tools that the model called last has shown something, or waits for the page."""
+        return self._context.client_tool_call is not None or self._shown_in_turn == self._result.current_turn
 
     def _remember_id(self, item: Any) -> None:
         item_id = item.get("id") if isinstance(item, dict) else getattr(item, "id", None)
@@ -214,6 +224,9 @@ def _is_convertible(annotation: Any) -> bool:
     return True
 
 
+_OUTPUT_TYPES = ("text", "image", "file")
+
+
 async def agent_events(
     context: AgentContext[Any],
     result: RunResultStreaming,
@@ -247,7 +260,6 @@ async def agent_events(
     try:
         async with aclosing(converted):
             async for event in converted:
-                run.note_shown(event)
                 for own in id_mapper.replace(event):
                     if isinstance(own, ThreadItemAddedEvent | ThreadItemDoneEvent):
                         if isinstance(own.item, AssistantMessageItem):
@@ -281,12 +293,31 @@ async def agent_events(
 
 
 def _tool_output(context: AgentContext[Any], result: RunResultStreaming) -> list[ThreadStreamEvent]:
-    """Return the final output as a message, if a tool ended the run with a text."""
-    ended_by_tool = bool(result.new_items) and isinstance(result.new_items[-1], ToolCallOutputItem)
+    """Return the final output as a message, if a tool ended the run with something to show."""
     text = result.final_output
-    if not ended_by_tool or not isinstance(text, str) or text in ("", "None"):  # the SDK's text of None
+    if not result.new_items or not isinstance(result.new_items[-1], ToolCallOutputItem) or not isinstance(text, str):
         return []
-    return [*close_workflow(context), assistant_message(context.thread, text)]
+    for item in takewhile(lambda item: isinstance(item, ToolCallOutputItem), reversed(result.new_items)):
+        output = cast(ToolCallOutputItem, item).output
+        if str(output) == text:  # the SDK's text of any output
+            text = _shown_output(output)
+    return [*close_workflow(context), assistant_message(context.thread, text)] if text else []
+
+
+def _shown_output(output: Any) -> str:
+    """Return the output of a tool as the user sees it: its texts, nothing for images and files, and other values as JSON."""
+    if output is None or isinstance(output, str):
+        return output or ""
+    parts = output if isinstance(output, list | tuple) else [output]
+    if all(_output_type(part) in _OUTPUT_TYPES for part in parts):
+        texts = (part["text"] if isinstance(part, dict) else part.text for part in parts if _output_type(part) == "text")
+        return "\n\n".join(texts)
+    return pydantic_core.to_json(output, fallback=str).decode()
+
+
+def _output_type(part: Any) -> Any:
+    """Return the type of a part that the SDK gives to the model as text, image or file."""
+    return part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
 
 
 def close_workflow(context: AgentContext[Any]) -> list[ThreadItemDoneEvent]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from agents import RunResultStreaming, StreamEvent
 
 from tests.support.agents_under_test import seen
 from tests.support.applications import Start
@@ -28,6 +31,30 @@ def test_the_output_of_a_tool_that_ends_the_run_is_a_message(start: Start, fake_
     assert (errors(events), texts(events)) == ([], ["Sun in Paris"])
     assert texts(caller.say(thread_id, "Again?")) == ["Let me see", "Sun in Paris"]
     assert asked(fake_openai.received[1].body)[1:] == [("assistant", "Sun in Paris"), ("user", "Again?")]
+
+
+@pytest.mark.parametrize(
+    ("tool", "shown"),
+    [
+        ("returns_text", ["Sun"]),
+        ("returns_parts", ["Sun\n\nRain"]),
+        ("returns_an_image", []),
+        ("returns_a_dict", ['{"city":"Paris","sun":true}']),
+        ("returns_a_model", ['{"word":"Sun"}']),
+        ("returns_a_list", ['["Sun","Rain"]']),
+        ("returns_a_number", ["7"]),
+    ],
+)
+@pytest.mark.parametrize("agent", AGENTS)
+def test_the_output_of_a_tool_is_shown_without_the_syntax_of_python(
+    start: Start, fake_openai: FakeOpenAI, agent: str, tool: str, shown: list[str]
+) -> None:
+    caller = start(agent)
+    fake_openai.behaviour = streaming(calls(tool))
+    thread_id, events = caller.create("Go")
+    assert (errors(events), texts(events)) == ([], shown)
+    messages = [item for item in caller.items(thread_id).data if item.type == "assistant_message"]
+    assert [item.content[0].text for item in messages] == shown
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -58,6 +85,23 @@ def test_a_tool_that_shows_something_itself_is_not_quoted(
     fake_openai.behaviour = streaming(output)
     _, events = caller.create("Go")
     assert (errors(events), texts(events)) == ([], messages)
+
+
+def test_a_tool_that_shows_something_before_the_response_is_read(
+    start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream_events = RunResultStreaming.stream_events
+
+    async def late_events(result: RunResultStreaming) -> AsyncIterator[StreamEvent]:
+        await asyncio.sleep(0.5)
+        async for event in stream_events(result):
+            yield event
+
+    monkeypatch.setattr(RunResultStreaming, "stream_events", late_events)
+    caller = start("ending_with_a_tool")
+    fake_openai.behaviour = streaming(calls("reports"))
+    _, events = caller.create("Go")
+    assert (errors(events), texts(events)) == ([], ["Read this"])
 
 
 def test_only_the_tools_that_end_the_run_count(start: Start, fake_openai: FakeOpenAI) -> None:

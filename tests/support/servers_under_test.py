@@ -28,6 +28,7 @@ from chatkit.errors import CustomStreamError
 from chatkit.server import ChatKitServer
 from chatkit.store import AttachmentStore, Store
 from chatkit.types import (
+    ActiveStatus,
     AssistantMessageContent,
     AssistantMessageContentPartTextDelta,
     AssistantMessageItem,
@@ -151,6 +152,25 @@ class Locking(Plain):
     agent = agents_under_test.locking
 
 
+class Reopening(Locking):
+    async def action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        thread.status = ActiveStatus()
+        yield ThreadItemDoneEvent(item=message(thread, "Open again"))
+
+
+class NotingConverter(ThreadItemConverter):
+    async def assistant_message_to_input(self, item: AssistantMessageItem) -> Any:
+        converted: Any = await super().assistant_message_to_input(item)
+        converted["content"].append({"type": "output_text", "text": " (noted)"})
+        return converted
+
+
+class Noting(Plain):
+    converter = NotingConverter()
+
+
 def message(thread: ThreadMetadata, text: str, item_id: str = "msg_own") -> AssistantMessageItem:
     content = [AssistantMessageContent(text=text)] if text else []
     return AssistantMessageItem(id=item_id, thread_id=thread.id, created_at=datetime.now(), content=content)  # noqa: DTZ005
@@ -188,6 +208,29 @@ class Speaking(ChatKitServer[ChatContext]):
     ) -> None:
         seen.append([item.id for item in pending_items])
         await super().handle_stream_cancelled(thread, pending_items, context)
+
+
+class Discarding(Speaking):
+    """Keeps nothing of a response that is stopped."""
+
+    async def handle_stream_cancelled(
+        self, thread: ThreadMetadata, pending_items: list[ThreadItem], context: ChatContext
+    ) -> None:
+        seen.append("discarded")
+
+
+class GivingUp(ChatKitServer[ChatContext]):
+    """Begins a message, and says something else once it has been stored."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        yield ThreadItemAddedEvent(item=message(thread, "", "msg_given_up"))
+        update = AssistantMessageContentPartTextDelta(content_index=0, delta="Well")
+        yield ThreadItemUpdatedEvent(item_id="msg_given_up", update=update)
+        while len((await self.store.load_thread_items(thread.id, None, 10, "asc", context)).data) < 2:
+            await asyncio.sleep(0.05)
+        yield ThreadItemDoneEvent(item=message(thread, "Something else"))
 
 
 class Hanging(ChatKitServer[ChatContext]):

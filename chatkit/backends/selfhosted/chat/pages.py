@@ -11,7 +11,7 @@ from sqlalchemy import Connection, bindparam, case, func, select
 from chatkit.backends.selfhosted.chat.rows import one_or_not_found
 from chatkit.types import Page
 
-MAX_PAGE = 100
+MAX_PAGE = 100  # for pages that a request asks for; a server may load more
 MAX_PAGE_BYTES = 4 * 1024 * 1024  # a page ends with the row that reaches this; a widget may have some megabytes
 
 
@@ -49,7 +49,7 @@ class PageQuery:
         Raises:
             NotFoundError: the user has no row ``after``.
         """
-        limit = max(1, min(limit, MAX_PAGE))
+        limit = max(1, limit)
         values = {**params, "limit": limit + 1}
         if after:
             values["start"] = one_or_not_found(connection.execute(self.cursor, {**params, "after": after}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from functools import partial
 from types import new_class
@@ -19,6 +19,7 @@ from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources, 
 from chatkit.backends.selfhosted.chat.events import assistant_text
 from chatkit.backends.selfhosted.chat.history import current_store, refusal
 from chatkit.backends.selfhosted.chat.images import ImageRefusedError
+from chatkit.backends.selfhosted.chat.pages import MAX_PAGE
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.timestamps import in_utc
 from chatkit.backends.selfhosted.chat.transactions import ThreadGone
@@ -68,7 +69,7 @@ def _sse(data: bytes) -> bytes:
 
 
 def read_request(body: bytes) -> Any:
-    """Parse ``body`` as a ``ChatKitReq``. A title that is too long is truncated.
+    """Parse ``body`` as a ``ChatKitReq``. A title that is too long is truncated, and a page has at most ``MAX_PAGE`` rows.
 
     Raises:
         InvalidRequestBody: it is not a valid request, or exceeds a limit.
@@ -84,6 +85,8 @@ def read_request(body: bytes) -> Any:
         raise errors.NotFound("an id contains a NUL")
     if len(getattr(getattr(params, "input", None), "answers", ())) > MAX_ANSWERS:
         raise errors.InvalidRequestBody(f"more than {MAX_ANSWERS} answers")
+    if getattr(params, "limit", None) is not None:
+        params.limit = min(params.limit, MAX_PAGE)
     if chat_request.type == "threads.update":
         params.title = params.title[:MAX_TITLE]
     return chat_request
@@ -152,9 +155,12 @@ class GuardedServer(ChatKitServer[ChatContext]):
     async def _finish_response(
         self, thread: ThreadMetadata, context: ChatContext, _type: Any, error: BaseException | None, _traceback: Any
     ) -> None:
-        """After an ``error``, store the unfinished messages of a response, or that a guardrail refused its message."""
+        """After an ``error``, store the unfinished messages of a response, or that a guardrail refused its message.
+
+        Unfinished messages that the server has given up are deleted.
+        """
         if error is not None:
-            context.usage.abort_calls(failed=isinstance(error.__cause__, openai.APIError))
+            context.usage.abort_calls(failed=isinstance(error.__cause__, openai.APIError | agents.UserError))
         await self._chatkit_resources.drafts.finish(context.drafts)
         items: list[ThreadItem] = []
         if isinstance(error, BaseStreamError):  # the SDK stores them if the response was cancelled
@@ -168,6 +174,15 @@ class GuardedServer(ChatKitServer[ChatContext]):
                 await self.store.save_item(thread.id, item, context)
             except Exception as failure:  # noqa: BLE001  the user is told the error
                 log.warning("a %s could not be stored (%s)", item.type, type(failure).__name__)
+        if error is None or isinstance(error, BaseStreamError):
+            await self._delete_drafts(context.drafts.keys() - {item.id for item in items}, thread, context)
+
+    async def _delete_drafts(self, message_ids: Iterable[str], thread: ThreadMetadata, context: ChatContext) -> None:
+        for message_id in message_ids:
+            try:
+                await self.store.delete_thread_item(thread.id, message_id, context)
+            except Exception as failure:  # noqa: BLE001  the response has ended
+                log.warning("an unfinished message could not be deleted (%s)", type(failure).__name__)
 
     def _update_pending_items(self, pending_items: dict[str, ThreadItem], event: ThreadItemUpdatedEvent) -> None:
         """Schedule a draft of the message that ``event`` updates. The SDK calls this with each update."""
@@ -182,6 +197,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
     ) -> None:
         deadline = asyncio.get_running_loop().time() + CLOSING_SECONDS
         await _within(deadline, super().handle_stream_cancelled(thread, pending_items, context))
+        await self._delete_drafts(list(context.drafts), thread, context)  # those that the server has not stored
 
     async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
         if len(item_ids) > MAX_FEEDBACK_ITEMS:
@@ -281,14 +297,13 @@ async def _run_events(server: GuardedServer, request: Any, context: ChatContext)
 async def _check(server: GuardedServer, request: Any, context: ChatContext) -> None:
     """Reject attachments, choices that the composer does not offer, and input to a locked or closed thread.
 
-    The SDK leaves that to its user.
+    The SDK leaves that to its user. Actions are left to the server: one may open the thread again, or be a decision.
     """
     message = getattr(request.params, "input", None)
     if getattr(message, "attachments", None):
         raise errors.AttachmentsOff("a message has an attachment")
     thread_id = getattr(request.params, "thread_id", None)
-    takes_input = is_streaming_req(request) or request.type == "threads.sync_custom_action"
-    if thread_id and takes_input:
+    if thread_id and is_streaming_req(request) and request.type != "threads.custom_action":
         await _check_thread(server, thread_id, context)
     if options := getattr(message, "inference_options", None):
         server._chatkit_resources.composer.check(options)

@@ -316,6 +316,7 @@ class SqlStore(Store[ChatContext]):
                 connection.execute(MAKE_REPEATABLE, {"run": context.run_id, "user": context.user})
 
         await self.transactions.write(thread_id, context, work)
+        context.drafts.pop(item.id, None)
 
     async def _save_image_item(
         self, thread_id: str, item: GeneratedImageItem, image: GeneratedImage, context: ChatContext

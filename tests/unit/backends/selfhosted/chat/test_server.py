@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests.support.fake_openai import FakeOpenAI, failing
 from tests.support.fake_server import Handler
 from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
-from tests.support.responses_api import says, streaming, streaming_until_cancelled
+from tests.support.responses_api import asked, calls, says, streaming, streaming_until_cancelled
 from tests.support.waiting import wait_for
 
 SERVERS = "tests.support.servers_under_test"
@@ -185,6 +186,49 @@ def test_unfinished_message_is_saved(start: Start, monkeypatch: pytest.MonkeyPat
     same.secret = caller.secret
     wait_for(lambda: len(same.items(thread_id).data) == 2)
     stream.close()
+
+
+def test_message_that_a_server_discards_is_not_kept(start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(drafts, "SAVE_INTERVAL_SECONDS", 0.2)
+    caller = start(f"{SERVERS}:Discarding")
+    thread_id, stream = read_words(caller, "Hello", 5)
+    wait_for(lambda: count(tmp_path, "chat_items") == 2)
+    stream.close()
+    wait_for(lambda: "discarded" in seen)
+    wait_for(lambda: count(tmp_path, "chat_items WHERE data NOT LIKE '%hidden%'") == 1)
+    assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
+
+
+def test_message_that_a_server_gives_up_is_not_kept(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafts, "SAVE_INTERVAL_SECONDS", 0.2)
+    caller = start(f"{SERVERS}:GivingUp")
+    thread_id, events = caller.create("Hello")
+    assert (errors(events), texts(events)) == ([], ["Something else"])
+    assert [item.id for item in caller.items(thread_id).data][:-1] == ["msg_own"]
+
+
+def test_converter_that_adds_to_the_assistants_messages(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start(f"{SERVERS}:Noting")
+    fake_openai.behaviour = streaming(says("Hello"))
+    thread_id, _ = caller.create("Hi")
+    assert errors(caller.say(thread_id, "And again")) == []
+    assert asked(fake_openai.received[1].body) == [("user", "Hi"), ("assistant", "Hello (noted)"), ("user", "And again")]
+
+
+def test_action_opens_a_thread_again(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start(f"{SERVERS}:Reopening")
+    fake_openai.behaviour = streaming(calls("locks"), says("Support will write to you"), says("Yes?"))
+    thread_id, _ = caller.create("Help!")
+    assert caller.post("threads.add_user_message", thread_id=thread_id, input=user_input("Hello?")).status_code == 403
+    assert texts(list(caller.stream("threads.custom_action", thread_id=thread_id, action=ACTION))) == ["Open again"]
+    assert texts(caller.say(thread_id, "Hello?")) == ["Yes?"]
+
+
+@pytest.mark.parametrize(("limit", "rows"), [(99, 99), (100, 100), (101, 100), (10**30, 100), (None, None)])
+@pytest.mark.parametrize("type_", ["items.list", "threads.list"])
+def test_page_of_a_request_has_a_hundred_rows_at_most(type_: str, limit: int | None, rows: int | None) -> None:
+    params = {"thread_id": "thr_1", "limit": limit, "order": "asc", "after": None}
+    assert server.read_request(json.dumps({"type": type_, "params": params}).encode()).params.limit == rows
 
 
 def test_disconnect_cancels_the_response(start: Start) -> None:

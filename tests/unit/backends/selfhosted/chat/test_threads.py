@@ -50,8 +50,6 @@ def test_inactive_thread_accepts_nothing_that_needs_a_reply(
         "threads.add_client_tool_output": {"result": {"colour": "blue"}},
         "threads.add_structured_input": {"item_id": message.id, "input": {"answers": {}}},
         "threads.retry_after_item": {"item_id": message.id},
-        "threads.custom_action": {"action": ACTION},
-        "threads.sync_custom_action": {"action": ACTION},
     }
     for type_, fields in refused.items():
         response = caller.post(type_, thread_id=thread_id, **fields)

@@ -53,6 +53,11 @@ def make_servers(settings: Settings, resources: Resources) -> dict[str | None, G
         servers[name] = _create(shape, "CHATKIT_AGENTS", resources)
         log.info("Users whose %s is %r are answered by %s", settings.agent_claim, name, found)
     _use_default_key(resources.openai_client)
+    if settings.state_claims and any(isinstance(server, WorkflowServer) for server in servers.values()):
+        log.warning(
+            "CHATKIT_STATE_CLAIMS reaches the tools of an exported workflow, and not its state: branches on a state variable "
+            "take the default; see docs/moving-from-agent-builder.md"
+        )
     return servers
 
 

@@ -9,9 +9,10 @@ from agents.run import AgentRunner, get_default_agent_runner
 
 from chatkit.backends.selfhosted.chat import exported_workflow
 from tests.support.agents_under_test import simple
-from tests.support.applications import Start
+from tests.support.applications import MakeApp, Start
 from tests.support.chat import deltas, errors, on_screen, texts
 from tests.support.fake_openai import FakeOpenAI
+from tests.support.identity_provider import SECRET
 from tests.support.responses_api import asked, calls, says, streaming
 
 
@@ -45,6 +46,15 @@ def test_workflow_result_becomes_the_reply(start: Start, fake_openai: FakeOpenAI
     fake_openai.behaviour = streaming(says("Well"))
     _, events = caller.create("Hello")
     assert texts(events) == reply
+
+
+@pytest.mark.parametrize(("agent", "warned"), [("run_workflow", True), ("simple", False)])
+def test_warning_that_claims_are_no_state(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, agent: str, warned: bool
+) -> None:
+    claims = {"AUTH_JWT_SECRET": SECRET, "CHATKIT_STATE_CLAIMS": "plan"}
+    make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_AGENT=f"tests.support.agents_under_test:{agent}", **claims)
+    assert ("reaches the tools of an exported workflow, and not its state" in caplog.text) is warned
 
 
 def test_history_is_given_once_to_a_run_that_goes_on_with_an_earlier_result(start: Start, fake_openai: FakeOpenAI) -> None:

@@ -30,6 +30,28 @@ def test_length_of_a_token(with_secret: FlaskClient, length: int, good: bool) ->
     assert (answer.status_code == 200) is good
 
 
+@pytest.mark.parametrize(
+    ("header", "good"),
+    [
+        ("Bearer {token}", True),
+        ("bearer {token}", True),
+        ("BEARER  {token}", True),
+        ("Bearer{token}", False),
+        ("Bearer\t{token}", False),
+        ("Bearer {token},", False),
+        ("Bearer {token}!", False),
+        ("Bearer {token} more", False),
+        ("Basic x, Bearer {token}", False),
+        ("Bearer ", False),
+        ("Basic YTpi", False),
+    ],
+)
+def test_form_of_the_header(with_secret: FlaskClient, header: str, good: bool) -> None:
+    response = with_secret.post(ENDPOINT, headers={"Authorization": header.format(token=shared())})
+    assert (response.status_code == 200) is good, response.text
+    assert good or error_of(response) == INVALID
+
+
 def test_visitor_and_signed_in_user(with_secret: FlaskClient, fake_openai: FakeOpenAI) -> None:
     assert with_secret.post(ENDPOINT).status_code == 200
     visitor = user_of(fake_openai)
@@ -56,11 +78,12 @@ def test_invalid_token_has_the_header_of_rfc_6750(with_secret: FlaskClient) -> N
     assert response.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
 
 
-def test_without_auth_settings_tokens_are_refused_and_basic_auth_is_ignored(
+def test_without_auth_settings_tokens_are_refused_and_other_schemes_are_ignored(
     client: FlaskClient, fake_openai: FakeOpenAI, recorder: Recorder
 ) -> None:
     for value in (f"Bearer {shared()}", "bearer x", "Bearer"):
         assert error_of(client.post(ENDPOINT, headers={"Authorization": value})) == INVALID
     assert fake_openai.received == []
-    assert client.post(ENDPOINT, headers={"Authorization": "Basic c3RhZ2luZzpwYXNzd29yZA=="}).status_code == 200
+    for value in ("Basic c3RhZ2luZzpwYXNzd29yZA==", 'Digest username="bearer"', "Bearers x"):
+        assert client.post(ENDPOINT, headers={"Authorization": value}).status_code == 200
     assert "neither AUTH_JWT_SECRET nor AUTH_JWKS_URL" in "\n".join(recorder.lines[-30:])

@@ -46,6 +46,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return moved
 
 
+@pytest.fixture
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Set the monotonic clock of the JWKS by setting the list's element, in seconds."""
+    now = [1000.0]
+    monkeypatch.setattr(jwks, "time", type("Clock", (), {"monotonic": lambda: now[0]}))
+    return now
+
+
 def test_concurrent_requests_fetch_the_keys_once(with_keys: FlaskClient, provider: IdentityProvider) -> None:
     token = provider.token(iss=ISSUER)
 
@@ -69,6 +77,72 @@ def test_fetches_for_unknown_key_ids_are_limited(
     assert issue(with_keys, provider.token(iss=ISSUER)).status_code == 401
     clock[0] = 61
     assert issue(with_keys, provider.token(iss=ISSUER)).status_code == 200, "after a minute at the latest"
+    for number in range(50):
+        assert error_of(issue(with_keys, provider.token(headers={"kid": f"made-up-again-{number}"}))) == INVALID
+    assert provider.fetches == 6
+
+
+def test_three_fetches_in_any_minute(with_keys: FlaskClient, provider: IdentityProvider, stopped_clock: list[float]) -> None:
+    assert issue(with_keys, provider.token(iss=ISSUER)).status_code == 200
+    fetches = []
+    for stopped_clock[0] in (1010.0, 1020.0, 1059.5, 1060.0, 1069.5, 1070.0):
+        issue(with_keys, provider.token(headers={"kid": f"made-up-{stopped_clock[0]}"}))
+        fetches.append(provider.fetches)
+    assert fetches == [2, 3, 3, 4, 4, 5]
+
+
+def test_age_at_which_keys_are_fetched_again_and_no_longer_used(
+    with_keys: FlaskClient, provider: IdentityProvider, stopped_clock: list[float]
+) -> None:
+    token = provider.token(iss=ISSUER)
+    for stopped_clock[0], fetches in ((1000.0, 1), (1300.0, 1), (1300.5, 2)):
+        assert issue(with_keys, token).status_code == 200
+        assert provider.fetches == fetches
+    provider.server.behaviour = Handler.hang_up
+    stopped_clock[0] += 3600
+    assert issue(with_keys, token).status_code == 200
+    stopped_clock[0] += 0.5
+    assert error_of(issue(with_keys, token)) == UNAVAILABLE
+
+
+def messages_of(recorder: Recorder, before: int) -> list[str]:
+    return [json.loads(line)["message"] for line in recorder.lines[before:] if '"chatkit.identity.jwks"' in line]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        (responding(500), "status 500"),
+        (responding(200, b"<html>"), "not a JWK Set"),
+        (responding(200, {"keys": []}), "no key for ES256, EdDSA, RS256"),
+        (responding(200, b" " * 300_000), "more than 262144 bytes"),
+        (Handler.hang_up, "ConnectionError"),  # not its message, which may quote anything
+    ],
+)
+def test_log_of_an_outage(
+    with_keys: FlaskClient,
+    provider: IdentityProvider,
+    stopped_clock: list[float],
+    recorder: Recorder,
+    behaviour: Callable[[Any], None],
+    reason: str,
+) -> None:
+    published, provider.server.behaviour = provider.server.behaviour, behaviour
+    token, before = provider.token(iss=ISSUER), len(recorder.lines)
+    assert error_of(issue(with_keys, token)) == UNAVAILABLE
+    stopped_clock[0] += 60
+    provider.server.behaviour = published
+    assert issue(with_keys, token).status_code == 200
+    stopped_clock[0] += 301
+    assert issue(with_keys, token).status_code == 200
+    stopped_clock[0] += 301
+    provider.server.behaviour = behaviour
+    assert issue(with_keys, token).status_code == 200
+    assert messages_of(recorder, before) == [
+        f"AUTH_JWKS_URL: the keys can't be fetched ({reason})",
+        "AUTH_JWKS_URL: the keys can be fetched again",
+        f"AUTH_JWKS_URL: the keys can't be fetched ({reason}); using those fetched 301 s ago",
+    ]
 
 
 def test_withdrawn_key_is_refused_after_a_few_minutes(
@@ -115,6 +189,7 @@ def test_key_server_outage_and_recovery(
         responding(200, b"[]"),
         responding(200, {"keys": {"kid": "x"}}),
         responding(200, {"keys": []}),
+        responding(200, {}),
         responding(200, b'{"keys":' + b"[" * 100_000),
         responding(200, b'{"keys": [' + b" " * 300_000 + b"]}"),
         Handler.hang_up,
@@ -129,6 +204,7 @@ def test_key_server_outage_and_recovery(
         "array",
         "object",
         "no keys",
+        "no set",
         "nested",
         "huge",
         "connection closed",
@@ -183,11 +259,12 @@ def test_known_keys_are_used_while_they_are_fetched_again(
     token = provider.token(iss=ISSUER)
     assert issue(with_keys, token).status_code == 200
     asked, go_on = threading.Event(), threading.Event()
+    in_time: list[bool] = []
     published = provider.server.behaviour
 
     def late(handler: Handler) -> None:
         asked.set()
-        go_on.wait(20)
+        in_time.append(go_on.wait(20))
         published(handler)
 
     provider.server.behaviour = late
@@ -200,6 +277,7 @@ def test_known_keys_are_used_while_they_are_fetched_again(
         go_on.set()
         assert first.result() == 200
     assert provider.fetches == 2
+    assert in_time == [True], "the other did not wait"
 
 
 @pytest.mark.parametrize(
@@ -220,6 +298,7 @@ def test_known_keys_are_used_while_they_are_fetched_again(
         ("a published shared secret", "RS256", {"kty": "oct", "k": "c2VjcmV0", "alg": "HS256"}),
         ("a private key", "RS256", {"d": "AQAB"}),
         ("kid is not a string", "RS256", {"kid": 1}),
+        ("kid is a list", "RS256", {"kid": ["key-1"]}),
         ("truncated coordinate", "ES256", {"x": "AA"}),
         ("another curve", "ES256", {"crv": "P-384"}),
         ("the modulus is not a string", "RS256", {"n": 5}),

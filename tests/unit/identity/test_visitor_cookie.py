@@ -129,6 +129,13 @@ def test_edited_cookie_is_ignored(make_app: MakeApp, fake_openai: FakeOpenAI) ->
             {"SameSite=Lax", "Secure"},
         ),
         (
+            "the same, in a browser without Sec-Fetch-Site",
+            {**HTTPS, "Origin": "https://chat.example.com"},
+            "__Host-chatkit_visitor",
+            {"SameSite=Lax", "Secure"},
+        ),
+        ("curl over HTTPS", HTTPS, "__Host-chatkit_visitor", {"SameSite=Lax", "Secure"}),
+        (
             "frontend on another site",
             {**HTTPS, "Origin": "https://app.example.org", "Sec-Fetch-Site": "cross-site"},
             "__Host-chatkit_visitor",
@@ -155,7 +162,7 @@ def test_edited_cookie_is_ignored(make_app: MakeApp, fake_openai: FakeOpenAI) ->
     ],
 )
 def test_attributes(make_app: MakeApp, situation: str, headers: dict[str, str], name: str, attributes: set[str]) -> None:
-    app = make_app(CHATKIT_ALLOWED_ORIGINS="http://localhost:3000,https://app.example.org")
+    app = make_app(CHATKIT_ALLOWED_ORIGINS="http://localhost:3000,https://app.example.org,https://chat.example.com")
     cookie, *rest = cookie_of(app.test_client().post(ENDPOINT, headers=headers)).split("; ")
     assert cookie.split("=")[0] == name
     expires = next(part for part in rest if part.startswith("Expires="))

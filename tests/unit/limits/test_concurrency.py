@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -9,8 +10,8 @@ from typing import Any, Literal
 import pytest
 import redis as redis_package
 
-from chatkit.limits.concurrency import ChatConcurrency, ConcurrencyLimit
-from chatkit.limits.rate import redis_client
+from chatkit.limits.concurrency import ChatConcurrency, ConcurrencyLimit, SharedLeases
+from chatkit.limits.rate import hashed, redis_client
 from chatkit.settings import Settings
 from chatkit.web.errors import ApiError, ServiceBusy, TooManyRequests
 from tests.support.hosted import COMPLETE
@@ -105,11 +106,12 @@ def test_turn_holds_a_lease_for_a_minute_longer_than_it_can_last(redis: Any) -> 
     concurrency = ChatConcurrency(redis, turn_seconds=90)
     with concurrency.held("requests", "user:ada", "10.0.0.1"):
         assert redis.keys() == []
+    before = redis.time()[0]
     with concurrency.held("turns", "user:ada", "10.0.0.1"):
         [key] = redis.keys()
         assert 140 <= redis.ttl(key) <= 150
         [(_, expires_at)] = redis.zrange(key, 0, -1, withscores=True)
-        assert 140 <= expires_at - redis.time()[0] <= 150
+        assert before + 150 <= expires_at <= redis.time()[0] + 150
     assert redis.keys() == []
 
 
@@ -136,6 +138,49 @@ def test_refused_turn_leaves_no_lease(redis: redis_package.Redis, held: ExitStac
     for lease in leases:
         lease.close()
     assert redis.keys() == []
+
+
+def test_lease_is_released_after_a_timeout_of_redis(redis: redis_package.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis may have run the script."""
+    leases = SharedLeases(redis, "turns", each=5, seconds=150)
+    acquire = leases._acquire
+
+    def late(**options: Any) -> None:
+        acquire(**options)
+        raise redis_package.TimeoutError
+
+    monkeypatch.setattr(leases, "_acquire", late)
+    with leases.held("user:ada"):
+        assert redis.keys() != []
+    assert redis.keys() == []
+
+
+def test_expired_leases_do_not_count(redis: Any, held: ExitStack) -> None:
+    """Their processes have died. Later turns keep the key, so it does not expire with them."""
+    key = f"chatkit:turns:{hashed('user:ada')}"
+    redis.zadd(key, {f"dead-{number}": redis.time()[0] - 2 for number in range(5)})
+    held.enter_context(ChatConcurrency(redis, turn_seconds=90).held("turns", "user:ada", "10.0.0.1"))
+    assert redis.zcard(key) == 1
+
+
+def test_lease_is_counted_once_if_redis_is_asked_twice(redis: redis_package.Redis) -> None:
+    """The client asks again if it has lost the first response."""
+    leases = SharedLeases(redis, "turns", each=1, seconds=150)
+    assert [leases._acquire(keys=["leases"], args=[1, 150, lease]) for lease in ("one", "one", "two")] == [1, 1, 0]
+    redis.delete("leases")
+
+
+def test_hanging_redis_costs_a_turn_little_time() -> None:
+    with Redis() as server:
+        client = redis_client(Settings.load({**COMPLETE, "REDIS_URL": server.url}))
+        assert client
+        assert client.ping()
+        server.hang()
+        started = time.monotonic()
+        with ChatConcurrency(client, turn_seconds=90).held("turns", "user:ada", "10.0.0.1"):
+            pass
+        assert time.monotonic() - started < 3, "a quarter of a second, twice at each end"
+        server.go_on()
 
 
 def test_limit_of_a_user_holds_for_all_processes(redis: redis_package.Redis, held: ExitStack) -> None:

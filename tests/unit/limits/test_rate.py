@@ -73,14 +73,17 @@ def test_nobody_is_locked_out_after_the_clock_was_set_back(monkeypatch: pytest.M
     assert refused.value.retry_after == 60
 
 
-def test_retry_after_is_at_least_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("passed", "retry_after"), [(0, 60), (20, 40), (59.5, 1)])
+def test_retry_after_is_the_rest_of_the_minute_and_at_least_a_second(
+    monkeypatch: pytest.MonkeyPatch, passed: float, retry_after: int
+) -> None:
     counted = limits(CHATKIT_MAX_REQUESTS_PER_MINUTE="1")
     now = time.time()
     counted.count("turns", "user:ada")
-    monkeypatch.setattr("time.time", lambda: now + 59.5)
+    monkeypatch.setattr("time.time", lambda: now + passed)
     with pytest.raises(TooManyRequests) as refused:
         counted.count("turns", "user:ada")
-    assert refused.value.retry_after == 1
+    assert refused.value.retry_after == retry_after
 
 
 @pytest.mark.parametrize(
@@ -89,11 +92,15 @@ def test_retry_after_is_at_least_a_second(monkeypatch: pytest.MonkeyPatch) -> No
         ("10.0.0.1", "10.0.0.1"),
         ("10.0.0.1:4711", "10.0.0.1"),
         ("[2001:db8:1:2:3:4:5:6]:4711", "2001:db8:1:2::/64"),
+        ("[2001:db8:1:2::1]", "2001:db8:1:2::/64"),
         ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("2001:1:1:2:3:4:5:6", "2001:1:1:2::/64"),
         ("::ffff:10.0.0.1", "10.0.0.1"),
         ("", "unknown"),
         (None, "unknown"),
         ("10.0.0.1:", "unknown"),
+        ("[2001:db8:1:2::1]:", "unknown"),
+        ("2001:db8[::1]", "unknown"),
         ("made up", "unknown"),
     ],
 )
@@ -121,7 +128,9 @@ def test_two_processes_count_in_one_redis_and_each_for_itself_without(caplog: py
         assert caplog.text.count("Redis can be used again") == 2
 
 
-def test_redis_that_fails_is_asked_again_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_that_fails_is_asked_again_after_a_second(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     counted = limits(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
     asked: list[float] = []
     hit, clock = rate._hit, [1000.0]
@@ -136,3 +145,4 @@ def test_redis_that_fails_is_asked_again_after_a_second(monkeypatch: pytest.Monk
     for clock[0] in (1000.0, 1000.5, 1000.9, 1001.0, 1001.9, 1002.1):
         counted.count("sessions", "user:ada")
     assert asked == [1000.0, 1001.0, 1002.1]
+    assert caplog.text.count("Redis can't be used") == 1

@@ -55,6 +55,34 @@ def test_limits_per_holder_and_in_total() -> None:
     asyncio.run(check())
 
 
+def test_ended_start_makes_room_for_one() -> None:
+    async def check() -> None:
+        starts = Starts(width=3, each=2, seconds=60)
+        order, ends = await entered(starts, "a", "a", "a", "a")
+        assert order == ["a", "a"]
+        ends["a"][0]()
+        await settle()
+        assert order == ["a", "a", "a"]
+        later, _ = await entered(starts, "a")
+        assert (order, later) == (["a", "a", "a"], [])
+
+    asyncio.run(check())
+
+
+def test_first_waiter_of_a_holder_is_admitted_first() -> None:
+    async def check() -> None:
+        starts = Starts(width=1, each=1, seconds=60)
+        _, ends = await entered(starts, "a")
+        first, second = (asyncio.create_task(starts.enter("a")) for _ in range(2))
+        await settle()
+        ends["a"][0]()
+        await settle()
+        assert (first.done(), second.done()) == (True, False)
+        second.cancel()
+
+    asyncio.run(check())
+
+
 def test_waiting_holders_are_admitted_in_turn() -> None:
     async def check() -> None:
         starts = Starts(width=1, each=1, seconds=60)

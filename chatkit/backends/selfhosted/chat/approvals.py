@@ -141,15 +141,15 @@ async def resume(
         reason = error
     else:
         result = Runner.run_streamed(agent, run_state, **run_options)
-        items, calls = len(result.new_items), context.request_context.usage.calls_begun
+        begun = context.request_context.usage.begun
         try:
             async with aclosing(run_events(context, result, converter=converter)) as events:
                 async for event in events:
                     yield event
             return
         except (ModelBehaviorError, UserError) as error:
-            if error.__cause__ or len(result.new_items) > items or context.request_context.usage.calls_begun > calls:
-                raise  # after a call was executed
+            if error.__cause__ or context.request_context.usage.begun > begun:
+                raise  # a call may have been executed
             reason = error  # the agent no longer has its tool
     log.error("A paused run can't be resumed by the agent %s, which has changed (%s)", agent.name, type(reason).__name__)
     for item_id in run.decisions:

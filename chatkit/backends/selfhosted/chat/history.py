@@ -157,9 +157,13 @@ def _with_plain_text(converted: Any) -> Any:
     OpenAI's converter makes ``output_text`` parts, which the Agents SDK refuses for the Chat Completions API.
     """
     parts = converted.get("content") if isinstance(converted, dict) and converted.get("role") == "assistant" else None
-    if not isinstance(parts, list) or any(part.get("type") != "output_text" for part in parts):
+    if not isinstance(parts, list) or not all(_is_output_text(part) for part in parts):
         return converted
     return {"type": "message", "role": "assistant", "content": "".join(part["text"] for part in parts)}
+
+
+def _is_output_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "output_text"
 
 
 async def _newest_first(store: SqlStore, thread_id: str, context: ChatContext) -> AsyncIterator[ThreadItem]:

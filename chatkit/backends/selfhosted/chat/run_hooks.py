@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import fields
 from typing import Any
 
-from agents import Agent, RunContextWrapper, RunHooks, Usage
+from agents import Agent, RunContextWrapper, RunHooks, Tool, Usage
 from agents.items import TResponseInputItem
 from agents.lifecycle import RunHooksBase
 
@@ -17,7 +17,7 @@ from chatkit.backends.selfhosted.chat.history import count_characters
 from chatkit.backends.selfhosted.chat.usage import Meter
 
 _FIELDS = [field.name for field in fields(Usage)]
-_OTHER_HOOKS = [name for name in dir(RunHooksBase) if name.startswith("on_") and name != "on_llm_start"]
+_OTHER_HOOKS = [name for name in dir(RunHooksBase) if name.startswith("on_") and name not in ("on_llm_start", "on_tool_start")]
 
 _caller: ContextVar[list[str]] = ContextVar("caller")
 """The name of the agent that called a model last in the current run, in a list: the SDK calls hooks in tasks of their own."""
@@ -87,6 +87,10 @@ class _MeteringHooks(RunHooks[Any]):
         _caller.get()[0] = agent.name
         self._meter.begin_call(agent.name, count_characters([system_prompt, *input_items]))
         await self._own.on_llm_start(context, agent, system_prompt, input_items)
+
+    async def on_tool_start(self, context: RunContextWrapper[Any], agent: Agent[Any], tool: Tool) -> None:
+        self._meter.note_tool()
+        await self._own.on_tool_start(context, agent, tool)
 
 
 def metering(own: Any, meter: Meter) -> Any:

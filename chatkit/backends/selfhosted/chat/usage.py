@@ -70,7 +70,8 @@ class Meter:
         self._calls: dict[str, list[_Call]] = {}
         """The calls that have not ended, by the name of the agent."""
         self._closed = False
-        self.calls_begun = 0
+        self.begun = 0
+        """The number of calls of models and tools that have begun."""
         self._lock = threading.Lock()  # an operator may run an agent in a thread
 
     def add(self, agent: str, requests: int, tokens: Any) -> None:
@@ -94,8 +95,13 @@ class Meter:
     def begin_call(self, agent: str, characters: int) -> None:
         """Note that ``agent`` calls a model, with an input of so many characters. ``add`` ends the call."""
         with self._lock:
-            self.calls_begun += 1
+            self.begun += 1
             self._calls.setdefault(agent, []).append(_Call(characters))
+
+    def note_tool(self) -> None:
+        """Note that a tool is called."""
+        with self._lock:
+            self.begun += 1
 
     def note_output(self, agent: str, characters: int) -> None:
         """Note that the model has streamed so many characters to ``agent``."""

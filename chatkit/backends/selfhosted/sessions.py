@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 # A page that was asleep gets "expired", which tells it to refresh. A response that goes on stores its usage until then.
 KEEP_EXPIRED_SECONDS = 3600
 KEEP_INTERRUPTED_SECONDS = 86400  # so that a page can offer a retry; no run lasts that long
-THREAD_BATCH = 500  # databases limit the parameters of a statement
+THREAD_BATCH = 20  # in a statement of a transfer, which changes all their items and is limited to WAIT_SECONDS
 HIDDEN_ITEM_TYPES = ("hidden_context_item", "sdk_hidden_context")  # sent to the model, never shown to the user
 REFUSED = "A guardrail refused the user's message before this, so it was not answered. Do not answer it."
 """The content of the hidden item after a message that an input guardrail refused. See ``history``."""
@@ -68,7 +68,10 @@ _END_SESSION = (
     .where(SessionRow.id == bindparam("session"), SessionRow.user_id == bindparam("owner"))
     .values(expires_at=case((SessionRow.expires_at > _now, _now), else_=SessionRow.expires_at))
 )
-_TRANSFER_THREADS = update(ThreadRow).where(ThreadRow.user_id == bindparam("visitor")).returning(ThreadRow.id)  # items cascade
+_visitors_thread = ThreadRow.user_id == bindparam("visitor")
+_batch = select(ThreadRow.position).where(_visitors_thread).limit(bindparam("batch"))
+# Items cascade.
+_TRANSFER_THREADS = update(ThreadRow).where(_visitors_thread, ThreadRow.position.in_(_batch)).returning(ThreadRow.id)
 _TRANSFER_ATTACHMENTS = update(AttachmentRow).where(AttachmentRow.user_id == bindparam("visitor"))
 # A text search, because PostgreSQL's JSON functions reject the \u0000 that a user may have sent.
 _SELECT_HIDDEN_CANDIDATES = select(ItemRow.position, ItemRow.data).where(
@@ -247,13 +250,12 @@ class SessionStore:
             DatabaseUnavailable: nothing has changed.
         """
         now = int(time.time())
-        params, new_owner = {"visitor": visitor.id, "now": now}, {"user_id": user.id}
+        params, new_owner = {"visitor": visitor.id, "now": now, "batch": THREAD_BATCH}, {"user_id": user.id}
         with _database_errors("conversations could not be transferred"), self.engine.begin() as connection:
             connection.execute(_END_SESSIONS, params)  # first: a session that is locked is beginning a conversation
-            thread_ids = connection.execute(_TRANSFER_THREADS.values(**new_owner, used_at=now), params).scalars().all()
+            transfer = _TRANSFER_THREADS.values(**new_owner, used_at=now)
             connection.execute(_TRANSFER_ATTACHMENTS.values(new_owner), params)
-            for start in range(0, len(thread_ids), THREAD_BATCH):
-                batch = thread_ids[start : start + THREAD_BATCH]
+            while batch := connection.execute(transfer, params).scalars().all():
                 _delete_what_is_hidden(connection, batch)
                 connection.execute(_DELETE_PAUSED_RUNS, {"threads": batch})
                 connection.execute(_INTERRUPT_RUNS, {"threads": batch})

@@ -75,6 +75,19 @@ class Plain(ChatKitServer[ChatContext]):
             yield event
 
 
+class RunningTwice(Plain):
+    """Uses one context for two runs, one after the other."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+        for _ in range(2):
+            result = Runner.run_streamed(self.agent, "Hello", context=agent_context)
+            async for event in stream_agent_response(agent_context, result):
+                yield event
+
+
 class WithTool(Plain):
     agent = agents_under_test.with_tool
 

@@ -224,6 +224,8 @@ def _is_convertible(annotation: Any) -> bool:
     return True
 
 
+_WAKE_UP = ProgressUpdateEvent(text="")
+"""Ends a task of the bridge that waits on the context's queue; asyncio would log its destruction."""
 _OUTPUT_TYPES = ("text", "image", "file")
 
 
@@ -243,7 +245,7 @@ async def agent_events(
     stream keep their ids. Closing the generator cancels the run.
 
     Args:
-        context: a context for this run only.
+        context: a context for one run at a time.
         result: the run.
         converter: converts images and citations; by default as OpenAI does, with the number of partial images that the agent
             asks for.
@@ -260,7 +262,8 @@ async def agent_events(
     try:
         async with aclosing(converted):
             async for event in converted:
-                for own in id_mapper.replace(event):
+                # An earlier run with this context may have left its own.
+                for own in () if event is _WAKE_UP else id_mapper.replace(event):
                     if isinstance(own, ThreadItemAddedEvent | ThreadItemDoneEvent):
                         if isinstance(own.item, AssistantMessageItem):
                             message = own.item
@@ -288,8 +291,7 @@ async def agent_events(
         run.closed = True
         if not result.is_complete:
             result.cancel()
-        # This event ends a task of the bridge that waits on the context's queue; asyncio would log its destruction.
-        await context.stream(ProgressUpdateEvent(text=""))
+        await context.stream(_WAKE_UP)
 
 
 def _tool_output(context: AgentContext[Any], result: RunResultStreaming) -> list[ThreadStreamEvent]:

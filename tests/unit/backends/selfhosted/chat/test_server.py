@@ -207,6 +207,13 @@ def test_message_that_a_server_gives_up_is_not_kept(start: Start, monkeypatch: p
     assert [item.id for item in caller.items(thread_id).data][:-1] == ["msg_own"]
 
 
+def test_context_that_serves_two_runs(start: Start, fake_openai: FakeOpenAI) -> None:
+    fake_openai.behaviour = streaming(says("Hello"), says("Hello again"))
+    _, events = start(f"{SERVERS}:RunningTwice").create("Hi")
+    assert texts(events) == ["Hello", "Hello again"]
+    assert [event for event in events if event.type == "progress_update"] == []
+
+
 def test_converter_that_adds_to_the_assistants_messages(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{SERVERS}:Noting")
     fake_openai.behaviour = streaming(says("Hello"))

@@ -112,22 +112,20 @@ class SharedLeases:
             TooManyRequests: the user's limit is reached.
         """
         key, lease = f"chatkit:{self._what}:{hashed(user)}", uuid.uuid4().hex
-        acquired = True  # also after a timeout: Redis may still run the script
         try:
-            acquired = bool(self._acquire(keys=[key], args=[self._each, self._seconds, lease]))
+            acquired = self._acquire(keys=[key], args=[self._each, self._seconds, lease])
         except redis.RedisError as error:
+            acquired = True  # perhaps: after a timeout, Redis may still run the script
             log.debug("leases can't be counted in Redis (%s)", type(error).__name__)
-        else:
-            if not acquired:
-                raise TooManyRequests(f"more than {self._each} concurrent {self._what}", retry_after=RETRY_SECONDS)
+        if not acquired:
+            raise TooManyRequests(f"more than {self._each} concurrent {self._what}", retry_after=RETRY_SECONDS)
         try:
             yield
         finally:
-            if acquired:
-                try:
-                    self._client.zrem(key, lease)
-                except redis.RedisError as error:
-                    log.debug("a lease can't be released (%s)", type(error).__name__)
+            try:
+                self._client.zrem(key, lease)
+            except redis.RedisError as error:
+                log.debug("a lease can't be released (%s)", type(error).__name__)
 
 
 class ChatConcurrency:

@@ -33,7 +33,7 @@ class Starts:
         try:
             await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
+            if not waiter.cancelled():
                 self._end(holder)
             raise
         ended = False

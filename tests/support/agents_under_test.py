@@ -295,6 +295,8 @@ OUTPUTS: dict[str, Any] = {
     "returns_parts": [ToolOutputText(text="Sun"), {"type": "text", "text": "Rain"}],
     "returns_an_image": ToolOutputImage(image_url="data:image/png;base64,iVBO"),
     "returns_a_dict": {"city": "Paris", "sun": True},
+    "returns_a_file_of_its_own": {"type": "file", "name": "a.txt"},
+    "returns_an_empty_list": [],
     "returns_a_model": Word(word="Sun"),
     "returns_a_list": ["Sun", "Rain"],
     "returns_a_number": 7,

@@ -24,8 +24,10 @@ from agents import (
     RunState,
     StreamEvent,
     ToolCallOutputItem,
+    ToolOutputText,
 )
 from agents.models.fake_id import FAKE_RESPONSES_ID
+from agents.tool import ValidToolOutputPydanticModels, ValidToolOutputPydanticModelsTypeAdapter
 from openai.types.responses import ResponseReasoningSummaryTextDoneEvent
 from openai.types.responses.response_output_text import Annotation
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -226,7 +228,6 @@ def _is_convertible(annotation: Any) -> bool:
 
 _WAKE_UP = ProgressUpdateEvent(text="")
 """Ends a task of the bridge that waits on the context's queue; asyncio would log its destruction."""
-_OUTPUT_TYPES = ("text", "image", "file")
 
 
 async def agent_events(
@@ -310,16 +311,20 @@ def _shown_output(output: Any) -> str:
     """Return the output of a tool as the user sees it: its texts, nothing for images and files, and other values as JSON."""
     if output is None or isinstance(output, str):
         return output or ""
-    parts = output if isinstance(output, list | tuple) else [output]
-    if all(_output_type(part) in _OUTPUT_TYPES for part in parts):
-        texts = (part["text"] if isinstance(part, dict) else part.text for part in parts if _output_type(part) == "text")
-        return "\n\n".join(texts)
-    return pydantic_core.to_json(output, fallback=str).decode()
+    parts = [_structured(part) for part in (output if isinstance(output, list | tuple) else [output])]
+    if not parts or None in parts:
+        return pydantic_core.to_json(output, fallback=str).decode()
+    return "\n\n".join(part.text for part in parts if isinstance(part, ToolOutputText))
 
 
-def _output_type(part: Any) -> Any:
-    """Return the type of a part that the SDK gives to the model as text, image or file."""
-    return part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+def _structured(part: Any) -> ValidToolOutputPydanticModels | None:
+    """Return a part of an output as the SDK gives it to the model, ``None`` if that is as a text."""
+    if isinstance(part, dict) and "type" not in part:
+        return None
+    try:
+        return ValidToolOutputPydanticModelsTypeAdapter.validate_python(part)
+    except ValidationError:
+        return None
 
 
 def close_workflow(context: AgentContext[Any]) -> list[ThreadItemDoneEvent]:

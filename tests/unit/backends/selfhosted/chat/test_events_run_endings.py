@@ -40,6 +40,8 @@ def test_the_output_of_a_tool_that_ends_the_run_is_a_message(start: Start, fake_
         ("returns_parts", ["Sun\n\nRain"]),
         ("returns_an_image", []),
         ("returns_a_dict", ['{"city":"Paris","sun":true}']),
+        ("returns_a_file_of_its_own", ['{"type":"file","name":"a.txt"}']),
+        ("returns_an_empty_list", ["[]"]),
         ("returns_a_model", ['{"word":"Sun"}']),
         ("returns_a_list", ['["Sun","Rain"]']),
         ("returns_a_number", ["7"]),

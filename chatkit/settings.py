@@ -24,7 +24,6 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, vali
 
 PROJECT = Path(__file__).resolve().parent.parent
 INSTANCE = PROJECT / "instance"
-DEFAULT_API_BASE = "https://api.openai.com"
 MAX_SESSION_TTL = 600  # seconds; OpenAI's maximum and default
 MIN_SECRET = 32  # characters
 RANDOM_HEX = "`python3 -c 'import secrets; print(secrets.token_hex(32))'`"
@@ -129,7 +128,7 @@ class Settings:
             loaded = _SettingsSchema().load(given)
         except ValidationError as error:
             raise SettingsError(_format(error)) from None
-        return _with_defaults(loaded, _platform_host(given), notices=_notices(given, environ, dotenv or {}))
+        return _with_defaults(loaded, _platform_host(given), notices=_notices(given, environ, dotenv or {}, loaded["api_base"]))
 
 
 @functools.cache
@@ -416,7 +415,7 @@ class _SettingsSchema(Schema):
             ),
         ],
     )
-    api_base = _ApiBase(data_key="CHATKIT_API_BASE", load_default=DEFAULT_API_BASE)
+    api_base = _ApiBase(data_key="CHATKIT_API_BASE", load_default="https://api.openai.com")
     session_ttl = _Integer(1, MAX_SESSION_TTL, "seconds", data_key="CHATKIT_SESSION_TTL")
     max_requests_per_minute = _Integer(1, None, "messages per minute", data_key="CHATKIT_MAX_REQUESTS_PER_MINUTE")
     file_upload = _Boolean(data_key="CHATKIT_FILE_UPLOAD")
@@ -611,7 +610,9 @@ def _development_secret_key() -> str:
         return path.read_text()
 
 
-def _notices(given: Mapping[str, str], environ: Mapping[str, str], dotenv: Mapping[str, str | None]) -> tuple[str, ...]:
+def _notices(
+    given: Mapping[str, str], environ: Mapping[str, str], dotenv: Mapping[str, str | None], api_base: str
+) -> tuple[str, ...]:
     unknown = sorted(name for name in given if name.startswith("CHATKIT_") and name not in VARIABLES)
     similar = {name: difflib.get_close_matches(name, VARIABLES, n=2) for name in unknown}
     notices = [
@@ -623,8 +624,7 @@ def _notices(given: Mapping[str, str], environ: Mapping[str, str], dotenv: Mappi
             "OPENAI_API_KEY has one value in the environment and another in .env; the environment's is used. If OpenAI does "
             "not find the workflow, the two keys belong to different projects."
         )
-    api_base = given.get("CHATKIT_API_BASE", DEFAULT_API_BASE)
-    if given.get("OPENAI_BASE_URL", f"{api_base}/v1").rstrip("/") != f"{api_base.rstrip('/')}/v1":
+    if given.get("OPENAI_BASE_URL", f"{api_base}/v1").rstrip("/") != f"{api_base}/v1":
         notices.append(
             f"OPENAI_BASE_URL is set, but this service calls OpenAI at CHATKIT_API_BASE, {api_base}: set that, without /v1."
         )

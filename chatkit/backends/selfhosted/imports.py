@@ -18,7 +18,7 @@ from sqlalchemy import BigInteger, Connection, Engine, bindparam, delete, func, 
 from chatkit.backends.selfhosted.chat.timestamps import as_utc, in_utc
 from chatkit.backends.selfhosted.database.engine import WAIT_SECONDS, public_address
 from chatkit.backends.selfhosted.database.tables import DIALECTS, ImportRow, ItemRow, ThreadRow
-from chatkit.backends.selfhosted.sessions import as_shown
+from chatkit.backends.selfhosted.sessions import shown_part
 from chatkit.types import ThreadItem, ThreadMetadata
 
 POSITIONS_PER_SECOND = 2**20  # threads that were created in one second
@@ -140,7 +140,7 @@ def _save(
     used_at = int(time.time()) - 2 * WAIT_SECONDS  # so that a use is detected that began before, and waited for a lock
     last = next(reversed(listed), None)
     if user in new_owners:
-        listed = {item.id: item for item in _as_shown(listed.values())}
+        listed = {item.id: item for item in _shown_parts(listed.values())}
     record = {"thread_id": thread.id, "last_item_id": last, "items": len(listed), "used_at": used_at}
     # Written first, so that two imports of a thread at the same time follow each other.
     if connection.execute(_INSERT_IMPORT[connection.dialect.name], record).scalar_one_or_none() is not None:
@@ -166,7 +166,7 @@ def _save(
     if not unused and known.last_item_id in listed:
         later = later[list(listed).index(known.last_item_id) + 1 :]
     if transferred:
-        later = list(_as_shown(later))
+        later = list(_shown_parts(later))
     new = [item for item in later if item.id not in by_id]
     changed = [
         {"item": by_id[item.id].position, "owner": stored.user_id, "new_data": item.data}
@@ -274,13 +274,12 @@ def _insert_items(connection: Connection, thread_id: str, owner: str, items: lis
         connection.execute(_INSERT_ITEMS, rows)
 
 
-def _as_shown(items: Iterable[_NewItem]) -> Iterator[_NewItem]:
+def _shown_parts(items: Iterable[_NewItem]) -> Iterator[_NewItem]:
     """Yield what a transfer of conversations leaves of ``items``."""
     for item in items:
-        stored = json.loads(item.data)
-        shown = as_shown(stored)
+        shown = shown_part(item.data)
         if shown is not None:
-            yield item if shown == stored else replace(item, data=json.dumps(shown, separators=(",", ":")))
+            yield replace(item, data=shown)
 
 
 def _new_item(imported: ImportedItem) -> _NewItem:

@@ -286,25 +286,27 @@ def _delete_what_is_hidden(connection: Connection, threads: Sequence[str]) -> No
     deleted, updated = [], []
     # Streamed, because a visitor may have stored many items.
     for row in connection.execute(_SELECT_HIDDEN_CANDIDATES, {"threads": threads}, execution_options={"yield_per": 100}):
-        item = json.loads(row.data)
-        shown = as_shown(item)
+        shown = shown_part(row.data)
         if shown is None:
             deleted.append({"item": row.position})
-        elif shown != item:
-            updated.append({"item": row.position, "new_data": json.dumps(shown, separators=(",", ":"))})
+        elif shown != row.data:
+            updated.append({"item": row.position, "new_data": shown})
     if deleted:
         connection.execute(_DELETE_ITEM, deleted)
     if updated:
         connection.execute(_UPDATE_ITEM, updated)
 
 
-def as_shown(item: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the part of a stored item that the page shows, ``None`` if that is nothing."""
+def shown_part(data: str) -> str | None:
+    """Return the part of a stored item that the page shows, which may be all of ``data``, or ``None`` if that is nothing."""
+    item = json.loads(data)
     if _is_hidden(item):
         return None
     if item.get("type") == "user_message":
-        return {**item, "content": [_without_data(part) for part in item["content"]]}
-    return item
+        shown = {**item, "content": [_without_data(part) for part in item["content"]]}
+        if shown != item:
+            return json.dumps(shown, separators=(",", ":"))
+    return data
 
 
 def _is_hidden(item: dict[str, Any]) -> bool:

@@ -51,7 +51,7 @@ class ChatContext:
     saving_thread: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
     """Held while a thread is saved and the objects in ``threads`` are updated."""
     drafts: dict[str, AssistantMessageItem] = field(default_factory=dict)
-    """By id, the messages that were started in this request's turn and are not finished."""
+    """By id, the messages that were started in this request's turn, and are neither finished nor stored, except as drafts."""
     threads: dict[str, list[tuple[ThreadMetadata, ThreadMetadata]]] = field(default_factory=dict)
     """By thread id, each object loaded for the thread, with a copy of its stored state when it was last loaded or saved.
 

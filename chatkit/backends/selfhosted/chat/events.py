@@ -297,13 +297,15 @@ async def agent_events(
 
 def _tool_output(context: AgentContext[Any], result: RunResultStreaming) -> list[ThreadStreamEvent]:
     """Return the final output as a message, if a tool ended the run with something to show."""
-    text = result.final_output
-    if not result.new_items or not isinstance(result.new_items[-1], ToolCallOutputItem) or not isinstance(text, str):
+    final, ending = (
+        result.final_output,
+        takewhile(lambda item: isinstance(item, ToolCallOutputItem), reversed(result.new_items)),
+    )
+    outputs = [cast(ToolCallOutputItem, item).output for item in ending]
+    if not outputs or not isinstance(final, str):
         return []
-    for item in takewhile(lambda item: isinstance(item, ToolCallOutputItem), reversed(result.new_items)):
-        output = cast(ToolCallOutputItem, item).output
-        if str(output) == text:  # the SDK's text of any output
-            text = _shown_output(output)
+    # The SDK makes a text of any output.
+    text = next((_shown_output(output) for output in outputs if str(output) == final), final)
     return [*close_workflow(context), assistant_message(context.thread, text)] if text else []
 
 

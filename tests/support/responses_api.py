@@ -12,6 +12,15 @@ from tests.support.fake_server import Behaviour, Handler
 Events = list[dict[str, Any] | float]
 """A model's output in one response. A number is a pause in seconds."""
 
+INCOMPLETE: dict[str, Any] = {
+    "type": "response.incomplete",
+    "response": {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
+}
+FAILED: dict[str, Any] = {
+    "type": "response.failed",
+    "response": {"status": "failed", "error": {"code": "server_error", "message": "inner"}},
+}
+
 
 def says(text: str, *, pause: float = 0.0) -> Events:
     """A message that is streamed word by word, with ``pause`` seconds after each word."""

@@ -23,7 +23,7 @@ from tests.support.chat import Caller, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
-from tests.support.responses_api import Events, asked, by_model, calls, draws, says, streaming, thinks
+from tests.support.responses_api import FAILED, INCOMPLETE, Events, asked, by_model, calls, draws, says, streaming, thinks
 from tests.support.waiting import wait_for
 
 AGENTS = "tests.support.approving_agents"
@@ -382,22 +382,12 @@ CHANGED = "The assistant has changed in the meantime. Please ask again."
 ABANDONED = ["Approved.", "Not carried out, because the assistant has changed."]
 
 
-FAILED: dict[str, Any] = {
-    "type": "response.failed",
-    "response": {"status": "failed", "error": {"code": "server_error", "message": "x"}},
-}
-TOO_LONG: dict[str, Any] = {
-    "type": "response.incomplete",
-    "response": {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
-}
-
-
 @pytest.mark.parametrize(
     ("agent", "second"),
     [
         ("careful", [FAILED]),
-        ("careful", [TOO_LONG]),
-        ("careful", [*says("Well"), TOO_LONG]),
+        ("careful", [INCOMPLETE]),
+        ("careful", [*says("Well"), INCOMPLETE]),
         ("careful", calls("unknown", "call_9")),
         ("careful_with_output", says("no JSON")),
         ("instructed_once", says("Never said")),

@@ -20,7 +20,7 @@ from tests.support.chat import errors, on_screen, texts
 from tests.support.chat_completions import completing, requests_tool, writes
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.leaks import Recorder
-from tests.support.responses_api import Events, calls, cites, draws, refuses, says, streaming, thinks, works
+from tests.support.responses_api import FAILED, INCOMPLETE, Events, calls, cites, draws, refuses, says, streaming, thinks, works
 
 SHAPES = ["simple", "for_user", "run_workflow", "tests.support.servers_under_test:Plain"]
 URL = {
@@ -238,11 +238,6 @@ def test_refusal_is_shown_as_a_message(start: Start, fake_openai: FakeOpenAI, ag
     assert item(caller.items(thread_id).data[0]) == ("message", "I can't help with that", [])
 
 
-FAILED = {"type": "response.failed", "response": {"status": "failed", "error": {"code": "server_error", "message": "inner"}}}
-INCOMPLETE = {
-    "type": "response.incomplete",
-    "response": {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
-}
 ERROR = {"type": "error", "code": "server_error", "message": "inner", "param": None}
 
 

@@ -13,23 +13,11 @@ from tests.support.applications import Start
 from tests.support.chat import errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI, failing
 from tests.support.fake_server import Handler
-from tests.support.responses_api import calls, says, streaming
+from tests.support.responses_api import FAILED, INCOMPLETE, calls, says, streaming
 from tests.support.usage import requests_of, used
 from tests.support.waiting import wait_for
 
 SERVERS = "tests.support.servers_under_test"
-
-INCOMPLETE: dict[str, Any] = {
-    "type": "response.incomplete",
-    "response": {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
-}
-
-
-FAILED: dict[str, Any] = {
-    "type": "response.failed",
-    "response": {"status": "failed", "error": {"code": "server_error", "message": "An internal detail"}},
-}
-
 
 TOOL = [calls("weather", city="Paris"), says("Sun")]
 
@@ -201,9 +189,8 @@ def test_own_hooks_are_called(start: Start, fake_openai: FakeOpenAI, tmp_path: A
 
 def test_call_that_the_sdk_refuses_is_not_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: Any) -> None:
     caller = start("refused_by_the_sdk")
-    _, events = caller.create("Hello")
+    thread_id, events = caller.create("Hello")
     assert [code for code, *_ in errors(events)] == ["stream.error"]
     assert fake_openai.received == []
-    caller.refresh()
-    time.sleep(0.3)
+    caller.items(thread_id)  # is stored and loaded in turn
     assert used(f"sqlite:///{tmp_path}/chatkit.db") == []

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from flask import Flask, Request, has_request_context, request, session
-from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from flask import Flask, Request, Response, has_request_context, request, session
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface, SessionMixin
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from chatkit.identity.user import User
@@ -60,13 +60,21 @@ class _VisitorCookie(SecureCookieSessionInterface):
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession:
         """As in Flask, but accept a cookie from the future: the clocks of two machines differ, and a clock may be set back."""
+        cookie = request.cookies.get(self.get_cookie_name(app))
+        if not cookie:  # requests of the chat component have none
+            return self.session_class()
         serializer = cast(URLSafeTimedSerializer, self.get_signing_serializer(app))
         try:
-            data, signed_at = serializer.loads(request.cookies.get(self.get_cookie_name(app), ""), return_timestamp=True)
+            data, signed_at = serializer.loads(cookie, return_timestamp=True)
         except BadSignature:
             return self.session_class()
         expired = datetime.now(UTC) - signed_at > VISITOR_LIFETIME
         return self.session_class() if expired else self.session_class(data)
+
+    def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
+        """As in Flask, but don't compute the cookie's attributes when there is nothing to send."""
+        if session or session.accessed or session.modified:
+            super().save_session(app, session, response)
 
     def get_cookie_name(self, app: Flask) -> str:
         return "__Host-chatkit_visitor" if has_request_context() and request.is_secure else "chatkit_visitor"

@@ -54,12 +54,17 @@ $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 is needed, and none is on the PATH." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 
+# pip itself would compile on one processor.
+define install
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --requirement $<
+	@$(VENV)/bin/python -m compileall -q -j 0 $(VENV)/lib || true
+	@touch $@
+endef
+
 $(VENV)/installed: requirements.txt | $(VENV)/bin/python
 	@echo "Installing the requirements into $(VENV), once; this takes about half a minute."
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement requirements.txt
-	@touch $@
+	$(install)
 
 $(VENV)/installed-dev: requirements-dev.txt | $(VENV)/bin/python
 	@echo "Installing the development requirements into $(VENV), once; this takes a minute or two."
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
-	@touch $@
+	$(install)

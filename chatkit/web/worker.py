@@ -57,6 +57,8 @@ class Protocol(_Protocol):  # type: ignore[misc]
     peer = ""
     """The client's IP address."""
     _body_chunks = _body_bytes = 0  # of the current request
+    _answered: Any = None  # the latest request whose response has started
+    _announces_close = False
     _head_incomplete = False
     _head_deadline: asyncio.TimerHandle | None = None
     _write_deadline: asyncio.TimerHandle | None = None
@@ -150,10 +152,11 @@ class Protocol(_Protocol):  # type: ignore[misc]
         self.worker.disconnect(self)
         super().connection_lost(exc)
 
-    def close_after_next_response(self) -> None:
-        """Close the connection after one more request. A connection that is being served is left alone."""
-        if self._awaiting_request:
-            self._keepalive = 0
+    def _will_close(self, request: Any, response_requires_close: bool) -> bool:
+        """Return whether the response announces ``Connection: close``. gunicorn asks at its start and at its end."""
+        if request is not self._answered:
+            self._answered, self._announces_close = request, self.worker.announces_close
+        return bool(self._announces_close or super()._will_close(request, response_requires_close))
 
     def close_if_idle(self) -> None:
         if self._awaiting_request:
@@ -201,6 +204,7 @@ class Worker(_Worker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.connections: set[Protocol] = set()
         self._by_peer: Counter[str] = Counter()
+        self.announces_close = False
         self._limit = 0
         self._next_file_limit_log = 0.0
         self._quit_deadline = math.inf
@@ -280,21 +284,14 @@ class Worker(_Worker):  # type: ignore[misc]
     def _finish(self) -> None:
         self.loop.call_later(max(0, self.asgi.asgi.stop_seconds - INTERRUPT_SECONDS), self.asgi.asgi.interrupt)
         self.loop.call_later(IDLE_SECONDS, self._close_idle)
-        self._announce_close(self.loop.time() + ANNOUNCE_SECONDS)
+        # gunicorn alone would also close connections whose last response promised keep-alive, and lose the next request.
+        self.announces_close = True
+        self.loop.call_later(ANNOUNCE_SECONDS, self._stop_accepting)
 
-    def _announce_close(self, until: float) -> None:
-        """Send ``Connection: close`` with the next response of each connection, then stop.
-
-        gunicorn alone would also close connections whose last response promised keep-alive, and lose the next request.
-        """
-        if self.loop.time() > until:
-            if self.alive and len(self.servers) == len(self.sockets):
-                self._serving.cancel()  # gunicorn's main loop, which looks only once per second whether to end
-            super().handle_exit_signal()
-            return
-        for connection in self.connections:
-            connection.close_after_next_response()
-        self.loop.call_later(0.02, self._announce_close, until)
+    def _stop_accepting(self) -> None:
+        if self.alive and len(self.servers) == len(self.sockets):
+            self._serving.cancel()  # gunicorn's main loop, which looks only once per second whether to end
+        super().handle_exit_signal()
 
     def _close_idle(self) -> None:
         for connection in list(self.connections):

@@ -22,11 +22,12 @@ import pytest
 import requests
 from sqlalchemy import create_engine, text
 
-from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, delayed
-from tests.support.fake_server import dripping
+from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, delayed, issue_session
+from tests.support.fake_server import Handler, dripping
 from tests.support.load import Outcome, callers
 from tests.support.postgres import new_postgres_database
 from tests.support.service import PROJECT, DeployedService, Service, environment
+from tests.support.waiting import wait_for
 
 ORIGIN = "http://localhost:3000"
 
@@ -155,7 +156,10 @@ def test_slow_openai_times_out_after_ten_seconds_without_delaying_others() -> No
 
 
 def test_shutdown_under_load_loses_no_request() -> None:
-    """Callers keep sending, on open and on new connections, until connections are refused."""
+    """Callers keep sending, on open and on new connections, until connections are refused.
+
+    The port can't be closed without a moment in which the kernel accepts a connection that no process will see.
+    """
     with FakeOpenAI() as fake_openai, hosted(fake_openai) as service:
         fake_openai.behaviour = delayed(0.5)
 
@@ -167,12 +171,33 @@ def test_shutdown_under_load_loses_no_request() -> None:
             return await load
 
         outcome = asyncio.run(load_and_stop())
-        assert outcome.lost == 0
+        assert outcome.lost == outcome.reset <= 2
         assert outcome.statuses.keys() == {200}
-        assert outcome.statuses[200] >= 90
+        assert outcome.statuses[200] == len(fake_openai.received) >= 90
         assert outcome.seconds < 10
         service.stop()
         assert service.process.returncode == 0
+
+
+def test_shutdown_announces_that_connections_close() -> None:
+    """To requests in progress, and with one more response on idle connections."""
+    with FakeOpenAI() as fake_openai, hosted(fake_openai, WEB_CONCURRENCY="1") as service, ThreadPoolExecutor(1) as pool:
+        announced = threading.Event()
+
+        def respond_then(handler: Handler) -> None:
+            announced.wait(10)
+            issue_session(handler)
+
+        fake_openai.behaviour = respond_then
+        in_progress = pool.submit(service.create_session)
+        wait_for(lambda: fake_openai.received)
+        with requests.Session() as idle:
+            assert "Connection" not in idle.get(f"{service.url}/healthz", timeout=10).headers
+            service.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: idle.get(f"{service.url}/healthz", timeout=10).headers.get("Connection") == "close")
+        announced.set()
+        response = in_progress.result()
+        assert (response.status_code, response.headers["Connection"]) == (200, "close")
 
 
 def test_killed_worker_is_replaced(running: Service) -> None:

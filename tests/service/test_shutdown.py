@@ -206,6 +206,27 @@ def test_waiting_chats_get_a_503_on_shutdown(tmp_path: Path) -> None:
         assert int(responses[0].headers["Retry-After"]) >= 1
 
 
+def test_connection_of_a_stream_takes_one_more_request(tmp_path: Path) -> None:
+    """The headers of its response promised to keep the connection open."""
+    with FakeOpenAI() as fake_openai:
+        variables = selfhosted(tmp_path, WEB_CONCURRENCY="1", OPENAI_API_KEY=API_KEY, CHATKIT_API_BASE=fake_openai.url)
+        with Service(**variables, CHATKIT_AGENT="tests.support.agents_under_test:sleeping") as service:
+            announced = threading.Event()
+            speak = streaming(says("Hello"))
+            fake_openai.behaviour = lambda handler: speak(handler) if announced.wait(10) else None
+            caller = Caller(service.url)
+            stream = caller.stream("threads.create", input=user_input("Hello"))
+            next(stream)
+            service.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: requests.get(f"{service.url}/healthz", timeout=5).headers.get("Connection") == "close")
+            announced.set()
+            assert texts(list(stream)) == ["Hello"]
+            response = caller.post("threads.list")
+            assert (response.status_code, response.headers["Connection"]) == (200, "close")
+            pools: Any = caller.http.get_adapter(service.url).poolmanager.pools  # type: ignore[attr-defined]
+            assert [pools[key].num_connections for key in pools.keys()] == [1]  # noqa: SIM118  it can't be iterated over
+
+
 def test_connections_are_refused_after_shutdown(tmp_path: Path) -> None:
     with Service(**selfhosted(tmp_path)) as service:
         service.stop()

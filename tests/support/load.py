@@ -18,6 +18,8 @@ class Outcome:
 
     statuses: dict[int, int] = field(default_factory=dict)
     lost: int = 0
+    reset: int = 0
+    """Those of the lost whose new connection was reset. A connection that no process has accepted is, when the port closes."""
     latencies: list[float] = field(default_factory=list)
     seconds: float = 0
 
@@ -45,14 +47,16 @@ async def _caller(
     while calls and time.monotonic() < until:
         calls -= 1
         started = time.monotonic()
+        is_new = connection is None
         try:
             connection = connection or await asyncio.open_connection("127.0.0.1", port)
         except OSError:
             return  # refused, so not lost
         try:
             status, stays_open = await _call(port, *connection, method, path, headers)
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError) as error:
             outcome.lost += 1
+            outcome.reset += is_new and isinstance(error, ConnectionResetError)
             connection = None
             continue
         outcome.count(status)

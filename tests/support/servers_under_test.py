@@ -75,6 +75,27 @@ class Plain(ChatKitServer[ChatContext]):
             yield event
 
 
+class Gathering(Plain):
+    """Answers requests without a stream only when eight are waiting for that."""
+
+    def __init__(self, store: Store[ChatContext]) -> None:
+        super().__init__(store)
+        self.barrier = asyncio.Barrier(8)
+
+    async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
+        await self.barrier.wait()
+
+    async def sync_action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> SyncCustomActionResponse:
+        await self.barrier.wait()
+        return SyncCustomActionResponse()
+
+    async def transcribe(self, audio_input: AudioInput, context: ChatContext) -> TranscriptionResult:
+        await self.barrier.wait()
+        return TranscriptionResult(text="Hello")
+
+
 class RunningTwice(Plain):
     """Uses one context for two runs, one after the other."""
 

@@ -229,6 +229,31 @@ def test_turn_that_waits_for_its_model_does_not_count(
             assert texts(turn.result()[1]) == ["Hi."]
 
 
+@pytest.mark.parametrize(
+    ("type_", "params"),
+    [
+        ("items.feedback", {"item_ids": ["msg_1"], "kind": "positive"}),
+        ("input.transcribe", {"audio_base64": "AAAA", "mime_type": "audio/webm"}),
+        ("threads.sync_custom_action", {"action": {"type": "any"}}),
+    ],
+)
+def test_method_of_a_server_that_waits_does_not_count(
+    start: Start, fake_openai: FakeOpenAI, type_: str, params: dict[str, Any]
+) -> None:
+    """Each request is answered only after all have reached the server."""
+    fake_openai.behaviour = streaming(says("Hi."))
+    url = start("tests.support.servers_under_test:Gathering").url
+    burst = [visitor_at(url, "10.0.0.1") for _ in range(4 * blueprint.MAX_STARTS_PER_ADDRESS)]
+    of_thread = "thread_id" if type_ != "input.transcribe" else "ignored"
+    with ThreadPoolExecutor(len(burst)) as threads:
+        threads_of = list(threads.map(lambda visitor: visitor.create("Hello")[0], burst))
+        sent = [
+            threads.submit(visitor.post, type_, **params, **{of_thread: id_})
+            for visitor, id_ in zip(burst, threads_of, strict=True)
+        ]
+        assert [each.result().status_code for each in sent] == [200] * len(burst)
+
+
 def test_turn_that_waits_for_the_database_counts(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting for the database counts as starting, so that later turns do not take time from those that have started."""
     monkeypatch.setattr(server, "START_SECONDS", 0.05)

@@ -249,7 +249,9 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
                     if not (isinstance(last, ErrorEvent) and isinstance(event, ThreadUpdatedEvent)):
                         last = event  # the SDK sends a changed title after an error
         else:
-            deadline = asyncio.get_running_loop().time() + server._chatkit_resources.turn_seconds
+            loop = asyncio.get_running_loop()
+            loop.call_later(START_SECONDS, context.started)
+            deadline = loop.time() + server._chatkit_resources.turn_seconds
             put(await _within(deadline, server._process_non_streaming(request, context)))
     except asyncio.CancelledError:
         if context.buffer.interrupted and last is not None:

@@ -192,8 +192,6 @@ class GardenServer(ChatKitServer[ChatContext]):
     ) -> AsyncIterator[ThreadStreamEvent]:
         items = await self.store.load_thread_items(thread.id, after=None, limit=20, order="desc", context=context)
         agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
-        async for event in approvals.discard(agent_context, items.data):
-            yield event
         messages = await self.converter.to_agent_input(items.data[::-1])
         tool = input_user_message and input_user_message.inference_options.tool_choice
         agent: Agent[Any] = calendar_agent if tool and tool.id == "calendar" else gardener

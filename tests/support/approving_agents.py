@@ -190,8 +190,6 @@ class OwnServer(ChatKitServer[ChatContext]):
     ) -> AsyncIterator[ThreadStreamEvent]:
         agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
         items = await self.store.load_thread_items(thread.id, after=None, limit=20, order="desc", context=context)
-        async for event in approvals.discard(agent_context, items.data):
-            yield event
         result = Runner.run_streamed(careful, await simple_to_agent_input(items.data[::-1]), context=agent_context)
         async for event in approvals.run_events(agent_context, result):
             yield event
@@ -226,9 +224,6 @@ class LargeServer(ChatKitServer[ChatContext]):
     ) -> AsyncIterator[ThreadStreamEvent]:
         assert input_user_message
         agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
-        items = await self.store.load_thread_items(thread.id, after=None, limit=20, order="desc", context=context)
-        async for event in approvals.discard(agent_context, items.data):
-            yield event
         agent = second if "second" in user_text(input_user_message) else first
         message = await simple_to_agent_input(input_user_message)
         session = sessions.setdefault(thread.id, SQLiteSession(thread.id))

@@ -2,7 +2,7 @@
 
 A run whose model calls a tool with ``needs_approval`` is paused: its state is stored, and each of these calls is shown in a
 widget with two buttons. When the user has decided on all of them, the run is resumed, in any process. A new response in the
-thread discards the run.
+thread discards the run. Items are stored here with the run, and then shown.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any, cast
 
@@ -38,10 +38,8 @@ from chatkit.backends.selfhosted.chat.rows import new_id
 from chatkit.backends.selfhosted.chat.run_states import LoadedState
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.errors import CustomStreamError
-from chatkit.store import NotFoundError
 from chatkit.types import (
     ClientToolCallItem,
-    ThreadItem,
     ThreadItemDoneEvent,
     ThreadItemReplacedEvent,
     ThreadMetadata,
@@ -54,26 +52,15 @@ ACTION = "chatkit.approval"
 """The type of the action that the buttons send."""
 MAX_REASON = 1000  # characters
 
-_SUPERSEDED = "Not carried out, because the conversation went on."
-
 log = logging.getLogger(__name__)
 
 
-async def discard(context: AgentContext[ChatContext], history: list[ThreadItem]) -> AsyncGenerator[ThreadStreamEvent]:
-    """Discard the thread's paused run, because a new response begins. Its widgets change, also in ``history``.
+async def discard(store: SqlStore, thread_id: str, context: ChatContext) -> list[WidgetItem]:
+    """Discard the thread's paused run, because a new response begins. Return its widgets, which say so and are stored.
 
-    Args:
-        context: the context for the response.
-        history: the thread's newest items, at least those since the last response began.
+    A run whose last decision is stored is not paused any more.
     """
-    if not any(isinstance(item, WidgetItem) and _is_pending(item) for item in history):
-        return
-    # Empty if the last decision was stored after ``history`` was loaded: that run is being resumed.
-    discarded = await cast(SqlStore, context.store).paused_runs.discard(context.thread.id, context.request_context)
-    for index, item in enumerate(history):
-        if item.id in discarded and isinstance(item, WidgetItem):
-            history[index] = closed = _close(item, _SUPERSEDED)
-            yield ThreadItemReplacedEvent(item=closed)
+    return await store.paused_runs.discard(thread_id, _superseded, context)
 
 
 async def run_events(
@@ -131,10 +118,41 @@ async def resume(
     agents, run_config = [agent] if isinstance(agent, Agent) else agent, run_options.get("run_config")
     prepared = await _prepare(agents, context, sender, run_config)
     widget, run = await _decide(store, action, sender, context.request_context)
-    yield ThreadItemReplacedEvent(item=widget)
-    if run is None or prepared is None:
-        return
-    agent, state = prepared
+    begun = context.request_context.usage.begun
+    try:
+        yield _replaced(context, widget)
+        if run is None or prepared is None:
+            return
+        async with aclosing(_resumed(run, *prepared, context, converter, run_options)) as events:
+            async for event in events:
+                yield event
+    except BaseException as error:
+        if run is not None and context.request_context.usage.begun == begun:
+            reason = "because the assistant has changed" if isinstance(error, _AgentChangedError) else "please ask again"
+            for closed in await _not_carried_out(run, f"Not carried out, {reason}.", context):
+                if isinstance(error, Exception):  # not if the response was cancelled
+                    yield _replaced(context, closed)
+        raise
+
+
+class _AgentChangedError(CustomStreamError):
+    def __init__(self) -> None:
+        super().__init__("The assistant has changed in the meantime. Please ask again.", allow_retry=False)
+
+
+async def _resumed(
+    run: PausedRun,
+    agent: Agent[Any],
+    state: LoadedState,
+    context: AgentContext[ChatContext],
+    converter: ResponseStreamConverter | None,
+    run_options: dict[str, Any],
+) -> AsyncGenerator[ThreadStreamEvent]:
+    """Stream a run on whose calls the user has decided.
+
+    Raises:
+        _AgentChangedError: the agent does not fit the run, of which nothing was executed.
+    """
     try:
         run_state = await _restore(run, state, agent, context)
     except Exception as error:  # noqa: BLE001  the SDK raises many kinds for a state that does not fit
@@ -152,9 +170,24 @@ async def resume(
                 raise  # a call may have been executed
             reason = error  # the agent no longer has its tool
     log.error("A paused run can't be resumed by the agent %s, which has changed (%s)", agent.name, type(reason).__name__)
-    for item_id in run.decisions:
-        yield await _replaced(store, context, item_id, "Not carried out, because the assistant has changed.")
-    raise CustomStreamError("The assistant has changed in the meantime. Please ask again.", allow_retry=False)
+    raise _AgentChangedError
+
+
+async def _not_carried_out(run: PausedRun, outcome: str, context: AgentContext[ChatContext]) -> list[WidgetItem]:
+    """Store in the widgets of approved calls that none was executed. Return them."""
+    closed = []
+    for item_id, decision in run.decisions.items():
+        if decision["approved"]:
+            try:
+                item = await context.store.load_item(context.thread.id, item_id, context.request_context)
+                widget = _close(cast(WidgetItem, item), outcome)
+                context.request_context.stored.discard(item_id)
+                await context.store.save_item(context.thread.id, widget, context.request_context)
+            except Exception as error:  # noqa: BLE001  the response has another error
+                log.warning("that a call was not carried out could not be stored (%s)", type(error).__name__)
+            else:
+                closed.append(widget)
+    return closed
 
 
 async def _prepare(
@@ -199,10 +232,10 @@ async def _pause(context: AgentContext[ChatContext], result: RunResultStreaming)
     store = cast(SqlStore, context.store)
     widgets = [_widget(context.thread, call) for call in run_state.get_interruptions()]
     run = PausedRun(state, {widget.id: None for widget in widgets})
-    for item_id in await store.paused_runs.pause(run, context.thread.id, widgets, context.request_context):
-        with suppress(NotFoundError):  # a server may delete items
-            yield await _replaced(store, context, item_id, _SUPERSEDED)
+    for other in await store.paused_runs.pause(run, context.thread.id, widgets, _superseded, context.request_context):
+        yield _replaced(context, other)
     for widget in widgets:
+        context.request_context.stored.add(widget.id)
         yield ThreadItemDoneEvent(item=widget)
 
 
@@ -236,9 +269,9 @@ async def _restore(run: PausedRun, state: LoadedState, agent: Agent[Any], contex
     return restored
 
 
-async def _replaced(store: SqlStore, context: AgentContext[ChatContext], item_id: str, outcome: str) -> ThreadItemReplacedEvent:
-    item = cast(WidgetItem, await store.load_item(context.thread.id, item_id, context.request_context))
-    return ThreadItemReplacedEvent(item=_close(item, outcome))
+def _replaced(context: AgentContext[ChatContext], stored: WidgetItem) -> ThreadItemReplacedEvent:
+    context.request_context.stored.add(stored.id)
+    return ThreadItemReplacedEvent(item=stored)
 
 
 def _widget(thread: ThreadMetadata, call: ToolApprovalItem) -> WidgetItem:
@@ -293,8 +326,14 @@ def _field(raw_item: Any, name: str) -> Any:
 
 def _is_pending(item: WidgetItem) -> bool:
     """Whether ``item`` is a widget of ``_widget`` that still has its buttons."""
-    confirm = item.widget.model_dump().get("confirm") or {}
-    return bool(confirm.get("action", {}).get("type") == ACTION)
+    match item.widget.model_dump():
+        case {"confirm": {"action": {"type": type_}}}:
+            return bool(type_ == ACTION)
+    return False
+
+
+def _superseded(item: WidgetItem) -> WidgetItem:
+    return _close(item, "Not carried out, because the conversation went on.")
 
 
 def _close(item: WidgetItem, outcome: str) -> WidgetItem:

@@ -50,8 +50,6 @@ class AgentServer(DefaultServer):
         agent = await self._agent_for(context)
         agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
         history = await load_history(self.store, thread.id, context)
-        async for event in approvals.discard(agent_context, history):
-            yield event
         # After a client tool call, the message to answer is still the user's last one.
         newest = newest_user_message(history)
         options = self._chatkit_resources.composer.options(input_user_message, newest)

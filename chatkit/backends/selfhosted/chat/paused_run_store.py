@@ -25,6 +25,7 @@ from chatkit.types import WidgetItem
 
 _own_paused_run = and_(PAUSED_RUNS.c.thread_id == bindparam("thread"), PAUSED_RUNS.c.user_id == USER)
 _SELECT_PAUSED_RUN = select(PAUSED_RUNS.c.decisions, PAUSED_RUNS.c.state).where(_own_paused_run)
+_HAS_PAUSED_RUN = select(PAUSED_RUNS.c.thread_id).where(_own_paused_run)
 _INSERT_PAUSED_RUN = insert(PAUSED_RUNS)
 _UPDATE_DECISIONS = update(PAUSED_RUNS).where(_own_paused_run).values(decisions=bindparam("new_decisions"))
 DELETE_PAUSED_RUN = delete(PAUSED_RUNS).where(_own_paused_run)
@@ -46,20 +47,23 @@ class PausedRunStore:
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 
-    async def pause(self, run: PausedRun, thread_id: str, widgets: Iterable[WidgetItem], context: ChatContext) -> list[str]:
-        """Store a run and the widgets of its calls. It replaces the thread's paused run.
-
-        Returns:
-            The ids of the other run's widgets.
-        """
+    async def pause(
+        self,
+        run: PausedRun,
+        thread_id: str,
+        widgets: Iterable[WidgetItem],
+        discarded: Callable[[WidgetItem], WidgetItem],
+        context: ChatContext,
+    ) -> list[WidgetItem]:
+        """Store a run and the widgets of its calls, and discard the thread's paused run as ``discard`` does."""
         owner = {"thread_id": thread_id, "user_id": context.user}
 
-        def work(connection: Connection) -> list[str]:
-            discarded = _discard(connection, thread_id, context)
+        def work(connection: Connection) -> list[WidgetItem]:
+            closed = _discard(connection, thread_id, discarded, context)
             connection.execute(_INSERT_PAUSED_RUN, {**owner, "state": run.state, "decisions": json.dumps(run.decisions)})
             for widget in widgets:
                 connection.execute(INSERT_ITEM, item_row(widget, thread_id, context))
-            return discarded
+            return closed
 
         return await self._transactions.write(thread_id, context, work)
 
@@ -67,9 +71,17 @@ class PausedRunStore:
         params = {"user": context.user, "thread": thread_id}
         return await self._transactions.run(lambda connection: _load(connection, params))
 
-    async def discard(self, thread_id: str, context: ChatContext) -> list[str]:
-        """Delete the thread's paused run, if it has one. Return the ids of its widgets."""
-        return await self._transactions.write(thread_id, context, lambda connection: _discard(connection, thread_id, context))
+    async def discard(
+        self, thread_id: str, discarded: Callable[[WidgetItem], WidgetItem], context: ChatContext
+    ) -> list[WidgetItem]:
+        """Delete the thread's paused run, if it has one, and store its widgets as ``discarded`` changes them. Return those."""
+        params = {"user": context.user, "thread": thread_id}
+        has_run = await self._transactions.run(lambda connection: connection.execute(_HAS_PAUSED_RUN, params).scalar())
+        if not has_run:
+            return []
+        return await self._transactions.write(
+            thread_id, context, lambda connection: _discard(connection, thread_id, discarded, context)
+        )
 
     async def decide(
         self,
@@ -119,8 +131,16 @@ def _load(connection: Connection, params: dict[str, Any]) -> PausedRun | None:
     return PausedRun(row.state, json.loads(row.decisions)) if row else None
 
 
-def _discard(connection: Connection, thread_id: str, context: ChatContext) -> list[str]:
+def _discard(
+    connection: Connection, thread_id: str, discarded: Callable[[WidgetItem], WidgetItem], context: ChatContext
+) -> list[WidgetItem]:
     params = {"user": context.user, "thread": thread_id}
     run = _load(connection, params)
     connection.execute(DELETE_PAUSED_RUN, params)
-    return list(run.decisions) if run else []
+    closed = []
+    for item_id in run.decisions if run else ():
+        data = connection.execute(SELECT_ITEM, {**params, "item": item_id}).scalar_one_or_none()
+        if data is not None:  # a server may delete items
+            closed.append(discarded(cast(WidgetItem, read_item(data))))
+            connection.execute(SAVE_ITEM[connection.dialect.name], item_row(closed[-1], thread_id, context))
+    return closed

@@ -14,6 +14,7 @@ import agents
 import openai
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from chatkit.backends.selfhosted.chat import approvals
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources, openai_error, openai_reference
 from chatkit.backends.selfhosted.chat.events import assistant_text
@@ -289,6 +290,9 @@ async def _run_events(server: GuardedServer, request: Any, context: ChatContext)
     if request.type == "threads.retry_after_item":
         # The SDK would load all later items and delete them one by one.
         await server.store.delete_after(request.params.thread_id, request.params.item_id, context)
+    elif request.type not in ("threads.create", "threads.custom_action"):
+        for widget in await approvals.discard(server.store, request.params.thread_id, context):
+            yield ThreadItemReplacedEvent(item=widget)
     async with aclosing(server._process_streaming_impl(request, context)) as events:
         async for event in events:
             if isinstance(event, ThreadCreatedEvent):

@@ -300,11 +300,16 @@ class SqlStore(Store[ChatContext]):
     async def save_item(self, thread_id: str, item: ThreadItem, context: ChatContext) -> None:
         """Add an item, or replace the one with its id in its place: the SDK adds a workflow again when it continues it.
 
+        Do nothing if the item is in the context's ``stored``: another request may have changed it since.
+
         The image of a generated_image item is stored apart from it. ``item`` gets a URL in place of the data.
 
         Raises:
             ImageRefusedError: the image is too large or of an unknown type, or the thread has ``MAX_IMAGES``.
         """
+        if item.id in context.stored:
+            context.stored.remove(item.id)
+            return
         if isinstance(item, GeneratedImageItem) and item.image:
             await self._save_image_item(thread_id, item, item.image, context)
             return

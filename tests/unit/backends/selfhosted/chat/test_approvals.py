@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from agents import Agent, ToolApprovalItem
-from chatkit.types import ThreadMetadata
+from agents import Agent, Runner, ToolApprovalItem
+from chatkit.types import ThreadMetadata, WidgetItem
+from chatkit.widgets import DynamicWidgetRoot
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from chatkit.backends.selfhosted.chat import approvals, run_states
 from chatkit.backends.selfhosted.chat.paused_run_store import PausedRunStore
 from chatkit.backends.selfhosted.chat.run_states import MAX_STATE_BYTES
+from chatkit.backends.selfhosted.chat.transactions import Transactions
 from tests.support import approving_agents
-from tests.support.applications import Start
+from tests.support.applications import MakeApp, Start, served
 from tests.support.approving_agents import SECRET_OF_MCP, executed
 from tests.support.chat import Caller, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
@@ -279,6 +284,136 @@ def test_new_message_discards_what_is_pending(start: Start, fake_openai: FakeOpe
     assert [event.type for event in caller.say(thread_id, "Go on") if event.type == "thread.item.replaced"] == []
 
 
+@pytest.mark.parametrize("agent", SHAPES)
+@pytest.mark.parametrize("how", ["large calls", "many calls", "actions"])
+def test_message_discards_what_the_model_is_not_given(
+    start: Start, fake_openai: FakeOpenAI, address: str, agent: str, how: str
+) -> None:
+    """The model's history is shorter than the thread."""
+    paths = {"large calls": ["a" * 45_000, "b" * 45_000, "c" * 45_000], "many calls": [str(n) for n in range(25)]}
+    caller = start(agent)
+    wanted = [event for n, path in enumerate(paths.get(how, ["a"])) for event in calls("delete_file", f"call_{n}", path=path)]
+    fake_openai.behaviour = streaming(wanted, says("As you like"))
+    thread_id, _ = caller.create("Go")
+    for _ in range(2 if how == "actions" else 0):
+        action = {"type": "form", "payload": "x" * 55_000}
+        assert caller.post("threads.sync_custom_action", thread_id=thread_id, action=action).status_code == 200
+    assert texts(caller.say(thread_id, "No, wait")) == ["As you like"]
+    shown = [item for item in caller.items(thread_id, limit=100).data if item.type == "widget"]
+    assert len(shown) == len(paths.get(how, ["a"]))
+    assert not any(is_open(widget) for widget in shown)
+    assert paused(address) == []
+    decide(caller, shown[0], APPROVE)
+    assert executed == []
+
+
+@pytest.mark.parametrize("other", ["run_workflow", "simple"])
+def test_message_to_another_agent_discards_what_is_pending(make_app: MakeApp, fake_openai: FakeOpenAI, other: str) -> None:
+    """A user whose claim has changed, or a deployment."""
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("As you like"))
+    with ExitStack() as running:
+        url, elsewhere = (
+            running.enter_context(served(make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_AGENT=agent)))
+            for agent in (f"{AGENTS}:careful", f"tests.support.agents_under_test:{other}")
+        )
+        caller = Caller(url)
+        thread_id, _ = caller.create("Go")
+        (widget,) = widgets(caller, thread_id)
+        caller.url = elsewhere
+        assert errors(caller.say(thread_id, "No, wait")) == []
+        caller.url = url
+        decide(caller, widget, APPROVE)
+        assert lines(widgets(caller, thread_id)[0])[-1] == "Not carried out, because the conversation went on."
+    assert executed == []
+
+
+@pytest.mark.parametrize("agent", SHAPES)
+def test_decision_before_the_response_has_ended(
+    start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, agent: str
+) -> None:
+    """Another tab shows the widgets as soon as they are stored."""
+    caller = start(agent)
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("It is gone"))
+    pause = PausedRunStore.pause
+
+    async def pause_and_decide(self: PausedRunStore, run: Any, thread_id: str, *arguments: Any) -> list[WidgetItem]:
+        closed = await pause(self, run, thread_id, *arguments)
+        (widget,) = await asyncio.to_thread(widgets, caller, thread_id)
+        assert texts(await asyncio.to_thread(decide, caller, widget, APPROVE)) == ["It is gone"]
+        return closed
+
+    monkeypatch.setattr(PausedRunStore, "pause", pause_and_decide)
+    thread_id, _ = caller.create("Go")
+    assert lines(widgets(caller, thread_id)[0])[-1] == "Approved."
+    assert len(executed) == 1
+
+
+@pytest.mark.parametrize("agent", SHAPES)
+@pytest.mark.parametrize("how", ["the reader leaves", "an error"])
+def test_decision_that_is_interrupted_before_the_call(
+    start: Start, fake_openai: FakeOpenAI, address: str, monkeypatch: pytest.MonkeyPatch, agent: str, how: str
+) -> None:
+    caller = start(agent, CHATKIT_ON_DISCONNECT="stop")
+    two = [*calls("delete_file", "call_a", path="a.txt"), *calls("delete_file", "call_b", path="b.txt")]
+    fake_openai.behaviour = streaming(two)
+    thread_id, _ = caller.create("Go")
+    first, second = widgets(caller, thread_id)
+    decide(caller, first, REJECT)
+
+    if how == "the reader leaves":
+        monkeypatch.setattr(approvals, "_restore", lambda *_arguments: asyncio.sleep(60))
+    else:
+        monkeypatch.setattr(Runner, "run_streamed", Mock(side_effect=RuntimeError))
+    stream: Any = caller.stream("threads.custom_action", thread_id=thread_id, item_id=second.id, action=APPROVE)
+    events = [next(stream), next(stream)]
+    if how == "the reader leaves":
+        stream.close()
+        wait_for(lambda: lines(widgets(caller, thread_id)[1])[-1] != "Approved.")
+    else:
+        events += list(stream)
+        assert len(errors(events)) == 1
+        assert [lines(event.item)[-1] for event in events if event.type == "thread.item.replaced"] == [
+            "Approved.",
+            "Not carried out, please ask again.",
+        ]
+    assert [lines(widget)[3:] for widget in widgets(caller, thread_id)] == [
+        ["Rejected."],
+        ["Approved.", "Not carried out, please ask again."],
+    ]
+    assert (executed, paused(address)) == ([], [])
+
+
+@pytest.mark.parametrize("agent", SHAPES)
+def test_database_is_away_after_the_decision(
+    start: Start, fake_openai: FakeOpenAI, address: str, monkeypatch: pytest.MonkeyPatch, agent: str
+) -> None:
+    """Nothing needs to be stored between the decision and the call."""
+    caller = start(agent)
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("It is gone"))
+    thread_id, _ = caller.create("Go")
+    (widget,) = widgets(caller, thread_id)
+    decide_in_store = PausedRunStore.decide
+
+    async def decide_and_go_away(self: PausedRunStore, *arguments: Any) -> Any:
+        decided = await decide_in_store(self, *arguments)
+        monkeypatch.setattr(Transactions, "write", unavailable)
+        return decided
+
+    async def unavailable(*_arguments: Any) -> None:
+        raise OperationalError("", None, Exception("away"))
+
+    monkeypatch.setattr(PausedRunStore, "decide", decide_and_go_away)
+    decide(caller, widget, APPROVE)
+    assert len(executed) == 1
+
+
+@pytest.mark.parametrize("confirm", ["Yes", ["Yes"], {"action": "yes"}, None])
+def test_approval_sent_from_another_widget(confirm: Any) -> None:
+    widget = DynamicWidgetRoot.model_validate({"type": "Card", "children": [], "confirm": confirm})
+    item = WidgetItem(id="msg_1", thread_id="thr_1", created_at=datetime.now(), widget=widget)  # noqa: DTZ005
+    assert not approvals._is_pending(item)
+
+
 def test_message_does_not_discard_a_run_that_is_being_resumed(
     start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,7 +424,7 @@ def test_message_does_not_discard_a_run_that_is_being_resumed(
     (widget,) = widgets(caller, thread_id)
     discard = PausedRunStore.discard
 
-    async def decide_first(*arguments: Any) -> list[str]:
+    async def decide_first(*arguments: Any) -> list[WidgetItem]:
         await asyncio.to_thread(decide, caller, widget, APPROVE)
         return await discard(*arguments)
 

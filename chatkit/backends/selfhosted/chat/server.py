@@ -26,14 +26,16 @@ from chatkit.backends.selfhosted.chat.timestamps import in_utc
 from chatkit.backends.selfhosted.chat.transactions import ThreadGone
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE
 from chatkit.errors import BaseStreamError, CustomStreamError, ErrorCode, StreamError
-from chatkit.server import ChatKitServer
+from chatkit.server import DEFAULT_PAGE_SIZE, ChatKitServer
 from chatkit.store import NotFoundError
 from chatkit.types import (
     AssistantMessageItem,
     ChatKitReq,
+    ClientToolCallItem,
     ErrorEvent,
     FeedbackKind,
     GeneratedImageItem,
+    StructuredInputItem,
     ThreadCreatedEvent,
     ThreadItem,
     ThreadItemDoneEvent,
@@ -43,6 +45,7 @@ from chatkit.types import (
     ThreadMetadata,
     ThreadStreamEvent,
     ThreadUpdatedEvent,
+    UserMessageItem,
     is_streaming_req,
 )
 from chatkit.web import errors
@@ -301,9 +304,10 @@ async def _run_events(server: GuardedServer, request: Any, context: ChatContext)
 
 
 async def _check(server: GuardedServer, request: Any, context: ChatContext) -> None:
-    """Reject attachments, choices that the composer does not offer, and input to a locked or closed thread.
+    """Reject attachments, choices that the composer does not offer, and input that does not fit its thread.
 
-    The SDK leaves that to its user. Actions are left to the server: one may open the thread again, or be a decision.
+    The SDK leaves some of that to its user, and checks the rest only when the thread's active run has been stopped. Actions are
+    left to the server: one may open a locked thread again, or be a decision.
     """
     message = getattr(request.params, "input", None)
     if getattr(message, "attachments", None):
@@ -311,6 +315,8 @@ async def _check(server: GuardedServer, request: Any, context: ChatContext) -> N
     thread_id = getattr(request.params, "thread_id", None)
     if thread_id and is_streaming_req(request) and request.type != "threads.custom_action":
         await _check_thread(server, thread_id, context)
+    if not await _fits_items(server.store, request, context):
+        raise errors.InvalidRequestBody("the request does not fit the items of its thread")
     if options := getattr(message, "inference_options", None):
         server._chatkit_resources.composer.check(options)
 
@@ -318,6 +324,21 @@ async def _check(server: GuardedServer, request: Any, context: ChatContext) -> N
 async def _check_thread(server: GuardedServer, thread_id: str, context: ChatContext) -> None:
     if (await server.store.load_thread(thread_id, context)).status.type != "active":
         raise errors.ThreadNotActive("the thread is locked or closed")
+
+
+async def _fits_items(store: SqlStore, request: Any, context: ChatContext) -> bool:
+    params = request.params
+    match request.type:
+        case "threads.add_client_tool_output":
+            # Not only the last one: the response to an action, which may be active, moves the call to the end.
+            newest = await store.load_thread_items(params.thread_id, None, DEFAULT_PAGE_SIZE, "desc", context)
+            return any(isinstance(item, ClientToolCallItem) and item.status == "pending" for item in newest.data)
+        case "threads.add_structured_input":
+            item = await store.load_item(params.thread_id, params.item_id, context)
+            return isinstance(item, StructuredInputItem) and item.status == "pending"
+        case "threads.retry_after_item":
+            return isinstance(await store.load_item(params.thread_id, params.item_id, context), UserMessageItem)
+    return True
 
 
 class _TimeLimitError(Exception):

@@ -380,6 +380,33 @@ class TestWhileARunIsActive:
         assert self.roles(caller, thread_id) == ["user", "assistant"]
         assert state(caller, thread_id) is None
 
+    @pytest.mark.parametrize(("said", "is_still"), [("Hello", "active"), ("error", "interrupted")])
+    @pytest.mark.parametrize(
+        ("type_", "status", "params"),
+        [
+            ("threads.add_client_tool_output", 400, {"result": {}}),
+            ("threads.add_structured_input", 400, {"item_id": "of the user", "input": {"answers": {}}}),
+            ("threads.add_structured_input", 404, {"item_id": "msg_unknown", "input": {"answers": {}}}),
+            ("threads.retry_after_item", 400, {"item_id": "of the assistant"}),
+            ("threads.retry_after_item", 404, {"item_id": "msg_unknown"}),
+        ],
+    )
+    def test_refused_request_changes_nothing(
+        self, caller: Caller, said: str, is_still: str, type_: str, status: int, params: dict[str, Any]
+    ) -> None:
+        """For example, a second tab sends the output of a tool again."""
+        thread_id, _, reader = begin(caller, said, words=1)
+        reader.close()
+        wait_for(lambda: state(caller, thread_id) == is_still)
+        wait_for(lambda: len(caller.items(thread_id).data) == 2)
+        ids = {f"of the {item.type.removesuffix('_message')}": item.id for item in caller.items(thread_id).data}
+        sent = {**params, "item_id": ids.get(params.get("item_id", ""), params.get("item_id"))}
+        assert caller.post(type_, thread_id=thread_id, **sent).status_code == status
+        assert state(caller, thread_id) == is_still
+        if is_still == "active":
+            wait_for(lambda: state(caller, thread_id) is None, 10)
+            assert reply(caller, thread_id).endswith(WHOLE)
+
     def test_reader_in_another_tab_gets_the_end_of_its_stream(self, caller: Caller) -> None:
         thread_id, _, reader = begin(caller, words=3)
         other = Caller(caller.url)

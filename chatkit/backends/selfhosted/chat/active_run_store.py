@@ -128,7 +128,7 @@ def run_row(thread_id: str, context: ChatContext) -> dict[str, Any]:
     """Return the columns of the context's run, for ``INSERT_RUN``."""
     now = int(time.time())
     row = {"id": context.run_id, "thread_id": thread_id, "user_id": context.user, "started_at": now, "heartbeat": now}
-    return {**row, "stop_requested": False, "is_repeatable": context.is_repeatable and not context.brings_message}
+    return {**row, "stop_requested": False, "is_repeatable": context.can_be_repeated}
 
 
 def ending(context: ChatContext, *, interrupted: bool = False) -> Callable[[Connection], Any]:

@@ -46,6 +46,8 @@ class ChatContext:
     """Whether a retry of the last user message repeats this response, and destroys no other."""
     brings_message: bool = False
     """Whether the request has a user message. Until that is stored, a retry would repeat the one before it."""
+    message_is_stored: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
+    """Set when the request's user message is stored."""
     run_is_active: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
     """Set from the beginning to the end of the run. Meanwhile nothing is stored without the run's row."""
     saving_thread: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
@@ -58,6 +60,11 @@ class ChatContext:
     """By thread id, each object loaded for the thread, with a copy of its stored state when it was last loaded or saved.
 
     The list of a thread that this request created is empty until the thread is stored."""
+
+    @property
+    def can_be_repeated(self) -> bool:
+        """Whether the page may offer a retry now."""
+        return self.is_repeatable and (self.message_is_stored.is_set() or not self.brings_message)
 
 
 current_context: ContextVar[ChatContext | None] = ContextVar("current_context", default=None)

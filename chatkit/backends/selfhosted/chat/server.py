@@ -125,10 +125,6 @@ class GuardedServer(ChatKitServer[ChatContext]):
         """
         drafts = self._chatkit_resources.drafts
 
-        async def finish(item_id: str) -> None:
-            context.drafts.pop(item_id, None)
-            await drafts.finish([item_id])
-
         deadline = asyncio.get_running_loop().time() + self._chatkit_resources.turn_seconds
         asyncio.get_running_loop().call_later(START_SECONDS, context.started)
         shown = ""
@@ -142,9 +138,12 @@ class GuardedServer(ChatKitServer[ChatContext]):
                 if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, AssistantMessageItem):
                     shown = assistant_text(event.item)
                 if isinstance(event, ThreadItemDoneEvent | ThreadItemReplacedEvent):
-                    await finish(event.item.id)
+                    await drafts.finish([event.item.id])
+                    if isinstance(event.item, AssistantMessageItem):
+                        context.drafts[event.item.id] = event.item  # until the SDK has stored it
                 elif isinstance(event, ThreadItemRemovedEvent):
-                    await finish(event.item_id)
+                    await drafts.finish([event.item_id])
+                    context.drafts.pop(event.item_id, None)
                 if isinstance(event, ThreadItemDoneEvent | ThreadItemReplacedEvent) and isinstance(
                     event.item, GeneratedImageItem
                 ):
@@ -165,6 +164,8 @@ class GuardedServer(ChatKitServer[ChatContext]):
         """
         if error is not None:
             context.usage.abort_calls(failed=isinstance(error.__cause__, openai.APIError | agents.UserError))
+        if isinstance(error, GeneratorExit):
+            return  # the event could not be stored or sent; handle() keeps what the user has seen
         await self._chatkit_resources.drafts.finish(context.drafts)
         items: list[ThreadItem] = []
         if isinstance(error, BaseStreamError):  # the SDK stores them if the response was cancelled
@@ -187,6 +188,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
                 await self.store.delete_thread_item(thread.id, message_id, context)
             except Exception as failure:  # noqa: BLE001  the response has ended
                 log.warning("an unfinished message could not be deleted (%s)", type(failure).__name__)
+            context.drafts.pop(message_id, None)
 
     def _update_pending_items(self, pending_items: dict[str, ThreadItem], event: ThreadItemUpdatedEvent) -> None:
         """Schedule a draft of the message that ``event`` updates. The SDK calls this with each update."""
@@ -199,6 +201,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
     async def handle_stream_cancelled(
         self, thread: ThreadMetadata, pending_items: list[ThreadItem], context: ChatContext
     ) -> None:
+        await self._chatkit_resources.drafts.finish(context.drafts)
         deadline = asyncio.get_running_loop().time() + CLOSING_SECONDS
         await _within(deadline, super().handle_stream_cancelled(thread, pending_items, context))
         await self._delete_drafts(list(context.drafts), thread, context)  # those that the server has not stored
@@ -248,7 +251,7 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
             async with aclosing(_run_events(server, request, context)) as events:
                 async for event in events:
                     if isinstance(event, ErrorEvent):
-                        event.allow_retry &= context.is_repeatable
+                        event.allow_retry &= context.can_be_repeated
                     put(_sse(server._serialize(event)))
                     if not (isinstance(last, ErrorEvent) and isinstance(event, ThreadUpdatedEvent)):
                         last = event  # the SDK sends a changed title after an error
@@ -259,22 +262,30 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
             put(await _within(deadline, server._process_non_streaming(request, context)))
     except asyncio.CancelledError:
         if context.buffer.interrupted and last is not None:
-            last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=context.is_repeatable)
+            last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=context.can_be_repeated)
             put(_sse(server._serialize(last)))
         raise
     except Exception as error:
         if last is None:
             with api_errors():
                 raise
-        thread_gone = isinstance(error, ThreadGone)  # already logged
-        if not thread_gone:
-            log.exception("a stream failed")
+        _log_failure(error)
         if not isinstance(last, ErrorEvent):
-            last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=context.is_repeatable and not thread_gone)
+            allow_retry = context.can_be_repeated and not isinstance(error, ThreadGone)
+            last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=allow_retry)
             put(_sse(server._serialize(last)))
     finally:
-        interrupted = isinstance(last, ErrorEvent) and last.allow_retry
+        # What the user has seen and could not be stored is stored later, while the row of the run is kept.
+        kept = bool(context.drafts) and await server._chatkit_resources.drafts.keep(context)
+        interrupted = kept or (isinstance(last, ErrorEvent) and last.allow_retry)
         await server._chatkit_resources.runs.end(context, interrupted=interrupted)
+
+
+def _log_failure(error: Exception) -> None:
+    if isinstance(error, UNAVAILABLE):
+        log.error("a stream failed, because the database is unavailable (%s)", type(error).__name__)
+    elif not isinstance(error, ThreadGone):  # that is logged already
+        log.error("a stream failed", exc_info=error)
 
 
 async def _run_events(server: GuardedServer, request: Any, context: ChatContext) -> AsyncGenerator[ThreadStreamEvent]:

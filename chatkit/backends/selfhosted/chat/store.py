@@ -322,6 +322,8 @@ class SqlStore(Store[ChatContext]):
 
         await self.transactions.write(thread_id, context, work)
         context.drafts.pop(item.id, None)
+        if isinstance(item, UserMessageItem):
+            context.message_is_stored.set()
 
     async def _save_image_item(
         self, thread_id: str, item: GeneratedImageItem, image: GeneratedImage, context: ChatContext
@@ -413,7 +415,8 @@ class SqlStore(Store[ChatContext]):
         """Store unfinished messages, each paired with the context of its response, within ``DRAFT_SECONDS``."""
         rows = [
             {
-                **writer_params(context),
+                "user": context.user,
+                "active_run": context.run_id,  # also if it was interrupted, as long as no other one has replaced it
                 "thread": message.thread_id,
                 "item": message.id,
                 "new_data": in_utc(message).model_dump_json(),

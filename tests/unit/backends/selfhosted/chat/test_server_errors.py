@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 from agents.run import DEFAULT_MAX_TURNS
+from chatkit.types import ThreadItem
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
+from chatkit.backends.selfhosted.chat import demo
+from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.transactions import ThreadGone
+from tests.support.active_runs import state
 from tests.support.applications import Start
 from tests.support.chat import deltas, user_input
 from tests.support.chat import errors as errors_of
@@ -44,17 +49,33 @@ def test_text_that_was_shown_before_an_error_is_stored(start: Start, fake_openai
     assert len(deltas(events)) > 20
 
 
-@pytest.mark.parametrize(("error", "retry"), [(ThreadGone(), False), (OSError("the disk is gone"), True)])
-def test_stream_that_fails_before_the_assistant_is_asked(
-    start: Start, monkeypatch: pytest.MonkeyPatch, error: Exception, retry: bool
+@pytest.mark.parametrize(
+    ("type_", "error", "retry"),
+    [
+        ("user_message", OperationalError("", None, Exception("away")), False),  # a retry would find no message
+        ("assistant_message", OperationalError("", None, Exception("away")), True),
+        ("assistant_message", OSError("the disk is gone"), True),
+        ("assistant_message", ThreadGone(), False),
+    ],
+)
+def test_item_that_can_not_be_stored(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, type_: str, error: Exception, retry: bool
 ) -> None:
-    async def fail(*_: object, **__: object) -> None:
-        raise error
+    add = SqlStore.add_thread_item
+
+    async def fail(self: SqlStore, thread_id: str, item: ThreadItem, context: ChatContext) -> None:
+        if item.type == type_:
+            raise error
+        await add(self, thread_id, item, context)
 
     caller = start(OPENAI_API_KEY="")
     monkeypatch.setattr(SqlStore, "add_thread_item", fail)
-    _, events = caller.create("Hello")
+    monkeypatch.setattr(demo, "SECONDS_PER_WORD", 0)
+    thread_id, events = caller.create("Hello")
     assert errors_of(events) == [("stream.error", None, retry)]
+    assert state(caller, thread_id) == ("interrupted" if retry else None)
+    tracebacks = [bool(record.exc_info) for record in caplog.records if "a stream failed" in record.message]
+    assert tracebacks == ([False] if type_ == "user_message" else []), "the SDK logs the others"
 
 
 def test_database_that_fails_before_the_answer_begins(start: Start, tmp_path: object) -> None:

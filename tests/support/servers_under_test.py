@@ -37,6 +37,7 @@ from chatkit.types import (
     GeneratedImage,
     GeneratedImageItem,
     HiddenContextItem,
+    LockedStatus,
     StreamOptions,
     SyncCustomActionResponse,
     Thread,
@@ -331,6 +332,8 @@ class Failing(ChatKitServer[ChatContext]):
         said = str(input_user_message.content) if input_user_message else ""
         if "fine" in said:
             return
+        if "locks" in said:
+            thread.status = LockedStatus()
         _fail(said)
         yield ThreadItemAddedEvent(item=message(thread, ""))
 

@@ -169,6 +169,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
         await self._chatkit_resources.drafts.finish(context.drafts)
         items: list[ThreadItem] = []
         if isinstance(error, BaseStreamError):  # the SDK stores them if the response was cancelled
+            error.allow_retry &= thread.status.type == "active"
             if not isinstance(error.__cause__, _REFUSALS):
                 items += [message for message in context.drafts.values() if assistant_text(message).strip()]
             # A turn without a message, such as an action, has no message that could be left out.

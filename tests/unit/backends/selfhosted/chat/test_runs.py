@@ -310,6 +310,10 @@ class TestReaderLeaves:
         wait_for(lambda: all(state(caller, thread_id) == "interrupted" for thread_id, _, _ in left), 10)
         assert caller.post("threads.create", input=user_input("progress")).status_code == 200
 
+    def test_failed_message_is_not_to_be_repeated_in_a_locked_thread(self, start: Start) -> None:
+        _, events = start("tests.support.servers_under_test:Failing").create("locks")
+        assert errors(events) == [("stream.error", None, False)]
+
     def test_failed_action_is_not_to_be_repeated(self, start: Start) -> None:
         """The page would retry the message before, and delete its whole response."""
         caller = start("tests.support.servers_under_test:Failing")

@@ -52,6 +52,7 @@ PURGE_PAUSE_SECONDS = 0.05  # between batches, to let other writers in
 
 # Built once: building a statement takes longer than running it.
 _INSERT_SESSION = insert(SessionRow)
+_DELETE_SESSION = delete(SessionRow).where(SessionRow.id == bindparam("session"))
 _SELECT_SESSION = select(SessionRow.id, SessionRow.user_id, SessionRow.expires_at, SessionRow.agent, SessionRow.claims).where(
     SessionRow.secret_hash == bindparam("hash")
 )
@@ -155,7 +156,10 @@ class SessionStore:
         self._file_lock = threading.Lock()
 
     def missing(self) -> list[str]:
-        """See ``Backend.missing``. Inserts a session and rolls back, because a database that is only readable is not enough."""
+        """See ``Backend.missing``. Stores a session and deletes it, because a database that is only readable is not enough.
+
+        One transaction does both, so no one sees the session. It is committed, because SQLite writes to the disk only then.
+        """
         row = {
             "id": f"probe_{secrets.token_urlsafe(24)}",
             "secret_hash": secrets.token_bytes(32),
@@ -164,9 +168,9 @@ class SessionStore:
         }
         try:
             self._reopen_replaced_file()
-            with self.engine.connect() as connection:
+            with self.engine.begin() as connection:
                 connection.execute(_INSERT_SESSION, {**row, "agent": None, "claims": None})
-                connection.rollback()
+                connection.execute(_DELETE_SESSION, {"session": row["id"]})
         except (*UNAVAILABLE, CommandError, OSError) as error:
             return [f"DATABASE_URL ({database.describe(error)})"]
         return []

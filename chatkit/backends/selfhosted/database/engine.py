@@ -52,6 +52,7 @@ _ERROR_DESCRIPTIONS = {  # by PostgreSQL's SQLSTATE or SQLite's result code
     "XX002": _DAMAGED,
     sqlite3.SQLITE_READONLY: _READ_ONLY,
     sqlite3.SQLITE_FULL: _DISK_FULL,
+    sqlite3.SQLITE_IOERR: "the disk can't be read or written",  # also over a quota
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_NOTADB: _DAMAGED,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -263,6 +264,28 @@ def test_full_sqlite(sqlite: Path) -> None:
     assert module.describe(caught.value.__cause__) == "the disk is full"  # type: ignore[arg-type]
 
 
+@contextmanager
+def disk_full_at(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond ``size`` bytes, as if the disk were full. A small disk would need root."""
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_disk_that_is_full_at_the_commit(make_app: MakeApp, sqlite: Path) -> None:
+    """SQLite writes nothing before."""
+    client = app_client(make_app, f"sqlite:///{sqlite}")
+    assert client.post(ENDPOINT).status_code == 200
+    with disk_full_at(Path(f"{sqlite}-wal").stat().st_size):
+        assert error_of(client.post(ENDPOINT)) == UNAVAILABLE_503
+        assert error_of(client.get("/readyz")) == not_ready("the disk can't be read or written")
+    assert client.get("/readyz").status_code == 200
+    assert client.post(ENDPOINT).status_code == 200
+
+
 def test_missing_tables(make_app: MakeApp, database: str) -> None:
     client = app_client(make_app, database)
     with create_engine(database).begin() as connection:
@@ -299,10 +322,16 @@ def test_integrity_error_is_not_reported_as_an_outage(
     assert error_of(client.post(ENDPOINT))[:2] == (500, "internal_server_error")
 
 
-def test_readiness_check_writes_nothing(make_app: MakeApp, database: str) -> None:
-    client = app_client(make_app, database)
-    for _ in range(3):
-        assert client.get("/readyz").status_code == 200
+def test_readiness_checks_leave_nothing(database: str) -> None:
+    """Those of several processes neither wait for each other nor see each other's session."""
+    issuers = [SessionStore(open_database(database), ttl=600) for _ in range(4)]
+    seen = []
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            checks = [pool.submit(issuer.missing) for issuer in issuers]
+            seen.append(count(database, "chat_sessions"))
+            assert [check.result() for check in checks] == [[]] * 4
+    assert set(seen) == {0}
     assert count(database, "chat_sessions") == 0
 
 

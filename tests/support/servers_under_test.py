@@ -52,6 +52,7 @@ from chatkit.types import (
     UserMessageTagContent,
     WidgetItem,
 )
+from chatkit.widgets import DynamicWidgetRoot
 from starlette.exceptions import HTTPException  # the base class of FastAPI's
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
@@ -266,6 +267,32 @@ class GivingUp(ChatKitServer[ChatContext]):
         while len((await self.store.load_thread_items(thread.id, None, 10, "asc", context)).data) < 2:
             await asyncio.sleep(0.05)
         yield ThreadItemDoneEvent(item=message(thread, "Something else"))
+
+
+class Halving(ChatKitServer[ChatContext]):
+    """Sends characters in halves of a surrogate pair, and some without the other half."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        thread.title = "Title \ud83d"
+        yield ThreadItemDoneEvent(
+            item=WidgetItem(
+                id="msg_widget",
+                thread_id=thread.id,
+                created_at=datetime.now(),  # noqa: DTZ005
+                widget=DynamicWidgetRoot.model_validate({"type": "Card", "children": [{"type": "Text", "value": "\ud83d"}]}),
+            )
+        )
+        yield ThreadItemAddedEvent(item=message(thread, ""))
+        for delta in ("Good \ud83d", "\ude00 day \ud83d"):
+            update = AssistantMessageContentPartTextDelta(content_index=0, delta=delta)
+            yield ThreadItemUpdatedEvent(item_id="msg_own", update=update)
+            await asyncio.sleep(1.2)  # it is saved as it goes
+        yield ThreadItemDoneEvent(item=message(thread, "Good \ud83d\ude00 day \ud83d"))
+
+    async def transcribe(self, audio_input: AudioInput, context: ChatContext) -> TranscriptionResult:
+        return TranscriptionResult(text="\ud83d")
 
 
 class Hanging(ChatKitServer[ChatContext]):

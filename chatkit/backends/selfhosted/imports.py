@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Engine, bindparam, delete, func, insert, select, update
 
+from chatkit.backends.selfhosted.chat.surrogates import to_json
 from chatkit.backends.selfhosted.chat.timestamps import as_utc, in_utc
 from chatkit.backends.selfhosted.database.engine import WAIT_SECONDS, public_address
 from chatkit.backends.selfhosted.database.tables import DIALECTS, ImportRow, ItemRow, ThreadRow
@@ -283,7 +284,7 @@ def _shown_parts(items: Iterable[_NewItem]) -> Iterator[_NewItem]:
 
 
 def _new_item(imported: ImportedItem) -> _NewItem:
-    data = in_utc(imported.item).model_dump_json()
+    data = to_json(in_utc(imported.item))
     if imported.original is not None:
         # In a text, because it may be nested more deeply than what the chat can read.
         data = f'{data[:-1]},"original":{json.dumps(json.dumps(imported.original))}}}'
@@ -291,7 +292,7 @@ def _new_item(imported: ImportedItem) -> _NewItem:
 
 
 def _thread_data(thread: ThreadMetadata) -> str:
-    return in_utc(thread).model_dump_json()
+    return to_json(in_utc(thread))
 
 
 def _created_at(data: str) -> datetime:

@@ -30,6 +30,7 @@ from chatkit.backends.selfhosted.chat.demo import DemoServer
 from chatkit.backends.selfhosted.chat.events import own_server_events
 from chatkit.backends.selfhosted.chat.history import to_agent_input
 from chatkit.backends.selfhosted.chat.mcp_connections import list_tools_if_connected
+from chatkit.backends.selfhosted.chat.model_output import join_halves
 from chatkit.backends.selfhosted.chat.server import GuardedServer, guarded
 from chatkit.server import ChatKitServer
 from chatkit.settings import PROJECT, Settings, SettingsError
@@ -98,6 +99,7 @@ def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -
     exported_workflow.install_runner()
     _MCPServerWithClientSession.list_tools = list_tools_if_connected  # type: ignore[method-assign, assignment]
     keep_providers()
+    join_halves()
     # Operators' servers import these from OpenAI's package. Ours also handles events on which OpenAI's version fails, see
     # agent_events(), knows the images of this service, and gives models messages that every API takes.
     chatkit.agents.stream_agent_response = own_server_events

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import Table, and_, bindparam, insert, select
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.surrogates import to_json
 from chatkit.backends.selfhosted.chat.timestamps import in_local_time, in_utc
 from chatkit.backends.selfhosted.database.tables import (
     DIALECTS,
@@ -66,7 +67,7 @@ def read_item(data: str) -> ThreadItem:
 
 def item_row(item: ThreadItem, thread_id: str, context: ChatContext) -> dict[str, Any]:
     """Return the columns of ``item``, for ``SAVE_ITEM`` and ``INSERT_ITEM``."""
-    return {"thread_id": thread_id, "user_id": context.user, "id": item.id, "data": in_utc(item).model_dump_json()}
+    return {"thread_id": thread_id, "user_id": context.user, "id": item.id, "data": to_json(in_utc(item))}
 
 
 def one_or_not_found(result: Any) -> Any:

@@ -22,6 +22,7 @@ from chatkit.backends.selfhosted.chat.history import current_store, refusal
 from chatkit.backends.selfhosted.chat.images import ImageRefusedError
 from chatkit.backends.selfhosted.chat.pages import MAX_PAGE
 from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.chat.surrogates import to_json
 from chatkit.backends.selfhosted.chat.timestamps import in_utc
 from chatkit.backends.selfhosted.chat.transactions import ThreadGone
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE
@@ -214,7 +215,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
         await super().add_feedback(thread_id, sorted(set(item_ids)), feedback, context)
 
     def _serialize(self, obj: BaseModel) -> bytes:
-        return super()._serialize(in_utc(obj))
+        return to_json(in_utc(obj), super()._serialize)
 
     def _get_attachment_store(self) -> Any:
         raise errors.AttachmentsOff("the request is about an attachment")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
@@ -38,6 +39,7 @@ from chatkit.backends.selfhosted.chat.rows import (
     read_item,
     require_match,
 )
+from chatkit.backends.selfhosted.chat.surrogates import to_json
 from chatkit.backends.selfhosted.chat.timestamps import in_local_time, in_utc
 from chatkit.backends.selfhosted.chat.transactions import (
     RUN_GOES_ON,
@@ -419,7 +421,7 @@ class SqlStore(Store[ChatContext]):
                 "active_run": context.run_id,  # also if it was interrupted, as long as no other one has replaced it
                 "thread": message.thread_id,
                 "item": message.id,
-                "new_data": in_utc(message).model_dump_json(),
+                "new_data": to_json(in_utc(message)),
             }
             for context, message in drafts
             if any(part.text.strip() for part in message.content)
@@ -490,7 +492,7 @@ class SqlStore(Store[ChatContext]):
     # Attachments' metadata
 
     async def save_attachment(self, attachment: Attachment, context: ChatContext) -> None:
-        data, thread_id = attachment.model_dump_json(), attachment.thread_id
+        data, thread_id = to_json(attachment), attachment.thread_id
         params = {"user": context.user, "attachment": attachment.id}
 
         def work(connection: Connection) -> None:
@@ -536,7 +538,7 @@ def _is_pending(item: ThreadItem) -> bool:
 
 
 def _thread_data(thread: ThreadMetadata) -> str:
-    return in_utc(thread).model_dump_json(exclude={"items"})
+    return to_json(in_utc(thread), partial(ThreadMetadata.model_dump_json, exclude={"items"}))
 
 
 def _read_thread(data: str) -> ThreadMetadata:

@@ -23,6 +23,7 @@ from chatkit.backends.selfhosted.sessions import LOCK_SESSION
 from chatkit.web import errors
 
 MAX_AGENT_NAME = 255
+MAX_AMOUNT = 10**9  # of one call; a service that reports more is wrong, and the columns could not hold it
 CHARACTERS_PER_TOKEN = 4  # OpenAI's rule of thumb
 AMOUNTS = ("requests", "input_tokens", "output_tokens", "total_tokens")
 
@@ -77,10 +78,11 @@ class Meter:
     def add(self, agent: str, requests: int, tokens: Any) -> None:
         """Count ``requests`` of ``agent``.
 
-        ``tokens`` has the other ``AMOUNTS`` as attributes; values that are not numbers count as 0.
+        ``tokens`` has the other ``AMOUNTS`` as attributes, as the model's service reports them. Negative numbers and values
+        that are no whole numbers count as 0, larger ones than ``MAX_AMOUNT`` as that.
         """
         amounts = {name: getattr(tokens, name, None) for name in AMOUNTS} | {"requests": requests}
-        used = {name: amount if isinstance(amount, int) else 0 for name, amount in amounts.items()}
+        used = {name: min(max(amount, 0), MAX_AMOUNT) if isinstance(amount, int) else 0 for name, amount in amounts.items()}
         with self._lock:
             if calls := self._calls.get(agent):
                 calls.pop(0)

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import wait
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -16,7 +17,7 @@ from agents import Usage
 from sqlalchemy import Engine, create_engine, delete, insert, select, text, update
 
 from chatkit.backends.selfhosted.chat.store import SqlStore
-from chatkit.backends.selfhosted.chat.usage import UsageStore
+from chatkit.backends.selfhosted.chat.usage import MAX_AMOUNT, UsageStore
 from chatkit.backends.selfhosted.database.tables import SessionRow, UsageRow
 from chatkit.backends.selfhosted.sessions import SessionStore
 from chatkit.identity.user import User
@@ -61,7 +62,14 @@ def test_responses_that_the_user_stops_count_for_the_limit(start: Start, fake_op
 TOKENS = {"type": "tokens", "input_tokens": 5, "output_tokens": 2, "total_tokens": 7}
 
 
-@pytest.mark.parametrize(("reported", "row"), [(TOKENS, (1, 5, 2, 7)), ({"type": "duration", "seconds": 3}, (1, 0, 0, 0))])
+@pytest.mark.parametrize(
+    ("reported", "row"),
+    [
+        (TOKENS, (1, 5, 2, 7)),
+        ({"type": "duration", "seconds": 3}, (1, 0, 0, 0)),
+        ({**TOKENS, "input_tokens": -50, "total_tokens": 10**30}, (1, 0, 2, MAX_AMOUNT)),
+    ],
+)
 def test_dictation_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: Any, reported: Any, row: Any) -> None:
     caller = start("simple")
     fake_openai.behaviour = responding(200, {"text": "Hello", "usage": reported})
@@ -123,6 +131,23 @@ def test_name_of_an_agent_may_be_long(engine: Engine) -> None:
     meter.add("x" * 300, 1, Usage(total_tokens=7))
     meter.close()
     wait_for(lambda: [row[0] for row in used(engine.url.render_as_string(hide_password=False))] == ["x" * 255])
+
+
+def test_amounts_that_no_call_has(engine: Engine) -> None:
+    """Negative ones would give a user tokens back, and too large ones would not be stored."""
+    usage = UsageStore(engine, SqlStore(engine, IMAGE_URLS).transactions.submit, tokens_per_day=2 * MAX_AMOUNT)
+    reports = [(5, 2, 7), (-50, -(10**30), -50), (10**30, 2**63, 10**30), (None, 2.5, "7")]
+    for number, (given, written, total) in enumerate(reports):
+        meter = usage.meter("anonymous:ada")
+        meter.add(str(number), 1, SimpleNamespace(input_tokens=given, output_tokens=written, total_tokens=total))
+        meter.close()
+        usage.check("anonymous:ada")
+    assert sorted(used(engine.url.render_as_string(hide_password=False))) == [
+        ("0", 1, 5, 2, 7),
+        ("1", 1, 0, 0, 0),
+        ("2", 1, MAX_AMOUNT, MAX_AMOUNT, MAX_AMOUNT),
+        ("3", 1, 0, 0, 0),
+    ]
 
 
 def test_usage_of_a_deleted_user_is_not_stored(engine: Engine) -> None:

@@ -295,6 +295,17 @@ class Halving(ChatKitServer[ChatContext]):
         return TranscriptionResult(text="\ud83d")
 
 
+class Unserializable(Plain):
+    """Responds to an action with what is no JSON."""
+
+    async def sync_action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> SyncCustomActionResponse:
+        widget = DynamicWidgetRoot.model_validate({"type": "Card", "children": [], "owner": object()})
+        item = WidgetItem(id="msg_own", thread_id=thread.id, created_at=datetime.now(), widget=widget)  # noqa: DTZ005
+        return SyncCustomActionResponse(updated_item=item)
+
+
 class Hanging(ChatKitServer[ChatContext]):
     """Never comes to an end, in any of its methods."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Table, and_, bindparam, insert, select
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
@@ -35,6 +36,8 @@ _PREFIXES = {
     "run": "run",
 }
 
+Parsed = TypeVar("Parsed")
+
 _thread_item: TypeAdapter[Any] = TypeAdapter(ThreadItem)
 
 # Statements are built once: building one takes longer than running it. Each names the user.
@@ -60,8 +63,25 @@ def new_id(item_type: str) -> str:
     return f"{_PREFIXES[item_type]}_{uuid.uuid4().hex}"
 
 
+class UnreadableRowError(Exception):
+    """A row has JSON that this version can't read. A newer version may have stored it."""
+
+
+def parsed(validate_json: Callable[[str], Parsed], data: str) -> Parsed:
+    """Return stored JSON as what ``validate_json`` makes of it.
+
+    Raises:
+        UnreadableRowError: it is not valid. Unlike pydantic's, this error is no ``ValueError`` and quotes no texts.
+    """
+    try:
+        return validate_json(data)
+    except ValidationError as error:
+        first, *_ = error.errors(include_url=False, include_context=False, include_input=False)
+        raise UnreadableRowError(f"{first['type']} at {first['loc']}") from None
+
+
 def read_item(data: str) -> ThreadItem:
-    item: ThreadItem = in_local_time(_thread_item.validate_json(data))
+    item: ThreadItem = in_local_time(parsed(_thread_item.validate_json, data))
     return item
 
 

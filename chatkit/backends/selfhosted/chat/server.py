@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import agents
 import openai
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from chatkit.backends.selfhosted.chat import approvals
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
@@ -438,7 +439,8 @@ def _api_error(error: Exception) -> errors.ApiError | None:
     if isinstance(status, int) and 400 <= status < 500 and not hasattr(error, "response"):
         message = detail if isinstance(detail, str) else ""
         return errors.RequestRefused("by a method of the server", status=status, message=message)
-    if isinstance(error, ValueError):  # raised by the SDK for a request that its thread's state does not allow
+    # Raised by the SDK for a request that its thread's state does not allow.
+    if isinstance(error, ValueError) and not isinstance(error, PydanticSerializationError):
         log.info("a request was rejected", exc_info=error)  # it may be an error in a method of the server as well
         return errors.InvalidRequestBody("the request does not fit its thread")
     return None

@@ -36,6 +36,7 @@ from chatkit.backends.selfhosted.chat.rows import (
     item_row,
     new_id,
     one_or_not_found,
+    parsed,
     read_item,
     require_match,
 )
@@ -505,7 +506,7 @@ class SqlStore(Store[ChatContext]):
     async def load_attachment(self, attachment_id: str, context: ChatContext) -> Attachment:
         params = {"user": context.user, "attachment": attachment_id}
         data = await self.transactions.run(lambda connection: one_or_not_found(connection.execute(_SELECT_ATTACHMENT, params)))
-        attachment: Attachment = _attachment.validate_json(data)
+        attachment: Attachment = parsed(_attachment.validate_json, data)
         return attachment
 
     async def delete_attachment(self, attachment_id: str, context: ChatContext) -> None:
@@ -542,4 +543,4 @@ def _thread_data(thread: ThreadMetadata) -> str:
 
 
 def _read_thread(data: str) -> ThreadMetadata:
-    return in_local_time(ThreadMetadata.model_validate_json(data))
+    return in_local_time(parsed(ThreadMetadata.model_validate_json, data))

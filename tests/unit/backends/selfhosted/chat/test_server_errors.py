@@ -89,6 +89,54 @@ def test_database_that_fails_before_the_answer_begins(start: Start, tmp_path: ob
 
 
 @pytest.mark.parametrize(
+    ("table", "type_"),
+    [
+        ("chat_items", "items.list"),
+        ("chat_items", "threads.get_by_id"),
+        ("chat_items", "threads.retry_after_item"),
+        ("chat_threads", "threads.list"),
+        ("chat_threads", "threads.update"),
+        ("chat_threads", "threads.add_user_message"),
+    ],
+)
+def test_row_that_cannot_be_read(start: Start, database: str, recorder: Recorder, table: str, type_: str) -> None:
+    """A newer version may have stored it. The request is not at fault."""
+    caller, before = start(OPENAI_API_KEY="", DATABASE_URL=database), len(recorder.lines)
+    thread_id, _ = caller.create("Hello")
+    item_id = caller.items(thread_id, order="asc").data[0].id
+    with create_engine(database).begin() as connection:
+        data = '{"type": "newer", "id": "thr_1", "title": "What only the user may read"}'
+        connection.execute(text(f"UPDATE {table} SET data = :data"), {"data": data})
+    answer = caller.post(type_, thread_id=thread_id, item_id=item_id, title="Title", input=user_input("Hello"))
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_server_error")
+    logged = "".join(recorder.lines[before:])
+    assert "UnreadableRowError" in logged
+    assert "What only the user may read" not in logged
+
+
+def test_result_that_is_no_json(start: Start) -> None:
+    caller = start("tests.support.servers_under_test:Unserializable", OPENAI_API_KEY="")
+    thread_id, _ = caller.create("Hello")
+    answer = caller.post("threads.sync_custom_action", thread_id=thread_id, action={"type": "press", "payload": {}})
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_server_error")
+
+
+@pytest.mark.parametrize(
+    ("type_", "params"),
+    [
+        ("input.transcribe", {"audio_base64": "AAA", "mime_type": "audio/webm"}),
+        ("input.transcribe", {"audio_base64": "é", "mime_type": "audio/webm"}),
+        ("threads.add_client_tool_output", {"result": "no call is pending"}),
+    ],
+)
+def test_request_that_does_not_fit(start: Start, type_: str, params: dict[str, object]) -> None:
+    caller = start(OPENAI_API_KEY="")
+    thread_id, _ = caller.create("Hello")
+    answer = caller.post(type_, thread_id=thread_id, **params)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request_body")
+
+
+@pytest.mark.parametrize(
     ("type_", "params"),
     [
         ("threads.get_by_id", {"thread_id": "thr\0"}),

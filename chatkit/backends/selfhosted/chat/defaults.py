@@ -41,6 +41,7 @@ TRANSCRIPTION_SECONDS = 60
 
 _MEDIA_TYPE = re.compile(r"audio/(?:x-|vnd\.)?([a-z0-9.+-]{1,50})", re.ASCII | re.IGNORECASE)
 _EXTENSIONS = {"wave": "wav"}  # otherwise the subtype is the extension
+_NOT_TRANSCRIBED = "This recording can't be transcribed"
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class DefaultServer(ChatKitServer[ChatContext]):
         format_ = _MEDIA_TYPE.fullmatch(media_type)
         if not format_:
             raise errors.InvalidRequestBody("the media type is not valid")
+        if not audio_input.data:
+            raise errors.RequestRefused("the recording is empty", message=_NOT_TRANSCRIBED)
         # OpenAI tells the format by the extension.
         file = (f"audio.{_EXTENSIONS.get(format_[1], format_[1])}", io.BytesIO(audio_input.data), media_type)
         model = self._chatkit_resources.transcription_model
@@ -115,7 +118,7 @@ class DefaultServer(ChatKitServer[ChatContext]):
             return TranscriptionResult(text=result.text)
         except openai.BadRequestError as error:  # usually the recording is too short or damaged
             detail = f"transcription failed: {_answered(error)}"
-            raise errors.RequestRefused(detail, message="This recording can't be transcribed") from error
+            raise errors.RequestRefused(detail, message=_NOT_TRANSCRIBED) from error
         except Exception as error:  # also a timeout or an invalid response
             raise openai_error(error, "transcription failed") from error
 

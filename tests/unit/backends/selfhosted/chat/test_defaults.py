@@ -142,6 +142,15 @@ def test_invalid_media_type_of_a_dictation_is_refused(start: Start, fake_openai:
     assert fake_openai.received == []
 
 
+@pytest.mark.parametrize("audio", ["", "!!!!", "===="])
+def test_dictation_without_audio_is_refused(start: Start, fake_openai: FakeOpenAI, audio: str) -> None:
+    """Characters that are not base64 are skipped."""
+    response = start("simple").post("input.transcribe", audio_base64=audio, mime_type="audio/webm")
+    expected = {"status": "error", "message": "This recording can't be transcribed", "code": "request_refused"}
+    assert (response.status_code, response.json()) == (400, expected)
+    assert fake_openai.received == []
+
+
 def test_dictation_takes_a_minute_at_most(fake_openai: FakeOpenAI, tmp_path: object) -> None:
     fake_openai.behaviour = silent(5)
     variables = {"CHATKIT_BACKEND": "selfhosted", "CHATKIT_API_BASE": fake_openai.url, "CHATKIT_TURN_SECONDS": "300"}

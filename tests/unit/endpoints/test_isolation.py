@@ -63,15 +63,16 @@ def variations(method: str, path: str, me: ChatUser, victim: ChatUser, **request
     """Yield the request itself, and with the victim's identifiers in the query, the headers and the cookies."""
     headers = request.pop("headers", me.headers)
     yield {"method": method, "path": path, "headers": headers, **request}
+    names = ("X-User-Id", "X-User", "X-Forwarded-User", "Remote-User", "X-Session-Id", "X-Request-ID", "OpenAI-User")
     for theirs in victim.ids():
-        for name in ("user", "user_id", "sub", "session_id", "thread_id"):
-            yield {"method": method, "path": f"{path}?{name}={theirs}", "headers": headers, **request}
-        for name in ("X-User-Id", "X-User", "X-Forwarded-User", "Remote-User", "X-Session-Id", "X-Request-ID", "OpenAI-User"):
-            yield {"method": method, "path": path, "headers": {**headers, name: theirs}, **request}
+        query = "&".join(f"{name}={theirs}" for name in ("user", "user_id", "sub", "session_id", "thread_id"))
+        yield {"method": method, "path": f"{path}?{query}", "headers": headers, **request}
+        yield {"method": method, "path": path, "headers": {**headers, **dict.fromkeys(names, theirs)}, **request}
         for authorization in (f"Bearer {theirs}", f"Basic {theirs}", theirs):
             yield {"method": method, "path": path, "headers": {**headers, "Authorization": authorization}, **request}
-        for name in ("chatkit_visitor", "__Host-chatkit_visitor", "visitor", "session", "user"):
-            yield {"method": method, "path": path, "headers": {**headers, "Cookie": f"{name}={theirs}"}, **request}
+        cookies = ("chatkit_visitor", "__Host-chatkit_visitor", "visitor", "session", "user")
+        cookie = "; ".join(f"{name}={theirs}" for name in cookies)
+        yield {"method": method, "path": path, "headers": {**headers, "Cookie": cookie}, **request}
 
 
 def issuing(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
@@ -153,7 +154,7 @@ def test_table_covers_every_endpoint_and_request_type(make_app: MakeApp) -> None
 
 
 @pytest.mark.parametrize(
-    ("database", "victim_is", "attacker_is"),  # each pair of values once: a run sends 2,200 requests
+    ("database", "victim_is", "attacker_is"),  # each pair of values once: a run sends 1,000 requests
     [
         ("sqlite", "anonymous", "anonymous"),
         ("sqlite", "user", "user"),

@@ -137,7 +137,11 @@ SLOW = "import runpy, time; time.sleep(1); runpy.run_module('tests.support.mcp_s
 NEVER = "import time; time.sleep(100)"
 
 
-@pytest.mark.parametrize("agent", ["local", "local_for_user", "handing_over", "managing"])
+@pytest.mark.parametrize(
+    ("database", "agent"),  # starting the server's process takes seconds
+    [("sqlite", "local"), ("postgresql", "local_for_user"), ("sqlite", "handing_over"), ("postgresql", "managing")],
+    indirect=["database"],
+)
 def test_an_approval_while_the_server_is_being_connected(
     start: Start, fake_openai: FakeOpenAI, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, database: str, agent: str
 ) -> None:

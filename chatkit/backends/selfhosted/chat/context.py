@@ -53,7 +53,7 @@ class ChatContext:
     saving_thread: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
     """Held while a thread is saved and the objects in ``threads`` are updated."""
     drafts: dict[str, AssistantMessageItem] = field(default_factory=dict)
-    """By id, the messages that were started in this request's turn, and are neither finished nor stored, except as drafts."""
+    """By id, the messages that this request's response has shown, and that are not stored, except as drafts."""
     stored: set[str] = field(default_factory=set)
     """The ids of items that are stored as the next event shows them, so that the SDK need not store them again."""
     threads: dict[str, list[tuple[ThreadMetadata, ThreadMetadata]]] = field(default_factory=dict)

@@ -25,7 +25,8 @@ from agents.editor import ApplyPatchOperation
 from chatkit.actions import Action
 from chatkit.agents import AgentContext, ClientToolCall, ResponseStreamConverter, simple_to_agent_input
 from chatkit.server import ChatKitServer
-from chatkit.types import ThreadMetadata, ThreadStreamEvent, UserMessageItem, WidgetItem
+from chatkit.types import ThreadItemDoneEvent, ThreadMetadata, ThreadStreamEvent, UserMessageItem, WidgetItem
+from chatkit.widgets import DynamicWidgetRoot
 from pydantic import BaseModel
 
 from chatkit.backends.selfhosted.chat import approvals
@@ -203,6 +204,26 @@ class OwnServer(ChatKitServer[ChatContext]):
                 yield event
 
 
+class German(OwnServer):
+    """Translates a button."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        async for event in super().respond(thread, input_user_message, context):
+            if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, WidgetItem):
+                card = event.item.widget.model_dump()
+                card["confirm"]["label"] = "Erlauben"
+                event.item.widget = DynamicWidgetRoot.model_validate(card)
+            yield event
+
+
+asking = Agent(
+    name="Asking",
+    model="gpt-test",
+    tools=[delete_file, ask_page],
+    tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"]),
+)
 first = careful.clone(name="First", model="gpt-first")
 second = careful.clone(name="Second", model="gpt-second")
 sessions: dict[str, SQLiteSession] = {}

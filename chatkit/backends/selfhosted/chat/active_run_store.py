@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import Connection, Text, and_, bindparam, delete, exists, insert, or_, select, update
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from chatkit.backends.selfhosted.chat.rows import ACTIVE_RUNS, OWN_THREAD, THREADS, USER, require_match
-from chatkit.backends.selfhosted.chat.transactions import Transactions
+from chatkit.backends.selfhosted.chat.rows import ACTIVE_RUNS, ITEMS, OWN_THREAD, THREADS, USER, require_match
+from chatkit.backends.selfhosted.chat.surrogates import to_json
+from chatkit.backends.selfhosted.chat.timestamps import in_utc
+from chatkit.backends.selfhosted.chat.transactions import RUN_GOES_ON, Transactions
+from chatkit.backends.selfhosted.database.tables import DIALECTS
 from chatkit.store import NotFoundError
+from chatkit.types import AssistantMessageItem
 
 STALE_SECONDS = 10  # without a heartbeat, after which a run counts as interrupted: its process has died
 
@@ -37,6 +41,16 @@ _STOP_RUN = update(ACTIVE_RUNS).where(_own_run, _is_active).values(stop_requeste
 _INTERRUPT_RUN = update(ACTIVE_RUNS).where(_own_run).values(heartbeat=0)
 MAKE_REPEATABLE = update(ACTIVE_RUNS).where(_own_run).values(is_repeatable=True)
 """Once the message of its request is stored."""
+_draft = {"thread_id": "thread", "user_id": "user", "id": "item", "data": "new_data"}
+SAVE_DRAFT = {  # does nothing if the thread has been deleted, or the run replaced
+    name: dialect.insert(ITEMS)
+    .from_select(
+        list(_draft),
+        select(*(bindparam(value, type_=Text) for value in _draft.values())).where(exists().where(OWN_THREAD), RUN_GOES_ON),
+    )
+    .on_conflict_do_update(index_elements=["thread_id", "id"], set_={"data": dialect.insert(ITEMS).excluded.data})
+    for name, dialect in DIALECTS.items()
+}
 _DELETE_RUN = delete(ACTIVE_RUNS).where(_own_run)
 _SELECT_ACTIVE_RUNS = select(ACTIVE_RUNS.c.id, ACTIVE_RUNS.c.user_id).where(_own_runs, ~ACTIVE_RUNS.c.stop_requested)
 # Skips rows that another transaction has locked, because two that lock several rows in different orders would wait for each
@@ -80,9 +94,9 @@ class ActiveRunStore:
 
         return await self._transactions.write(thread_id, context, work, undo=ending(context))
 
-    async def end(self, context: ChatContext, *, interrupted: bool) -> None:
-        """Delete the context's run, or mark it as interrupted, even if this is cancelled."""
-        end = ending(context, interrupted=interrupted)
+    async def end(self, context: ChatContext, *, interrupted: bool, drafts: Sequence[dict[str, Any]] = ()) -> None:
+        """Save the ``drafts`` of the context's run, and delete it or mark it as interrupted, even if this is cancelled."""
+        end = ending(context, interrupted=interrupted, drafts=drafts)
         await self._transactions.run(end, undo=end)
 
     async def load(self, thread_id: str, user: str) -> ActiveRun | None:
@@ -131,7 +145,30 @@ def run_row(thread_id: str, context: ChatContext) -> dict[str, Any]:
     return {**row, "stop_requested": False, "is_repeatable": context.can_be_repeated}
 
 
-def ending(context: ChatContext, *, interrupted: bool = False) -> Callable[[Connection], Any]:
+def draft_rows(drafts: Iterable[tuple[ChatContext, AssistantMessageItem]]) -> list[dict[str, Any]]:
+    """Return the parameters of ``SAVE_DRAFT`` for unfinished messages, each paired with the context of its response."""
+    return [
+        {
+            "user": context.user,
+            "active_run": context.run_id,
+            "thread": message.thread_id,
+            "item": message.id,
+            "new_data": to_json(in_utc(message)),
+        }
+        for context, message in drafts
+        if any(part.text.strip() for part in message.content)
+    ]
+
+
+def ending(
+    context: ChatContext, *, interrupted: bool = False, drafts: Sequence[dict[str, Any]] = ()
+) -> Callable[[Connection], Any]:
     """Return what ends the context's run in a transaction."""
     params = {"run": context.run_id, "user": context.user}
-    return lambda connection: connection.execute(_INTERRUPT_RUN if interrupted else _DELETE_RUN, params)
+
+    def end(connection: Connection) -> None:
+        if drafts:
+            connection.execute(SAVE_DRAFT[connection.dialect.name], drafts)
+        connection.execute(_INTERRUPT_RUN if interrupted else _DELETE_RUN, params)
+
+    return end

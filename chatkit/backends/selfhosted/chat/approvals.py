@@ -181,7 +181,6 @@ async def _not_carried_out(run: PausedRun, outcome: str, context: AgentContext[C
             try:
                 item = await context.store.load_item(context.thread.id, item_id, context.request_context)
                 widget = _close(cast(WidgetItem, item), outcome)
-                context.request_context.stored.discard(item_id)
                 await context.store.save_item(context.thread.id, widget, context.request_context)
             except Exception as error:  # noqa: BLE001  the response has another error
                 log.warning("that a call was not carried out could not be stored (%s)", type(error).__name__)
@@ -235,7 +234,7 @@ async def _pause(context: AgentContext[ChatContext], result: RunResultStreaming)
     for other in await store.paused_runs.pause(run, context.thread.id, widgets, _superseded, context.request_context):
         yield _replaced(context, other)
     for widget in widgets:
-        context.request_context.stored.add(widget.id)
+        context.request_context.stored[widget.id] = widget.model_copy(deep=True)
         yield ThreadItemDoneEvent(item=widget)
 
 
@@ -270,7 +269,7 @@ async def _restore(run: PausedRun, state: LoadedState, agent: Agent[Any], contex
 
 
 def _replaced(context: AgentContext[ChatContext], stored: WidgetItem) -> ThreadItemReplacedEvent:
-    context.request_context.stored.add(stored.id)
+    context.request_context.stored[stored.id] = stored.model_copy(deep=True)
     return ThreadItemReplacedEvent(item=stored)
 
 

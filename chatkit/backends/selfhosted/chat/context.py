@@ -12,7 +12,7 @@ from requests.structures import CaseInsensitiveDict
 
 from chatkit.backends.selfhosted.chat.usage import Meter
 from chatkit.identity.user import Primitive
-from chatkit.types import AssistantMessageItem, ThreadMetadata
+from chatkit.types import AssistantMessageItem, ThreadItem, ThreadMetadata
 from chatkit.web.buffer import Buffer
 
 
@@ -54,8 +54,8 @@ class ChatContext:
     """Held while a thread is saved and the objects in ``threads`` are updated."""
     drafts: dict[str, AssistantMessageItem] = field(default_factory=dict)
     """By id, the messages that this request's response has shown, and that are not stored, except as drafts."""
-    stored: set[str] = field(default_factory=set)
-    """The ids of items that are stored as the next event shows them, so that the SDK need not store them again."""
+    stored: dict[str, ThreadItem] = field(default_factory=dict)
+    """By id, items that are stored as the next event shows them, so that the SDK need not store them again."""
     threads: dict[str, list[tuple[ThreadMetadata, ThreadMetadata]]] = field(default_factory=dict)
     """By thread id, each object loaded for the thread, with a copy of its stored state when it was last loaded or saved.
 

@@ -9,7 +9,6 @@ from contextvars import Context
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.store import SqlStore
-from chatkit.backends.selfhosted.database.engine import UNAVAILABLE
 from chatkit.types import AssistantMessageItem
 
 SAVE_INTERVAL_SECONDS = 1.0
@@ -44,19 +43,6 @@ class Drafts:
         if self._saving.locked():
             async with self._saving:
                 pass
-
-    async def keep(self, context: ChatContext) -> bool:
-        """Save the messages that the context's response leaves unstored. Return whether that has to wait for the database."""
-        await self.finish(context.drafts)
-        try:
-            await self._store.save_drafts([(context, message) for message in context.drafts.values()])
-        except UNAVAILABLE:
-            for message in context.drafts.values():
-                self.schedule(context, message)
-            return True
-        except Exception as error:  # noqa: BLE001  the response has another error
-            log.warning("an unfinished message could not be saved (%s)", type(error).__name__)
-        return False
 
     async def _save_loop(self) -> None:
         while self._unsaved:

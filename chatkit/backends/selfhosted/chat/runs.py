@@ -11,10 +11,11 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
-from chatkit.backends.selfhosted.chat.active_run_store import ActiveRun, ActiveRunStore
+from chatkit.backends.selfhosted.chat.active_run_store import ActiveRun, ActiveRunStore, draft_rows
 from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.database.engine import UNAVAILABLE
 from chatkit.store import NotFoundError
 from chatkit.web.asgi import cancel_once
 from chatkit.web.errors import ServiceBusy
@@ -40,8 +41,8 @@ class Runs:
     def __init__(self, store: ActiveRunStore) -> None:
         self._store = store
         self._running: dict[str, _Running] = {}
-        self._ended: dict[str, tuple[ChatContext, bool]] = {}
-        """By id, the runs whose end could not be stored yet, with their contexts and whether they were interrupted."""
+        self._ended: dict[str, tuple[ChatContext, bool, list[dict[str, Any]]]] = {}
+        """By id, the runs whose end is not stored yet: their contexts, whether they were interrupted, and their drafts."""
         self._next_heartbeat = 0.0
 
     async def begin(self, thread_id: str, context: ChatContext, *, alone: bool) -> bool:
@@ -81,15 +82,18 @@ class Runs:
         self._running[context.run_id] = _Running(context.user, task)
 
     async def end(self, context: ChatContext, *, interrupted: bool) -> None:
-        """End the run of the current task, if it has one. If it was ``interrupted``, the page offers a retry."""
+        """End the run of the current task, if it has one, and store what its response has shown and could not store.
+
+        If it was ``interrupted``, the page offers a retry.
+        """
         if self._running.pop(context.run_id, None) is None:
             return
         context.run_is_active.clear()  # what goes on after the response, such as a title, has no row
+        drafts = draft_rows((context, message) for message in context.drafts.values())
         try:
-            await self._store.end(context, interrupted=interrupted)
+            await self._store_end(context, interrupted, drafts)
         except Exception as error:  # noqa: BLE001  watch() tries again; the run counts as active until it is stale
             log.warning("the end of a run could not be stored yet (%s)", type(error).__name__)
-            self._ended[context.run_id] = (context, interrupted)
 
     async def stop(self, run_id: str, user: str) -> None:
         """Stop a run of ``user`` (a ``User.id``), in whichever process it is.
@@ -124,9 +128,18 @@ class Runs:
                 log.warning("the active runs could not be checked (%s)", type(error).__name__)
 
     async def _store_ends(self) -> None:
-        for run_id, (context, interrupted) in list(self._ended.items()):
-            await self._store.end(context, interrupted=interrupted)
-            del self._ended[run_id]
+        for ended in list(self._ended.values()):
+            await self._store_end(*ended)
+
+    async def _store_end(self, context: ChatContext, interrupted: bool, drafts: list[dict[str, Any]]) -> None:
+        try:
+            await self._store.end(context, interrupted=interrupted, drafts=drafts)
+        except BaseException as error:  # also if this is cancelled
+            # What can't be stored must not keep the run active.
+            is_storable = isinstance(error, UNAVAILABLE) or not isinstance(error, Exception)
+            self._ended[context.run_id] = (context, interrupted, drafts if is_storable else [])
+            raise
+        self._ended.pop(context.run_id, None)
 
     async def _check(self) -> None:
         watched = dict(self._running)

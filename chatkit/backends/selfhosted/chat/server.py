@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager
@@ -144,8 +145,13 @@ class GuardedServer(ChatKitServer[ChatContext]):
                     if isinstance(event.item, AssistantMessageItem):
                         context.drafts[event.item.id] = event.item  # until the SDK has stored it
                 elif isinstance(event, ThreadItemRemovedEvent):
-                    await drafts.finish([event.item_id])
+                    await drafts.finish([event.item_id, *context.drafts])
                     context.drafts.pop(event.item_id, None)
+                    unstored = dict(context.drafts)
+                    context.drafts.clear()  # if the removal fails, all may be what a guardrail has refused
+                    yield event
+                    context.drafts.update(unstored)
+                    continue
                 if isinstance(event, ThreadItemDoneEvent | ThreadItemReplacedEvent) and isinstance(
                     event.item, GeneratedImageItem
                 ):
@@ -167,7 +173,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
         if error is not None:
             context.usage.abort_calls(failed=isinstance(error.__cause__, openai.APIError | agents.UserError))
         if isinstance(error, GeneratorExit):
-            return  # the event could not be stored or sent; handle() keeps what the user has seen
+            return  # the event could not be stored or sent; what the user has seen is stored with the end of the run
         await self._chatkit_resources.drafts.finish(context.drafts)
         items: list[ThreadItem] = []
         if isinstance(error, BaseStreamError):  # the SDK stores them if the response was cancelled
@@ -278,9 +284,7 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
             last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=allow_retry)
             put(_sse(server._serialize(last)))
     finally:
-        # What the user has seen and could not be stored is stored later, while the row of the run is kept.
-        kept = bool(context.drafts) and await server._chatkit_resources.drafts.keep(context)
-        interrupted = kept or (isinstance(last, ErrorEvent) and last.allow_retry)
+        interrupted = isinstance(last, ErrorEvent) and last.allow_retry
         await server._chatkit_resources.runs.end(context, interrupted=interrupted)
 
 
@@ -304,6 +308,8 @@ async def _run_events(server: GuardedServer, request: Any, context: ChatContext)
         waited = await runs.begin(request.params.thread_id, context, alone=request.type != "threads.custom_action")
         if waited:  # the other run may have locked the thread
             await _check_thread(server, request.params.thread_id, context)
+            if not await _fits_items(server.store, request, context):
+                raise errors.InvalidRequestBody("the request no longer fits the items of its thread")
     if request.type == "threads.retry_after_item":
         # The SDK would load all later items and delete them one by one.
         await server.store.delete_after(request.params.thread_id, request.params.item_id, context)
@@ -346,7 +352,8 @@ async def _fits_items(store: SqlStore, request: Any, context: ChatContext) -> bo
         case "threads.add_client_tool_output":
             # Not only the last one: the response to an action, which may be active, moves the call to the end.
             newest = await store.load_thread_items(params.thread_id, None, DEFAULT_PAGE_SIZE, "desc", context)
-            return any(isinstance(item, ClientToolCallItem) and item.status == "pending" for item in newest.data)
+            answer = itertools.takewhile(lambda item: not isinstance(item, UserMessageItem), newest.data)
+            return any(isinstance(item, ClientToolCallItem) and item.status == "pending" for item in answer)
         case "threads.add_structured_input":
             item = await store.load_item(params.thread_id, params.item_id, context)
             return isinstance(item, StructuredInputItem) and item.status == "pending"

@@ -13,10 +13,18 @@ from functools import partial
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Engine, Text, and_, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, insert, select, update
 
 from chatkit.backends.selfhosted.chat import images
-from chatkit.backends.selfhosted.chat.active_run_store import INSERT_RUN, MAKE_REPEATABLE, ActiveRunStore, ending, run_row
+from chatkit.backends.selfhosted.chat.active_run_store import (
+    INSERT_RUN,
+    MAKE_REPEATABLE,
+    SAVE_DRAFT,
+    ActiveRunStore,
+    draft_rows,
+    ending,
+    run_row,
+)
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.images import MAX_IMAGES, Image, ImageRefusedError, ImageUrls
 from chatkit.backends.selfhosted.chat.pages import PageQuery
@@ -43,14 +51,12 @@ from chatkit.backends.selfhosted.chat.rows import (
 from chatkit.backends.selfhosted.chat.surrogates import to_json
 from chatkit.backends.selfhosted.chat.timestamps import in_local_time, in_utc
 from chatkit.backends.selfhosted.chat.transactions import (
-    RUN_GOES_ON,
     TOUCH_THREAD,
     ThreadGone,
     Transactions,
     gone_threads_logged,
     writer_params,
 )
-from chatkit.backends.selfhosted.database.tables import DIALECTS
 from chatkit.backends.selfhosted.sessions import LOCK_SESSION
 from chatkit.store import NotFoundError, Store
 from chatkit.types import (
@@ -90,16 +96,6 @@ INSERT_THREAD = {  # locks the session in the same statement, which makes the fi
 _UPDATE_THREAD = update(THREADS).where(OWN_THREAD).values(data=bindparam("new_data"))
 _TOUCH_AND_SELECT_THREAD = TOUCH_THREAD.returning(THREADS.c.data)
 _DELETE_THREAD = delete(THREADS).where(OWN_THREAD)
-_draft = {"thread_id": "thread", "user_id": "user", "id": "item", "data": "new_data"}
-_SAVE_DRAFT = {  # does nothing if the thread has been deleted, or the run replaced
-    name: dialect.insert(ITEMS)
-    .from_select(
-        list(_draft),
-        select(*(bindparam(value, type_=Text) for value in _draft.values())).where(exists().where(OWN_THREAD), RUN_GOES_ON),
-    )
-    .on_conflict_do_update(index_elements=["thread_id", "id"], set_={"data": dialect.insert(ITEMS).excluded.data})
-    for name, dialect in DIALECTS.items()
-}
 _UPDATE_FEEDBACK = (
     update(ITEMS).where(OWN_ITEMS, ITEMS.c.id.in_(bindparam("items", expanding=True))).values(feedback=bindparam("kind"))
 )
@@ -303,15 +299,14 @@ class SqlStore(Store[ChatContext]):
     async def save_item(self, thread_id: str, item: ThreadItem, context: ChatContext) -> None:
         """Add an item, or replace the one with its id in its place: the SDK adds a workflow again when it continues it.
 
-        Do nothing if the item is in the context's ``stored``: another request may have changed it since.
+        Do nothing if the context's ``stored`` has the item as it is: another request may have changed it since.
 
         The image of a generated_image item is stored apart from it. ``item`` gets a URL in place of the data.
 
         Raises:
             ImageRefusedError: the image is too large or of an unknown type, or the thread has ``MAX_IMAGES``.
         """
-        if item.id in context.stored:
-            context.stored.remove(item.id)
+        if context.stored.pop(item.id, None) == item:
             return
         if isinstance(item, GeneratedImageItem) and item.image:
             await self._save_image_item(thread_id, item, item.image, context)
@@ -416,20 +411,9 @@ class SqlStore(Store[ChatContext]):
 
     async def save_drafts(self, drafts: Iterable[tuple[ChatContext, AssistantMessageItem]]) -> None:
         """Store unfinished messages, each paired with the context of its response, within ``DRAFT_SECONDS``."""
-        rows = [
-            {
-                "user": context.user,
-                "active_run": context.run_id,  # also if it was interrupted, as long as no other one has replaced it
-                "thread": message.thread_id,
-                "item": message.id,
-                "new_data": to_json(in_utc(message)),
-            }
-            for context, message in drafts
-            if any(part.text.strip() for part in message.content)
-        ]
-        if rows:
+        if rows := draft_rows(drafts):
             await self.transactions.run(
-                lambda connection: connection.execute(_SAVE_DRAFT[connection.dialect.name], rows), DRAFT_SECONDS
+                lambda connection: connection.execute(SAVE_DRAFT[connection.dialect.name], rows), DRAFT_SECONDS
             )
 
     async def delete_thread_item(self, thread_id: str, item_id: str, context: ChatContext) -> None:

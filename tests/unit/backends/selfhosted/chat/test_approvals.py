@@ -348,6 +348,27 @@ def test_decision_before_the_response_has_ended(
     assert len(executed) == 1
 
 
+def test_late_output_of_a_client_tool_discards_nothing(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start(f"{AGENTS}:asking")
+    fake_openai.behaviour = streaming(
+        calls("ask_page", question="?"), calls("delete_file", "call_2", path="a.txt"), says("It is gone")
+    )
+    thread_id, _ = caller.create("Hello")
+    caller.say(thread_id, "Never mind, delete a.txt")
+    assert caller.post("threads.add_client_tool_output", thread_id=thread_id, result="late").status_code == 400
+    (widget,) = widgets(caller, thread_id)
+    assert texts(decide(caller, widget, APPROVE)) == ["It is gone"]
+
+
+def test_server_may_change_the_widget(start: Start, fake_openai: FakeOpenAI) -> None:
+    """It translates the buttons. What the user sees is stored."""
+    caller = start(f"{AGENTS}:German")
+    fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"))
+    thread_id, events = caller.create("Hello")
+    assert widgets(caller, thread_id) == [events[-1].item]
+    assert events[-1].item.widget.model_dump()["confirm"]["label"] == "Erlauben"
+
+
 @pytest.mark.parametrize("agent", SHAPES)
 @pytest.mark.parametrize("how", ["the reader leaves", "an error"])
 def test_decision_that_is_interrupted_before_the_call(

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections.abc import Iterable
-from contextlib import closing
 from datetime import datetime
-from pathlib import Path
-from typing import Any
 
 import pytest
 from chatkit.types import AssistantMessageContent, AssistantMessageItem
@@ -20,17 +16,10 @@ from chatkit.backends.selfhosted.chat import drafts as module
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.drafts import Drafts
 from chatkit.backends.selfhosted.chat.store import SqlStore
-from chatkit.backends.selfhosted.database import engine
 from chatkit.backends.selfhosted.database.engine import open_database
 from tests.support import jumping_loop
-from tests.support.active_runs import reply, state
-from tests.support.applications import Start
-from tests.support.chat import deltas, errors, texts, user_input
-from tests.support.fake_openai import FakeOpenAI
 from tests.support.postgres import new_postgres_database
-from tests.support.responses_api import says, streaming
 from tests.support.store import ADA, IMAGE_URLS, new_thread
-from tests.support.waiting import wait_for
 
 
 def unfinished(thread_id: str) -> AssistantMessageItem:
@@ -118,34 +107,3 @@ def test_message_waits_a_second_for_its_draft_while_the_table_is_locked(
         connection.execute(text("LOCK TABLE chat_items IN ACCESS EXCLUSIVE MODE"))
         assert 0.3 < asyncio.run(finish()) < 2.5
     assert "unfinished messages could not be saved" in caplog.text
-
-
-@pytest.mark.parametrize("said", ["Hello", "retried"])
-def test_text_is_kept_if_the_database_is_away_at_its_end(
-    start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str
-) -> None:
-    """Unless a retry has replaced it meanwhile."""
-    monkeypatch.setattr(engine, "WAIT_SECONDS", 1)
-    caller = start("simple")
-    fake_openai.behaviour = streaming(says("One two three", pause=0.2), says("Again"))
-    events: list[Any] = []
-    with closing(sqlite3.connect(tmp_path / "chatkit.db", isolation_level=None)) as other:
-        for event in caller.stream("threads.create", input=user_input(said)):
-            events.append(event)
-            if len(deltas(events)) == 2 and not other.in_transaction:
-                other.execute("BEGIN IMMEDIATE")
-        assert ("".join(deltas(events)), errors(events)) == ("One two three", [("stream.error", None, True)])
-        thread_id = events[0].thread.id
-        if said == "retried":
-            other.execute("DELETE FROM chat_active_runs")
-        other.execute("COMMIT")
-    if said == "retried":
-        time.sleep(2.5)
-        assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
-        return
-    wait_for(lambda: len(caller.items(thread_id).data) == 2)
-    assert reply(caller, thread_id) == "One two three"
-    wait_for(lambda: state(caller, thread_id) == "interrupted")
-    message = caller.items(thread_id).data[1]
-    assert texts(list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))) == ["Again"]
-    assert reply(caller, thread_id) == "Again"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,22 @@ import pytest
 from chatkit.store import NotFoundError
 from chatkit.types import AssistantMessageContent, AssistantMessageItem, ThreadMetadata
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from chatkit.backends.selfhosted.chat import active_run_store, demo, runs
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.runs import Runs
 from chatkit.backends.selfhosted.chat.store import SqlStore
+from chatkit.backends.selfhosted.database import engine
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.sessions import SessionStore
 from chatkit.identity.user import User
 from chatkit.web.errors import ServiceBusy
 from tests.support.active_runs import begin, reply, state, stop
 from tests.support.applications import Start
-from tests.support.chat import Caller, errors, texts, user_input
+from tests.support.chat import Caller, deltas, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI, failing
+from tests.support.responses_api import calls, says, streaming, thinks
 from tests.support.store import ADA, EVE, IMAGE_URLS, MOMENT, new_thread, of_run, run
 from tests.support.waiting import wait_for
 
@@ -138,20 +142,27 @@ class TestRuns:
 
         assert run(work()) == ["before", "draft", "other"]
 
-    def test_end_is_stored_when_the_database_works_again(self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        ("error", "kept"), [(OperationalError("", None, Exception("locked")), 1), (OSError("can't be stored"), 0)]
+    )
+    def test_end_is_stored_when_the_database_works_again(
+        self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch, error: Exception, kept: int
+    ) -> None:
+        """With what the response has shown, unless the error is about that."""
         thread_id, store_end, failures = new_thread(sql), sql.active_runs.end, [1, 2]
 
-        async def end(context: ChatContext, *, interrupted: bool) -> None:
+        async def end(context: ChatContext, **ending: Any) -> None:
             if failures:
                 failures.pop()
-                raise OSError("the database is locked")
-            await store_end(context, interrupted=interrupted)
+                raise error
+            await store_end(context, **ending)
 
         monkeypatch.setattr(sql.active_runs, "end", end)
 
         async def work(here: Runs, _elsewhere: Runs) -> None:
             mine = of_run("run_1")
             await here.begin(thread_id, mine, alone=True)
+            mine.drafts["msg_1"] = message(thread_id, "msg_1")
             await here.end(mine, interrupted=False)
             assert (await here.of_thread(thread_id, ADA.user)).id == "run_1"  # type: ignore[union-attr]
             async with asyncio.timeout(5):
@@ -159,6 +170,7 @@ class TestRuns:
                     await asyncio.sleep(0.1)
 
         self.check(work, sql)
+        assert len(run(sql.load_thread_items(thread_id, None, 10, "asc", ADA)).data) == kept
 
     def test_what_goes_on_after_a_run_can_be_stored(self, sql: SqlStore) -> None:
         thread_id, mine = new_thread(sql), of_run("run_1")
@@ -345,6 +357,82 @@ class TestReaderLeaves:
         assert state(caller, thread_id) == "interrupted"
 
 
+class TestDatabaseIsAway:
+    """From the middle of a response to after its end."""
+
+    @pytest.fixture
+    def caller(self, start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> Caller:
+        monkeypatch.setattr(engine, "WAIT_SECONDS", 1)
+        fake_openai.behaviour = streaming(says("One two three", pause=0.2), says("Four"))
+        return start("simple")
+
+    @pytest.fixture
+    def other(self, tmp_path: Path) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(tmp_path / "chatkit.db", isolation_level=None)) as connection:
+            yield connection
+
+    @staticmethod
+    def fail(caller: Caller, other: sqlite3.Connection, said: str = "Hello", words: int = 2) -> str:
+        """Lock the database, until the response has ended with an error. Return the thread."""
+        events: list[Any] = []
+        for event in caller.stream("threads.create", input=user_input(said)):
+            events.append(event)
+            if len(deltas(events)) == words and not other.in_transaction:
+                other.execute("BEGIN IMMEDIATE")
+        assert len(errors(events)) == 1
+        return str(events[0].thread.id)
+
+    def test_text_is_stored_with_the_end(self, caller: Caller, other: sqlite3.Connection) -> None:
+        thread_id = self.fail(caller, other)
+        other.execute("COMMIT")
+        wait_for(lambda: state(caller, thread_id) == "interrupted")
+        assert reply(caller, thread_id) == "One two three"
+        message = caller.items(thread_id).data[1]
+        assert texts(list(caller.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))) == ["Four"]
+        assert [item.content[0].text for item in caller.items(thread_id, order="asc").data] == ["Hello", "Four"]
+
+    def test_text_is_kept_if_the_user_goes_on_at_once(self, caller: Caller, other: sqlite3.Connection) -> None:
+        thread_id = self.fail(caller, other)
+        time.sleep(1)
+        other.execute("COMMIT")
+        assert texts(caller.say(thread_id, "And then?")) == ["Four"]
+        kept = [item.content[0].text for item in caller.items(thread_id, order="asc").data]
+        assert kept == ["Hello", "One two three", "And then?", "Four"]
+
+    def test_text_is_kept_if_the_reader_leaves_after_the_error(self, caller: Caller, other: sqlite3.Connection) -> None:
+        thread_id, _, reader = begin(caller, words=2, on_disconnect="stop")
+        other.execute("BEGIN IMMEDIATE")
+        next(line for line in reader.lines if b'"error"' in line)
+        reader.close()
+        time.sleep(1.5)
+        other.execute("COMMIT")
+        wait_for(lambda: state(caller, thread_id) == "interrupted")
+        assert reply(caller, thread_id) == "One two three"
+
+    def test_text_of_a_run_that_was_replaced_is_not_stored(self, caller: Caller, other: sqlite3.Connection) -> None:
+        thread_id = self.fail(caller, other)
+        other.execute("DELETE FROM chat_active_runs")
+        other.execute("COMMIT")
+        time.sleep(2.5)
+        assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
+
+    def test_refused_text_is_not_stored(
+        self, start: Start, fake_openai: FakeOpenAI, caller: Caller, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The guardrail needs 0.3 s. The bridge removes items in the order of a set; here, the thought before the message."""
+
+        class Ordered(list[Any]):
+            add = list.append
+
+        monkeypatch.setattr("chatkit.agents.set", Ordered, raising=False)
+        fake_openai.behaviour = streaming([*thinks("Hm"), *says("One two three four five six", pause=0.15)])
+        guarded = start("guarded")
+        thread_id = self.fail(guarded, other, "something forbidden", words=1)
+        other.execute("COMMIT")
+        time.sleep(2.5)
+        assert [item.type for item in guarded.items(thread_id).data] == ["workflow", "user_message"]
+
+
 class TestWhileARunIsActive:
     """What else can happen in a thread that is being answered."""
 
@@ -410,6 +498,18 @@ class TestWhileARunIsActive:
         if is_still == "active":
             wait_for(lambda: state(caller, thread_id) is None, 10)
             assert reply(caller, thread_id).endswith(WHOLE)
+
+    def test_late_output_of_a_client_tool_is_refused(self, start: Start, fake_openai: FakeOpenAI) -> None:
+        """The user has gone on meanwhile, and is being answered."""
+        caller = start("with_page")
+        fake_openai.behaviour = streaming(calls("ask_page", question="?"), says("One two three four", pause=0.3))
+        thread_id, _ = caller.create("Hello")
+        stream = caller.stream("threads.add_user_message", thread_id=thread_id, input=user_input("Never mind"))
+        events = [next(event for event in stream if deltas([event]))]
+        tab = Caller(caller.url)
+        tab.secret = caller.secret
+        assert tab.post("threads.add_client_tool_output", thread_id=thread_id, result={}).status_code == 400
+        assert texts([*events, *stream]) == ["One two three four"]
 
     def test_reader_in_another_tab_gets_the_end_of_its_stream(self, caller: Caller) -> None:
         thread_id, _, reader = begin(caller, words=3)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agents import GuardrailFunctionOutput
 from chatkit.store import NotFoundError
 from chatkit.types import AssistantMessageContent, AssistantMessageItem, ThreadMetadata
 from sqlalchemy import create_engine, text
@@ -27,6 +28,7 @@ from chatkit.backends.selfhosted.sessions import SessionStore
 from chatkit.identity.user import User
 from chatkit.web.errors import ServiceBusy
 from tests.support.active_runs import begin, reply, state, stop
+from tests.support.agents_under_test import nothing_forbidden
 from tests.support.applications import Start
 from tests.support.chat import Caller, deltas, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI, failing
@@ -372,10 +374,10 @@ class TestDatabaseIsAway:
             yield connection
 
     @staticmethod
-    def fail(caller: Caller, other: sqlite3.Connection, said: str = "Hello", words: int = 2) -> str:
+    def fail(caller: Caller, other: sqlite3.Connection, words: int = 2) -> str:
         """Lock the database, until the response has ended with an error. Return the thread."""
         events: list[Any] = []
-        for event in caller.stream("threads.create", input=user_input(said)):
+        for event in caller.stream("threads.create", input=user_input("Hello")):
             events.append(event)
             if len(deltas(events)) == words and not other.in_transaction:
                 other.execute("BEGIN IMMEDIATE")
@@ -419,7 +421,14 @@ class TestDatabaseIsAway:
     def test_refused_text_is_not_stored(
         self, start: Start, fake_openai: FakeOpenAI, caller: Caller, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The guardrail needs 0.3 s. The bridge removes items in the order of a set; here, the thought before the message."""
+        """The bridge removes items in the order of a set; here, the thought before the message."""
+
+        async def refuse_when_away(*_: Any) -> GuardrailFunctionOutput:
+            while not other.in_transaction:
+                await asyncio.sleep(0.02)
+            return GuardrailFunctionOutput(output_info=None, tripwire_triggered=True)
+
+        monkeypatch.setattr(nothing_forbidden, "guardrail_function", refuse_when_away)
 
         class Ordered(list[Any]):
             add = list.append
@@ -427,7 +436,7 @@ class TestDatabaseIsAway:
         monkeypatch.setattr("chatkit.agents.set", Ordered, raising=False)
         fake_openai.behaviour = streaming([*thinks("Hm"), *says("One two three four five six", pause=0.15)])
         guarded = start("guarded")
-        thread_id = self.fail(guarded, other, "something forbidden", words=1)
+        thread_id = self.fail(guarded, other, words=1)
         other.execute("COMMIT")
         time.sleep(2.5)
         assert [item.type for item in guarded.items(thread_id).data] == ["workflow", "user_message"]

@@ -175,18 +175,15 @@ async def _resumed(
 
 async def _not_carried_out(run: PausedRun, outcome: str, context: AgentContext[ChatContext]) -> list[WidgetItem]:
     """Store in the widgets of approved calls that none was executed. Return them."""
-    closed = []
-    for item_id, decision in run.decisions.items():
-        if decision["approved"]:
-            try:
-                item = await context.store.load_item(context.thread.id, item_id, context.request_context)
-                widget = _close(cast(WidgetItem, item), outcome)
-                await context.store.save_item(context.thread.id, widget, context.request_context)
-            except Exception as error:  # noqa: BLE001  the response has another error
-                log.warning("that a call was not carried out could not be stored (%s)", type(error).__name__)
-            else:
-                closed.append(widget)
-    return closed
+    approved = [item_id for item_id, decision in run.decisions.items() if decision["approved"]]
+    paused_runs = cast(SqlStore, context.store).paused_runs
+    try:
+        return await paused_runs.change_widgets(
+            context.thread.id, approved, lambda item: _close(item, outcome), context.request_context
+        )
+    except Exception as error:  # noqa: BLE001  the response has another error
+        log.warning("that a call was not carried out could not be stored (%s)", type(error).__name__)
+        return []
 
 
 async def _prepare(

@@ -83,6 +83,14 @@ class PausedRunStore:
             thread_id, context, lambda connection: _discard(connection, thread_id, discarded, context)
         )
 
+    async def change_widgets(
+        self, thread_id: str, item_ids: Iterable[str], change: Callable[[WidgetItem], WidgetItem], context: ChatContext
+    ) -> list[WidgetItem]:
+        """Store those of the widgets that exist as ``change`` returns them. Return these."""
+        return await self._transactions.write(
+            thread_id, context, lambda connection: _change_widgets(connection, thread_id, item_ids, change, context)
+        )
+
     async def decide(
         self,
         widget: WidgetItem,
@@ -137,10 +145,21 @@ def _discard(
     params = {"user": context.user, "thread": thread_id}
     run = _load(connection, params)
     connection.execute(DELETE_PAUSED_RUN, params)
-    closed = []
-    for item_id in run.decisions if run else ():
-        data = connection.execute(SELECT_ITEM, {**params, "item": item_id}).scalar_one_or_none()
+    return _change_widgets(connection, thread_id, run.decisions if run else (), discarded, context)
+
+
+def _change_widgets(
+    connection: Connection,
+    thread_id: str,
+    item_ids: Iterable[str],
+    change: Callable[[WidgetItem], WidgetItem],
+    context: ChatContext,
+) -> list[WidgetItem]:
+    changed = []
+    for item_id in item_ids:
+        params = {"user": context.user, "thread": thread_id, "item": item_id}
+        data = connection.execute(SELECT_ITEM, params).scalar_one_or_none()
         if data is not None:  # a server may delete items
-            closed.append(discarded(cast(WidgetItem, read_item(data))))
-            connection.execute(SAVE_ITEM[connection.dialect.name], item_row(closed[-1], thread_id, context))
-    return closed
+            changed.append(change(cast(WidgetItem, read_item(data))))
+            connection.execute(SAVE_ITEM[connection.dialect.name], item_row(changed[-1], thread_id, context))
+    return changed

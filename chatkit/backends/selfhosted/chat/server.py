@@ -307,9 +307,7 @@ async def _run_events(server: GuardedServer, request: Any, context: ChatContext)
     if request.type != "threads.create":
         waited = await runs.begin(request.params.thread_id, context, alone=request.type != "threads.custom_action")
         if waited:  # the other run may have locked the thread
-            await _check_thread(server, request.params.thread_id, context)
-            if not await _fits_items(server.store, request, context):
-                raise errors.InvalidRequestBody("the request no longer fits the items of its thread")
+            await _check_thread(server, request, context)
     if request.type == "threads.retry_after_item":
         # The SDK would load all later items and delete them one by one.
         await server.store.delete_after(request.params.thread_id, request.params.item_id, context)
@@ -334,16 +332,16 @@ async def _check(server: GuardedServer, request: Any, context: ChatContext) -> N
         raise errors.AttachmentsOff("a message has an attachment")
     thread_id = getattr(request.params, "thread_id", None)
     if thread_id and is_streaming_req(request) and request.type != "threads.custom_action":
-        await _check_thread(server, thread_id, context)
-    if not await _fits_items(server.store, request, context):
-        raise errors.InvalidRequestBody("the request does not fit the items of its thread")
+        await _check_thread(server, request, context)
     if options := getattr(message, "inference_options", None):
         server._chatkit_resources.composer.check(options)
 
 
-async def _check_thread(server: GuardedServer, thread_id: str, context: ChatContext) -> None:
-    if (await server.store.load_thread(thread_id, context)).status.type != "active":
+async def _check_thread(server: GuardedServer, request: Any, context: ChatContext) -> None:
+    if (await server.store.load_thread(request.params.thread_id, context)).status.type != "active":
         raise errors.ThreadNotActive("the thread is locked or closed")
+    if not await _fits_items(server.store, request, context):
+        raise errors.InvalidRequestBody("the request does not fit the items of its thread")
 
 
 async def _fits_items(store: SqlStore, request: Any, context: ChatContext) -> bool:

@@ -297,10 +297,8 @@ async def agent_events(
 
 def _tool_output(context: AgentContext[Any], result: RunResultStreaming) -> list[ThreadStreamEvent]:
     """Return the final output as a message, if a tool ended the run with something to show."""
-    final, ending = (
-        result.final_output,
-        takewhile(lambda item: isinstance(item, ToolCallOutputItem), reversed(result.new_items)),
-    )
+    final = result.final_output
+    ending = takewhile(lambda item: isinstance(item, ToolCallOutputItem), reversed(result.new_items))
     outputs = [cast(ToolCallOutputItem, item).output for item in ending]
     if not outputs or not isinstance(final, str):
         return []

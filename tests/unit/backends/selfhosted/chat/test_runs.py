@@ -362,9 +362,12 @@ class TestReaderLeaves:
 class TestDatabaseIsAway:
     """From the middle of a response to after its end."""
 
-    @pytest.fixture
-    def caller(self, start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> Caller:
+    @pytest.fixture(autouse=True)
+    def _short_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(engine, "WAIT_SECONDS", 1)
+
+    @pytest.fixture
+    def caller(self, start: Start, fake_openai: FakeOpenAI) -> Caller:
         fake_openai.behaviour = streaming(says("One two three", pause=0.2), says("Four"))
         return start("simple")
 
@@ -419,7 +422,7 @@ class TestDatabaseIsAway:
         assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
 
     def test_refused_text_is_not_stored(
-        self, start: Start, fake_openai: FakeOpenAI, caller: Caller, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+        self, start: Start, fake_openai: FakeOpenAI, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The bridge removes items in the order of a set; here, the thought before the message."""
 
@@ -435,11 +438,11 @@ class TestDatabaseIsAway:
 
         monkeypatch.setattr("chatkit.agents.set", Ordered, raising=False)
         fake_openai.behaviour = streaming([*thinks("Hm"), *says("One two three four five six", pause=0.15)])
-        guarded = start("guarded")
-        thread_id = self.fail(guarded, other, words=1)
+        caller = start("guarded")
+        thread_id = self.fail(caller, other, words=1)
         other.execute("COMMIT")
         time.sleep(2.5)
-        assert [item.type for item in guarded.items(thread_id).data] == ["workflow", "user_message"]
+        assert [item.type for item in caller.items(thread_id).data] == ["workflow", "user_message"]
 
 
 class TestWhileARunIsActive:

@@ -18,12 +18,12 @@ from chatkit.types import (
 from sqlalchemy import insert
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from chatkit.backends.selfhosted.chat.images import ImageUrls
+from chatkit.backends.selfhosted.chat.images import image_urls
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.tables import ItemRow
 
 T = TypeVar("T")
-IMAGE_URLS = ImageUrls("a key that signs the URLs of images")
+IMAGE_URLS = image_urls("a key that signs the URLs of images")
 MOMENT = datetime(2026, 11, 23)  # noqa: DTZ001  naive like the SDK's, and the same for all, because order must not depend on clocks
 
 

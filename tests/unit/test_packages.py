@@ -114,6 +114,7 @@ TESTED_ELSEWHERE = {
     "backends/selfhosted/chat/pages": "tests/unit/backends/selfhosted/chat/test_store.py",
     "backends/selfhosted/chat/paused_run_store": "tests/unit/backends/selfhosted/chat/test_approvals.py",
     "backends/selfhosted/chat/rows": "tests/unit/backends/selfhosted/chat/test_store.py",
+    "backends/selfhosted/chat/signed_urls": "tests/unit/backends/selfhosted/chat/test_images_blueprint.py",
     "backends/selfhosted/database/tables": "tests/unit/backends/selfhosted/database/test_migrations.py",
     "commands/__init__": "tests/docs/test_commands_page.py",
     "commands/output": "tests/service/test_commands.py",

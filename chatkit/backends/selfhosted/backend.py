@@ -18,7 +18,7 @@ from chatkit.backends.selfhosted.chat.configured_servers import make_servers
 from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.discovery import discover
 from chatkit.backends.selfhosted.chat.drafts import Drafts
-from chatkit.backends.selfhosted.chat.images import ImageUrls
+from chatkit.backends.selfhosted.chat.images import image_urls
 from chatkit.backends.selfhosted.chat.mcp_connections import McpConnection
 from chatkit.backends.selfhosted.chat.model_shutdowns import configured_models, warn_of_shutdowns
 from chatkit.backends.selfhosted.chat.openai_client import make_openai_client
@@ -66,7 +66,7 @@ class SelfhostedBackend:
         self._sessions = SessionStore(engine, settings.session_ttl or MAX_SESSION_TTL, settings.retention_days)
         self._keeps_conversations = settings.auth_keep_conversations
         client = make_openai_client(settings)
-        store = SqlStore(engine, ImageUrls(settings.secret_key, settings.secret_key_fallbacks))
+        store = SqlStore(engine, image_urls(settings.secret_key, settings.secret_key_fallbacks))
         composer = Composer(settings.composer, dictation=client is not None)
         titles = Titles(store, settings.title_model)
         runs = Runs(store.active_runs)

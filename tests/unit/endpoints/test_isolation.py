@@ -17,7 +17,7 @@ from flask import Flask
 from sqlalchemy import create_engine, insert, text
 
 from chatkit.backends.selfhosted.chat import demo
-from chatkit.backends.selfhosted.chat.images import ImageUrls
+from chatkit.backends.selfhosted.chat.images import image_urls
 from chatkit.backends.selfhosted.database.tables import ImageRow
 from tests.support.applications import MakeApp
 from tests.support.chat_users import CHAT, ChatUser, begin_conversation, chat, chat_user
@@ -99,7 +99,7 @@ def chatting(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
 
 def viewing(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
     yield from variations("GET", f"{CHAT}/images/{IMAGE_ID}", me, victim)
-    urls = ImageUrls(SECRET_KEY)
+    urls = image_urls(SECRET_KEY)
     for image_id, user in ((IMAGE_ID, me.user), ("img_of_the_attacker", me.user), ("img_of_the_attacker", victim.user)):
         token = urls.make("", image_id, user).partition("?")[2]
         yield {"method": "GET", "path": f"{CHAT}/images/{IMAGE_ID}?{token}", "headers": me.headers}
@@ -204,7 +204,7 @@ def test_tenant_isolation(
     assert belongings() == before
     mine = chat(victim, {"type": "threads.get_by_id", "params": {"thread_id": victim.thread}})
     assert MARK in mine.text, "the check would find it"
-    assert MARK in me.client.get(ImageUrls(SECRET_KEY).make("", IMAGE_ID, victim.user)).text, "the URL is sufficient"
+    assert MARK in me.client.get(image_urls(SECRET_KEY).make("", IMAGE_ID, victim.user)).text, "the URL is sufficient"
 
 
 @pytest.mark.parametrize("attacker_is", KINDS)

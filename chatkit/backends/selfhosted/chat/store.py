@@ -26,7 +26,7 @@ from chatkit.backends.selfhosted.chat.active_run_store import (
     run_row,
 )
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from chatkit.backends.selfhosted.chat.images import MAX_IMAGES, Image, ImageRefusedError, ImageUrls
+from chatkit.backends.selfhosted.chat.images import MAX_IMAGES, Image, ImageRefusedError
 from chatkit.backends.selfhosted.chat.pages import PageQuery
 from chatkit.backends.selfhosted.chat.paused_run_store import DELETE_PAUSED_RUN, PausedRunStore
 from chatkit.backends.selfhosted.chat.rows import (
@@ -48,6 +48,7 @@ from chatkit.backends.selfhosted.chat.rows import (
     read_item,
     require_match,
 )
+from chatkit.backends.selfhosted.chat.signed_urls import SignedUrls, user_hash
 from chatkit.backends.selfhosted.chat.surrogates import to_json
 from chatkit.backends.selfhosted.chat.timestamps import in_local_time, in_utc
 from chatkit.backends.selfhosted.chat.transactions import (
@@ -139,7 +140,7 @@ class SqlStore(Store[ChatContext]):
         image_urls: makes the URLs of images in the items that are loaded.
     """
 
-    def __init__(self, engine: Engine, image_urls: ImageUrls) -> None:
+    def __init__(self, engine: Engine, image_urls: SignedUrls) -> None:
         self.transactions = Transactions(engine)
         self.active_runs = ActiveRunStore(self.transactions)
         self.paused_runs = PausedRunStore(self.transactions)
@@ -466,7 +467,7 @@ class SqlStore(Store[ChatContext]):
             raise NotFoundError
         with self.transactions.engine.connect() as connection:
             owner = connection.execute(_SELECT_IMAGE_OWNER, {"image": image_id}).one_or_none()
-            if owner is None or images.user_hash(owner.user_id) != signed_user:
+            if owner is None or user_hash(owner.user_id) != signed_user:
                 raise NotFoundError
             admit(owner.size)
             image = _read_image(connection, image_id, owner.user_id)

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, create_engine, insert, text
 
 from chatkit.backends.selfhosted.chat import images
 from chatkit.backends.selfhosted.chat.history import load_history
-from chatkit.backends.selfhosted.chat.images import MAX_IMAGE_BYTES, URL_SECONDS, ImageRefusedError, ImageUrls
+from chatkit.backends.selfhosted.chat.images import MAX_IMAGE_BYTES, URL_SECONDS, ImageRefusedError, image_urls
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.tables import ItemRow
 from chatkit.backends.selfhosted.sessions import SessionStore
@@ -223,9 +223,9 @@ class TestUrls:
     def test_rotated_key(self) -> None:
         token = IMAGE_URLS.make("/", "img_1", ADA.user).partition("token=")[2]
         former = "a key that signs the URLs of images"
-        rotated = ImageUrls("another key", [former])
+        rotated = image_urls("another key", [former])
         assert rotated.read(token, "img_1") == IMAGE_URLS.read(token, "img_1") is not None
-        assert ImageUrls("another key").read(token, "img_1") is None
+        assert image_urls("another key").read(token, "img_1") is None
         assert IMAGE_URLS.read(rotated.make("/", "img_1", ADA.user).partition("token=")[2], "img_1") is None, "a new signature"
 
 

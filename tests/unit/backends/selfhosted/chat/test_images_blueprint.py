@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from chatkit.backends.selfhosted.chat import images_blueprint
-from chatkit.backends.selfhosted.chat.images import URL_SECONDS, ImageUrls
+from chatkit.backends.selfhosted.chat.images import URL_SECONDS, image_urls
 from tests.support.applications import MakeApp, Start, served
 from tests.support.chat import Caller
 from tests.support.fake_openai import FakeOpenAI
@@ -67,8 +67,8 @@ class TestEndpoint:
         path, token = url.split("?token=")
         image_id = path.rpartition("/")[2]
         body, _, signature = token.rpartition(".")
-        urls = ImageUrls("a guessed key")
-        real = ImageUrls(SECRET_KEY)
+        urls = image_urls("a guessed key")
+        real = image_urls(SECRET_KEY)
         wrong = [
             path,
             f"{path}?token=",

@@ -52,6 +52,7 @@ def create_app(settings: Settings | None = None) -> AsgiFlask:
         drain_seconds=settings.drain_seconds,
         stop_seconds=settings.stop_seconds,
         max_body_bytes=_max_body_bytes,
+        is_upload=backend.is_upload,
         missing=backend.missing,
         background=backend.background,
     )
@@ -76,7 +77,7 @@ def create_app(settings: Settings | None = None) -> AsgiFlask:
 
 
 def _max_body_bytes(path: str) -> int:
-    """Return the size limit of request bodies to ``path``. A view may have a lower one."""
+    """Return the size limit of request bodies to ``path``, except uploads. A view may have a lower one."""
     return MAX_CHAT_BYTES if path == CHAT_PATH else sessions.MAX_BODY_BYTES
 
 

@@ -26,6 +26,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 INSTANCE = PROJECT / "instance"
 MAX_SESSION_TTL = 600  # seconds; OpenAI's maximum and default
 MIN_SECRET = 32  # characters
+MAX_ATTACHMENT_BYTES = 8 * 1024 * 1024  # uploads are held in memory
+MAX_ATTACHMENTS = 10  # of a message
 RANDOM_HEX = "`python3 -c 'import secrets; print(secrets.token_hex(32))'`"
 
 
@@ -59,7 +61,7 @@ class Settings:
     agent: str | None
     agent_headers: tuple[str, ...]
     composer: Mapping[str, Any]
-    """``models`` and ``tools``, as in ChatKit's option ``composer``."""
+    """``models``, ``tools`` and, if there are any, ``attachments``, as in ChatKit's option ``composer``."""
     model: str | None
     title_model: str | None
     transcription_model: str
@@ -281,9 +283,38 @@ class _ToolSchema(Schema):
     persistent = fields.Boolean()
 
 
+_READABLE_FILES = {
+    "image/png": [".png"],
+    "image/jpeg": [".jpg", ".jpeg"],
+    "image/webp": [".webp"],
+    "image/gif": [".gif"],
+    "application/pdf": [".pdf"],
+    "application/json": [".json"],
+    "text/plain": [".txt"],
+    "text/markdown": [".md"],
+    "text/csv": [".csv"],
+}
+"""The extensions, by media type, of files that OpenAI's models read. Texts are given to any model as text."""
+
+
+class _AttachmentsSchema(Schema):
+    enabled = fields.Boolean(required=True)
+    maxSize = fields.Integer(  # noqa: N815
+        strict=True, validate=validate.Range(1, MAX_ATTACHMENT_BYTES), load_default=MAX_ATTACHMENT_BYTES
+    )
+    maxCount = fields.Integer(strict=True, validate=validate.Range(1, MAX_ATTACHMENTS), load_default=MAX_ATTACHMENTS)  # noqa: N815
+    accept = fields.Dict(
+        keys=fields.String(validate=validate.Regexp(r"[a-z0-9.+*-]+/[a-z0-9.+*-]+\Z")),
+        values=fields.List(fields.String(validate=validate.Regexp(r"\.[a-z0-9.]+\Z"))),
+        validate=validate.Length(1),
+        load_default=_READABLE_FILES.copy,
+    )
+
+
 class _ComposerSchema(Schema):
     """The part of ChatKit's option ``composer`` that the service has to know."""
 
+    attachments = fields.Nested(_AttachmentsSchema)
     models = fields.List(fields.Nested(_ModelSchema), load_default=list)
     tools = fields.List(fields.Nested(_ToolSchema), load_default=list)
 
@@ -299,9 +330,11 @@ class _Composer(fields.Field[Mapping[str, Any]]):
             raise ValidationError(f"must be like {example}; look at {_path(error.messages)}.") from None
         except ValueError:
             raise ValidationError(f"must be JSON like {example}.") from None
-        for options in composer.values():
+        for options in (composer["models"], composer["tools"]):
             if len({option["id"] for option in options}) != len(options):
                 raise ValidationError("must have each id once.")
+        if not composer.get("attachments", {"enabled": True})["enabled"]:
+            del composer["attachments"]
         return composer
 
 

@@ -54,5 +54,13 @@ class Backend(Protocol):
             chatkit.web.errors.ApiError: one of the contract's errors; nothing has changed.
         """
 
+    def is_upload(self, path: str, query: str) -> bool:
+        """Return whether a URL is valid for the upload of a file. Does not block.
+
+        Args:
+            path: of the URL.
+            query: its query string.
+        """
+
     def missing(self) -> list[str]:
         """Return the names of the settings or services that are missing to issue sessions. May block."""

@@ -30,6 +30,7 @@ from chatkit.limits.starts import Starts
 from chatkit.web import logs
 from chatkit.web.buffer import Buffer
 from chatkit.web.errors import NotFound, NotReady, ServiceBusy
+from chatkit.web.request_body import MAX_UPLOAD_BYTES
 from chatkit.web.watchdog import watch_loop
 from chatkit.web.wsgi import WsgiResponse, make_environ
 
@@ -54,6 +55,9 @@ READINESS_CACHE_SECONDS = 1.0
 AGENT_THREADS = 128
 # More views at once would starve the event loop of processor time.
 STARTING_VIEWS, STARTING_VIEWS_PER_ADDRESS, START_SECONDS = 16, 2, 0.01
+# Uploads in memory, besides other bodies: 48 MiB. A page sends all files of a message at once, perhaps on a slow line.
+UPLOADS, UPLOADS_PER_ADDRESS = 6, 2
+UPLOAD_SECONDS: float = 300  # for a whole upload, and before that for its turn
 
 _DEFERRED = "chatkit.deferred"
 _ERROR = "chatkit.error"
@@ -178,6 +182,7 @@ class Adapter:
         drain_seconds: how long the process keeps serving, but reports not ready, after it was told to stop.
         stop_seconds: how long it then has to finish its requests.
         max_body_bytes: returns the size limit of a request body, given the path.
+        is_upload: see ``Backend.is_upload``.
         missing: the readiness check, see ``Backend.missing``; may block.
         background: coroutine functions that run as long as the process serves.
     """
@@ -191,6 +196,7 @@ class Adapter:
         drain_seconds: int,
         stop_seconds: int,
         max_body_bytes: Callable[[str], int],
+        is_upload: Callable[[str, str], bool],
         missing: Callable[[], list[str]],
         background: Sequence[Callable[[], Awaitable[None]]],
     ) -> None:
@@ -199,7 +205,9 @@ class Adapter:
         self._threads = ConcurrencyLimit("requests", threads, max(1, threads // ADDRESS_DIVISOR))
         self._views = Starts(STARTING_VIEWS, STARTING_VIEWS_PER_ADDRESS, START_SECONDS)
         self._bodies = ConcurrencyLimit("bytes of request bodies", MAX_BODIES_BYTES, MAX_BODIES_BYTES // ADDRESS_DIVISOR)
+        self._uploads = Starts(UPLOADS, UPLOADS_PER_ADDRESS, None)
         self._max_body_bytes = max_body_bytes
+        self._is_upload = is_upload
         self._missing = missing
         self._background = [watch_loop, *background]
         self.behind_proxy = proxy_hops > 0
@@ -260,8 +268,15 @@ class Adapter:
             elif path == "/readyz":
                 request.environ[MISSING] = await self._check_readiness()
                 await self._run_on_loop(request)
+            elif self._is_upload(path, request.environ["QUERY_STRING"]):
+                await self._serve_upload(request, address)
             else:
-                await self._read_body(request, address, self._max_body_bytes(path))
+
+                def admit(size: int) -> None:
+                    self._bodies.acquire(address, size)
+                    request.body_bytes += size
+
+                await _read_body(request, self._max_body_bytes(path), BODY_SECONDS, admit)
                 await self._run_in_thread(request, address)
         except _ClientDisconnected:
             request.context.run(log.info, "the client disconnected before the response began")
@@ -273,6 +288,18 @@ class Adapter:
                 await self._run_on_loop(request)
         finally:
             self._bodies.release(address, request.body_bytes)
+
+    async def _serve_upload(self, request: _Request, address: str) -> None:
+        try:
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                end = await self._uploads.enter(address)
+        except TimeoutError:
+            raise RequestTimeout from None
+        try:
+            await _read_body(request, MAX_UPLOAD_BYTES, UPLOAD_SECONDS, lambda _size: None)
+            await self._run_in_thread(request, address)
+        finally:
+            end()
 
     def _address(self, request: _Request) -> str:
         located = dict(request.environ)
@@ -295,38 +322,6 @@ class Adapter:
             return await asyncio.wait_for(asyncio.shield(self._readiness), READINESS_SECONDS)
         except TimeoutError:
             raise NotReady("The check timed out") from None
-
-    async def _read_body(self, request: _Request, address: str, limit: int) -> None:
-        body = io.BytesIO()  # a list of chunks would fragment the memory
-        declared = request.environ.get("CONTENT_LENGTH", "")
-        too_large = declared.isdecimal() and (len(declared) > len(str(limit)) or int(declared) > limit)
-        received = 0
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                more = not too_large
-                while more:
-                    async with asyncio.timeout(BODY_IDLE_SECONDS):
-                        message = await request.receive()
-                    received += 1
-                    if received % CHUNKS_PER_YIELD == 0:
-                        await asyncio.sleep(0)
-                    if message["type"] != "http.request":
-                        raise _ClientDisconnected
-                    chunk, more = message.get("body", b""), message.get("more_body", False)
-                    if too_large := request.body_bytes + len(chunk) > limit or received > MAX_CHUNKS:
-                        break
-                    self._bodies.acquire(address, len(chunk))
-                    request.body_bytes += len(chunk)
-                    body.write(chunk)
-        except TimeoutError:
-            raise RequestTimeout from None
-        if too_large:
-            if "HTTP_EXPECT" not in request.environ:
-                await _discard(request.receive)
-            raise RequestEntityTooLarge
-        body.seek(0)
-        request.environ["wsgi.input"] = body
-        request.environ["CONTENT_LENGTH"] = str(request.body_bytes)
 
     async def _run_on_loop(self, request: _Request) -> None:
         """Handle a request that blocks on nothing, without a thread."""
@@ -424,6 +419,39 @@ class Adapter:
         finally:
             watcher.cancel()
             leave()
+
+
+async def _read_body(request: _Request, limit: int, seconds: float, admit: Callable[[int], None]) -> None:
+    """Read at most ``limit`` bytes within ``seconds``. ``admit`` is called with the size of each chunk; may raise."""
+    body = io.BytesIO()  # a list of chunks would fragment the memory
+    declared = request.environ.get("CONTENT_LENGTH", "")
+    too_large = declared.isdecimal() and (len(declared) > len(str(limit)) or int(declared) > limit)
+    received = 0
+    try:
+        async with asyncio.timeout(seconds):
+            more = not too_large
+            while more:
+                async with asyncio.timeout(BODY_IDLE_SECONDS):
+                    message = await request.receive()
+                received += 1
+                if received % CHUNKS_PER_YIELD == 0:
+                    await asyncio.sleep(0)
+                if message["type"] != "http.request":
+                    raise _ClientDisconnected
+                chunk, more = message.get("body", b""), message.get("more_body", False)
+                if too_large := body.tell() + len(chunk) > limit or received > MAX_CHUNKS:
+                    break
+                admit(len(chunk))
+                body.write(chunk)
+    except TimeoutError:
+        raise RequestTimeout from None
+    if too_large:
+        if "HTTP_EXPECT" not in request.environ:
+            await _discard(request.receive)
+        raise RequestEntityTooLarge
+    request.environ["CONTENT_LENGTH"] = str(body.tell())
+    request.environ["wsgi.input"] = body
+    body.seek(0)
 
 
 def _raise_error() -> None:

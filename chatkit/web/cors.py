@@ -8,7 +8,7 @@ from flask import Flask, request
 from flask_cors import CORS
 
 from chatkit.web.errors import OriginNotAllowed
-from chatkit.web.request_body import IMAGES_PATH
+from chatkit.web.request_body import ATTACHMENTS_PATH, IMAGES_PATH
 
 PREFLIGHT_SECONDS = 600
 
@@ -27,16 +27,18 @@ def register(app: Flask, allowed: tuple[re.Pattern[str], ...]) -> None:
         origin = request.headers.get("Origin")
         if origin is None or not request.path.startswith("/api/"):
             return
-        if request.path.startswith(IMAGES_PATH):  # ChatKit's frame, of OpenAI's origin, shows them; they have signed URLs
+        # ChatKit's frame, of OpenAI's origin, shows images and may upload. Both have signed URLs.
+        if request.path.startswith((IMAGES_PATH, ATTACHMENTS_PATH)):
             return
         if not any(pattern.fullmatch(origin) for pattern in allowed):
             raise OriginNotAllowed(f"the page's origin is {origin[:100]!r}; if it is yours, add it to CHATKIT_ALLOWED_ORIGINS")
 
     CORS(
         app,
-        resources=r"/api/.*",
-        origins=list(allowed),
-        methods=["DELETE", "POST"],
+        resources={
+            rf"{ATTACHMENTS_PATH}.*": {"origins": "*", "methods": ["PUT"]},
+            r"/api/.*": {"origins": list(allowed), "methods": ["DELETE", "POST"]},
+        },
         allow_headers="*",  # ChatKit's component adds headers of its own, and listed origins are trusted
         expose_headers=[
             "ChatKit-Run",

@@ -511,6 +511,22 @@ async def exported_page_workflow(workflow_input: WorkflowInput) -> Any:
     await Runner.run(with_page, input=[*conversation_history])
 
 
+async def rephrasing_workflow(workflow_input: WorkflowInput) -> Any:
+    """Gives the model other words than those of the user."""
+    result = await Runner.run(simple, f"Answer this: {workflow_input.input_as_text}")
+    return {"output_text": result.final_output}
+
+
+async def two_agents_workflow(workflow_input: WorkflowInput) -> Any:
+    """As Agent Builder exports two agents in a row."""
+    content: Any = [{"type": "input_text", "text": workflow_input.input_as_text}]
+    conversation_history: list[Any] = [{"role": "user", "content": content}]
+    first = await Runner.run(simple, input=[*conversation_history])
+    conversation_history.extend(item.to_input_item() for item in first.new_items)
+    result = await Runner.run(simple, input=[*conversation_history])
+    return {"output_text": result.final_output}
+
+
 async def knowing_workflow(workflow_input: WorkflowInput) -> Any:
     return await _output(knowing, workflow_input)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import requests
@@ -14,9 +14,9 @@ _event: TypeAdapter[Any] = TypeAdapter(ThreadStreamEvent)
 _items: TypeAdapter[Any] = TypeAdapter(Page[ThreadItem])
 
 
-def user_input(text: str, **inference_options: Any) -> dict[str, Any]:
+def user_input(text: str, attachments: Sequence[str] = (), **inference_options: Any) -> dict[str, Any]:
     content = [{"type": "input_text", "text": text}]
-    return {"content": content, "attachments": [], "inference_options": inference_options}
+    return {"content": content, "attachments": [*attachments], "inference_options": inference_options}
 
 
 class Caller:
@@ -52,14 +52,14 @@ class Caller:
                 if line.startswith(b"data: "):
                     yield _event.validate_json(line[6:])
 
-    def create(self, text: str) -> tuple[str, list[Any]]:
+    def create(self, text: str, *attachments: str) -> tuple[str, list[Any]]:
         """Create a thread. Return its id and all events of the first turn."""
-        events = list(self.stream("threads.create", input=user_input(text)))
+        events = list(self.stream("threads.create", input=user_input(text, attachments)))
         assert events[0].type == "thread.created"
         return events[0].thread.id, events
 
-    def say(self, thread_id: str, text: str) -> list[Any]:
-        return list(self.stream("threads.add_user_message", thread_id=thread_id, input=user_input(text)))
+    def say(self, thread_id: str, text: str, *attachments: str) -> list[Any]:
+        return list(self.stream("threads.add_user_message", thread_id=thread_id, input=user_input(text, attachments)))
 
     def items(self, thread_id: str, **params: Any) -> Any:
         response = self.post("items.list", thread_id=thread_id, **params)

@@ -26,6 +26,7 @@ from chatkit.server import ChatKitServer, NonStreamingResult, StreamingResult
 from chatkit.types import FeedbackKind, ThreadMetadata, ThreadStreamEvent, UserMessageItem, is_streaming_req
 from sqlalchemy import Engine
 
+from chatkit.backends.selfhosted.chat.attachments import Attachments
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.defaults import Resources
@@ -176,9 +177,10 @@ class _Server(ChatKitServer[ChatContext]):
         theirs: ModuleType,
         responder: Any,
         handle_feedback: Any,
-        callbacks: Mapping[str, Any],  # ``file_store`` is not used: our server takes no attachments
+        callbacks: Mapping[str, Any],
     ) -> None:
-        super().__init__(store)
+        # With an attachment store of its own, attachments need not have been uploaded to this service.
+        super().__init__(store, callbacks.get("file_store") or theirs.InMemoryFileStore())
         self._theirs = theirs
         self._responder = responder
         self._handle_feedback = handle_feedback
@@ -258,6 +260,7 @@ def server_maker(theirs: ModuleType) -> Callable[..., Any]:
         composer = Composer({"models": [], "tools": [{"id": "web_search"}, {"id": "retrieval"}]})  # those of their tests
         resources = Resources(
             store,
+            Attachments(store.attachments, {"maxSize": 1000, "maxCount": 10, "accept": {"*/*": []}}, "a key"),
             Drafts(store),
             Runs(store.active_runs),
             composer,

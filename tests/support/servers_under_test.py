@@ -32,11 +32,15 @@ from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageContentPartTextDelta,
     AssistantMessageItem,
+    Attachment,
+    AttachmentCreateParams,
+    AttachmentUploadDescriptor,
     AudioInput,
     FeedbackKind,
     GeneratedImage,
     GeneratedImageItem,
     HiddenContextItem,
+    ImageAttachment,
     LockedStatus,
     StreamOptions,
     SyncCustomActionResponse,
@@ -53,6 +57,7 @@ from chatkit.types import (
     WidgetItem,
 )
 from chatkit.widgets import DynamicWidgetRoot
+from pydantic import AnyUrl
 from starlette.exceptions import HTTPException  # the base class of FastAPI's
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
@@ -517,6 +522,56 @@ class WithStores(Plain):
 
     def __init__(self, store: Store[ChatContext], attachment_store: AttachmentStore[ChatContext] | None = None) -> None:
         super().__init__(store, attachment_store)
+
+
+class _OwnFileStore(AttachmentStore[ChatContext]):
+    """Keeps attachments elsewhere."""
+
+    async def create_attachment(self, input: AttachmentCreateParams, context: ChatContext) -> Attachment:  # noqa: A002
+        url = "https://files.example.com/1"
+        upload = AttachmentUploadDescriptor(url=AnyUrl(url), method="PUT")
+        return ImageAttachment(
+            id="atc_elsewhere",
+            name=input.name,
+            mime_type=input.mime_type,
+            upload_descriptor=upload,
+            preview_url=AnyUrl(f"{url}/preview"),
+        )
+
+    async def delete_attachment(self, attachment_id: str, context: ChatContext) -> None:
+        """Nothing is kept."""
+
+
+class _OwnFileConverter(ThreadItemConverter):
+    async def attachment_to_message_content(self, attachment: Attachment) -> Any:
+        return {"type": "input_text", "text": f"{attachment.name} is at the store"}
+
+
+class OwnFiles(Plain):
+    """Has an attachment store of its own."""
+
+    converter = _OwnFileConverter()
+
+    def __init__(self, store: Store[ChatContext]) -> None:
+        super().__init__(store, _OwnFileStore())
+
+
+class ReadsFiles(Plain):
+    """Gives the model the sizes of files."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        store: Any = self.attachment_store
+
+        class Converter(ThreadItemConverter):
+            async def attachment_to_message_content(self, attachment: Attachment) -> Any:
+                size = len(await store.load_bytes(attachment.id, context))
+                return {"type": "input_text", "text": f"{size} bytes"}
+
+        self.converter = Converter()  # type: ignore[misc]
+        async for event in super().respond(thread, input_user_message, context):
+            yield event
 
 
 class Hidden(ChatKitServer[ChatContext]):

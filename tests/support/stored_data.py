@@ -10,6 +10,7 @@ from sqlalchemy import MetaData, create_engine, insert
 
 from chatkit.backends.selfhosted.database.tables import (
     ActiveRunRow,
+    AttachmentContentRow,
     AttachmentRow,
     ImageRow,
     ItemRow,
@@ -30,6 +31,9 @@ def answer(text_: str) -> dict[str, Any]:
 USAGE = {"requests": 2, "input_tokens": 30, "output_tokens": 4, "total_tokens": 34}
 
 
+FILE = {"type": "file", "mime_type": "text/plain"}
+
+
 def question(text_: str) -> dict[str, Any]:
     return {"type": "user_message", "content": [{"type": "input_text", "text": text_}], "attachments": []}
 
@@ -41,8 +45,15 @@ def with_data(app: AsgiFlask, database: str, name: str) -> ChatUser:
     rated = {"thread_id": someone.thread, "item_ids": [someone.item], "kind": "negative"}
     assert chat(someone, {"type": "items.feedback", "params": rated}).status_code == 200
     with create_engine(database).begin() as connection:
-        attachment = {"id": f"atc_{name}", "user_id": someone.user, "thread_id": None, "data": json.dumps({"name": name})}
+        attachment = {
+            "id": f"atc_{name}",
+            "user_id": someone.user,
+            "thread_id": None,
+            "data": json.dumps(FILE | {"name": name}),
+        }
         connection.execute(insert(AttachmentRow), attachment)
+        content = {"attachment_id": f"atc_{name}", "data": f"File of {name}".encode()}
+        connection.execute(insert(AttachmentContentRow), content)
         connection.execute(
             insert(UsageRow), {"user_id": someone.user, "day": date(2026, 11, 23), **USAGE, "agent": f"of {name}"}
         )
@@ -88,6 +99,7 @@ def everything(database: str) -> str:
         "chat_threads",
         "chat_items",
         "chat_attachments",
+        "chat_attachment_contents",
         "chat_imports",
         "chat_usage",
         "chat_paused_runs",

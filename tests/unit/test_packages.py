@@ -109,6 +109,7 @@ TESTED_ELSEWHERE = {
     "backends/hosted/backend": "tests/unit/endpoints/test_sessions.py",
     "backends/hosted/errors": "tests/unit/backends/hosted/test_sessions_api_faults.py",
     "backends/selfhosted/backend": "tests/service/test_kept_conversations.py",
+    "backends/selfhosted/chat/attachment_store": "tests/unit/backends/selfhosted/chat/test_attachments.py",
     "backends/selfhosted/chat/demo": "tests/service/test_chat.py",
     "backends/selfhosted/chat/discovery": "tests/unit/backends/selfhosted/chat/test_mcp_connections.py",
     "backends/selfhosted/chat/pages": "tests/unit/backends/selfhosted/chat/test_store.py",

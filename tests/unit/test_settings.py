@@ -244,7 +244,19 @@ SECRET = {"AUTH_JWT_SECRET": "a-secret-of-these-tests-and-no-provider"}
         ({"CHATKIT_COMPOSER": '{"models": {}}'}, "look at models."),
         ({"CHATKIT_COMPOSER": '{"tools": [{"id": "a", "label": "A"}]}'}, "look at tools 0 icon."),
         ({"CHATKIT_COMPOSER": '{"models": [{"id": "", "label": "A"}]}'}, "look at models 0 id."),
-        ({"CHATKIT_COMPOSER": '{"attachments": {}}'}, "look at attachments."),
+        ({"CHATKIT_COMPOSER": '{"attachments": {}}'}, "look at attachments enabled."),
+        ({"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "maxSize": 8388609}}'}, "look at attachments maxSize."),
+        ({"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "maxSize": 0}}'}, "look at attachments maxSize."),
+        ({"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "maxCount": 11}}'}, "look at attachments maxCount."),
+        ({"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "accept": {}}}'}, "look at attachments accept."),
+        (
+            {"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "accept": {"png": []}}}'},
+            "look at attachments accept png key.",
+        ),
+        (
+            {"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "accept": {"image/*": ["png"]}}}'},
+            "look at attachments accept image/* value 0.",
+        ),
         (
             {"CHATKIT_COMPOSER": '{"models": [{"id": "a", "label": "A"}, {"id": "a", "label": "B"}]}'},
             "CHATKIT_COMPOSER must have each id once.",

@@ -37,5 +37,8 @@ class HostedBackend:
     def take_over(self, visitor: User, user: User) -> bool:
         return False  # OpenAI has the conversations, and can't change their user
 
+    def is_upload(self, path: str, query: str) -> bool:
+        return False
+
     def missing(self) -> list[str]:
         return self._api.missing()

@@ -11,7 +11,8 @@ import openai
 
 import chatkit.logger
 from chatkit.backends.interface import Session
-from chatkit.backends.selfhosted.chat import images_blueprint, runs_blueprint, tracing
+from chatkit.backends.selfhosted.chat import attachments_blueprint, images_blueprint, runs_blueprint, tracing
+from chatkit.backends.selfhosted.chat.attachments import Attachments
 from chatkit.backends.selfhosted.chat.blueprint import blueprint
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.configured_servers import make_servers
@@ -66,12 +67,22 @@ class SelfhostedBackend:
         self._sessions = SessionStore(engine, settings.session_ttl or MAX_SESSION_TTL, settings.retention_days)
         self._keeps_conversations = settings.auth_keep_conversations
         client = make_openai_client(settings)
-        store = SqlStore(engine, image_urls(settings.secret_key, settings.secret_key_fallbacks))
+        keys = settings.secret_key, settings.secret_key_fallbacks
+        store = SqlStore(engine, image_urls(*keys))
+        self._attachments = Attachments(store.attachments, settings.composer.get("attachments"), *keys)
         composer = Composer(settings.composer, dictation=client is not None)
         titles = Titles(store, settings.title_model)
         runs = Runs(store.active_runs)
         resources = Resources(
-            store, Drafts(store), runs, composer, titles, settings.turn_seconds, client, settings.transcription_model
+            store,
+            self._attachments,
+            Drafts(store),
+            runs,
+            composer,
+            titles,
+            settings.turn_seconds,
+            client,
+            settings.transcription_model,
         )
         servers = make_servers(settings, resources)
         concurrency = ChatConcurrency(redis_client(settings), settings.turn_seconds)
@@ -89,6 +100,7 @@ class SelfhostedBackend:
             ),
             runs_blueprint.blueprint(runs, self._sessions, limits, concurrency),
             images_blueprint.blueprint(store, limits),
+            attachments_blueprint.blueprint(self._attachments, limits),
         ]
         discovered = discover(settings, servers)
         connections = [McpConnection(server) for server in discovered.mcp_servers]
@@ -114,6 +126,9 @@ class SelfhostedBackend:
         if self._keeps_conversations:
             self._sessions.transfer_conversations(visitor, user)
         return self._keeps_conversations
+
+    def is_upload(self, path: str, query: str) -> bool:
+        return self._attachments.is_upload(path, query)
 
     def missing(self) -> list[str]:
         return self._sessions.missing()

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 # A page that was asleep gets "expired", which tells it to refresh. A response that goes on stores its usage until then.
 KEEP_EXPIRED_SECONDS = 3600
 KEEP_INTERRUPTED_SECONDS = 86400  # so that a page can offer a retry; no run lasts that long
+KEEP_UNSENT_SECONDS = 86400  # for an attachment whose message the user has not sent yet
 THREAD_BATCH = 20  # in a statement of a transfer, which changes all their items and is limited to WAIT_SECONDS
 HIDDEN_ITEM_TYPES = ("hidden_context_item", "sdk_hidden_context")  # sent to the model, never shown to the user
 REFUSED = "A guardrail refused the user's message before this, so it was not answered. Do not answer it."
@@ -46,7 +47,7 @@ REFUSED = "A guardrail refused the user's message before this, so it was not ans
 THREAD_PURGE_INTERVAL_SECONDS = 3600
 SECONDS_PER_DAY = 86400
 PURGE_BATCH = 200  # rows; a batch holds its locks for a few milliseconds
-PURGE_IMAGES = 10  # in a batch; an image has some megabytes
+PURGE_FILES = 10  # images or attachments in a batch; one has some megabytes
 PURGE_BATCHES = 100  # per call of maintain(), to bound its duration
 PURGE_PAUSE_SECONDS = 0.05  # between batches, to let other writers in
 
@@ -73,7 +74,17 @@ _visitors_thread = ThreadRow.user_id == bindparam("visitor")
 _batch = select(ThreadRow.position).where(_visitors_thread).limit(bindparam("batch"))
 # Items cascade.
 _TRANSFER_THREADS = update(ThreadRow).where(_visitors_thread, ThreadRow.position.in_(_batch)).returning(ThreadRow.id)
-_TRANSFER_ATTACHMENTS = update(AttachmentRow).where(AttachmentRow.user_id == bindparam("visitor"))
+# Those of threads cascade.
+_TRANSFER_UNSENT = update(AttachmentRow).where(AttachmentRow.user_id == bindparam("visitor"), AttachmentRow.thread_id.is_(None))
+# Detached as in ``attachment_store``, because the deletion of many could take seconds.
+_DETACH_FILES = (
+    update(AttachmentRow)
+    .where(
+        AttachmentRow.thread_id.in_(bindparam("threads", expanding=True)),
+        AttachmentRow.data.contains('"type":"file"', autoescape=True),
+    )
+    .values(thread_id=None, item_id=None, created_at=0)
+)
 # A text search, because PostgreSQL's JSON functions reject the \u0000 that a user may have sent.
 _SELECT_HIDDEN_CANDIDATES = select(ItemRow.position, ItemRow.data).where(
     ItemRow.thread_id.in_(bindparam("threads", expanding=True)),
@@ -108,15 +119,21 @@ _oldest: Any = bindparam("oldest")
 _DELETE_EXPIRED_SESSIONS = _delete_batch(SessionRow.id, SessionRow.expires_at < _oldest)
 _DELETE_OLD_USAGE = _delete_batch(UsageRow.position, UsageRow.day < _oldest)
 _DELETE_OLD_RUNS = _delete_batch(ActiveRunRow.id, ActiveRunRow.started_at < _oldest)  # runs that end normally delete their rows
-# The items and images of an unused thread are deleted before it, because a statement that cascades to all of them could take
-# long, and SQLite has one writer at a time.
+# What is in an unused thread is deleted before it, because a statement that cascades to all of it could take long, and SQLite
+# has one writer at a time.
 _unused_thread = ThreadRow.used_at < _oldest
 _items_thread = (ItemRow.thread_id == ThreadRow.id) & (ItemRow.user_id == ThreadRow.user_id)
 _images_thread = (ImageRow.thread_id == ThreadRow.id) & (ImageRow.user_id == ThreadRow.user_id)
+_attachments_thread = (AttachmentRow.thread_id == ThreadRow.id) & (AttachmentRow.user_id == ThreadRow.user_id)
 _DELETE_UNUSED_ITEMS = _delete_batch(ItemRow.position, _unused_thread & _items_thread)
-_DELETE_UNUSED_IMAGES = _delete_batch(ImageRow.id, _unused_thread & _images_thread, PURGE_IMAGES)
+_DELETE_UNUSED_IMAGES = _delete_batch(ImageRow.id, _unused_thread & _images_thread, PURGE_FILES)
+_DELETE_UNUSED_ATTACHMENTS = _delete_batch(AttachmentRow.id, _unused_thread & _attachments_thread, PURGE_FILES)
+_DELETE_UNSENT_ATTACHMENTS = _delete_batch(
+    AttachmentRow.id, AttachmentRow.item_id.is_(None) & (AttachmentRow.created_at < _oldest), PURGE_FILES
+)
 _DELETE_UNUSED_THREADS = _delete_batch(
-    ThreadRow.position, _unused_thread & ~exists().where(_items_thread) & ~exists().where(_images_thread)
+    ThreadRow.position,
+    _unused_thread & ~exists().where(_items_thread) & ~exists().where(_images_thread) & ~exists().where(_attachments_thread),
 )
 
 
@@ -184,10 +201,12 @@ class SessionStore:
             self._reopen_replaced_file()
             self._purge(_DELETE_EXPIRED_SESSIONS, time.time() - KEEP_EXPIRED_SECONDS)
             self._purge(_DELETE_OLD_RUNS, time.time() - KEEP_INTERRUPTED_SECONDS)
+            self._purge(_DELETE_UNSENT_ATTACHMENTS, time.time() - KEEP_UNSENT_SECONDS, PURGE_FILES)
             days = self._retention_days
             if days is not None and time.monotonic() >= self._next_thread_purge:
                 oldest = time.time() - days * SECONDS_PER_DAY
-                done = self._purge(_DELETE_UNUSED_IMAGES, oldest, PURGE_IMAGES)
+                done = self._purge(_DELETE_UNUSED_IMAGES, oldest, PURGE_FILES)
+                done &= self._purge(_DELETE_UNUSED_ATTACHMENTS, oldest, PURGE_FILES)
                 done &= self._purge(_DELETE_UNUSED_ITEMS, oldest)
                 done &= self._purge(_DELETE_UNUSED_THREADS, oldest)
                 done &= self._purge(_DELETE_OLD_USAGE, datetime.fromtimestamp(oldest, UTC).date())
@@ -245,10 +264,10 @@ class SessionStore:
     def transfer_conversations(self, visitor: User, user: User) -> None:
         """Transfer the conversations of ``visitor`` to ``user`` and end the visitor's sessions, in one transaction.
 
-        What only the model sees is deleted: hidden items, outputs of client tools, the data of mentions, and paused runs. An
-        attacker who planted the visitor's cookie may have planted instructions there. Marks of refused messages stay. A
-        response that is in progress in one of the conversations is interrupted. The threads count as used, so that a later
-        import does not bring anything back.
+        What only the model sees is deleted: hidden items, outputs of client tools, the data of mentions, the contents of files
+        that are no images, and paused runs. An attacker who planted the visitor's cookie may have planted instructions there.
+        Marks of refused messages stay. A response that is in progress in one of the conversations is interrupted. The threads
+        count as used, so that a later import does not bring anything back.
 
         Raises:
             DatabaseUnavailable: nothing has changed.
@@ -258,9 +277,10 @@ class SessionStore:
         with _database_errors("conversations could not be transferred"), self.engine.begin() as connection:
             connection.execute(_END_SESSIONS, params)  # first: a session that is locked is beginning a conversation
             transfer = _TRANSFER_THREADS.values(**new_owner, used_at=now)
-            connection.execute(_TRANSFER_ATTACHMENTS.values(new_owner), params)
+            connection.execute(_TRANSFER_UNSENT.values(new_owner), params)
             while batch := connection.execute(transfer, params).scalars().all():
                 _delete_what_is_hidden(connection, batch)
+                connection.execute(_DETACH_FILES, {"threads": batch})
                 connection.execute(_DELETE_PAUSED_RUNS, {"threads": batch})
                 connection.execute(_INTERRUPT_RUNS, {"threads": batch})
 

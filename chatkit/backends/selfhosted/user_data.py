@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Delete, Executable, bindparam, delete, func, 
 from chatkit.backends.selfhosted.chat.timestamps import as_utc
 from chatkit.backends.selfhosted.database.tables import (
     ActiveRunRow,
+    AttachmentContentRow,
     AttachmentRow,
     ImageRow,
     ItemRow,
@@ -28,10 +29,10 @@ from chatkit.backends.selfhosted.database.tables import (
 )
 
 DELETE_BATCH = 200  # rows; a batch holds its locks for a short time
-DELETE_IMAGES = 10  # in a batch; an image has some megabytes
+DELETE_FILES = 10  # images or attachments in a batch; one has some megabytes
 DELETE_PAUSE_SECONDS = 0.01  # between batches, to let other writers in
 RUN_END_SECONDS = 1.0  # after which a process has noticed that a run was deleted, and the run has ended
-ROWS_AT_ONCE = 20  # read ahead; an item with an image has some megabytes
+ROWS_AT_ONCE = 10  # read ahead; an attachment has some megabytes
 
 _user: Any = bindparam("user")
 _thread: Any = bindparam("thread")
@@ -74,7 +75,12 @@ _SELECT_PAUSED_RUNS = select(PausedRunRow.thread_id, PausedRunRow.decisions, Pau
 _SELECT_ACTIVE_RUNS = select(ActiveRunRow.id, ActiveRunRow.thread_id, ActiveRunRow.started_at).where(
     ActiveRunRow.user_id == _user
 )
-_SELECT_ATTACHMENTS = select(AttachmentRow.data).where(AttachmentRow.user_id == _user).order_by(AttachmentRow.id)
+_SELECT_ATTACHMENTS = (
+    select(AttachmentRow.data, AttachmentContentRow.data.label("content"))
+    .outerjoin(AttachmentContentRow, AttachmentContentRow.attachment_id == AttachmentRow.id)
+    .where(AttachmentRow.user_id == _user)
+    .order_by(AttachmentRow.id)
+)
 _SELECT_USAGE = (
     select(
         UsageRow.day, UsageRow.agent, UsageRow.requests, UsageRow.input_tokens, UsageRow.output_tokens, UsageRow.total_tokens
@@ -86,15 +92,15 @@ _COUNT_ACTIVE_RUNS = select(func.count()).where(ActiveRunRow.user_id == _user)
 _own_thread = ThreadRow.user_id == _user
 _DELETE = [
     (delete(row).where(key.in_(select(key).where(condition).limit(batch).correlate(None))), batch)
-    # Sessions first, so that the user's page can't begin new responses. Threads after their images and items, because a
+    # Sessions first, so that the user's page can't begin new responses. Threads after what is in them, because a
     # statement that cascades to all of them could take long, and SQLite has one writer at a time.
     for row, key, condition, batch in (
         (SessionRow, SessionRow.id, SessionRow.user_id == _user, DELETE_BATCH),
         (ActiveRunRow, ActiveRunRow.id, ActiveRunRow.user_id == _user, DELETE_BATCH),
-        (ImageRow, ImageRow.id, _own_thread & (ImageRow.thread_id == ThreadRow.id), DELETE_IMAGES),
+        (ImageRow, ImageRow.id, _own_thread & (ImageRow.thread_id == ThreadRow.id), DELETE_FILES),
+        (AttachmentRow, AttachmentRow.id, AttachmentRow.user_id == _user, DELETE_FILES),
         (ItemRow, ItemRow.position, _own_thread & (ItemRow.thread_id == ThreadRow.id), DELETE_BATCH),
         (ThreadRow, ThreadRow.position, _own_thread, DELETE_BATCH),
-        (AttachmentRow, AttachmentRow.id, AttachmentRow.user_id == _user, DELETE_BATCH),
         (UsageRow, UsageRow.position, UsageRow.user_id == _user, DELETE_BATCH),
     )
 ]
@@ -184,7 +190,7 @@ class UserData:
             _SELECT_ACTIVE_RUNS, user, lambda row: _json({**row._mapping, "started_at": _iso(row.started_at)})
         )
         yield '],\n"attachments": [', 0
-        yield from self._array(_SELECT_ATTACHMENTS, user, lambda row: str(row.data))
+        yield from self._array(_SELECT_ATTACHMENTS, user, _attachment)
         yield '],\n"usage": [', 0
         yield from self._array(_SELECT_USAGE, user, lambda row: _json({**row._mapping, "day": row.day.isoformat()}))
         yield "]}\n", 0
@@ -202,8 +208,7 @@ class UserData:
         row = self._connection.execute(_SELECT_IMAGE, params).one_or_none()
         if row is None:  # the image is in the item, or elsewhere
             return item
-        url = f"data:{row.media_type};base64,{base64.b64encode(row.data).decode()}"
-        return {**item, "image": {**item["image"], "url": url}}
+        return {**item, "image": {**item["image"], "url": _data_url(row.media_type, row.data)}}
 
     def delete(self, user: str) -> None:
         """Delete all rows of the user, in batches. If it is interrupted, repeat it.
@@ -262,6 +267,18 @@ def text_of(item: dict[str, Any]) -> str:
 def _session(row: Any) -> str:
     claims = json.loads(row.claims) if row.claims else {}
     return _json({"id": row.id, "expires_at": _iso(row.expires_at), "agent": row.agent, "claims": claims})
+
+
+def _attachment(row: Any) -> str:
+    """Return an attachment with its content, if there is one, as a data URL."""
+    if row.content is None:
+        return str(row.data)
+    attachment = json.loads(row.data)
+    return _json({**attachment, "content": _data_url(attachment["mime_type"], row.content)})
+
+
+def _data_url(media_type: str, data: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def _separated(values: Iterator[Any]) -> Iterator[tuple[str, Any]]:

@@ -17,9 +17,14 @@ from flask import Flask
 from sqlalchemy import create_engine, insert, text
 
 from chatkit.backends.selfhosted.chat import demo
+from chatkit.backends.selfhosted.chat.attachments import UPLOAD_SECONDS
 from chatkit.backends.selfhosted.chat.images import image_urls
-from chatkit.backends.selfhosted.database.tables import ImageRow
+from chatkit.backends.selfhosted.chat.signed_urls import SignedUrls
+from chatkit.backends.selfhosted.database.tables import AttachmentContentRow, AttachmentRow, ImageRow
+from chatkit.web.request_body import ATTACHMENTS_PATH
 from tests.support.applications import MakeApp
+from tests.support.attachments import OFFERED
+from tests.support.chat import user_input
 from tests.support.chat_users import CHAT, ChatUser, begin_conversation, chat, chat_user
 from tests.support.endpoint import ENDPOINT
 from tests.support.fake_openai import FakeOpenAI
@@ -29,6 +34,7 @@ from tests.support.service import SECRET_KEY
 
 MARK = "words-of-the-victim"
 IMAGE_ID = "img_of_the_victim"
+ATTACHMENT_ID = "atc_of_the_victim"
 KINDS = ["anonymous", "user"]
 
 
@@ -91,7 +97,9 @@ def ending(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
 
 
 def chatting(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
-    for body in protocol_attempts(me, victim):
+    message = {"type": "threads.create", "params": {"input": user_input("Show me", [ATTACHMENT_ID])}}
+    deletion = {"type": "attachments.delete", "params": {"attachment_id": ATTACHMENT_ID}}
+    for body in (message, deletion, *protocol_attempts(me, victim)):
         yield {"method": "POST", "path": CHAT, "headers": bearer(me), "json": body}
     listing = {"type": "threads.list", "params": {}}
     yield from variations("POST", CHAT, me, victim, headers=bearer(me), json=listing)
@@ -103,6 +111,21 @@ def viewing(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
     for image_id, user in ((IMAGE_ID, me.user), ("img_of_the_attacker", me.user), ("img_of_the_attacker", victim.user)):
         token = urls.make("", image_id, user).partition("?")[2]
         yield {"method": "GET", "path": f"{CHAT}/images/{IMAGE_ID}?{token}", "headers": me.headers}
+
+
+def uploading(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
+    path = f"{CHAT}/attachments/{ATTACHMENT_ID}"
+    yield from variations("PUT", path, me, victim, data=b"mine")
+    urls = SignedUrls("chatkit.upload", ATTACHMENTS_PATH, UPLOAD_SECONDS, SECRET_KEY)
+    for attachment_id, user in ((ATTACHMENT_ID, me.user), ("atc_of_the_attacker", victim.user)):
+        token = urls.make("", attachment_id, user).partition("?")[2]
+        yield {"method": "PUT", "path": f"{path}?{token}", "headers": me.headers, "data": b"mine"}
+    for others in (image_urls(SECRET_KEY), SignedUrls("chatkit.upload", ATTACHMENTS_PATH, UPLOAD_SECONDS, "k" * 32)):
+        token = others.make("", ATTACHMENT_ID, victim.user).partition("?")[2]
+        yield {"method": "PUT", "path": f"{path}?{token}", "headers": me.headers, "data": b"mine"}
+    for user in (me.user, victim.user):  # an attachment is shown like an image
+        token = image_urls(SECRET_KEY).make("", "atc_of_the_attacker", user).partition("?")[2]
+        yield {"method": "GET", "path": f"{CHAT}/images/{ATTACHMENT_ID}?{token}", "headers": me.headers}
 
 
 def finding_runs(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
@@ -133,6 +156,7 @@ TABLE: dict[tuple[str, str], Callable[[ChatUser, ChatUser], Iterator[dict[str, A
     ("DELETE", f"{ENDPOINT}/<session_id>"): ending,
     ("POST", CHAT): chatting,
     ("GET", f"{CHAT}/images/<image_id>"): viewing,
+    ("PUT", f"{CHAT}/attachments/<attachment_id>"): uploading,
     ("GET", f"{CHAT}/composer"): checking(f"{CHAT}/composer"),
     ("GET", f"{CHAT}/threads/<thread_id>/run"): finding_runs,
     ("DELETE", f"{CHAT}/runs/<run_id>"): stopping_runs,
@@ -167,7 +191,7 @@ def test_tenant_isolation(
     make_app: MakeApp, database: str, victim_is: str, attacker_is: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "SECONDS_PER_WORD", 0)
-    often = {"CHATKIT_MAX_REQUESTS_PER_MINUTE": "1000000", "AUTH_JWT_SECRET": SECRET}
+    often = {"CHATKIT_MAX_REQUESTS_PER_MINUTE": "1000000", "AUTH_JWT_SECRET": SECRET, **OFFERED}
     app = make_app(CHATKIT_BACKEND="selfhosted", DATABASE_URL=database, OPENAI_API_KEY="", **often)
     victim, me = chat_user(app, victim_is, "victim"), chat_user(app, attacker_is, "attacker")
     begin_conversation(victim, MARK)
@@ -175,13 +199,27 @@ def test_tenant_isolation(
     image = {"id": IMAGE_ID, "user_id": victim.user, "thread_id": victim.thread, "item_id": victim.item}
     with create_engine(database).begin() as connection:
         connection.execute(insert(ImageRow), {**image, "media_type": "image/png", "data": MARK.encode()})
+        attachment = {"id": ATTACHMENT_ID, "user_id": victim.user, "thread_id": None}
+        file = {"type": "file", "id": ATTACHMENT_ID, "name": MARK, "mime_type": "text/plain", "metadata": {"chatkit.size": 4}}
+        connection.execute(insert(AttachmentRow), {**attachment, "data": json.dumps(file)})
+        content = {"attachment_id": ATTACHMENT_ID, "data": MARK.encode()}
+        connection.execute(insert(AttachmentContentRow), content)
         row = {"thread": victim.thread, "user": victim.user, "run": victim.run, "now": int(time.time()) + 3600}
         columns = "thread_id, user_id, id, started_at, heartbeat, stop_requested"
         values = ":thread, :user, :run, :now, :now, false"
         connection.execute(text(f"INSERT INTO chat_active_runs ({columns}) VALUES ({values})"), row)
 
     def belongings() -> Any:
-        tables = ("chat_threads", "chat_items", "chat_images", "chat_attachments", "chat_sessions", "chat_active_runs")
+        contents = "chat_attachments JOIN chat_attachment_contents ON id = attachment_id"
+        tables = (
+            "chat_threads",
+            "chat_items",
+            "chat_images",
+            "chat_attachments",
+            contents,
+            "chat_sessions",
+            "chat_active_runs",
+        )
         with create_engine(database).connect() as connection:
             query = "SELECT * FROM {} WHERE user_id = :user ORDER BY 1"
             return [connection.execute(text(query.format(table)), {"user": victim.user}).all() for table in tables]
@@ -205,6 +243,8 @@ def test_tenant_isolation(
     mine = chat(victim, {"type": "threads.get_by_id", "params": {"thread_id": victim.thread}})
     assert MARK in mine.text, "the check would find it"
     assert MARK in me.client.get(image_urls(SECRET_KEY).make("", IMAGE_ID, victim.user)).text, "the URL is sufficient"
+    upload = SignedUrls("chatkit.upload", ATTACHMENTS_PATH, UPLOAD_SECONDS, SECRET_KEY).make("", ATTACHMENT_ID, victim.user)
+    assert me.client.put(upload, data=b"mine").status_code == 204, "so is that of an upload"
 
 
 @pytest.mark.parametrize("attacker_is", KINDS)

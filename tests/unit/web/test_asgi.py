@@ -64,6 +64,10 @@ produced: list[str] = []
 """What became of ``a_word_per_second`` and its response."""
 
 
+UPLOAD = b"upload"
+"""The query string of an upload."""
+
+
 def make_app(missing: Callable[[], list[str]] = list, max_body_bytes: int = 8 * MIB) -> AsgiFlask:
     app = AsgiFlask(__name__)
     app.asgi = Adapter(
@@ -73,6 +77,7 @@ def make_app(missing: Callable[[], list[str]] = list, max_body_bytes: int = 8 * 
         drain_seconds=0,
         stop_seconds=0,
         max_body_bytes=lambda _path: max_body_bytes,
+        is_upload=lambda _path, query: query == UPLOAD.decode(),
         missing=missing,
         background=(),
     )
@@ -122,11 +127,13 @@ class Client:
         self.body: list[bytes] = []
         self.taken = 0
 
-    async def post(self, chunks: AsyncIterator[bytes] | None = None, *headers: tuple[bytes, bytes]) -> float:
+    async def post(
+        self, chunks: AsyncIterator[bytes] | None = None, *headers: tuple[bytes, bytes], query: bytes = b""
+    ) -> float:
         """Send a request with ``chunks`` as its body, and return the seconds until the end of the response."""
         loop = asyncio.get_running_loop()
         started = loop.time()
-        scope = {"type": "http", "method": "POST", "path": self.path, "query_string": b"", "http_version": "1.1"}
+        scope = {"type": "http", "method": "POST", "path": self.path, "query_string": query, "http_version": "1.1"}
         if self.path == "/readyz":
             scope["method"] = "GET"
         messages = self._messages(chunks)
@@ -234,6 +241,67 @@ def test_rest_of_a_body_that_is_too_large_is_read_for_five_seconds() -> None:
         expecting = Client(make_app(max_body_bytes=10))
         await expecting.post(chunks(100), (b"content-length", b"100"), (b"expect", b"100-continue"))
         assert (expecting.status, expecting.taken) == (413, 0)
+
+    run(check())
+
+
+def test_uploads_at_a_time() -> None:
+    """Two of one address and six of all; the next waits. They leave the address's part of other bodies alone."""
+
+    async def check() -> None:
+        app = make_app(max_body_bytes=10)
+        block = bytes(8 * MIB)
+        goes_on = asyncio.Event()
+
+        async def held() -> AsyncIterator[bytes]:
+            yield block
+            await goes_on.wait()
+
+        holders = [
+            asyncio.create_task(Client(app, address=f"10.0.0.{number // 2}").post(held(), query=UPLOAD)) for number in range(6)
+        ]
+        await settle()
+        waiting = [Client(app, address=address) for address in ("10.0.0.1", "10.0.0.9")]
+        tasks = [asyncio.create_task(client.post(chunks(1), query=UPLOAD)) for client in waiting]
+        await settle()
+        assert [client.taken for client in waiting] == [0, 0]
+        other = Client(app, address="10.0.0.1")
+        await other.post(chunks(1))
+        assert other.status == 200
+        goes_on.set()
+        await asyncio.gather(*holders, *tasks)
+        assert [client.status for client in waiting] == [200, 200]
+        slow = Client(app)
+        assert 299 < await slow.post(chunks(100, pause=10), query=UPLOAD) < 301
+        assert slow.status == 408
+        stalled = Client(app)
+        assert 19 < await stalled.post(stalling(), query=UPLOAD) < 21
+        assert stalled.status == 408
+        too_large = Client(app)
+        await too_large.post(chunks(2, block), query=UPLOAD)
+        assert too_large.status == 413
+
+    run(check())
+
+
+def test_upload_waits_for_its_turn_for_five_minutes() -> None:
+    async def check() -> None:
+        app = make_app()
+
+        async def endless() -> AsyncIterator[bytes]:
+            while True:
+                yield b"x"
+                await asyncio.sleep(10)
+
+        holders = [asyncio.create_task(Client(app).post(endless(), query=UPLOAD)) for _ in range(2)]
+        await asyncio.sleep(10)
+        later = [asyncio.create_task(Client(app).post(endless(), query=UPLOAD)) for _ in range(2)]
+        await settle()
+        waiting = Client(app)
+        assert 299 < await waiting.post(chunks(1), query=UPLOAD) < 301
+        assert (waiting.status, waiting.taken) == (408, 0)
+        for task in (*holders, *later):
+            task.cancel()
 
     run(check())
 

@@ -20,7 +20,13 @@ from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.defaults import DefaultServer
 from chatkit.backends.selfhosted.chat.events import assistant_message, outcome
-from chatkit.backends.selfhosted.chat.history import load_history, newest_user_message, to_model_input, to_model_text
+from chatkit.backends.selfhosted.chat.history import (
+    load_history,
+    newest_user_message,
+    to_model_files,
+    to_model_input,
+    to_model_text,
+)
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
@@ -125,14 +131,17 @@ class WorkflowServer(DefaultServer):
         self._chatkit_resources.titles.set(thread, input_user_message, context)
         history = await load_history(self.store, thread.id, context)
         newest = newest_user_message(history)
-        earlier, to_answer, text = history, newest, ""
+        earlier, to_answer, text, files = history, newest, "", []
         if input_user_message is not None:
             earlier, to_answer = [item for item in history if item.id != input_user_message.id], None
             text = await to_model_text(input_user_message)
+            files = await to_model_files(history, input_user_message)
         run = exported_workflow.WorkflowRun(
             lambda: AgentContext(thread=thread, store=self.store, request_context=context),
             await to_model_input(earlier, to_answer),
             self._chatkit_resources.composer.options(input_user_message, newest),
+            text,
+            files,
         )
         called = False
         async with aclosing(run.events(self._run_workflow(self._input_type(input_as_text=text)))) as events:

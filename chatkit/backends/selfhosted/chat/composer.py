@@ -1,4 +1,4 @@
-"""What the user chooses in ChatKit's composer: a model, and a tool for the message."""
+"""What users may choose in ChatKit's composer: a model, and a tool for the message."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _PROVIDERS = ("litellm/", "any-llm/")  # the Agents SDK's prefixes of models tha
 
 
 class Composer:
-    """The models and tools of ``CHATKIT_COMPOSER``.
+    """The options of ``CHATKIT_COMPOSER``.
 
     Args:
-        options: ``models`` and ``tools``, as in ChatKit's option ``composer``.
+        options: ``models``, ``tools`` and ``attachments``, as in ChatKit's option ``composer``.
         dictation: whether the service can transcribe.
     """
 
     def __init__(self, options: Mapping[str, Any], *, dictation: bool = False) -> None:
         self.shown = {kind: listed for kind, listed in options.items() if listed}
-        """The lists that are not empty and whether there is dictation, for the frontend."""
+        """The options that are not empty and whether there is dictation, for the frontend."""
         if dictation:
             self.shown["dictation"] = {"enabled": True}
         self._models = {model["id"] for model in options["models"] if not model.get("disabled")}

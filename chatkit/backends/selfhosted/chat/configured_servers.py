@@ -28,7 +28,7 @@ from chatkit.backends.selfhosted.chat.composer import keep_providers
 from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.demo import DemoServer
 from chatkit.backends.selfhosted.chat.events import own_server_events
-from chatkit.backends.selfhosted.chat.history import to_agent_input
+from chatkit.backends.selfhosted.chat.history import attachment_to_message_content, to_agent_input
 from chatkit.backends.selfhosted.chat.mcp_connections import list_tools_if_connected
 from chatkit.backends.selfhosted.chat.model_output import join_halves
 from chatkit.backends.selfhosted.chat.server import GuardedServer, guarded
@@ -101,9 +101,10 @@ def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -
     keep_providers()
     join_halves()
     # Operators' servers import these from OpenAI's package. Ours also handles events on which OpenAI's version fails, see
-    # agent_events(), knows the images of this service, and gives models messages that every API takes.
+    # agent_events(), knows the images and attachments of this service, and gives models messages that every API takes.
     chatkit.agents.stream_agent_response = own_server_events
     ThreadItemConverter.to_agent_input = to_agent_input  # type: ignore[method-assign, assignment]
+    ThreadItemConverter.attachment_to_message_content = attachment_to_message_content  # type: ignore[method-assign, assignment]
 
 
 def _use_default_key(client: openai.AsyncOpenAI | None) -> None:

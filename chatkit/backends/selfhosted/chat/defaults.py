@@ -13,6 +13,7 @@ from typing import Any
 import openai
 
 from chatkit.actions import Action
+from chatkit.backends.selfhosted.chat.attachments import Attachments
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.drafts import Drafts
@@ -49,6 +50,7 @@ class Resources:
     """What the servers of a process share."""
 
     store: SqlStore
+    attachments: Attachments
     drafts: Drafts
     runs: Runs
     composer: Composer

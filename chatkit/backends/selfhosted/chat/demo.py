@@ -63,7 +63,9 @@ class DemoServer(DefaultServer):
         else:
             said = user_text(input_user_message)
             respond = next((function for keyword, function in _RESPONSES.items() if keyword in said.lower()), None)
-            events = respond(thread) if respond else _speak(thread, INTRODUCTION.format(said=said[:200]))
+            names = ", ".join(attachment.name for attachment in input_user_message.attachments)
+            reply = INTRODUCTION.format(said=said[:200]) + (f" You attached {names}." if names else "")
+            events = respond(thread) if respond else _speak(thread, reply)
         async for event in events:
             yield event
 

@@ -48,9 +48,20 @@ class WorkflowRun:
         earlier: the thread's earlier messages, as model input.
         options: the model and the tool that the user chose. The model is for agents whose messages the user sees, the tool for
             the first agent that has it.
+        text: the text of the message, ``input_as_text``.
+        files: the attachments of the message, as parts of model input. The exported code does not know of them.
     """
 
-    def __init__(self, new_context: Callable[[], AgentContext[Any]], earlier: list[Any], options: InferenceOptions) -> None:
+    def __init__(
+        self,
+        new_context: Callable[[], AgentContext[Any]],
+        earlier: list[Any],
+        options: InferenceOptions,
+        text: str,
+        files: list[Any],
+    ) -> None:
+        self.text = text
+        self.files = files
         self.new_context = new_context
         self.earlier = earlier
         self.model = options.model
@@ -121,8 +132,9 @@ class _Runner(AgentRunner):
             messages = [{"role": "user", "content": messages}]
         if isinstance(messages, list) and not has_history:
             # A workflow may go on with all of an earlier result, RunResult.to_input_list().
-            earlier = [] if messages[: len(run.earlier)] == run.earlier else run.earlier
-            messages = [*earlier, *(message for message in messages if not _is_empty(message))] or messages
+            known = run.earlier if messages[: len(run.earlier)] == run.earlier else []
+            new = _with_files(messages[len(known) :], run)
+            messages = [*run.earlier, *(message for message in new if not _is_empty(message))] or messages
         context = run.new_context()
         kwargs["context"] = kwargs.get("context") or context  # gives tools the thread and the user
         shown = agent.output_type in (None, str)
@@ -140,13 +152,27 @@ class _Runner(AgentRunner):
         return result  # type: ignore[no-any-return]  # has what the exported code reads of a RunResult
 
 
+def _with_files(messages: list[Any], run: WorkflowRun) -> list[Any]:
+    """Return ``messages`` with the attachments in the user's message, or else in the last message of the role."""
+    users = [message for message in messages if isinstance(message, dict) and message.get("role") == "user"]
+    if not run.files or not users or any(part in run.files for message in users for part in _parts(message)):
+        return messages
+    text, empty = ({"type": "input_text", "text": words} for words in (run.text, ""))
+    chosen = next((message for message in users if _parts(message) == [text]), users[-1])
+    parts = [part for part in _parts(chosen) if part != empty]
+    return [{**chosen, "content": [*parts, *run.files]} if message is chosen else message for message in messages]
+
+
+def _parts(message: dict[str, Any]) -> list[Any]:
+    content = message.get("content")
+    return content if isinstance(content, list) else [{"type": "input_text", "text": content}]
+
+
 def _is_empty(message: Any) -> bool:
     """Return whether a user message has no text: exported code also makes one in a turn without a message of the user."""
     if not isinstance(message, dict) or message.get("role") != "user":
         return False
-    content = message.get("content")
-    parts = content if isinstance(content, list) else [{"type": "input_text", "text": content}]
-    return all(isinstance(part, dict) and part.get("type") == "input_text" and not part.get("text") for part in parts)
+    return all(isinstance(part, dict) and part.get("type") == "input_text" and not part.get("text") for part in _parts(message))
 
 
 def install_runner() -> None:

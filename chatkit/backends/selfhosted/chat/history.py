@@ -1,12 +1,13 @@
 """The part of a conversation that is sent to a model.
 
 This is at most the newest ``MAX_ITEMS`` items and ``MAX_CHARACTERS`` characters (roughly 25,000 tokens), starting with a user
-message: a reply or a tool result without its question confuses models. The newest generated images are included, up to
-``MAX_IMAGE_BYTES``; of older ones, the model is only told that they were generated.
+message: a reply or a tool result without its question confuses models. The newest generated images and attachments are
+included, up to ``MAX_FILE_BYTES``; of older ones, the model is only told that there were some.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
 from datetime import datetime
@@ -14,6 +15,7 @@ from itertools import dropwhile
 from typing import Any
 
 from chatkit.agents import ThreadItemConverter
+from chatkit.backends.selfhosted.chat.attachments import model_part
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.rows import new_id
 from chatkit.backends.selfhosted.chat.store import SqlStore
@@ -32,8 +34,13 @@ from chatkit.types import (
 MAX_ITEMS = 200
 MAX_CHARACTERS = 100_000
 IMAGE_CHARACTERS = 6_000  # the weight of an image of any size: about 1,500 tokens at full detail
-MAX_IMAGE_BYTES = 20_000_000  # OpenAI accepts 50 MB per request; a longer thread would fail on every turn
+FILE_CHARACTERS = 30_000  # likewise of a file that is no text: some ten pages
+MAX_FILE_CHARACTERS = 500_000  # of attachments: the ten files of a message
+# In Base64. OpenAI accepts 50 MB per request; a longer thread would fail on every turn.
+MAX_FILE_BYTES = 20_000_000
 ITEMS_PER_PAGE = 25
+
+_MODEL_PART = "chatkit.model_part"  # in the metadata of an attachment: what a model gets
 
 
 class _Converter(ThreadItemConverter):
@@ -65,9 +72,6 @@ class _Converter(ThreadItemConverter):
             converted["content"] = converted["content"][:1]
         return converted
 
-    async def attachment_to_message_content(self, attachment: Attachment) -> Any:
-        return {"type": "input_text", "text": f"(a file named {attachment.name}, {attachment.mime_type}, not shown to you)"}
-
     async def hidden_context_to_input(self, item: HiddenContextItem) -> Any:
         return await super().hidden_context_to_input(item.model_copy(update={"content": str(item.content)}))
 
@@ -79,7 +83,7 @@ async def load_history(store: SqlStore, thread_id: str, context: ChatContext) ->
     """
     newest_first: list[ThreadItem] = []
     characters = number = 0
-    include_image = _ImageInclusion(store, context)
+    include_files = _FileInclusion(store, context)
     has_user_message = truncated = refused = False
     async for loaded in _newest_first(store, thread_id, context):
         number += 1
@@ -89,8 +93,9 @@ async def load_history(store: SqlStore, thread_id: str, context: ChatContext) ->
         if refused and isinstance(loaded, UserMessageItem):
             refused = False
             continue
-        item = await include_image(loaded)
-        characters += count_characters(await to_model_input([item], item))
+        item = await include_files(loaded)
+        words = item.model_copy(update={"attachments": []}) if isinstance(item, UserMessageItem) else item
+        characters += count_characters(await to_model_input([words], words))
         truncated = truncated or characters > MAX_CHARACTERS or number > MAX_ITEMS
         if truncated and has_user_message:
             break
@@ -113,22 +118,41 @@ def refusal(thread: ThreadMetadata) -> SDKHiddenContextItem:
     return SDKHiddenContextItem(id=item_id, thread_id=thread.id, created_at=datetime.now(), content=REFUSED)  # noqa: DTZ005
 
 
-class _ImageInclusion:
-    """Selects the generated images to send to a model: the newest ``MAX_IMAGE_BYTES``, as data URLs. The others get no URL."""
+class _FileInclusion:
+    """Selects the generated images and the attachments to send to a model: the newest ``MAX_FILE_BYTES``.
+
+    Attachments have ``MAX_FILE_CHARACTERS`` of their own, so that they don't displace the words of the conversation.
+    Images get data URLs, and no URL if they are left out. Attachments get what ``attachment_to_message_content`` returns.
+    """
 
     def __init__(self, store: SqlStore, context: ChatContext) -> None:
         self._store = store
         self._context = context
-        self._left = MAX_IMAGE_BYTES
+        self._left = MAX_FILE_BYTES
+        self._characters_left = MAX_FILE_CHARACTERS
 
     async def __call__(self, item: ThreadItem) -> ThreadItem:
-        """Return ``item``, or a copy of it with another URL. Call it with the newest item first."""
+        """Return ``item``, or a copy of it with its files. Call it with the newest item first."""
+        if isinstance(item, UserMessageItem) and item.attachments:
+            return item.model_copy(update={"attachments": [await self._with_part(file) for file in item.attachments]})
         if not isinstance(item, GeneratedImageItem) or not item.image:
             return item
         url = await self._store.load_image(item.image.url, self._context) if self._left > 0 else ""
         self._left -= len(url)
         image = item.image.model_copy(update={"url": url if self._left >= 0 else ""})
         return item.model_copy(update={"image": image})
+
+    async def _with_part(self, attachment: Attachment) -> Attachment:
+        fits = self._left > 0 and self._characters_left > 0
+        content = await self._store.attachments.load_content(attachment.id, self._context) if fits else None
+        # In a thread, because the encoding of some megabytes would block the event loop.
+        part = await asyncio.to_thread(model_part, attachment, content)
+        if content is not None:
+            self._left -= sum(map(len, part.values()))
+            self._characters_left -= count_characters(part)
+            if self._left < 0 or self._characters_left < 0:
+                part = model_part(attachment, None)
+        return attachment.model_copy(update={"metadata": {**(attachment.metadata or {}), _MODEL_PART: part}})
 
 
 current_store: ContextVar[SqlStore | None] = ContextVar("current_store", default=None)
@@ -140,26 +164,40 @@ _to_agent_input = ThreadItemConverter.to_agent_input
 async def to_agent_input(converter: ThreadItemConverter, thread_items: Sequence[ThreadItem] | ThreadItem) -> list[Any]:
     """OpenAI's ``ThreadItemConverter.to_agent_input``, for every API, and for items that have the URLs of this service.
 
-    OpenAI may not be able to fetch these. Images that exceed ``MAX_IMAGE_BYTES`` are left out.
+    OpenAI may not be able to fetch these. Images that exceed ``MAX_FILE_BYTES`` are left out.
     """
     items = list(thread_items) if isinstance(thread_items, Sequence) else [thread_items]
     context, store = current_context.get(), current_store.get()
     if context and store:
-        include = _ImageInclusion(store, context)
+        include = _FileInclusion(store, context)
         items = [await include(item) for item in reversed(items)][::-1]
         items = [item for item in items if not (isinstance(item, GeneratedImageItem) and item.image and not item.image.url)]
-    return [_with_plain_text(converted) for converted in await _to_agent_input(converter, items)]
+    return [_for_every_api(converted) for converted in await _to_agent_input(converter, items)]
 
 
-def _with_plain_text(converted: Any) -> Any:
-    """Return an assistant's message with its text as one string, unless a converter has added something else to it.
+_attachment_to_message_content = ThreadItemConverter.attachment_to_message_content
 
-    OpenAI's converter makes ``output_text`` parts, which the Agents SDK refuses for the Chat Completions API.
+
+async def attachment_to_message_content(converter: ThreadItemConverter, attachment: Attachment) -> Any:
+    """OpenAI's ``ThreadItemConverter.attachment_to_message_content``, which leaves all attachments to its user."""
+    part = (attachment.metadata or {}).get(_MODEL_PART)
+    return part or await _attachment_to_message_content(converter, attachment)
+
+
+def _for_every_api(converted: Any) -> Any:
+    """Return an assistant's message with its text as one string, and a user's message without an empty text beside files.
+
+    OpenAI's converter makes ``output_text`` parts, which the Agents SDK refuses for the Chat Completions API, and some
+    providers refuse empty texts. What a converter has added to an assistant's text is left as it is.
     """
-    parts = converted.get("content") if isinstance(converted, dict) and converted.get("role") == "assistant" else None
-    if not isinstance(parts, list) or not all(_is_output_text(part) for part in parts):
+    parts = converted.get("content") if isinstance(converted, dict) else None
+    if not isinstance(parts, list):
         return converted
-    return {"type": "message", "role": "assistant", "content": "".join(part["text"] for part in parts)}
+    if converted.get("role") == "assistant" and all(_is_output_text(part) for part in parts):
+        return {"type": "message", "role": "assistant", "content": "".join(part["text"] for part in parts)}
+    if converted.get("role") == "user" and len(parts) > 1:
+        return {**converted, "content": [part for part in parts if part != {"type": "input_text", "text": ""}]}
+    return converted
 
 
 def _is_output_text(part: Any) -> bool:
@@ -187,7 +225,8 @@ def count_characters(value: Any) -> int:
     if isinstance(value, list):
         return sum(map(count_characters, value))
     if isinstance(value, dict):
-        return IMAGE_CHARACTERS if value.get("type") == "input_image" else sum(map(count_characters, value.values()))
+        weight = {"input_image": IMAGE_CHARACTERS, "input_file": FILE_CHARACTERS}.get(value.get("type", ""))
+        return sum(map(count_characters, value.values())) if weight is None else weight
     return 0
 
 
@@ -197,10 +236,18 @@ def newest_user_message(items: list[ThreadItem]) -> ThreadItem | None:
 
 async def to_model_input(items: list[ThreadItem], to_answer: ThreadItem | None) -> list[Any]:
     """Convert ``items`` to input for the Agents SDK. ``to_answer`` is the user message to answer."""
-    return [_with_plain_text(converted) for converted in await _to_agent_input(_Converter(to_answer), items)]
+    return [_for_every_api(converted) for converted in await _to_agent_input(_Converter(to_answer), items)]
+
+
+async def to_model_files(history: list[ThreadItem], message: UserMessageItem) -> list[Any]:
+    """Convert the attachments of a message in ``history`` to parts of a message for the Agents SDK."""
+    loaded = (item for item in history if isinstance(item, UserMessageItem) and item.id == message.id)
+    converter = _Converter(message)
+    return [await converter.attachment_to_message_content(file) for item in loaded for file in item.attachments]
 
 
 async def to_model_text(message: UserMessageItem) -> str:
-    """Convert a user message to one text, with its quotation and its mentions."""
-    parts = [part for converted in await to_model_input([message], message) for part in converted["content"]]
+    """Convert a user message to one text, with its quotation and its mentions, and without its attachments."""
+    without_files = message.model_copy(update={"attachments": []})
+    parts = [part for converted in await to_model_input([without_files], without_files) for part in converted["content"]]
     return "\n\n".join(part["text"] for part in parts)

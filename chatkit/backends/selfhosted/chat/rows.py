@@ -15,6 +15,7 @@ from chatkit.backends.selfhosted.chat.timestamps import in_local_time, in_utc
 from chatkit.backends.selfhosted.database.tables import (
     DIALECTS,
     ActiveRunRow,
+    AttachmentContentRow,
     AttachmentRow,
     ImageRow,
     ItemRow,
@@ -42,8 +43,9 @@ _thread_item: TypeAdapter[Any] = TypeAdapter(ThreadItem)
 
 # Statements are built once: building one takes longer than running it. Each names the user.
 
-THREADS, ITEMS, ATTACHMENTS, PAUSED_RUNS, IMAGES, ACTIVE_RUNS = (
-    cast(Table, row.__table__) for row in (ThreadRow, ItemRow, AttachmentRow, PausedRunRow, ImageRow, ActiveRunRow)
+THREADS, ITEMS, ATTACHMENTS, CONTENTS, PAUSED_RUNS, IMAGES, ACTIVE_RUNS = (
+    cast(Table, row.__table__)
+    for row in (ThreadRow, ItemRow, AttachmentRow, AttachmentContentRow, PausedRunRow, ImageRow, ActiveRunRow)
 )
 USER: Any = bindparam("user")
 OWN_THREAD = and_(THREADS.c.id == bindparam("thread"), THREADS.c.user_id == USER)

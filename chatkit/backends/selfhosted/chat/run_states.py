@@ -23,9 +23,12 @@ from chatkit.types import GeneratedImageItem
 MAX_STATE_BYTES = 2 * 1024 * 1024
 
 _MIN_PART = 100  # characters; a smaller part is stored wherever it occurs
-_NOT_SHOWN = "(This image is not shown to you.)"
-_TEXT_TYPES = {"input_image": "input_text", "image": "text"}
-"""Of the texts that replace images, by the type of the image."""
+_NOT_SHOWN = {
+    "input_image": {"type": "input_text", "text": "(This image is not shown to you.)"},
+    "image": {"type": "text", "text": "(This image is not shown to you.)"},
+    "input_file": {"type": "input_text", "text": "(This file is not shown to you.)"},
+}
+"""The texts that replace images and files, by their types."""
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 log = logging.getLogger(__name__)
@@ -48,7 +51,7 @@ class LoadedState:
 def dump(run_state: RunState[Any]) -> str | None:
     """Return the stored form of ``run_state``, or ``None`` if it has more than ``MAX_STATE_BYTES``. May take seconds.
 
-    Images of earlier turns and of tools are replaced by a note for the model if they don't fit.
+    Images and files that the user attached or a tool returned are replaced by a note for the model if they don't fit.
     """
     state = run_state.to_json(context_serializer=lambda _: {}, strict_context=True)
     _drop_credentials(state)
@@ -61,7 +64,7 @@ def dump(run_state: RunState[Any]) -> str | None:
     }
     stored = pack(kept)
     if len(stored) > MAX_STATE_BYTES:
-        stored = pack(kept, keep_images=False)
+        stored = pack(kept, keep_files=False)
     if len(stored) > MAX_STATE_BYTES:
         log.error("A run that needs approval was not kept: its state has %d bytes", len(stored))
         return None
@@ -86,7 +89,7 @@ async def load(stored: str, store: SqlStore, thread_id: str, context: ChatContex
     return LoadedState(_encode(state), {server for server, *_ in bindings}, kept.get("agent"), kept.get("tool_choice"))
 
 
-def pack(kept: dict[str, Any], *, keep_images: bool = True) -> bytes:
+def pack(kept: dict[str, Any], *, keep_files: bool = True) -> bytes:
     """Return the JSON of ``kept`` with each part once, and without the results of image generation.
 
     A part of some length is replaced by ``#`` and its number in a list of parts, and so is a text that begins with ``#``. A
@@ -98,8 +101,12 @@ def pack(kept: dict[str, Any], *, keep_images: bool = True) -> bytes:
         if isinstance(value, dict):
             if _is_image_call(value):
                 value = {**value, "result": None}
-            elif not keep_images and value.get("type") in _TEXT_TYPES and str(value.get("image_url")).startswith("data:"):
-                value = {"type": _TEXT_TYPES[value["type"]], "text": _NOT_SHOWN}
+            elif (
+                not keep_files
+                and (note := _NOT_SHOWN.get(value.get("type", "")))
+                and str(value.get("image_url") or value.get("file_data")).startswith("data:")
+            ):
+                value = note
             value = {key: packed(part) for key, part in value.items()}
         elif isinstance(value, list | tuple):
             value = [packed(part) for part in value]

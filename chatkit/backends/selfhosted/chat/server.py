@@ -88,7 +88,8 @@ def read_request(body: bytes) -> Any:
         raise errors.InvalidRequestBody("not a ChatKit request") from error
     params = chat_request.params
     ids = [getattr(params, name, None) or "" for name in ("thread_id", "item_id", "attachment_id", "after")]
-    if any("\0" in id_ for id_ in (*ids, *getattr(params, "item_ids", ()))):
+    attached = getattr(getattr(params, "input", None), "attachments", ())
+    if any("\0" in id_ for id_ in (*ids, *getattr(params, "item_ids", ()), *attached)):
         raise errors.NotFound("an id contains a NUL")
     if len(getattr(getattr(params, "input", None), "answers", ())) > MAX_ANSWERS:
         raise errors.InvalidRequestBody(f"more than {MAX_ANSWERS} answers")
@@ -112,6 +113,8 @@ class GuardedServer(ChatKitServer[ChatContext]):
     def __init__(self, resources: Resources, *arguments: Any) -> None:
         self._chatkit_resources = resources  # a name that an operator's class does not have
         super().__init__(*arguments)
+        if getattr(self, "attachment_store", None) is None:
+            self.attachment_store = resources.attachments
 
     def _process_events(
         self, thread: ThreadMetadata, context: ChatContext, stream: Callable[[], AsyncIterator[ThreadStreamEvent]]
@@ -225,7 +228,8 @@ class GuardedServer(ChatKitServer[ChatContext]):
         return to_json(in_utc(obj), super()._serialize)
 
     def _get_attachment_store(self) -> Any:
-        raise errors.AttachmentsOff("the request is about an attachment")
+        self._chatkit_resources.attachments.require()  # whatever store the server has
+        return super()._get_attachment_store()
 
 
 def guarded(server: type[ChatKitServer[Any]], resources: Resources, *arguments: Any) -> GuardedServer:
@@ -322,15 +326,16 @@ async def _run_events(server: GuardedServer, request: Any, context: ChatContext)
 
 
 async def _check(server: GuardedServer, request: Any, context: ChatContext) -> None:
-    """Reject attachments, choices that the composer does not offer, and input that does not fit its thread.
+    """Reject attachments and choices that the composer does not offer, and input that does not fit its thread.
 
     The SDK leaves some of that to its user, and checks the rest only when the thread's active run has been stopped. Actions are
     left to the server: one may open a locked thread again, or be a decision.
     """
     message = getattr(request.params, "input", None)
-    if getattr(message, "attachments", None):
-        raise errors.AttachmentsOff("a message has an attachment")
     thread_id = getattr(request.params, "thread_id", None)
+    if attachment_ids := getattr(message, "attachments", None):
+        attachments = server._chatkit_resources.attachments
+        await attachments.check(attachment_ids, thread_id, context, are_stored_here=server.attachment_store is attachments)
     if thread_id and is_streaming_req(request) and request.type != "threads.custom_action":
         await _check_thread(server, request, context)
     if options := getattr(message, "inference_options", None):

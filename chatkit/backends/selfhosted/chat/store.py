@@ -1,4 +1,4 @@
-"""ChatKit's ``Store`` in SQL: threads, their items, generated images, and attachments' metadata.
+"""ChatKit's ``Store`` in SQL: threads, their items, and generated images.
 
 Every statement but ``_SELECT_IMAGE_OWNER`` names the user of the request, so another user's thread is not found. Pages are
 ordered by a number that only grows within a thread, so they stay correct while items are added and when two items have the same
@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
-from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, insert, null, select, update
 
 from chatkit.backends.selfhosted.chat import images
 from chatkit.backends.selfhosted.chat.active_run_store import (
@@ -25,12 +24,20 @@ from chatkit.backends.selfhosted.chat.active_run_store import (
     ending,
     run_row,
 )
+from chatkit.backends.selfhosted.chat.attachment_store import (
+    DETACH_ATTACHMENTS,
+    DETACH_ATTACHMENTS_OF_ITEM,
+    DETACH_LATER_ATTACHMENTS,
+    SEND_ATTACHMENTS,
+    StoredAttachments,
+)
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from chatkit.backends.selfhosted.chat.images import MAX_IMAGES, Image, ImageRefusedError
+from chatkit.backends.selfhosted.chat.images import MAX_IMAGES, Image, ImageRefusedError, image_type
 from chatkit.backends.selfhosted.chat.pages import PageQuery
 from chatkit.backends.selfhosted.chat.paused_run_store import DELETE_PAUSED_RUN, PausedRunStore
 from chatkit.backends.selfhosted.chat.rows import (
     ATTACHMENTS,
+    CONTENTS,
     IMAGES,
     INSERT_ITEM,
     ITEMS,
@@ -76,14 +83,10 @@ from chatkit.web import errors
 
 DRAFT_SECONDS = 1.0  # the end of a message waits for a draft of it that is being saved
 
-_attachment: TypeAdapter[Any] = TypeAdapter(Attachment)
-
 _MISSING: Any = object()
 _THREAD_FIELDS = list(ThreadMetadata.model_fields)
 
 # Statements are built once: building one takes longer than running it. Each names the user.
-
-_own_attachment = and_(ATTACHMENTS.c.id == bindparam("attachment"), ATTACHMENTS.c.user_id == USER)
 
 _SELECT_THREAD = select(THREADS.c.data).where(OWN_THREAD)
 _session_expires_at = LOCK_SESSION.scalar_subquery()
@@ -105,12 +108,6 @@ _SELECT_LAST_ITEMS = select(ITEMS.c.id, ITEMS.c.data).where(OWN_ITEMS).order_by(
 _DELETE_LATER_ITEMS = delete(ITEMS).where(
     OWN_ITEMS, ITEMS.c.position > select(ITEMS.c.position).where(OWN_ITEM).scalar_subquery()
 )
-_SELECT_ATTACHMENT = select(ATTACHMENTS.c.data).where(_own_attachment)
-_INSERT_ATTACHMENT = insert(ATTACHMENTS)
-_UPDATE_ATTACHMENT = (
-    update(ATTACHMENTS).where(_own_attachment).values(data=bindparam("new_data"), thread_id=bindparam("new_thread"))
-)
-_DELETE_ATTACHMENT = delete(ATTACHMENTS).where(_own_attachment)
 _own_images = and_(IMAGES.c.thread_id == bindparam("thread"), IMAGES.c.user_id == USER)
 _COUNT_IMAGES = select(func.count()).select_from(IMAGES).where(_own_images)
 _INSERT_IMAGE = insert(IMAGES)
@@ -121,10 +118,25 @@ _DELETE_LATER_IMAGES = delete(IMAGES).where(
         select(ITEMS.c.id).where(OWN_ITEMS, ITEMS.c.position > select(ITEMS.c.position).where(OWN_ITEM).scalar_subquery())
     ),
 )
-_SELECT_IMAGE = select(IMAGES.c.media_type, IMAGES.c.data).where(IMAGES.c.id == bindparam("image"), IMAGES.c.user_id == USER)
+# Generated images, and attachments that were uploaded.
+_SELECT_IMAGE = (
+    select(IMAGES.c.media_type, IMAGES.c.data)
+    .where(IMAGES.c.id == bindparam("image"), IMAGES.c.user_id == USER)
+    .union_all(
+        select(null(), CONTENTS.c.data)
+        .join(ATTACHMENTS, ATTACHMENTS.c.id == CONTENTS.c.attachment_id)
+        .where(ATTACHMENTS.c.id == bindparam("image"), ATTACHMENTS.c.user_id == USER)
+    )
+)
 # Finds out whose image it is, to compare with the signed URL.
-_SELECT_IMAGE_OWNER = select(IMAGES.c.user_id, func.length(IMAGES.c.data).label("size")).where(
-    IMAGES.c.id == bindparam("image")
+_SELECT_IMAGE_OWNER = (
+    select(IMAGES.c.user_id, func.length(IMAGES.c.data).label("size"))
+    .where(IMAGES.c.id == bindparam("image"))
+    .union_all(
+        select(ATTACHMENTS.c.user_id, func.length(CONTENTS.c.data))
+        .join(CONTENTS, ATTACHMENTS.c.id == CONTENTS.c.attachment_id)
+        .where(ATTACHMENTS.c.id == bindparam("image"))
+    )
 )
 _THREAD_PAGES = PageQuery.for_table(
     THREADS, THREADS.c.user_id == USER, and_(THREADS.c.id == bindparam("after"), THREADS.c.user_id == USER)
@@ -142,6 +154,7 @@ class SqlStore(Store[ChatContext]):
 
     def __init__(self, engine: Engine, image_urls: SignedUrls) -> None:
         self.transactions = Transactions(engine)
+        self.attachments = StoredAttachments(self.transactions, image_urls)
         self.active_runs = ActiveRunStore(self.transactions)
         self.paused_runs = PausedRunStore(self.transactions)
         self._image_urls = image_urls
@@ -264,9 +277,13 @@ class SqlStore(Store[ChatContext]):
         )
 
     async def delete_thread(self, thread_id: str, context: ChatContext) -> None:
-        # Foreign keys cascade to its items, images and attachments.
         params = {"user": context.user, "thread": thread_id}
-        await self.transactions.run(lambda connection: require_match(connection.execute(_DELETE_THREAD, params)))
+
+        def work(connection: Connection) -> None:
+            connection.execute(DETACH_ATTACHMENTS, params)
+            require_match(connection.execute(_DELETE_THREAD, params))  # foreign keys cascade to its items and images
+
+        await self.transactions.run(work)
 
     # Items
 
@@ -283,7 +300,7 @@ class SqlStore(Store[ChatContext]):
 
         page = await self.transactions.run(work)
         for item in page.data:
-            self._set_image_url(item, context)
+            self._set_image_urls(item, context)
         return page
 
     async def load_item(self, thread_id: str, item_id: str, context: ChatContext) -> ThreadItem:
@@ -291,7 +308,7 @@ class SqlStore(Store[ChatContext]):
         item = read_item(
             await self.transactions.run(lambda connection: one_or_not_found(connection.execute(SELECT_ITEM, params)))
         )
-        self._set_image_url(item, context)
+        self._set_image_urls(item, context)
         return item
 
     async def add_thread_item(self, thread_id: str, item: ThreadItem, context: ChatContext) -> None:
@@ -312,10 +329,19 @@ class SqlStore(Store[ChatContext]):
         if isinstance(item, GeneratedImageItem) and item.image:
             await self._save_image_item(thread_id, item, item.image, context)
             return
-        new = item_row(item, thread_id, context)
+        attachments = item.attachments if isinstance(item, UserMessageItem) else []
+        stored = item
+        if attachments:
+            stored = item.model_copy(update={"attachments": [*map(self.attachments.stored_form, attachments)]})
+        new = item_row(stored, thread_id, context)
+        sent = {"user": context.user, "attachments": [attachment.id for attachment in attachments]}
 
         def work(connection: Connection) -> None:
             connection.execute(SAVE_ITEM[connection.dialect.name], new)
+            if attachments:
+                found = connection.execute(SEND_ATTACHMENTS, {**sent, "new_thread": thread_id, "new_item": item.id}).rowcount
+                if context.brings_message and found < len(attachments):
+                    raise NotFoundError  # one was deleted or sent meanwhile
             if context.brings_message and isinstance(item, UserMessageItem):
                 connection.execute(MAKE_REPEATABLE, {"run": context.run_id, "user": context.user})
 
@@ -349,8 +375,10 @@ class SqlStore(Store[ChatContext]):
         if image_id := await self.transactions.write(thread_id, context, work):
             image.url = self._image_urls.make(context.root_url(), image_id, context.user)
 
-    def _set_image_url(self, item: ThreadItem, context: ChatContext) -> None:
-        if isinstance(item, GeneratedImageItem) and item.image and (image_id := images.referenced(item.image.url)):
+    def _set_image_urls(self, item: ThreadItem, context: ChatContext) -> None:
+        if isinstance(item, UserMessageItem):
+            item.attachments = [self.attachments.shown_form(attachment, context) for attachment in item.attachments]
+        elif isinstance(item, GeneratedImageItem) and item.image and (image_id := images.referenced(item.image.url)):
             item.image.url = self._image_urls.make(context.root_url(), image_id, context.user)
 
     async def add_before_call(self, thread_id: str, item: ThreadItem, context: ChatContext) -> str | None:
@@ -406,6 +434,7 @@ class SqlStore(Store[ChatContext]):
                 raise ValueError("not a user message")
             connection.execute(DELETE_PAUSED_RUN, params)
             connection.execute(_DELETE_LATER_IMAGES, params)
+            connection.execute(DETACH_LATER_ATTACHMENTS, params)
             connection.execute(_DELETE_LATER_ITEMS, params)
 
         await self.transactions.write(thread_id, context, work)
@@ -423,6 +452,7 @@ class SqlStore(Store[ChatContext]):
 
         def work(connection: Connection) -> None:
             connection.execute(_DELETE_IMAGE, params)
+            connection.execute(DETACH_ATTACHMENTS_OF_ITEM, params)
             connection.execute(_DELETE_ITEM, params)
 
         await self.transactions.run(work)
@@ -475,33 +505,24 @@ class SqlStore(Store[ChatContext]):
             raise NotFoundError
         return image
 
-    # Attachments' metadata
+    # Attachments
 
     async def save_attachment(self, attachment: Attachment, context: ChatContext) -> None:
-        data, thread_id = to_json(attachment), attachment.thread_id
-        params = {"user": context.user, "attachment": attachment.id}
-
-        def work(connection: Connection) -> None:
-            if not connection.execute(_UPDATE_ATTACHMENT, {**params, "new_data": data, "new_thread": thread_id}).rowcount:
-                new = {"id": attachment.id, "user_id": context.user, "thread_id": thread_id, "data": data}
-                connection.execute(_INSERT_ATTACHMENT, new)
-
-        await self.transactions.run(work)
+        await self.attachments.save(attachment, context)
 
     async def load_attachment(self, attachment_id: str, context: ChatContext) -> Attachment:
-        params = {"user": context.user, "attachment": attachment_id}
-        data = await self.transactions.run(lambda connection: one_or_not_found(connection.execute(_SELECT_ATTACHMENT, params)))
-        attachment: Attachment = parsed(_attachment.validate_json, data)
-        return attachment
+        return await self.attachments.load(attachment_id, context)
 
     async def delete_attachment(self, attachment_id: str, context: ChatContext) -> None:
-        params = {"user": context.user, "attachment": attachment_id}
-        await self.transactions.run(lambda connection: require_match(connection.execute(_DELETE_ATTACHMENT, params)))
+        await self.attachments.delete(attachment_id, context)
 
 
 def _read_image(connection: Connection, image_id: str, user: str) -> Image | None:
     row = connection.execute(_SELECT_IMAGE, {"image": image_id, "user": user}).one_or_none()
-    return Image(row.media_type, row.data) if row else None
+    if row is None:
+        return None
+    media_type = row.media_type or image_type(row.data)
+    return Image(media_type, row.data) if media_type else None
 
 
 def _merge(mine: ThreadMetadata, base: ThreadMetadata, theirs: ThreadMetadata) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def set_title(thread: ThreadMetadata, message: UserMessageItem | None) -> bool:
     """Make the first words of the first message the thread's title. Return whether that was done."""
     if thread.title is not None or message is None:
         return False
-    thread.title = _shorten(user_text(message)) or None
+    names = ", ".join(attachment.name for attachment in message.attachments)
+    thread.title = _shorten(user_text(message)) or _shorten(names) or None
     return thread.title is not None
 
 
@@ -56,8 +57,9 @@ class Titles:
         If that fails or takes too long, the first words stay. The response does not wait for it. If it is done before the
         response is, the page is told.
         """
-        if set_title(thread, message) and self._agent and message:
-            writing = self._write(self._agent, thread, user_text(message)[:MAX_INPUT], context)
+        text = user_text(message)[:MAX_INPUT] if message else ""
+        if set_title(thread, message) and self._agent and text.strip():
+            writing = self._write(self._agent, thread, text, context)
             task = asyncio.get_running_loop().create_task(writing)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -91,16 +91,40 @@ class ItemRow(Base):
 
 
 class AttachmentRow(Base):
+    """A file that a user has uploaded, or is about to upload. One that has no message was not sent, or its message is gone."""
+
     __tablename__ = "chat_attachments"
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     user_id: Mapped[str] = mapped_column(String(512))
     thread_id: Mapped[str | None] = mapped_column(String(64))
+    item_id: Mapped[str | None] = mapped_column(String(128))  # the user message
+    created_at: Mapped[int] = mapped_column(BigInteger, server_default="0")  # Unix seconds
+    size: Mapped[int] = mapped_column(BigInteger, server_default="0")  # bytes, as announced
     data: Mapped[str] = mapped_column(Text)  # an Attachment as JSON
 
     __table_args__ = (
         _thread_key("chat_attachments"),
         Index("ix_chat_attachments_thread_id", "thread_id"),
+        Index("ix_chat_attachments_user_id_created_at", "user_id", "created_at"),
+    )
+
+
+class AttachmentContentRow(Base):
+    """The bytes of an attachment. Apart from its row, because SQLite writes all of a row whose user or message changes."""
+
+    __tablename__ = "chat_attachment_contents"
+
+    attachment_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["attachment_id"],
+            ["chat_attachments.id"],
+            name="fk_chat_attachment_contents_attachment",
+            ondelete="CASCADE",
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 import tracemalloc
@@ -18,7 +19,7 @@ from chatkit.backends.selfhosted.user_data import UserData
 from chatkit.web.asgi import AsgiFlask
 from tests.support.chat_users import chat
 from tests.support.commands import run
-from tests.support.stored_data import USAGE, WORDS, answer, everything, fill, items_of, question, with_data
+from tests.support.stored_data import FILE, USAGE, WORDS, answer, everything, fill, items_of, question, with_data
 
 
 def test_export_has_everything_of_the_user(app: AsgiFlask, database: str) -> None:
@@ -36,7 +37,8 @@ def test_export_has_everything_of_the_user(app: AsgiFlask, database: str) -> Non
     assert {item["id"]: item.get("feedback") for item in thread["items"]}[ada.item] == "negative"
     assert exported["paused_runs"] == [{"thread_id": ada.thread, "decisions": "{}", "state": f"{WORDS} of ada"}]
     assert exported["active_runs"] == [{"id": "run_ada", "thread_id": ada.thread, "started_at": "2025-10-09T08:53:20Z"}]
-    assert exported["attachments"] == [{"name": "ada"}]
+    content = f"data:text/plain;base64,{base64.b64encode(b'File of ada').decode()}"
+    assert exported["attachments"] == [{**FILE, "name": "ada", "content": content}]
     assert exported["usage"] == [{"day": "2026-11-23", **USAGE, "agent": "of ada"}]
     shown = {item["id"] for item in chat(ada, items_of(ada)).get_json()["data"]}
     assert shown <= {item["id"] for item in thread["items"]}

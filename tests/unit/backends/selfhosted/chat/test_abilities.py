@@ -14,10 +14,12 @@ import requests
 from sqlalchemy import create_engine, text
 
 from tests.support.applications import Start
+from tests.support.attachments import OFFERED, PDF, attach
 from tests.support.chat import Caller, deltas, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.fake_server import responding
 from tests.support.identity_provider import SECRET, shared
+from tests.support.images import PNG
 from tests.support.responses_api import asked, calls, cites, draws, says, streaming, thinks, works
 from tests.support.service import PROJECT
 from tests.support.waiting import wait_for
@@ -206,6 +208,18 @@ def rich_input(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     assert all(part in given for part in ("About @Future", "a sentence", "@Future stands for art_1"))
 
 
+def files(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    caller = start(agent, **OFFERED)
+    fake_openai.behaviour = streaming(says("I see"), says("As before"))
+    thread_id, _ = caller.create(
+        "Look", attach(caller, "a.png", "image/png", PNG), attach(caller, "a.pdf", "application/pdf", PDF)
+    )
+    caller.say(thread_id, "Again")
+    for request in fake_openai.received:
+        message = next(item for item in request.body["input"] if item.get("role") == "user")
+        assert [part["type"] for part in message["content"]] == ["input_text", "input_image", "input_file"]
+
+
 def choices(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     fake_openai.behaviour = streaming(calls("weather", city="Paris"), says("Sunny"))
     chosen = user_input("Weather?", model="gpt-best", tool_choice={"id": "weather"})
@@ -275,6 +289,7 @@ ABILITIES: dict[str, tuple[Check, set[str]]] = {
     "widget actions are handled in code": (actions_in_code, {"Own server"}),
     "approval of tool calls": (approval, ALL - {"Exported workflow"}),
     "quoted text and mentions reach the model": (rich_input, ALL),
+    "attached images and files reach the model": (files, ALL),
     "the composer's model and tool": (choices, ALL - {"Own server"}),
     "titles of the first words": (titles, ALL - {"Own server"}),
     "titles by a model": (titles_by_a_model, ALL - {"Own server"}),

@@ -10,6 +10,7 @@ import pytest
 from chatkit.types import AudioInput
 from sqlalchemy import create_engine, text
 
+from chatkit.backends.selfhosted.chat.attachments import Attachments
 from chatkit.backends.selfhosted.chat.composer import Composer
 from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.demo import DemoServer
@@ -159,9 +160,9 @@ def test_dictation_takes_a_minute_at_most(fake_openai: FakeOpenAI, tmp_path: obj
     async def dictate() -> float:
         client = make_openai_client(Settings.load({**COMPLETE, **variables}))
         composer, titles = Composer({"models": [], "tools": []}), Titles(store, None)
-        resources = Resources(
-            store, Drafts(store), Runs(store.active_runs), composer, titles, 300, client, transcription_model="gpt-transcribe"
-        )
+        attachments = Attachments(store.attachments, None, "a key")
+        runs = Runs(store.active_runs)
+        resources = Resources(store, attachments, Drafts(store), runs, composer, titles, 300, client, "gpt-transcribe")
         server = guarded(DemoServer, resources)
         loop = asyncio.get_running_loop()
         started = loop.time()

@@ -13,7 +13,7 @@ from chatkit.types import (
 )
 from sqlalchemy import Engine, event, insert, text
 
-from chatkit.backends.selfhosted.chat.history import MAX_CHARACTERS, MAX_IMAGE_BYTES, load_history, refusal, to_model_input
+from chatkit.backends.selfhosted.chat.history import MAX_CHARACTERS, MAX_FILE_BYTES, load_history, refusal, to_model_input
 from chatkit.backends.selfhosted.chat.rows import new_id
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.tables import ItemRow
@@ -213,7 +213,7 @@ def test_model_is_told_of_an_image_that_is_gone(store: SqlStore, engine: Engine)
 
 def test_history_reads_no_more_images_than_it_gives_to_the_model(store: SqlStore, engine: Engine) -> None:
     thread_id = new_thread(store)
-    large = PNG + bytes(MAX_IMAGE_BYTES // 2 * 3 // 4)  # a little more than half, in base64
+    large = PNG + bytes(MAX_FILE_BYTES // 2 * 3 // 4)  # a little more than half, in base64
     run(store.add_thread_item(thread_id, question(thread_id, "msg_0"), ADA))
     for number in range(1, 6):
         run(store.add_thread_item(thread_id, drawn(thread_id, data_url(large), f"msg_{number}"), ADA))

@@ -261,7 +261,7 @@ def test_image_that_is_cancelled_is_not_kept(start: Start, fake_openai: FakeOpen
 def test_own_server_leaves_out_what_exceeds_openais_limit(
     start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatkit.backends.selfhosted.chat.history.MAX_IMAGE_BYTES", 50)
+    monkeypatch.setattr("chatkit.backends.selfhosted.chat.history.MAX_FILE_BYTES", 50)
     caller = start("tests.support.servers_under_test:Plain")
     fake_openai.behaviour = streaming([*draws(encoded(PNG + b"1")), *says("One")], [*draws(encoded(PNG + b"2")), *says("Two")])
     thread_id, _ = caller.create("Draw")

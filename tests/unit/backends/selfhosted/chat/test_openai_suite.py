@@ -21,7 +21,7 @@ TESTS = {"test_store": 30, "test_chatkit_server": 48, "test_agents": 33}
 Failure = tuple[type[BaseException], str]  # what the test raises, and the reason
 
 FOREIGN: Failure = (NotFoundError, "another user's thread is not found here; theirs is found, and empty")
-OFF: Failure = (errors.AttachmentsOff, "the service takes no attachments, and responds with the contract's 403")
+OUR_FILES: Failure = (pytest.fail.Exception, "a server without a store of attachments has that of the service")
 OWN_IDS: Failure = (AssertionError, "messages and tool calls get our ids, because not every model's ids are unique")
 
 # The tests of theirs that fail here. One that passes, or raises something else, fails the run.
@@ -31,14 +31,9 @@ EXPECTED: dict[str, dict[str, Failure]] = {
         "TestSqliteStoreCustomIds.test_thread_items_isolation_by_user": FOREIGN,
     },
     "test_chatkit_server": {
-        "test_create_file": OFF,
-        "test_create_image_file": OFF,
-        "test_create_file_without_filestore": OFF,
-        "test_delete_file": OFF,
-        "test_delete_file_without_filestore": OFF,
-        "test_user_message_attachment_metadata_not_serialized": OFF,
-        "test_user_message_attachment_thread_id_persisted_on_thread_create": OFF,
-        "test_user_message_attachment_thread_id_persisted_on_add_user_message": OFF,
+        "test_create_file_without_filestore": OUR_FILES,
+        "test_delete_file": (errors.NotFound, "an attachment that the database does not have is the contract's 404"),
+        "test_delete_file_without_filestore": (KeyError, "a server without a store of attachments has that of the service"),
         "test_delete_thread": (
             errors.NotFound,
             "a deleted thread is the contract's 404, which names no thread",

@@ -35,6 +35,14 @@ def test_a_state_is_as_before(value: Any) -> None:
     assert stored.count(LONG) <= 2, "the value, and where it is a part of another text"
 
 
+def test_files_are_left_out_if_they_do_not_fit() -> None:
+    file = {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA"}
+    elsewhere = {"type": "input_file", "file_url": "https://example.com/a.pdf"}
+    assert unpack(pack({"items": [file, elsewhere]}).decode()) == {"items": [file, elsewhere]}
+    note = {"type": "input_text", "text": "(This file is not shown to you.)"}
+    assert unpack(pack({"items": [file, elsewhere]}, keep_files=False).decode()) == {"items": [note, elsewhere]}
+
+
 def test_equal_parts_are_stored_once() -> None:
     item = {"name": LONG, "rows": [{"city": f"number {number}"} for number in range(100)]}
     once = len(pack({"items": [item]}))

@@ -298,6 +298,8 @@ def test_deleting_a_thread_deletes_its_rows(store: SqlStore, database: str) -> N
         run(store.add_thread_item(thread_id, message(thread_id, f"msg_{number}"), ADA))
     run(store.save_attachment(FileAttachment(id="atc_1", name="a", mime_type="b", thread_id=thread_id), ADA))
     run(store.delete_thread(thread_id, ADA))
+    assert counts(database) == {"chat_threads": 1, "chat_items": 0, "chat_attachments": 1}
+    SessionStore(store.transactions.engine, ttl=600).maintain()
     assert counts(database) == {"chat_threads": 1, "chat_items": 0, "chat_attachments": 0}
     assert run(store.load_thread(kept, ADA)).id == kept
 

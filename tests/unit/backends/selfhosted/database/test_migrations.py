@@ -15,7 +15,15 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, insert, text
 
 from chatkit.backends.selfhosted.database.engine import open_database
-from chatkit.backends.selfhosted.database.tables import AttachmentRow, Base, ImageRow, ItemRow, PausedRunRow, ThreadRow
+from chatkit.backends.selfhosted.database.tables import (
+    AttachmentContentRow,
+    AttachmentRow,
+    Base,
+    ImageRow,
+    ItemRow,
+    PausedRunRow,
+    ThreadRow,
+)
 from chatkit.settings import SettingsError
 from tests.support.forks import ForkedCommand
 from tests.support.service import PROJECT, environment, free_port
@@ -111,11 +119,14 @@ def test_deleting_a_thread_in_a_shell_deletes_its_items(tmp_path: Path, monkeypa
             connection.execute(insert(PausedRunRow), [run])
             image = {"id": "img_1", "thread_id": "thr_2", "user_id": "anonymous:a", "item_id": "msg_1"}
             connection.execute(insert(ImageRow), [{**image, "media_type": "image/png", "data": b""}])
+            contents = [{"attachment_id": attachment_id, "data": b""} for attachment_id in ("atc_1", "atc_2")]
+            connection.execute(insert(AttachmentContentRow), contents)
 
         shell.execute("DELETE FROM chat_threads")
         shell.commit()
         assert shell.execute("SELECT count(*) FROM chat_items").fetchone() == (0,)
         assert shell.execute("SELECT id FROM chat_attachments").fetchall() == [("atc_2",)], "not yet part of a thread"
+        assert shell.execute("SELECT attachment_id FROM chat_attachment_contents").fetchall() == [("atc_2",)]
         assert shell.execute("SELECT count(*) FROM chat_paused_runs").fetchone() == (0,)
         assert shell.execute("SELECT count(*) FROM chat_images").fetchone() == (0,)
 

@@ -550,7 +550,12 @@
   function chatKitApi(session3, listeners = {}) {
     const { apiUrl, domainKey } = service();
     if (!domainKey) return { getClientSecret: (existing) => session3.secret(existing) };
-    return { url: `${apiUrl}/api/chatkit`, domainKey, fetch: chatFetch(session3, listeners) };
+    return {
+      url: `${apiUrl}/api/chatkit`,
+      domainKey,
+      fetch: chatFetch(session3, listeners),
+      uploadStrategy: { type: "two_phase" }
+    };
   }
   async function loadChoices() {
     const { apiUrl, domainKey } = service();
@@ -570,7 +575,9 @@
   }
   function chatFetch(session3, { onMessage, onFailure = () => {
   }, runs: runs2 }) {
+    const serviceOrigin = originOf(service().apiUrl);
     return async (input, init) => {
+      if (originOf(input) !== serviceOrigin) return fetch(input, init);
       const request = await readRequest(input, init);
       const isFollowed = runs2 !== void 0 && request.isTurn === true;
       const signal = (init == null ? void 0 : init.signal) ?? (input instanceof Request ? input.signal : null);
@@ -620,6 +627,10 @@
       return watchStream(response, onFailure, reportNetworkError, run);
     };
   }
+  function originOf(input) {
+    var _a;
+    return new URL(input instanceof Request ? input.url : input, (_a = globalThis.location) == null ? void 0 : _a.href).origin;
+  }
   function untilAborted(pending2, signal, onLate) {
     return new Promise((resolve, reject) => {
       const abort = () => {
@@ -644,6 +655,7 @@
   }
   function userMessageFor2(status, code, message) {
     if (status >= 500) return USER_MESSAGES.down;
+    if (code === "request_refused" && message) return message;
     if (status === 429) return USER_MESSAGES.busy;
     if (status === 413) return USER_MESSAGES.tooLong;
     return code && message || USER_MESSAGES.failed;

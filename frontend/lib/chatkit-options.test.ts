@@ -90,7 +90,8 @@ describe('the api option', () => {
   })
 
   it('self-hosted: the URL, the domain key and fetch', () => {
-    expect(selfHosted()).toEqual({ url: URL, domainKey: 'local-dev', fetch: expect.any(Function) })
+    const uploadStrategy = { type: 'two_phase' }
+    expect(selfHosted()).toEqual({ url: URL, domainKey: 'local-dev', fetch: expect.any(Function), uploadStrategy })
   })
 
   it('both have ChatKit’s type', () => {
@@ -211,6 +212,26 @@ describe('onMessage', () => {
   })
 })
 
+describe('a call to another server', () => {
+  const upload = { method: 'PUT', headers: { 'Content-Type': 'image/png' }, body: 'bytes' }
+
+  it('does not get the secret', async () => {
+    const { fetch } = selfHosted()
+    await fetch('https://files.example.com/1', upload)
+    const request = new Request('https://files.example.com/2', upload)
+    await fetch(request)
+    expect(fetchMock.mock.calls).toEqual([
+      ['https://files.example.com/1', upload],
+      [request, undefined],
+    ])
+  })
+
+  it('is told from an upload to the service', async () => {
+    await selfHosted().fetch('http://localhost:8000/api/chatkit/attachments/atc_1?token=t', upload)
+    expect(authorizations()).toEqual(['Bearer cs_1'])
+  })
+})
+
 describe('onFailure', () => {
   let failures: (ServiceError | null)[]
   const callOnce = async (response: Response | Error, body = HELLO) => {
@@ -237,6 +258,7 @@ describe('onFailure', () => {
   it.each([
     [404, 'not_found', 'Not found', 'Not found'],
     [403, 'attachments_off', 'This chat takes no attachments', 'This chat takes no attachments'],
+    [429, 'request_refused', 'Please try again tomorrow', 'Please try again tomorrow'],
     [413, 'request_entity_too_large', 'Request entity too large', 'This message is too long. Please shorten it.'],
     [429, 'too_many_requests', '…', 'Too many requests. Please try again in a moment.'],
     [500, 'internal_server_error', '…', 'Service temporarily down. Please try again.'],

@@ -23,11 +23,16 @@ export interface CallListeners {
 export function chatKitApi(session: Session, listeners: CallListeners = {}): ChatKitOptions['api'] {
   const { apiUrl, domainKey } = service()
   if (!domainKey) return { getClientSecret: (existing) => session.secret(existing) }
-  return { url: `${apiUrl}/api/chatkit`, domainKey, fetch: chatFetch(session, listeners) }
+  return {
+    url: `${apiUrl}/api/chatkit`,
+    domainKey,
+    fetch: chatFetch(session, listeners),
+    uploadStrategy: { type: 'two_phase' },
+  }
 }
 
-/** The models and tools that users may choose from, and whether they can dictate: a part of ChatKit's option `composer`. */
-export type Choices = Pick<NonNullable<ChatKitOptions['composer']>, 'models' | 'tools' | 'dictation'>
+/** What users may choose from and attach, and whether they can dictate: a part of ChatKit's option `composer`. */
+export type Choices = Pick<NonNullable<ChatKitOptions['composer']>, 'models' | 'tools' | 'attachments' | 'dictation'>
 
 /** What the service lets users choose from; `null` if there is nothing, or it could not be loaded, and for a hosted chat. */
 export async function loadChoices(): Promise<Choices | null> {
@@ -43,7 +48,7 @@ export async function loadChoices(): Promise<Choices | null> {
   }
 }
 
-/** ChatKit's `composer` option: that of the page, with exactly the models and tools that the service lists. */
+/** ChatKit's `composer` option: that of the page, with exactly the models, tools and attachments that the service lists. */
 export function composerOption(own: ChatKitOptions['composer'], { dictation, ...lists }: Choices): ChatKitOptions['composer'] {
   return { ...(dictation && { dictation }), ...own, ...lists }
 }
@@ -54,7 +59,8 @@ export function chatKitTheme(theme: ChatKitConfig['theme']): ThemeOption {
 }
 
 /**
- * `fetch` with the page's secret. A call whose secret is rejected is repeated once with a new one.
+ * `fetch` with the page's secret. A call whose secret is rejected is repeated once with a new one. A call to another server than
+ * the service, such as the upload of a file to a store of an operator's own, does not get the secret.
  *
  * With `runs`, a response goes on when this page disconnects, and only an abort of the call or of its body stops it: that is
  * what ChatKit does when the user stops a response.
@@ -63,7 +69,9 @@ function chatFetch(
   session: Session,
   { onMessage, onFailure = () => {}, runs }: CallListeners,
 ): NonNullable<CustomApiConfig['fetch']> {
+  const serviceOrigin = originOf(service().apiUrl)
   return async (input, init) => {
+    if (originOf(input) !== serviceOrigin) return fetch(input, init)
     const request = await readRequest(input, init)
     const isFollowed = runs !== undefined && request.isTurn === true
     const signal = init?.signal ?? (input instanceof Request ? input.signal : null)
@@ -119,6 +127,10 @@ function chatFetch(
   }
 }
 
+function originOf(input: RequestInfo | URL): string {
+  return new URL(input instanceof Request ? input.url : input, globalThis.location?.href).origin
+}
+
 /** Wait for `pending`, or reject as soon as `signal` is aborted; `onLate` then gets the response that comes nevertheless. */
 function untilAborted(
   pending: Promise<Response>,
@@ -151,6 +163,7 @@ function aborted(): DOMException {
 /** The service's own messages are meant for users, except those of 5xx responses. */
 function userMessageFor(status: number, code?: string, message?: string): string {
   if (status >= 500) return USER_MESSAGES.down
+  if (code === 'request_refused' && message) return message
   if (status === 429) return USER_MESSAGES.busy
   if (status === 413) return USER_MESSAGES.tooLong
   return (code && message) || USER_MESSAGES.failed

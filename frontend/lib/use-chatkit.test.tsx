@@ -116,6 +116,7 @@ describe('the options for ChatKit', () => {
       url: 'http://localhost:8000/api/chatkit',
       domainKey: 'local-dev',
       fetch: expect.any(Function),
+      uploadStrategy: { type: 'two_phase' },
     })
   })
 

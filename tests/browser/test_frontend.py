@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sqlite3
 import subprocess
@@ -16,8 +17,9 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
+from tests.support.attachments import OFFERED
 from tests.support.browser import FRONTEND, Visitor, answer_to, axe_violations, say
 from tests.support.fake_openai import API_KEY, WORKFLOW_ID, FakeOpenAI, failing, issue_session, issuing
 from tests.support.identity_provider import SECRET, shared
@@ -273,6 +275,43 @@ class TestGardenExample:
         expect(page.get_by_role("log")).to_contain_text("May: sow beans")
         (sent,) = [json.loads(call.post_data or "{}")["params"]["input"] for call in visitor.calls("/api/chatkit")]
         assert sent["inference_options"] == {"model": "gpt-best", "tool_choice": {"id": "calendar"}}
+
+
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+
+
+class TestAttachments:
+    @pytest.fixture
+    def page(self, app: NextApp, selfhosted: Callable[..., Service], visitor: Visitor) -> Iterator[Page]:
+        with selfhosted(OPENAI_API_KEY="", **OFFERED):
+            page = visitor.open(app.url)
+            expect(page.get_by_label("Attach files")).to_be_visible()  # ready, and with what the service lists
+            yield page
+
+    def attach(self, page: Page, name: str, media_type: str, content: bytes) -> None:
+        page.get_by_label("Attach files").set_input_files(FilePayload(name=name, mimeType=media_type, buffer=content))
+
+    def test_image_and_file(self, page: Page) -> None:
+        """The files go to the service, which is of another origin than the page."""
+        self.attach(page, "pixel.png", "image/png", PIXEL)
+        self.attach(page, "notes.md", "", b"# Notes")
+        self.attach(page, "removed.txt", "text/plain", b"No")
+        page.get_by_role("button", name="Remove removed.txt").click()
+        expect(page.get_by_role("button", name="Remove pixel.png")).to_be_visible()
+        expect(page.get_by_role("button", name="Remove notes.md")).to_be_visible()
+        say(page, "Look at them")
+        expect(page.get_by_role("log")).to_contain_text("notes.md.")
+        for _ in ("sent", "loaded"):
+            image = page.get_by_role("img", name="pixel.png")
+            assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 1
+            expect(page.get_by_role("log")).to_contain_text("notes.md")
+            page.reload()
+        expect(page.get_by_role("log")).not_to_contain_text("removed.txt")
+        assert not shown_error(page).count()
+
+    def test_refused_file(self, page: Page) -> None:
+        self.attach(page, "setup.exe", "application/x-msdownload", b"MZ")
+        expect(shown_error(page)).to_contain_text("Files of this type can't be attached")
 
 
 class TestExpiry:

@@ -24,6 +24,7 @@ const STYLE = `
   p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
   p.user { align-self: flex-end; max-width: 80%; padding: .5rem 1rem; border-radius: 1.25rem; background: var(--bubble); }
   form { display: flex; gap: .5rem; }
+  p img { display: block; max-width: 8rem; }
   input { flex: 1; min-width: 0; font: inherit; padding: .6rem 1rem; border: 1px solid #80808080; border-radius: 1.5rem;
     background: var(--paper); color: var(--ink); }
   button { font: inherit; padding: .6rem 1rem; border: 1px solid #80808080; border-radius: 1.5rem; background: var(--paper); color: var(--ink);
@@ -45,6 +46,8 @@ class StandIn extends HTMLElement implements Interface {
   private readonly progress = element('p', { class: 'progress' })
   private readonly model = element('select', { 'aria-label': 'Model' })
   private readonly tool = element('select', { 'aria-label': 'Tool' })
+  private readonly file = element('input', { type: 'file', multiple: '', 'aria-label': 'Attach files', hidden: '' })
+  private readonly attached = element('div', { class: 'attached' })
   private readonly stop = element('button', { type: 'button', hidden: '' }, 'Stop')
   private streaming: AbortController | null = null
   private pendingCall: any = null
@@ -53,13 +56,16 @@ class StandIn extends HTMLElement implements Interface {
 
   constructor() {
     super()
-    const form = element('form', {}, this.input, this.model, this.tool, element('button', {}, 'Send'))
+    const form = element('form', {}, this.input, this.file, this.model, this.tool, element('button', {}, 'Send'))
     form.addEventListener('submit', (event) => {
       event.preventDefault()
-      if (this.input.value.trim()) void this.submit(this.input.value)
+      if (this.input.value.trim() || this.attached.childElementCount) void this.submit(this.input.value)
+    })
+    this.file.addEventListener('change', () => {
+      for (const file of this.file.files!) void this.attach(file).catch((reason) => this.fail(reason))
     })
     this.stop.addEventListener('click', () => this.streaming?.abort())
-    const parts = [this.heading, this.start, this.log, this.progress, this.stop, form]
+    const parts = [this.heading, this.start, this.log, this.progress, this.stop, this.attached, form]
     this.root.append(element('style', {}, STYLE), element('div', { class: 'chat' }, ...parts))
   }
 
@@ -131,6 +137,8 @@ class StandIn extends HTMLElement implements Interface {
     this.style.setProperty('--accent', color?.accent?.primary ?? '')
     this.input.placeholder = composer?.placeholder ?? 'Message the AI'
     this.input.setAttribute('aria-label', this.input.placeholder)
+    this.file.hidden = !composer?.attachments?.enabled
+    this.file.accept = Object.values(composer?.attachments?.accept ?? {}).flat().join()
     this.offer(this.model, composer?.models ?? [])
     this.offer(this.tool, composer?.tools ? [{ id: '', label: 'No tool' }, ...composer.tools] : [])
     const prompts = (startScreen?.prompts ?? []).map(({ label, prompt }) => {
@@ -182,12 +190,31 @@ class StandIn extends HTMLElement implements Interface {
     }
   }
 
+  /** Announce a file and upload it, as the documentation of `uploadStrategy` says. */
+  private async attach(file: File): Promise<void> {
+    const { api } = this.options!
+    if ('getClientSecret' in api || api.uploadStrategy?.type !== 'two_phase') throw new Error('uploadStrategy is not two_phase')
+    const announced = { name: file.name, size: file.size, mime_type: file.type }
+    const { id, name, upload_descriptor } = await (await this.call('attachments.create', announced)).json()
+    const { url, method, headers } = upload_descriptor
+    const uploaded = await fetch(url, { method, headers, body: file })
+    if (!uploaded.ok) throw new Error(`The upload failed with status ${uploaded.status}`)
+    const button = element('button', { type: 'button', 'data-id': id }, `Remove ${name}`)
+    button.addEventListener('click', () => {
+      button.remove()
+      void this.call('attachments.delete', { attachment_id: id }).catch((reason) => this.fail(reason))
+    })
+    this.attached.append(button)
+  }
+
   private async submit(text: string): Promise<void> {
     const inference_options = {
       ...(this.model.value && { model: this.model.value }),
       ...(this.tool.value && { tool_choice: { id: this.tool.value } }),
     }
-    const input = { content: await this.parts(text), attachments: [], inference_options }
+    const attachments = [...this.attached.children].map((button) => (button as HTMLElement).dataset.id)
+    this.attached.replaceChildren()
+    const input = { content: await this.parts(text), attachments, inference_options }
     this.input.value = ''
     this.tool.value = ''
     this.emit('chatkit.response.start', undefined)
@@ -297,9 +324,13 @@ class StandIn extends HTMLElement implements Interface {
     if (item.type === 'widget') return this.drawWidget(item)
     if (item.type === 'generated_image') return this.drawImage(item.id, item.image)
     const text = item.content ? item.content.map((part: { text: string }) => part.text).join('') : ''
-    if (!text && item.type !== 'assistant_message') return
+    const files = item.attachments ?? []
+    if (!text && !files.length && item.type !== 'assistant_message') return
     const line = this.line(item.id, item.type)
     line.textContent = text
+    for (const { type, name, preview_url } of files) {
+      line.append(type === 'image' ? element('img', { src: preview_url, alt: name }) : element('span', {}, name))
+    }
     for (const part of item.content ?? []) {
       for (const { source } of part.annotations ?? []) {
         const link = element('button', { type: 'button', class: 'source' }, source.title)

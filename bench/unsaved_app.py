@@ -14,6 +14,7 @@ async def _nothing(*_: Any, **__: Any) -> Any:
 Drafts.schedule = lambda *_: None  # type: ignore[method-assign]
 Runs.begin = Runs.end = _nothing  # type: ignore[method-assign]
 Runs.begun = lambda *_: None  # type: ignore[method-assign]
+setattr(blueprint, "MESSAGES", ())  # noqa: B010  nor is it made repeatable
 setattr(blueprint, "new_id", lambda _: "")  # noqa: B010  mypy rejects the assignment; a run without an id is not stored
 
 import bench.stream_app  # noqa: E402, F401

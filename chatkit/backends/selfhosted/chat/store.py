@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, insert, null, select, update
+from sqlalchemy import Connection, Engine, Text, and_, bindparam, delete, func, insert, null, or_, select, update
 
 from chatkit.backends.selfhosted.chat import images
 from chatkit.backends.selfhosted.chat.active_run_store import (
@@ -65,6 +65,7 @@ from chatkit.backends.selfhosted.chat.transactions import (
     gone_threads_logged,
     writer_params,
 )
+from chatkit.backends.selfhosted.database.tables import SessionRow
 from chatkit.backends.selfhosted.sessions import LOCK_SESSION
 from chatkit.store import NotFoundError, Store
 from chatkit.types import (
@@ -89,13 +90,26 @@ _THREAD_FIELDS = list(ThreadMetadata.model_fields)
 # Statements are built once: building one takes longer than running it. Each names the user.
 
 _SELECT_THREAD = select(THREADS.c.data).where(OWN_THREAD)
-_session_expires_at = LOCK_SESSION.scalar_subquery()
-INSERT_THREAD = {  # locks the session in the same statement, which makes the first event faster
+_session_lives = LOCK_SESSION.where(SessionRow.expires_at > bindparam("after")).exists()
+_new_thread = {name: bindparam(name, type_=THREADS.c[name].type) for name in ("id", "user_id", "data", "used_at")}
+
+
+def _insert_thread(**more: Any) -> Any:
+    """Insert nothing if there is a session, unless it expires later than ``after``. Locks the session.
+
+    That is one statement without a result, because reading a result while holding SQLite's write lock delays others.
+    """
+    columns = {**_new_thread, **more}
+    allowed = select(*columns.values()).where(or_(bindparam("session", type_=Text) == "", _session_lives))
+    return insert(THREADS).from_select([*columns], allowed).execution_options(preserve_rowcount=True)
+
+
+INSERT_THREAD = {
     # Imported threads have negative positions, and SQLite's own choice is one more than the highest.
-    "sqlite": insert(THREADS)
-    .values(position=select(func.max(func.coalesce(func.max(THREADS.c.position), 0), 0) + 1).scalar_subquery())
-    .returning(_session_expires_at),
-    "postgresql": insert(THREADS).returning(_session_expires_at),
+    "sqlite": _insert_thread(
+        position=select(func.max(func.coalesce(func.max(THREADS.c.position), 0), 0) + 1).scalar_subquery()
+    ),
+    "postgresql": _insert_thread(),
 }
 _UPDATE_THREAD = update(THREADS).where(OWN_THREAD).values(data=bindparam("new_data"))
 _TOUCH_AND_SELECT_THREAD = TOUCH_THREAD.returning(THREADS.c.data)
@@ -225,13 +239,12 @@ class SqlStore(Store[ChatContext]):
 
         def add(connection: Connection) -> ThreadMetadata:
             new = {"id": thread.id, "user_id": context.user, "data": _thread_data(mine), "used_at": int(time.time())}
-            statement = INSERT_THREAD[connection.dialect.name]
-            expires_at = connection.execute(statement, {**new, "session": context.session_id}).scalar_one()
-            if context.session_id:
-                if expires_at is None:
+            session = {"session": context.session_id}
+            after = int(time.time()) if begins_run else -1  # what began in time may also be stored later
+            if not connection.execute(INSERT_THREAD[connection.dialect.name], {**new, **session, "after": after}).rowcount:
+                if connection.execute(LOCK_SESSION, session).one_or_none() is None:
                     raise errors.ClientSecretUnknown("the session was deleted, with all that its user had")
-                if begins_run and expires_at <= time.time():
-                    raise errors.ClientSecretExpired("the session ended before the conversation began")
+                raise errors.ClientSecretExpired("the session ended before the conversation began")
             if begins_run:
                 connection.execute(INSERT_RUN, run_row(thread.id, context))
             return mine

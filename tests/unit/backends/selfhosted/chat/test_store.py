@@ -283,7 +283,7 @@ class TestDeletedUser:
         with ThreadPoolExecutor(1) as pool:
             with store.transactions.engine.begin() as connection:
                 statement = INSERT_THREAD[connection.dialect.name]
-                assert connection.execute(statement, {**thread, "session": context.session_id}).scalar_one()
+                assert connection.execute(statement, {**thread, "session": context.session_id, "after": 0}).rowcount
                 deleted = pool.submit(delete)
                 time.sleep(0.5)
                 assert not deleted.done()

@@ -27,7 +27,7 @@ INSTANCE = PROJECT / "instance"
 MAX_SESSION_TTL = 600  # seconds; OpenAI's maximum and default
 MIN_SECRET = 32  # characters
 MAX_ATTACHMENT_BYTES = 8 * 1024 * 1024  # uploads are held in memory
-MAX_ATTACHMENTS = 10  # of a message
+MAX_MESSAGE_ATTACHMENTS = 10
 RANDOM_HEX = "`python3 -c 'import secrets; print(secrets.token_hex(32))'`"
 
 
@@ -302,7 +302,9 @@ class _AttachmentsSchema(Schema):
     maxSize = fields.Integer(  # noqa: N815
         strict=True, validate=validate.Range(1, MAX_ATTACHMENT_BYTES), load_default=MAX_ATTACHMENT_BYTES
     )
-    maxCount = fields.Integer(strict=True, validate=validate.Range(1, MAX_ATTACHMENTS), load_default=MAX_ATTACHMENTS)  # noqa: N815
+    maxCount = fields.Integer(  # noqa: N815
+        strict=True, validate=validate.Range(1, MAX_MESSAGE_ATTACHMENTS), load_default=MAX_MESSAGE_ATTACHMENTS
+    )
     accept = fields.Dict(
         keys=fields.String(validate=validate.Regexp(r"[a-z0-9.+*-]+/[a-z0-9.+*-]+\Z")),
         values=fields.List(fields.String(validate=validate.Regexp(r"\.[a-z0-9.]+\Z"))),

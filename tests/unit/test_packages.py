@@ -110,6 +110,7 @@ TESTED_ELSEWHERE = {
     "backends/hosted/errors": "tests/unit/backends/hosted/test_sessions_api_faults.py",
     "backends/selfhosted/backend": "tests/service/test_kept_conversations.py",
     "backends/selfhosted/chat/attachment_store": "tests/unit/backends/selfhosted/chat/test_attachments.py",
+    "backends/selfhosted/chat/data_urls": "tests/unit/backends/selfhosted/chat/test_images.py",
     "backends/selfhosted/chat/demo": "tests/service/test_chat.py",
     "backends/selfhosted/chat/discovery": "tests/unit/backends/selfhosted/chat/test_mcp_connections.py",
     "backends/selfhosted/chat/pages": "tests/unit/backends/selfhosted/chat/test_store.py",

@@ -76,14 +76,15 @@ _batch = select(ThreadRow.position).where(_visitors_thread).limit(bindparam("bat
 _TRANSFER_THREADS = update(ThreadRow).where(_visitors_thread, ThreadRow.position.in_(_batch)).returning(ThreadRow.id)
 # Those of threads cascade.
 _TRANSFER_UNSENT = update(AttachmentRow).where(AttachmentRow.user_id == bindparam("visitor"), AttachmentRow.thread_id.is_(None))
-# Detached as in ``attachment_store``, because the deletion of many could take seconds.
+DETACHED: dict[str, Any] = {"thread_id": None, "item_id": None, "created_at": 0}
+"""The columns of an attachment whose message is gone. ``maintain`` deletes it: that of many at once could take seconds."""
 _DETACH_FILES = (
     update(AttachmentRow)
     .where(
         AttachmentRow.thread_id.in_(bindparam("threads", expanding=True)),
         AttachmentRow.data.contains('"type":"file"', autoescape=True),
     )
-    .values(thread_id=None, item_id=None, created_at=0)
+    .values(DETACHED)
 )
 # A text search, because PostgreSQL's JSON functions reject the \u0000 that a user may have sent.
 _SELECT_HIDDEN_CANDIDATES = select(ItemRow.position, ItemRow.data).where(
@@ -135,6 +136,17 @@ _DELETE_UNUSED_THREADS = _delete_batch(
     ThreadRow.position,
     _unused_thread & ~exists().where(_items_thread) & ~exists().where(_images_thread) & ~exists().where(_attachments_thread),
 )
+
+
+def is_session_deleted(connection: Connection, session_id: str | None) -> bool:
+    """Return whether a session was deleted, and lock it otherwise, see ``LOCK_SESSION``. Without an id there is none."""
+    return bool(session_id) and connection.execute(LOCK_SESSION, {"session": session_id}).one_or_none() is None
+
+
+def require_session(connection: Connection, session_id: str) -> None:
+    """Raise ``ClientSecretUnknown`` if ``is_session_deleted``."""
+    if is_session_deleted(connection, session_id):
+        raise errors.ClientSecretUnknown("the session was deleted, with all that its user had")
 
 
 @contextmanager

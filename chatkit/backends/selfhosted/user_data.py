@@ -5,7 +5,6 @@ Everything is read as it is stored and row by row, so that memory use does not g
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Delete, Executable, bindparam, delete, func, select
 
+from chatkit.backends.selfhosted.chat.data_urls import data_url
 from chatkit.backends.selfhosted.chat.timestamps import as_utc
 from chatkit.backends.selfhosted.database.tables import (
     ActiveRunRow,
@@ -208,7 +208,7 @@ class UserData:
         row = self._connection.execute(_SELECT_IMAGE, params).one_or_none()
         if row is None:  # the image is in the item, or elsewhere
             return item
-        return {**item, "image": {**item["image"], "url": _data_url(row.media_type, row.data)}}
+        return {**item, "image": {**item["image"], "url": data_url(row.media_type, row.data)}}
 
     def delete(self, user: str) -> None:
         """Delete all rows of the user, in batches. If it is interrupted, repeat it.
@@ -274,11 +274,7 @@ def _attachment(row: Any) -> str:
     if row.content is None:
         return str(row.data)
     attachment = json.loads(row.data)
-    return _json({**attachment, "content": _data_url(attachment["mime_type"], row.content)})
-
-
-def _data_url(media_type: str, data: bytes) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+    return _json({**attachment, "content": data_url(attachment["mime_type"], row.content)})
 
 
 def _separated(values: Iterator[Any]) -> Iterator[tuple[str, Any]]:

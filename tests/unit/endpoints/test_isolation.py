@@ -17,11 +17,9 @@ from flask import Flask
 from sqlalchemy import create_engine, insert, text
 
 from chatkit.backends.selfhosted.chat import demo
-from chatkit.backends.selfhosted.chat.attachments import UPLOAD_SECONDS
+from chatkit.backends.selfhosted.chat.attachments import upload_urls
 from chatkit.backends.selfhosted.chat.images import image_urls
-from chatkit.backends.selfhosted.chat.signed_urls import SignedUrls
 from chatkit.backends.selfhosted.database.tables import AttachmentContentRow, AttachmentRow, ImageRow
-from chatkit.web.request_body import ATTACHMENTS_PATH
 from tests.support.applications import MakeApp
 from tests.support.attachments import OFFERED
 from tests.support.chat import user_input
@@ -116,11 +114,11 @@ def viewing(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
 def uploading(me: ChatUser, victim: ChatUser) -> Iterator[dict[str, Any]]:
     path = f"{CHAT}/attachments/{ATTACHMENT_ID}"
     yield from variations("PUT", path, me, victim, data=b"mine")
-    urls = SignedUrls("chatkit.upload", ATTACHMENTS_PATH, UPLOAD_SECONDS, SECRET_KEY)
+    urls = upload_urls(SECRET_KEY)
     for attachment_id, user in ((ATTACHMENT_ID, me.user), ("atc_of_the_attacker", victim.user)):
         token = urls.make("", attachment_id, user).partition("?")[2]
         yield {"method": "PUT", "path": f"{path}?{token}", "headers": me.headers, "data": b"mine"}
-    for others in (image_urls(SECRET_KEY), SignedUrls("chatkit.upload", ATTACHMENTS_PATH, UPLOAD_SECONDS, "k" * 32)):
+    for others in (image_urls(SECRET_KEY), upload_urls("k" * 32)):
         token = others.make("", ATTACHMENT_ID, victim.user).partition("?")[2]
         yield {"method": "PUT", "path": f"{path}?{token}", "headers": me.headers, "data": b"mine"}
     for user in (me.user, victim.user):  # an attachment is shown like an image
@@ -243,7 +241,7 @@ def test_tenant_isolation(
     mine = chat(victim, {"type": "threads.get_by_id", "params": {"thread_id": victim.thread}})
     assert MARK in mine.text, "the check would find it"
     assert MARK in me.client.get(image_urls(SECRET_KEY).make("", IMAGE_ID, victim.user)).text, "the URL is sufficient"
-    upload = SignedUrls("chatkit.upload", ATTACHMENTS_PATH, UPLOAD_SECONDS, SECRET_KEY).make("", ATTACHMENT_ID, victim.user)
+    upload = upload_urls(SECRET_KEY).make("", ATTACHMENT_ID, victim.user)
     assert me.client.put(upload, data=b"mine").status_code == 204, "so is that of an upload"
 
 

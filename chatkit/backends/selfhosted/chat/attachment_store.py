@@ -1,4 +1,7 @@
-"""Attachments in SQL: what is known about each, and its content."""
+"""Attachments in SQL: what is known about each, and its content.
+
+Every statement but ``_LOCK_UNSENT`` and ``_DELETE_CONTENT``, whose caller has a signed URL, names the user of the request.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,7 @@ from chatkit.backends.selfhosted.chat.rows import (
     ATTACHMENTS,
     CONTENTS,
     ITEMS,
-    OWN_ITEM,
-    OWN_ITEMS,
+    LATER_ITEMS,
     USER,
     one_or_not_found,
     parsed,
@@ -25,10 +27,9 @@ from chatkit.backends.selfhosted.chat.rows import (
 from chatkit.backends.selfhosted.chat.signed_urls import SignedUrls, user_hash
 from chatkit.backends.selfhosted.chat.surrogates import to_json
 from chatkit.backends.selfhosted.chat.transactions import Transactions
-from chatkit.backends.selfhosted.sessions import LOCK_SESSION
+from chatkit.backends.selfhosted.sessions import DETACHED, require_session
 from chatkit.store import NotFoundError
 from chatkit.types import Attachment, ImageAttachment
-from chatkit.web import errors
 
 ANNOUNCED_SIZE = "chatkit.size"  # in the metadata of an attachment
 
@@ -74,16 +75,10 @@ SEND_ATTACHMENTS = (
     .values(thread_id=bindparam("new_thread"), item_id=bindparam("new_item"))
 )
 """Makes attachments part of a message, unless another message has them."""
-_detached = update(ATTACHMENTS).values(thread_id=None, item_id=None, created_at=0)
+_detached = update(ATTACHMENTS).values(DETACHED)
 DETACH_ATTACHMENTS = _detached.where(_of_thread)
-"""Detaches the attachments of a thread. ``maintain`` deletes them: that of many could take seconds."""
 DETACH_ATTACHMENTS_OF_ITEM = _detached.where(_of_thread, ATTACHMENTS.c.item_id == bindparam("item"))
-DETACH_LATER_ATTACHMENTS = _detached.where(
-    _of_thread,
-    ATTACHMENTS.c.item_id.in_(
-        select(ITEMS.c.id).where(OWN_ITEMS, ITEMS.c.position > select(ITEMS.c.position).where(OWN_ITEM).scalar_subquery())
-    ),
-)
+DETACH_LATER_ATTACHMENTS = _detached.where(_of_thread, ATTACHMENTS.c.item_id.in_(select(ITEMS.c.id).where(LATER_ITEMS)))
 
 
 class StoredAttachments:
@@ -121,9 +116,7 @@ class StoredAttachments:
             if thread_id and context.brings_message:
                 raise NotFoundError
             connection.execute(_INSERT, {**row, "created_at": int(time.time()), "size": announced_size(attachment)})
-            session = {"session": context.session_id}
-            if context.session_id and connection.execute(LOCK_SESSION, session).one_or_none() is None:
-                raise errors.ClientSecretUnknown("the session was deleted, with all that its user had")
+            require_session(connection, context.session_id)
 
         await (self._transactions.write(thread_id, context, work) if thread_id else self._transactions.run(work))
 

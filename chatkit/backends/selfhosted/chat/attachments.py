@@ -6,7 +6,6 @@ An upload has two phases, as in ChatKit's documentation: ``attachments.create`` 
 
 from __future__ import annotations
 
-import base64
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,11 @@ from pydantic import AnyUrl
 
 from chatkit.backends.selfhosted.chat.attachment_store import ANNOUNCED_SIZE, StoredAttachments, announced_size
 from chatkit.backends.selfhosted.chat.context import ChatContext
+from chatkit.backends.selfhosted.chat.data_urls import data_url
 from chatkit.backends.selfhosted.chat.images import IMAGE_TYPES, image_type
 from chatkit.backends.selfhosted.chat.rows import new_id
 from chatkit.backends.selfhosted.chat.signed_urls import SignedUrls
+from chatkit.backends.selfhosted.sessions import SECONDS_PER_DAY
 from chatkit.store import AttachmentStore, NotFoundError
 from chatkit.types import Attachment, AttachmentCreateParams, AttachmentUploadDescriptor, FileAttachment, ImageAttachment
 from chatkit.web.errors import AttachmentsOff, InvalidRequestBody, RequestRefused
@@ -29,7 +30,6 @@ from chatkit.web.request_body import ATTACHMENTS_PATH
 
 MAX_MESSAGE_BYTES = 15_000_000  # what a model gets at most, see ``history.MAX_FILE_BYTES``
 MAX_BYTES_PER_DAY = 200 * 1024 * 1024  # of a user
-DAY_SECONDS = 86400
 MAX_ATTACHMENTS = 100  # of a thread; some hundred megabytes, which are exported and deleted in seconds
 MAX_NAME = 255  # characters
 MAX_TEXT = 50_000  # characters of a text file that a model gets: half of what it gets of a conversation
@@ -55,7 +55,7 @@ class Attachments(AttachmentStore[ChatContext]):
     ) -> None:
         self._stored = stored
         self._options = options or {}
-        self._urls = SignedUrls("chatkit.upload", ATTACHMENTS_PATH, UPLOAD_SECONDS, secret_key, fallbacks)
+        self._urls = upload_urls(secret_key, fallbacks)
 
     def require(self) -> None:
         """Raise ``AttachmentsOff`` if ``CHATKIT_COMPOSER`` has no attachments."""
@@ -76,7 +76,7 @@ class Attachments(AttachmentStore[ChatContext]):
             raise RequestRefused("an empty file", message="This file is empty")
         if input.size > self._options["maxSize"]:
             raise RequestRefused("the file is larger than maxSize", message="This file is too large")
-        if await self._stored.size_since(time.time() - DAY_SECONDS, context) + input.size > MAX_BYTES_PER_DAY:
+        if await self._stored.size_since(time.time() - SECONDS_PER_DAY, context) + input.size > MAX_BYTES_PER_DAY:
             message = "You have attached too much. Please try again tomorrow"
             detail = f"more than {MAX_BYTES_PER_DAY} bytes in a day"
             raise RequestRefused(detail, status=HTTPStatus.TOO_MANY_REQUESTS, message=message)
@@ -138,8 +138,10 @@ class Attachments(AttachmentStore[ChatContext]):
 
     def is_upload(self, path: str, query: str) -> bool:
         """See ``Backend.is_upload``."""
-        attachment_id, (token, *_) = path.removeprefix(ATTACHMENTS_PATH), parse_qs(query).get("token", [""])
-        return path.startswith(ATTACHMENTS_PATH) and self._urls.read(token, attachment_id) is not None
+        if not path.startswith(ATTACHMENTS_PATH):
+            return False
+        token, *_ = parse_qs(query).get("token", [""])
+        return self._urls.read(token, path.removeprefix(ATTACHMENTS_PATH)) is not None
 
     def receive(self, attachment_id: str, token: str, data: bytes) -> None:
         """Store an upload. May block.
@@ -183,6 +185,11 @@ class Attachments(AttachmentStore[ChatContext]):
         return accepted
 
 
+def upload_urls(secret_key: str, fallbacks: Sequence[str] = ()) -> SignedUrls:
+    """Return the URLs of uploads, signed with ``secret_key``. Signatures of the keys ``fallbacks`` are accepted."""
+    return SignedUrls("chatkit.upload", ATTACHMENTS_PATH, UPLOAD_SECONDS, secret_key, fallbacks)
+
+
 def _has_type(data: bytes, media_type: str) -> bool:
     """Return whether ``data`` may be of ``media_type``. A model would refuse each message of a conversation with other data."""
     if media_type in IMAGE_TYPES:
@@ -200,9 +207,5 @@ def model_part(attachment: Attachment, content: bytes | None) -> dict[str, Any]:
         note = f" (the first {MAX_TEXT} characters)" if len(text) > MAX_TEXT else ""
         return {"type": "input_text", "text": f"The file {name}{note}:\n\n{text[:MAX_TEXT]}"}
     if found := image_type(content):
-        return {"type": "input_image", "detail": "auto", "image_url": _data_url(found, content)}
-    return {"type": "input_file", "filename": name, "file_data": _data_url(media_type, content)}
-
-
-def _data_url(media_type: str, content: bytes) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+        return {"type": "input_image", "detail": "auto", "image_url": data_url(found, content)}
+    return {"type": "input_file", "filename": name, "file_data": data_url(media_type, content)}

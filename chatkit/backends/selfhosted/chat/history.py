@@ -143,15 +143,15 @@ class _FileInclusion:
         return item.model_copy(update={"image": image})
 
     async def _with_part(self, attachment: Attachment) -> Attachment:
+        part = model_part(attachment, None)
         fits = self._left > 0 and self._characters_left > 0
-        content = await self._store.attachments.load_content(attachment.id, self._context) if fits else None
-        # In a thread, because the encoding of some megabytes would block the event loop.
-        part = await asyncio.to_thread(model_part, attachment, content)
-        if content is not None:
-            self._left -= sum(map(len, part.values()))
-            self._characters_left -= count_characters(part)
-            if self._left < 0 or self._characters_left < 0:
-                part = model_part(attachment, None)
+        if fits and (content := await self._store.attachments.load_content(attachment.id, self._context)):
+            # In a thread, because the encoding of some megabytes would block the event loop.
+            whole = await asyncio.to_thread(model_part, attachment, content)
+            self._left -= sum(map(len, whole.values()))
+            self._characters_left -= count_characters(whole)
+            if self._left >= 0 and self._characters_left >= 0:
+                part = whole
         return attachment.model_copy(update={"metadata": {**(attachment.metadata or {}), _MODEL_PART: part}})
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from chatkit.backends.selfhosted.chat.data_urls import data_url
 from chatkit.backends.selfhosted.chat.signed_urls import SignedUrls
 from chatkit.errors import CustomStreamError
 from chatkit.web.request_body import IMAGES_PATH
@@ -61,7 +62,7 @@ class Image:
         return cls(media_type, data)
 
     def to_data_url(self) -> str:
-        return f"data:{self.media_type};base64,{base64.b64encode(self.data).decode()}"
+        return data_url(self.media_type, self.data)
 
 
 def reference(image_id: str) -> str:

@@ -51,6 +51,7 @@ USER: Any = bindparam("user")
 OWN_THREAD = and_(THREADS.c.id == bindparam("thread"), THREADS.c.user_id == USER)
 OWN_ITEMS = and_(ITEMS.c.thread_id == bindparam("thread"), ITEMS.c.user_id == USER)
 OWN_ITEM = and_(OWN_ITEMS, ITEMS.c.id == bindparam("item"))
+LATER_ITEMS = and_(OWN_ITEMS, ITEMS.c.position > select(ITEMS.c.position).where(OWN_ITEM).scalar_subquery())
 SELECT_ITEM = select(ITEMS.c.data).where(OWN_ITEM)
 SAVE_ITEM = {  # an upsert that keeps the position
     name: dialect.insert(ITEMS).on_conflict_do_update(

@@ -88,10 +88,10 @@ def read_request(body: bytes) -> Any:
         raise errors.InvalidRequestBody("not a ChatKit request") from error
     params = chat_request.params
     ids = [getattr(params, name, None) or "" for name in ("thread_id", "item_id", "attachment_id", "after")]
-    attached = getattr(getattr(params, "input", None), "attachments", ())
-    if any("\0" in id_ for id_ in (*ids, *getattr(params, "item_ids", ()), *attached)):
+    given = getattr(params, "input", None)
+    if any("\0" in id_ for id_ in (*ids, *getattr(params, "item_ids", ()), *getattr(given, "attachments", ()))):
         raise errors.NotFound("an id contains a NUL")
-    if len(getattr(getattr(params, "input", None), "answers", ())) > MAX_ANSWERS:
+    if len(getattr(given, "answers", ())) > MAX_ANSWERS:
         raise errors.InvalidRequestBody(f"more than {MAX_ANSWERS} answers")
     if getattr(params, "limit", None) is not None:
         params.limit = min(params.limit, MAX_PAGE)

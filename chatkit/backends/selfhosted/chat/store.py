@@ -41,6 +41,7 @@ from chatkit.backends.selfhosted.chat.rows import (
     IMAGES,
     INSERT_ITEM,
     ITEMS,
+    LATER_ITEMS,
     OWN_ITEM,
     OWN_ITEMS,
     OWN_THREAD,
@@ -66,7 +67,7 @@ from chatkit.backends.selfhosted.chat.transactions import (
     writer_params,
 )
 from chatkit.backends.selfhosted.database.tables import SessionRow
-from chatkit.backends.selfhosted.sessions import LOCK_SESSION
+from chatkit.backends.selfhosted.sessions import LOCK_SESSION, require_session
 from chatkit.store import NotFoundError, Store
 from chatkit.types import (
     AssistantMessageItem,
@@ -119,19 +120,12 @@ _UPDATE_FEEDBACK = (
 )
 _DELETE_ITEM = delete(ITEMS).where(OWN_ITEM)
 _SELECT_LAST_ITEMS = select(ITEMS.c.id, ITEMS.c.data).where(OWN_ITEMS).order_by(ITEMS.c.position.desc()).limit(2)
-_DELETE_LATER_ITEMS = delete(ITEMS).where(
-    OWN_ITEMS, ITEMS.c.position > select(ITEMS.c.position).where(OWN_ITEM).scalar_subquery()
-)
+_DELETE_LATER_ITEMS = delete(ITEMS).where(LATER_ITEMS)
 _own_images = and_(IMAGES.c.thread_id == bindparam("thread"), IMAGES.c.user_id == USER)
 _COUNT_IMAGES = select(func.count()).select_from(IMAGES).where(_own_images)
 _INSERT_IMAGE = insert(IMAGES)
 _DELETE_IMAGE = delete(IMAGES).where(_own_images, IMAGES.c.item_id == bindparam("item"))
-_DELETE_LATER_IMAGES = delete(IMAGES).where(
-    _own_images,
-    IMAGES.c.item_id.in_(
-        select(ITEMS.c.id).where(OWN_ITEMS, ITEMS.c.position > select(ITEMS.c.position).where(OWN_ITEM).scalar_subquery())
-    ),
-)
+_DELETE_LATER_IMAGES = delete(IMAGES).where(_own_images, IMAGES.c.item_id.in_(select(ITEMS.c.id).where(LATER_ITEMS)))
 # Generated images, and attachments that were uploaded.
 _SELECT_IMAGE = (
     select(IMAGES.c.media_type, IMAGES.c.data)
@@ -239,11 +233,10 @@ class SqlStore(Store[ChatContext]):
 
         def add(connection: Connection) -> ThreadMetadata:
             new = {"id": thread.id, "user_id": context.user, "data": _thread_data(mine), "used_at": int(time.time())}
-            session = {"session": context.session_id}
             after = int(time.time()) if begins_run else -1  # what began in time may also be stored later
-            if not connection.execute(INSERT_THREAD[connection.dialect.name], {**new, **session, "after": after}).rowcount:
-                if connection.execute(LOCK_SESSION, session).one_or_none() is None:
-                    raise errors.ClientSecretUnknown("the session was deleted, with all that its user had")
+            conditions = {"session": context.session_id, "after": after}
+            if not connection.execute(INSERT_THREAD[connection.dialect.name], {**new, **conditions}).rowcount:
+                require_session(connection, context.session_id)
                 raise errors.ClientSecretExpired("the session ended before the conversation began")
             if begins_run:
                 connection.execute(INSERT_RUN, run_row(thread.id, context))

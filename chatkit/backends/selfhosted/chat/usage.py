@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, Table, bindparam, func, select
 
 from chatkit.backends.selfhosted.database import engine as database
 from chatkit.backends.selfhosted.database.tables import DIALECTS, UsageRow
-from chatkit.backends.selfhosted.sessions import LOCK_SESSION
+from chatkit.backends.selfhosted.sessions import is_session_deleted
 from chatkit.web import errors
 
 MAX_AGENT_NAME = 255
@@ -208,7 +208,7 @@ class UsageStore:
 
         def save(connection: Connection) -> None:
             connection.execute(_SAVE_USAGE[connection.dialect.name], rows)
-            if session_id and connection.execute(LOCK_SESSION, {"session": session_id}).one_or_none() is None:
+            if is_session_deleted(connection, session_id):
                 connection.rollback()
 
         saving = self._submit(save, database.WAIT_SECONDS)

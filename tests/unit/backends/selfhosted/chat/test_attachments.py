@@ -438,7 +438,7 @@ class TestDeletion:
 def test_sign_in_takes_over_what_the_user_can_see(
     make_app: MakeApp, fake_openai: FakeOpenAI, rows: Callable[[str], list[Any]], maintain: Callable[[], None], tmp_path: Any
 ) -> None:
-    """Whoever planted the visitor's cookie could have written instructions into a file, which the page shows by its name."""
+    """An attacker who planted the visitor's cookie may have put instructions into a file. The page shows only its name."""
     fake_openai.behaviour = streaming(says("I see"))
     selfhosted = {"CHATKIT_BACKEND": "selfhosted", "CHATKIT_AGENT": "tests.support.agents_under_test:simple"}
     with served(make_app(**selfhosted, AUTH_JWT_SECRET=SECRET, **OFFERED)) as url:

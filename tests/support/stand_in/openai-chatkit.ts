@@ -59,7 +59,7 @@ class StandIn extends HTMLElement implements Interface {
     const form = element('form', {}, this.input, this.file, this.model, this.tool, element('button', {}, 'Send'))
     form.addEventListener('submit', (event) => {
       event.preventDefault()
-      if (this.input.value.trim() || this.attached.childElementCount) void this.submit(this.input.value)
+      if (this.input.value.trim() || this.attached.querySelector('[data-id]')) void this.submit(this.input.value)
     })
     this.file.addEventListener('change', () => {
       for (const file of this.file.files!) void this.attach(file).catch((reason) => this.fail(reason))
@@ -194,17 +194,19 @@ class StandIn extends HTMLElement implements Interface {
   private async attach(file: File): Promise<void> {
     const { api } = this.options!
     if ('getClientSecret' in api || api.uploadStrategy?.type !== 'two_phase') throw new Error('uploadStrategy is not two_phase')
+    const button = element('button', { type: 'button', hidden: '' }, `Remove ${file.name}`)
+    this.attached.append(button) // before the calls, so that files keep their order when a later one is faster
     const announced = { name: file.name, size: file.size, mime_type: file.type }
-    const { id, name, upload_descriptor } = await (await this.call('attachments.create', announced)).json()
+    const { id, upload_descriptor } = await (await this.call('attachments.create', announced)).json()
     const { url, method, headers } = upload_descriptor
     const uploaded = await fetch(url, { method, headers, body: file })
     if (!uploaded.ok) throw new Error(`The upload failed with status ${uploaded.status}`)
-    const button = element('button', { type: 'button', 'data-id': id }, `Remove ${name}`)
+    button.dataset.id = id
+    button.hidden = false
     button.addEventListener('click', () => {
       button.remove()
       void this.call('attachments.delete', { attachment_id: id }).catch((reason) => this.fail(reason))
     })
-    this.attached.append(button)
   }
 
   private async submit(text: string): Promise<void> {
@@ -212,7 +214,7 @@ class StandIn extends HTMLElement implements Interface {
       ...(this.model.value && { model: this.model.value }),
       ...(this.tool.value && { tool_choice: { id: this.tool.value } }),
     }
-    const attachments = [...this.attached.children].map((button) => (button as HTMLElement).dataset.id)
+    const attachments = [...this.attached.querySelectorAll<HTMLElement>('[data-id]')].map((button) => button.dataset.id)
     this.attached.replaceChildren()
     const input = { content: await this.parts(text), attachments, inference_options }
     this.input.value = ''

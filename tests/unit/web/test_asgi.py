@@ -68,11 +68,11 @@ UPLOAD = b"upload"
 """The query string of an upload."""
 
 
-def make_app(missing: Callable[[], list[str]] = list, max_body_bytes: int = 8 * MIB) -> AsgiFlask:
+def make_app(missing: Callable[[], list[str]] = list, max_body_bytes: int = 8 * MIB, threads: int = 4) -> AsgiFlask:
     app = AsgiFlask(__name__)
     app.asgi = Adapter(
         app,
-        threads=4,
+        threads=threads,
         proxy_hops=0,
         drain_seconds=0,
         stop_seconds=0,
@@ -249,7 +249,7 @@ def test_uploads_at_a_time() -> None:
     """Two of one address and six of all; the next waits. They leave the address's part of other bodies alone."""
 
     async def check() -> None:
-        app = make_app(max_body_bytes=10)
+        app = make_app(max_body_bytes=10, threads=8)  # of which an address gets two
         block = bytes(8 * MIB)
         goes_on = asyncio.Event()
 

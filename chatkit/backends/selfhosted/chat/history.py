@@ -35,9 +35,9 @@ MAX_ITEMS = 200
 MAX_CHARACTERS = 100_000
 IMAGE_CHARACTERS = 6_000  # the weight of an image of any size: about 1,500 tokens at full detail
 FILE_CHARACTERS = 30_000  # likewise of a file that is no text: some ten pages
-MAX_FILE_CHARACTERS = 500_000  # of attachments: the ten files of a message
-# In Base64. OpenAI accepts 50 MB per request; a longer thread would fail on every turn.
-MAX_FILE_BYTES = 20_000_000
+MAX_FILE_CHARACTERS = 505_000  # of attachments: the ten files of a message, with their names
+# In Base64: the files of a message, with their names. OpenAI accepts 50 MB per request; more would fail on every turn.
+MAX_FILE_BYTES = 20_010_000
 ITEMS_PER_PAGE = 25
 
 _MODEL_PART = "chatkit.model_part"  # in the metadata of an attachment: what a model gets

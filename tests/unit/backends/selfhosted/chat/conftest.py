@@ -65,6 +65,19 @@ def rows(tmp_path: Path) -> Iterator[Callable[[str], list[Any]]]:
 
 
 @pytest.fixture
+def change(tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """Change the database of ``start``."""
+    engine = create_engine(f"sqlite:///{tmp_path}/chatkit.db")
+
+    def execute(statement: str) -> None:
+        with engine.begin() as connection:
+            connection.execute(text(statement))
+
+    yield execute
+    engine.dispose()
+
+
+@pytest.fixture
 def maintain(tmp_path: Path) -> Iterator[Callable[[], None]]:
     """Do what the service does every 30 s with the database of ``start``."""
     engine = open_database(f"sqlite:///{tmp_path}/chatkit.db")

@@ -10,12 +10,11 @@ from unittest.mock import AsyncMock
 
 import pytest
 from chatkit.types import FileAttachment, ImageAttachment
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from chatkit.backends.selfhosted.chat import attachments
 from chatkit.backends.selfhosted.chat.attachment_store import StoredAttachments
-from chatkit.backends.selfhosted.chat.attachments import MAX_TEXT, model_part
+from chatkit.backends.selfhosted.chat.attachments import model_part
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.sessions import KEEP_UNSENT_SECONDS, SessionStore
@@ -27,9 +26,10 @@ from tests.support.chat import Caller, texts, user_input
 from tests.support.chat_completions import completing, writes
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.identity_provider import SECRET, shared
-from tests.support.images import PNG, data_url, encoded, get
+from tests.support.images import PNG, data_url, get
 from tests.support.responses_api import asked, says, streaming
 
+MIB = 1024 * 1024
 CDN = "https://cdn.platform.openai.com"
 
 
@@ -150,10 +150,15 @@ class TestMessage:
             assert refusal(response)[:2] == (400, "invalid_request_body")
         assert texts(caller.create("Look", *files[:2])[1]) == ["I see"]
 
-    def test_number_per_thread(self, attaching: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(attachments, "MAX_ATTACHMENTS", 2)
+    def test_number_per_thread(self, attaching: Caller, change: Callable[[str], None]) -> None:
         files = [attach(attaching, f"{number}.png", "image/png", PNG) for number in range(4)]
         thread_id, _ = attaching.create("Look", files[0])
+        change(
+            "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 98) "
+            "INSERT INTO chat_attachments (id, user_id, thread_id, item_id, created_at, size, data) "
+            "SELECT id || n, user_id, thread_id, item_id, created_at, size, data FROM numbers, chat_attachments "
+            f"WHERE id = '{files[0]}'"
+        )
         attaching.say(thread_id, "Look", files[1])
         response = attaching.post("threads.add_user_message", thread_id=thread_id, input=user_input("Look", [files[2]]))
         expected = "This conversation can't keep more files. Please begin a new one"
@@ -161,9 +166,10 @@ class TestMessage:
         assert attaching.say(thread_id, "Without")
         assert attaching.create("Another one", files[2], files[3])
 
-    def test_size(self, attaching: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(attachments, "MAX_MESSAGE_BYTES", 2 * len(PNG))
+    def test_size(self, attaching: Caller, change: Callable[[str], None]) -> None:
         files = [attach(attaching, f"{number}.png", "image/png", PNG) for number in range(3)]
+        for file, size in zip(files, (7_500_000, 7_500_000, 1), strict=True):
+            change(f"UPDATE chat_attachments SET size = {size} WHERE id = '{file}'")
         response = attaching.post("threads.create", input=user_input("Look", files))
         expected = "These files are too large together. Please send them in several messages"
         assert refusal(response) == (400, "request_refused", expected)
@@ -233,19 +239,34 @@ class TestMessage:
         assert [part["type"] for part in first["content"]] == ["input_text", *["input_file"] * 10]
         assert last["content"][0]["text"] == "Which is cheapest?"
 
-    def test_newest_whose_words_fit(self, attaching: Caller, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_newest_whose_words_fit(self, attaching: Caller, fake_openai: FakeOpenAI) -> None:
         """A text counts as what the model gets of it, an image as 6,000 characters, and another file as 30,000."""
-        text_file = attach(attaching, "old.txt", "text/plain", b"x" * 1_000_000)
-        thread_id, _ = attaching.create("One", text_file)
-        attaching.say(
-            thread_id, "Two", attach(attaching, "a.pdf", "application/pdf", PDF), attach(attaching, "a.png", "image/png", PNG)
+        note = len("input_text" + "The file a.txt:\n\n")
+        for size, shown in ((19_000, True), (19_001, False)):
+            thread_id, _ = attaching.create("One", attach(attaching, "a.txt", "text/plain", b"x" * (size - note)))
+            pdf, image = attach(attaching, "a.pdf", "application/pdf", PDF), attach(attaching, "a.png", "image/png", PNG)
+            attaching.say(thread_id, "Two", pdf, image)
+            large = [attach(attaching, "a.txt", "text/plain", b"x" * (50_000 - note)) for _ in range(9)]
+            attaching.say(thread_id, "Three", *large)
+            part = fake_openai.received[-1].body["input"][0]["content"][1]
+            assert part["text"].startswith("The file a.txt" if shown else "(a file named a.txt")
+
+    @pytest.mark.parametrize(
+        ("media_type", "extension", "content"),
+        [("text/plain", ".txt", [b"x" * 1_000_000] * 10), ("image/png", ".png", [PNG + bytes(1_500_000 - len(PNG))] * 10)],
+        ids=["characters", "bytes"],
+    )
+    def test_largest_message(
+        self, attaching: Caller, fake_openai: FakeOpenAI, media_type: str, extension: str, content: list[bytes]
+    ) -> None:
+        """The model gets all its files."""
+        names = [f"{number}{extension}".rjust(255, "n") for number in range(10)]
+        attaching.create(
+            "Compare", *(attach(attaching, name, media_type, data) for name, data in zip(names, content, strict=True))
         )
-        whole = len(f"The file old.txt (the first {MAX_TEXT} characters):\n\n") + MAX_TEXT + len("input_text")
-        for limit, shown in ((36_000 + whole, True), (36_000 + whole - 1, False)):
-            monkeypatch.setattr("chatkit.backends.selfhosted.chat.history.MAX_FILE_CHARACTERS", limit)
-            attaching.say(thread_id, "Three")
-            first = fake_openai.received[-1].body["input"][0]["content"][1]["text"]
-            assert (len(first) > MAX_TEXT) is shown
+        parts = given(fake_openai)[1:]
+        assert len(parts) == 10
+        assert not any("not shown to you" in part.get("text", "") for part in parts)
 
     def test_retry_gets_it_again(self, attaching: Caller, fake_openai: FakeOpenAI) -> None:
         thread_id, _ = attaching.create("Look", attach(attaching, "a.png", "image/png", PNG))
@@ -253,20 +274,19 @@ class TestMessage:
         list(attaching.stream("threads.retry_after_item", thread_id=thread_id, item_id=message.id))
         assert given(fake_openai)[1]["image_url"] == data_url(PNG)
 
-    def test_newest_that_fit(self, attaching: Caller, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-        old, new = PNG + bytes(300), PNG + bytes(301)
-        size = len(encoded(new)) + len("input_image" + "auto" + "data:image/png;base64,")
-        thread_id, _ = attaching.create("One", attach(attaching, "old.png", "image/png", old))
-        for limit, shown in ((2 * size, [True, True]), (size + 10, [False, True]), (size - 10, [False, False])):
-            monkeypatch.setattr("chatkit.backends.selfhosted.chat.history.MAX_FILE_BYTES", limit)
-            new_thread = (
-                thread_id if limit == 2 * size else attaching.create("One", attach(attaching, "old.png", "image/png", old))[0]
+    def test_newest_that_fit(self, attaching: Caller, fake_openai: FakeOpenAI) -> None:
+        """20,010,000 bytes. An image takes a third more than it has, and 37 for the rest of its part."""
+        large = [PNG + bytes(7_500_000 - len(PNG))] * 2
+        for size, shown in ((7_416, True), (7_417, False)):
+            old = PNG + bytes(size - len(PNG))
+            thread_id, _ = attaching.create("One", attach(attaching, "old.png", "image/png", old))
+            attaching.say(thread_id, "Two", *(attach(attaching, "new.png", "image/png", data) for data in large))
+            first, *_, last = fake_openai.received[-1].body["input"]
+            assert [part["type"] for part in last["content"]] == ["input_text", "input_image", "input_image"]
+            note = {"type": "input_text", "text": "(a file named old.png, image/png, not shown to you)"}
+            assert first["content"][1] == (
+                {"type": "input_image", "detail": "auto", "image_url": data_url(old)} if shown else note
             )
-            attaching.say(new_thread, "Two", attach(attaching, "new.png", "image/png", new))
-            body = json.dumps(fake_openai.received[-1].body)
-            assert [encoded(data) in body for data in (old, new)] == shown
-            notes = [f"(a file named {name}.png, image/png, not shown to you)" in body for name in ("old", "new")]
-            assert notes == [not one for one in shown]
 
 
 class TestAnnouncement:
@@ -338,34 +358,33 @@ class TestAnnouncement:
         assert refusal(announce(caller, "a.png", "image/png", 101)) == large
 
     def test_users_data_is_deleted_meanwhile(
-        self, attaching: Caller, monkeypatch: pytest.MonkeyPatch, rows: Callable[[str], list[Any]], tmp_path: Any
+        self,
+        attaching: Caller,
+        monkeypatch: pytest.MonkeyPatch,
+        rows: Callable[[str], list[Any]],
+        change: Callable[[str], None],
     ) -> None:
         size_since = StoredAttachments.size_since
 
         async def delete_and_count(self: StoredAttachments, since: float, context: Any) -> int:
-            engine = create_engine(f"sqlite:///{tmp_path}/chatkit.db")
-            with engine.begin() as connection:
-                connection.execute(text("DELETE FROM chat_sessions"))
-            engine.dispose()
+            change("DELETE FROM chat_sessions")
             return await size_since(self, since, context)
 
         monkeypatch.setattr(StoredAttachments, "size_since", delete_and_count)
         assert refusal(announce(attaching, "a.png", "image/png", 9))[:2] == (401, "client_secret_unknown")
         assert rows("SELECT * FROM chat_attachments") == []
 
-    def test_bytes_per_day(self, attaching: Caller, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-        monkeypatch.setattr(attachments, "MAX_BYTES_PER_DAY", 100)
+    def test_bytes_per_day(self, attaching: Caller, change: Callable[[str], None]) -> None:
         assert announce(attaching, "a.png", "image/png", 60).status_code == 200
-        assert announce(attaching, "a.png", "image/png", 40).status_code == 200
+        change(f"UPDATE chat_attachments SET size = {200 * MIB - 100}")
+        assert announce(attaching, "a.png", "image/png", 100).status_code == 200
         expected = (429, "request_refused", "You have attached too much. Please try again tomorrow")
         assert refusal(announce(attaching, "a.png", "image/png", 1)) == expected
         assert announce(Caller(attaching.url), "a.png", "image/png", 100).status_code == 200, "another user"
-        engine = create_engine(f"sqlite:///{tmp_path}/chatkit.db")
-        with engine.begin() as connection:
-            connection.execute(text("UPDATE chat_attachments SET created_at = created_at - 86400 WHERE size = 60"))
-        engine.dispose()
-        assert refusal(announce(attaching, "a.png", "image/png", 61)) == expected
-        assert announce(attaching, "a.png", "image/png", 60).status_code == 200
+        change(f"UPDATE chat_attachments SET created_at = created_at - 86340 WHERE size = {200 * MIB - 100}")
+        assert refusal(announce(attaching, "a.png", "image/png", 1)) == expected, "a minute less than a day ago"
+        change(f"UPDATE chat_attachments SET created_at = created_at - 60 WHERE size = {200 * MIB - 100}")
+        assert announce(attaching, "a.png", "image/png", 1).status_code == 200
 
     def test_shown_to_the_frontend(self, start: Start) -> None:
         options = {"enabled": True, "maxSize": 100, "maxCount": 2, "accept": {"image/*": [".png"]}}
@@ -407,20 +426,23 @@ class TestDeletion:
         assert stored(rows) == [("1.png", True)]
 
     def test_what_is_not_sent_within_a_day(
-        self, attaching: Caller, rows: Callable[[str], list[Any]], tmp_path: Any, maintain: Callable[[], None]
+        self,
+        attaching: Caller,
+        rows: Callable[[str], list[Any]],
+        change: Callable[[str], None],
+        maintain: Callable[[], None],
     ) -> None:
         for name in ("old.png", "sent.png", "new.png"):
             attachment_id = attach(attaching, name, "image/png", PNG)
             if name == "sent.png":
                 attaching.create("Look", attachment_id)
         announce(attaching, "announced.png", "image/png", 9)
-        engine = open_database(f"sqlite:///{tmp_path}/chatkit.db")
-        with engine.begin() as connection:
-            age = "UPDATE chat_attachments SET created_at = created_at - :age WHERE data LIKE :names"
-            connection.execute(text(age), {"age": KEEP_UNSENT_SECONDS + 5, "names": '%"name":"old%'})
-            connection.execute(text(age), {"age": KEEP_UNSENT_SECONDS + 5, "names": '%"name":"sent%'})
-            connection.execute(text(age), {"age": KEEP_UNSENT_SECONDS - 60, "names": '%"name":"new%'})
-        engine.dispose()
+        for name, age in (
+            ("old", KEEP_UNSENT_SECONDS + 5),
+            ("sent", KEEP_UNSENT_SECONDS + 5),
+            ("new", KEEP_UNSENT_SECONDS - 60),
+        ):
+            change(f"UPDATE chat_attachments SET created_at = created_at - {age} WHERE data LIKE '%name_:_{name}%'")
         maintain()
         assert stored(rows) == [("announced.png", False), ("new.png", True), ("sent.png", True)]
 
@@ -467,11 +489,11 @@ def test_sign_in_takes_over_what_the_user_can_see(
         ("text/plain", "ä".encode(), {"type": "input_text", "text": "The file a:\n\nä"}),
         ("application/json", b"\xef\xbb\xbf{}", {"type": "input_text", "text": "The file a:\n\n{}"}),
         ("text/csv", b"\xff\0", {"type": "input_text", "text": "The file a:\n\n\ufffd"}),
-        ("text/plain", b"x" * MAX_TEXT, {"type": "input_text", "text": f"The file a:\n\n{'x' * MAX_TEXT}"}),
+        ("text/plain", b"x" * 50_000, {"type": "input_text", "text": f"The file a:\n\n{'x' * 50_000}"}),
         (
             "text/plain",
-            b"x" * (MAX_TEXT + 1),
-            {"type": "input_text", "text": f"The file a (the first {MAX_TEXT} characters):\n\n{'x' * MAX_TEXT}"},
+            b"x" * (50_000 + 1),
+            {"type": "input_text", "text": f"The file a (the first 50000 characters):\n\n{'x' * 50_000}"},
         ),
         ("application/zip", b"PK", {"type": "input_file", "filename": "a", "file_data": data_url(b"PK", "application/zip")}),
         ("image/webp", PNG, {"type": "input_image", "detail": "auto", "image_url": data_url(PNG)}),

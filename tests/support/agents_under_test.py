@@ -16,6 +16,7 @@ from agents import (
     FunctionTool,
     GuardrailFunctionOutput,
     ImageGenerationTool,
+    InputGuardrailTripwireTriggered,
     ModelSettings,
     OpenAIChatCompletionsModel,
     RunConfig,
@@ -200,6 +201,31 @@ async def no_secret(context: Any, agent: Any, output: Any) -> GuardrailFunctionO
     return GuardrailFunctionOutput(output_info=None, tripwire_triggered="secret" in str(output))
 
 
+judge = Agent(name="Judge", model="gpt-judge", output_type=bool)
+
+
+async def judged(text: str) -> GuardrailFunctionOutput:
+    """Ask a model, as the guardrails of OpenAI's documentation do."""
+    result = await Runner.run(judge, text)
+    return GuardrailFunctionOutput(output_info=None, tripwire_triggered=result.final_output)
+
+
+@input_guardrail
+async def judged_input(context: Any, agent: Any, given: Any) -> GuardrailFunctionOutput:
+    await asyncio.sleep(0.3)
+    return await judged(str(given))
+
+
+@output_guardrail
+async def judged_output(context: Any, agent: Any, output: Any) -> GuardrailFunctionOutput:
+    return await judged(str(output))
+
+
+input_judged = Agent(name="Input judged", model="gpt-test", input_guardrails=[judged_input])
+output_judged = Agent(name="Output judged", model="gpt-test", output_guardrails=[judged_output])
+asking_a_judge = Agent(
+    name="Asking a judge", model="gpt-test", tools=[judge.as_tool("judge", "Judges", failure_error_function=None)]
+)
 guarded = Agent(
     name="Guarded",
     model="gpt-test",
@@ -548,6 +574,13 @@ async def catches_the_guardrail(workflow_input: WorkflowInput) -> Any:
         return await guarded_workflow(workflow_input)
     except AgentsException:
         return {"output_text": "Let us talk of something else."}
+
+
+async def catching_workflow(workflow_input: WorkflowInput) -> Any:
+    try:
+        return await workflow_guarded_from_the_start(workflow_input)
+    except InputGuardrailTripwireTriggered:
+        return {"output_text": "We blocked that message for safety."}
 
 
 async def drafting_workflow(workflow_input: WorkflowInput) -> Any:

@@ -48,6 +48,8 @@ class ChatContext:
     """Whether the request has a user message. Until that is stored, a retry would repeat the one before it."""
     message_is_stored: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
     """Set when the request's user message is stored."""
+    message_is_refused: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
+    """Set when an input guardrail has refused the request's user message."""
     run_is_active: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
     """Set from the beginning to the end of the run. Meanwhile nothing is stored without the run's row."""
     saving_thread: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import datetime
 from itertools import takewhile
@@ -114,6 +114,13 @@ _NOT_SHOWN_BY_TOOLS = WorkflowItem | GeneratedImageItem | HiddenContextItem | SD
 """The bridge's own items, and those that the user does not see."""
 
 
+class _GuardrailFailedError(OutputGuardrailTripwireTriggered):
+    """A guardrail raised an exception, the cause of this one. The bridge removes what was not judged."""
+
+    def __init__(self) -> None:
+        Exception.__init__(self)
+
+
 class _BridgedRun:
     """The part of a ``RunResultStreaming`` that the SDK's bridge reads, with model events that the bridge can convert."""
 
@@ -146,9 +153,13 @@ class _BridgedRun:
                 event = await anext(self._events)
             if isinstance(event, RawResponsesStreamEvent):
                 event.data = _with_end_of_thought(event.data)
-        except Exception:
+        except Exception as error:
             if self.closed:  # asyncio would log an exception that is never retrieved
                 return cast(StreamEvent, None)
+            if _refuses_message(self._result, error) and (context := current_context.get()):
+                context.message_is_refused.set()
+            if any(_failed_with(task, error) for task in _guardrails(self._result)):
+                raise _GuardrailFailedError from error
             raise
         if event.type == "run_item_stream_event" and event.item.type == "tool_call_item":
             self._remember_id(event.item.raw_item)
@@ -197,6 +208,21 @@ class _BridgedRun:
             self.model_ids.add(item_id)
 
 
+def _guardrails(result: RunResultStreaming) -> list[asyncio.Task[Any] | None]:
+    return [result._input_guardrails_task, result._output_guardrails_task]
+
+
+def _failed_with(task: asyncio.Task[Any] | None, error: BaseException) -> bool:
+    return task is not None and task.done() and not task.cancelled() and task.exception() is error
+
+
+def _refuses_message(result: RunResultStreaming, error: Exception) -> bool:
+    """Return whether ``error`` is that of an input guardrail, or of its model, that refuses the user's message."""
+    if isinstance(error, ModelRefusalError):
+        return _failed_with(result._input_guardrails_task, error)
+    return isinstance(error, InputGuardrailTripwireTriggered)
+
+
 def _with_end_of_thought(data: Any) -> Any:
     """Return the end of a thought as OpenAI's Responses API sends it, which the bridge waits for.
 
@@ -224,6 +250,24 @@ def _is_convertible(annotation: Any) -> bool:
     except ValidationError:
         return False
     return True
+
+
+class _Shown:
+    """What a run has shown, as far as its end depends on that."""
+
+    def __init__(self) -> None:
+        self.message: AssistantMessageItem | None = None
+        """The last message."""
+        self.unfinished_images: set[str] = set()
+
+    def note(self, event: ThreadStreamEvent) -> None:
+        if not isinstance(event, ThreadItemAddedEvent | ThreadItemDoneEvent):
+            return
+        if isinstance(event.item, AssistantMessageItem):
+            self.message = event.item
+        elif isinstance(event.item, GeneratedImageItem):
+            added = isinstance(event, ThreadItemAddedEvent)
+            (self.unfinished_images.add if added else self.unfinished_images.discard)(event.item.id)
 
 
 _WAKE_UP = ProgressUpdateEvent(text="")
@@ -258,41 +302,38 @@ async def agent_events(
     id_mapper = _IdMapper(run.model_ids, show_messages=show_messages)
     streamed = stream_agent_response(context, cast(Any, run), converter=converter or _Converter(result))
     converted = cast(AsyncGenerator[ThreadStreamEvent], streamed)
-    message: AssistantMessageItem | None = None
-    unfinished_images: set[str] = set()
+    shown = _Shown()
+    failure: BaseException | None = None
     try:
         async with aclosing(converted):
             async for event in converted:
                 # An earlier run with this context may have left its own.
                 for own in () if event is _WAKE_UP else id_mapper.replace(event):
-                    if isinstance(own, ThreadItemAddedEvent | ThreadItemDoneEvent):
-                        if isinstance(own.item, AssistantMessageItem):
-                            message = own.item
-                        elif isinstance(own.item, GeneratedImageItem):
-                            added = isinstance(own, ThreadItemAddedEvent)
-                            (unfinished_images.add if added else unfinished_images.discard)(own.item.id)
+                    shown.note(own)
                     yield own
         # The bridge sends no event for an image that fails.
-        removed = [ThreadItemRemovedEvent(item_id=image_id) for image_id in unfinished_images]
+        removed = [ThreadItemRemovedEvent(item_id=image_id) for image_id in shown.unfinished_images]
         for own in [*removed, *(_tool_output(context, result) if show_tool_output and not run.shown_by_tool else ())]:
             yield own
-    except ModelRefusalError as error:
-        # It is raised before the end of the message that contains the refusal.
-        texts = getattr(error, "message_parts", [error.refusal])
-        if message and assistant_text(message) != "".join(texts):
+    except ModelRefusalError:
+        # It is raised before the end of the message that contains the refusal. The model of a tool may have refused as well.
+        texts = _refused_message(result)
+        if texts and shown.message and assistant_text(shown.message) != "".join(texts):
             content = [AssistantMessageContent(text=text) for text in texts]
-            yield ThreadItemDoneEvent(item=message.model_copy(update={"content": content}))
+            yield ThreadItemDoneEvent(item=shown.message.model_copy(update={"content": content}))
         raise
-    except (InputGuardrailTripwireTriggered, OutputGuardrailTripwireTriggered):
+    except (InputGuardrailTripwireTriggered, OutputGuardrailTripwireTriggered) as error:
         # The bridge has removed the new items.
         if run.previous_workflow:
             yield ThreadItemReplacedEvent(item=run.previous_workflow)
-        raise
+        failure = error.__cause__ if isinstance(error, _GuardrailFailedError) else error
     finally:
         run.closed = True
         if not result.is_complete:
             result.cancel()
         await context.stream(_WAKE_UP)
+    if failure:
+        raise failure
 
 
 def _tool_output(context: AgentContext[Any], result: RunResultStreaming) -> list[ThreadStreamEvent]:
@@ -365,15 +406,30 @@ def _watch_interrupted(result: RunResultStreaming) -> None:
     cast(asyncio.Task[Any], asyncio.current_task()).add_done_callback(check)
 
 
-def _keep_message(data: RunErrorHandlerInput[Any]) -> None:
-    (*_, message) = [item for item in data.run_data.raw_responses[-1].output if item.type == "message"]
-    data.error.message_parts = [  # type: ignore[union-attr]
-        part.text if part.type == "output_text" else part.refusal for part in message.content
-    ]
+def keep_refused_message(run: Callable[..., RunResultStreaming], handlers: RunErrorHandlers[Any] | None) -> RunResultStreaming:
+    """Return ``run(error_handlers=...)``, whose message ``agent_events`` can show if the model refuses to go on with it.
+
+    Args:
+        run: starts a run.
+        handlers: those of the operator.
+    """
+    texts: list[str] = []
+    handle = (handlers or {}).get("model_refusal")
+
+    def keep(data: RunErrorHandlerInput[Any]) -> Any:
+        (*_, message) = [item for item in data.run_data.raw_responses[-1].output if item.type == "message"]
+        texts[:] = [part.text if part.type == "output_text" else part.refusal for part in message.content]
+        return handle(data) if handle else None
+
+    result = run(error_handlers={**(handlers or {}), "model_refusal": keep})
+    result._chatkit_refused_message = texts  # type: ignore[attr-defined]
+    return result
 
 
-KEEP_REFUSED_MESSAGE: RunErrorHandlers[Any] = {"model_refusal": _keep_message}
-"""For ``Runner.run_streamed``: a refusal stays an error, and carries its whole message to ``agent_events``."""
+def _refused_message(result: RunResultStreaming) -> list[str]:
+    """Return the parts of the message in which the model of ``result`` refused to go on, if it did."""
+    return getattr(result, "_chatkit_refused_message", [])
+
 
 _ID_TYPES = {"assistant_message": "message", "client_tool_call": "tool_call"}
 

@@ -16,6 +16,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from agents import Agent, RunResult, RunResultStreaming
@@ -24,7 +25,7 @@ from agents.run import AgentRunner, set_default_agent_runner
 from chatkit.agents import AgentContext
 from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with_tool_choice
 from chatkit.backends.selfhosted.chat.context import current_context
-from chatkit.backends.selfhosted.chat.events import KEEP_REFUSED_MESSAGE, agent_events, assistant_text, outcome
+from chatkit.backends.selfhosted.chat.events import agent_events, assistant_text, keep_refused_message, outcome
 from chatkit.backends.selfhosted.chat.run_hooks import metering, own_caller
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
@@ -107,11 +108,12 @@ class _Runner(AgentRunner):
     """The SDK's default runner. In a chat it meters runs and keeps refused messages; ``run`` streams in a workflow's turn."""
 
     def run_streamed(self, starting_agent: Agent[Any], input: Any, **kwargs: Any) -> RunResultStreaming:  # noqa: A002
-        if context := current_context.get():
-            kwargs["hooks"] = metering(kwargs.get("hooks"), context.usage)
-            kwargs["error_handlers"] = {**KEEP_REFUSED_MESSAGE, **(kwargs.get("error_handlers") or {})}
+        start = partial(super().run_streamed, starting_agent, input)
         with own_caller():
-            return super().run_streamed(starting_agent, input, **kwargs)
+            if context := current_context.get():
+                kwargs["hooks"] = metering(kwargs.get("hooks"), context.usage)
+                return keep_refused_message(partial(start, **kwargs), kwargs.get("error_handlers"))
+            return start(**kwargs)
 
     async def run(self, starting_agent: Agent[Any], input: Any, **kwargs: Any) -> RunResult:  # noqa: A002
         run = _current.get()

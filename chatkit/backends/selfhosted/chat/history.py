@@ -8,7 +8,7 @@ included, up to ``MAX_FILE_BYTES``; of older ones, the model is only told that t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from itertools import dropwhile
@@ -84,14 +84,11 @@ async def load_history(store: SqlStore, thread_id: str, context: ChatContext) ->
     newest_first: list[ThreadItem] = []
     characters = number = 0
     include_files = _FileInclusion(store, context)
-    has_user_message = truncated = refused = False
+    is_refused = _refused_messages()
+    has_user_message = truncated = False
     async for loaded in _newest_first(store, thread_id, context):
         number += 1
-        if isinstance(loaded, SDKHiddenContextItem) and loaded.content == REFUSED:
-            refused = True
-            continue
-        if refused and isinstance(loaded, UserMessageItem):
-            refused = False
+        if is_refused(loaded):
             continue
         item = await include_files(loaded)
         words = item.model_copy(update={"attachments": []}) if isinstance(item, UserMessageItem) else item
@@ -116,6 +113,23 @@ def refusal(thread: ThreadMetadata) -> SDKHiddenContextItem:
     """
     item_id = new_id("sdk_hidden_context")
     return SDKHiddenContextItem(id=item_id, thread_id=thread.id, created_at=datetime.now(), content=REFUSED)  # noqa: DTZ005
+
+
+def _refused_messages() -> Callable[[ThreadItem], bool]:
+    """Return a function that recognizes messages that a guardrail refused, and their marks. Call it with the newest first."""
+    marked = False
+
+    def is_refused(item: ThreadItem) -> bool:
+        nonlocal marked
+        if isinstance(item, SDKHiddenContextItem) and item.content == REFUSED:
+            marked = True
+            return True
+        if marked and isinstance(item, UserMessageItem):
+            marked = False
+            return True
+        return False
+
+    return is_refused
 
 
 class _FileInclusion:
@@ -164,13 +178,14 @@ _to_agent_input = ThreadItemConverter.to_agent_input
 async def to_agent_input(converter: ThreadItemConverter, thread_items: Sequence[ThreadItem] | ThreadItem) -> list[Any]:
     """OpenAI's ``ThreadItemConverter.to_agent_input``, for every API, and for items that have the URLs of this service.
 
-    OpenAI may not be able to fetch these. Images that exceed ``MAX_FILE_BYTES`` are left out.
+    OpenAI may not be able to fetch these. Images that exceed ``MAX_FILE_BYTES`` are left out, and messages that an input
+    guardrail refused.
     """
     items = list(thread_items) if isinstance(thread_items, Sequence) else [thread_items]
     context, store = current_context.get(), current_store.get()
     if context and store:
-        include = _FileInclusion(store, context)
-        items = [await include(item) for item in reversed(items)][::-1]
+        include, is_refused = _FileInclusion(store, context), _refused_messages()
+        items = [await include(item) for item in reversed(items) if not is_refused(item)][::-1]
         items = [item for item in items if not (isinstance(item, GeneratedImageItem) and item.image and not item.image.url)]
     return [_for_every_api(converted) for converted in await _to_agent_input(converter, items)]
 

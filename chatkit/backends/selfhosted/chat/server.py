@@ -183,9 +183,9 @@ class GuardedServer(ChatKitServer[ChatContext]):
             error.allow_retry &= thread.status.type == "active"
             if not isinstance(error.__cause__, _REFUSALS):
                 items += [message for message in context.drafts.values() if assistant_text(message).strip()]
-            # A turn without a message, such as an action, has no message that could be left out.
-            elif isinstance(error.__cause__, agents.InputGuardrailTripwireTriggered) and context.is_repeatable:
-                items.append(refusal(thread))
+        # A turn without a message, such as an action, has no message that could be left out.
+        if context.message_is_refused.is_set() and context.is_repeatable and not isinstance(error, asyncio.CancelledError):
+            items.append(refusal(thread))
         for item in items:
             try:
                 await self.store.save_item(thread.id, item, context)

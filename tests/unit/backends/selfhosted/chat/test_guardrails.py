@@ -9,8 +9,10 @@ import pytest
 from tests.support.applications import Start
 from tests.support.chat import errors, on_screen, texts
 from tests.support.fake_openai import FakeOpenAI
-from tests.support.responses_api import Events, calls, says, streaming, thinks
+from tests.support.fake_server import Handler
+from tests.support.responses_api import Events, by_model, calls, refuses, says, streaming, thinks
 
+JUDGED_FINE = says('{"response": false}')
 STOPPED = [("custom", "This can't be answered here.", False)]
 SHAPES = ["guarded", "guarded_for_user", "guarded_workflow", "tests.support.servers_under_test:Guarded"]
 REPLIES: dict[str, list[Events]] = {
@@ -86,16 +88,71 @@ def test_own_server_that_explains_the_refusal(start: Start, fake_openai: FakeOpe
     assert errors(events) == [("custom", "We don't talk about that.", False)]
     before = len(fake_openai.received)
     assert texts(caller.say(thread_id, "something else")) == ["All is well"]
-    assert "A guardrail refused" in json.dumps(fake_openai.received[before].body["input"])
+    assert "forbidden" not in json.dumps(fake_openai.received[before].body["input"])
 
 
-def test_own_server_is_told_of_a_refused_message(start: Start, fake_openai: FakeOpenAI) -> None:
-    caller = start(SHAPES[-1])
+@pytest.mark.parametrize("agent", ["catching_workflow", "tests.support.servers_under_test:Blocking"])
+def test_tripwire_is_caught(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    """Neither the guardrail nor the model gets the message again."""
+    caller = start(agent)
     fake_openai.behaviour = streaming(says("All is well"))
-    thread_id, _ = caller.create("forbidden words")
+    thread_id, events = caller.create("forbidden words")
+    shown = [event.message for event in events if event.type == "error"] or texts(events)
+    assert shown == ["We blocked that message for safety."]
     before = len(fake_openai.received)
     assert texts(caller.say(thread_id, "something else")) == ["All is well"]
-    assert "A guardrail refused" in json.dumps(fake_openai.received[before].body["input"])
+    (received,) = fake_openai.received[before:]
+    assert "forbidden" not in json.dumps(received.body["input"])
+
+
+class TestGuardrailOfAModel:
+    """The guardrails of OpenAI's documentation ask a model."""
+
+    @pytest.mark.parametrize("agent", ["input_judged", "output_judged"])
+    def test_failure_removes_what_was_not_judged(self, start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+        caller = start(agent)
+        answer = streaming([*says("the secret word"), 0.5], says("All is well"))
+
+        def without_judge(handler: Handler) -> None:
+            if handler.received.body["model"] == "gpt-judge":
+                handler.respond(400, {"error": {"message": "inner", "type": "invalid_request_error"}})
+            else:
+                answer(handler)
+
+        fake_openai.behaviour = without_judge
+        thread_id, events = caller.create("hello")
+        assert errors(events) == [("stream.error", None, False)]
+        assert list(on_screen(events).values()) == ["user_message"]
+        assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
+        fake_openai.behaviour = by_model({"gpt-judge": [JUDGED_FINE], "gpt-test": [says("All is well")]})
+        before = len(fake_openai.received)
+        assert texts(caller.say(thread_id, "something else")) == ["All is well"]
+        given = [json.dumps(received.body["input"]) for received in fake_openai.received[before:]]
+        assert not any("secret" in one for one in given)
+        assert any("hello" in one for one in given), "the message was not refused"
+
+    @pytest.mark.parametrize("agent", ["input_judged", "output_judged"])
+    def test_refusal_of_the_judge_refuses(self, start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+        caller = start(agent)
+        answer = [*says("the secret word"), 0.5]
+        fake_openai.behaviour = by_model({"gpt-judge": [refuses("I can't judge this")], "gpt-test": [answer]})
+        thread_id, events = caller.create("unspeakable")
+        assert errors(events) == STOPPED
+        assert list(on_screen(events).values()) == ["user_message"]
+        assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
+        fake_openai.behaviour = by_model({"gpt-judge": [JUDGED_FINE], "gpt-test": [says("All is well")]})
+        before = len(fake_openai.received)
+        assert texts(caller.say(thread_id, "something else")) == ["All is well"]
+        given = [json.dumps(received.body["input"]) for received in fake_openai.received[before:]]
+        assert any("unspeakable" in one for one in given) is (agent == "output_judged")
+
+    def test_refusal_within_a_tool_leaves_the_message_alone(self, start: Start, fake_openai: FakeOpenAI) -> None:
+        caller = start("asking_a_judge")
+        asks = [*says("I ask the judge"), *calls("judge", input="hello")]
+        fake_openai.behaviour = by_model({"gpt-judge": [refuses("I can't judge this")], "gpt-test": [asks]})
+        thread_id, events = caller.create("hello")
+        assert (texts(events), errors(events)) == (["I ask the judge"], STOPPED)
+        assert "can't judge" not in caller.items(thread_id).model_dump_json()
 
 
 @pytest.mark.parametrize("agent", SHAPES)

@@ -342,6 +342,7 @@ ending_with_a_tool = Agent(
     tools=[weather, says_nothing, shows_a_widget, reports, ask_page, hides, summarizes, *map(_returning, OUTPUTS)],
     tool_use_behavior="stop_on_first_tool",
 )
+typed_ending_with_a_tool = ending_with_a_tool.clone(output_type=Word)
 ending_with_the_weather = ending_with_a_tool.clone(tool_use_behavior=StopAtTools(stop_at_tool_names=["weather"]))
 
 

@@ -15,6 +15,7 @@ import openai
 from agents import (
     Agent,
     InputGuardrailTripwireTriggered,
+    RunErrorHandlerResult,
     Runner,
 )
 from agents.models import _openai_shared
@@ -62,6 +63,7 @@ from chatkit.widgets import DynamicWidgetRoot
 from pydantic import AnyUrl
 from starlette.exceptions import HTTPException  # the base class of FastAPI's
 
+from chatkit.backends.selfhosted.chat import approvals
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from tests.support import agents_elsewhere, agents_under_test, approving_agents
 from tests.support.agents_under_test import seen, spoken
@@ -187,6 +189,30 @@ class AskingExperts(Plain):
 
 class EndingWithATool(Plain):
     agent = agents_under_test.ending_with_a_tool
+
+
+class Persistent(ChatKitServer[ChatContext]):
+    """Has an error handler for runs that don't end."""
+
+    include_in_history = True
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
+
+        def give_up(data: Any) -> RunErrorHandlerResult:
+            return RunErrorHandlerResult("Please ask for less.", include_in_history=self.include_in_history)
+
+        result = Runner.run_streamed(
+            agents_under_test.with_tool, "Go", context=agent_context, max_turns=2, error_handlers={"max_turns": give_up}
+        )
+        async for event in approvals.run_events(agent_context, result):
+            yield event
+
+
+class Forgetful(Persistent):
+    include_in_history = False
 
 
 class WithoutApprovals(Plain):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, cast
@@ -64,20 +64,28 @@ async def discard(store: SqlStore, thread_id: str, context: ChatContext) -> list
 
 
 async def run_events(
-    context: AgentContext[ChatContext], result: RunResultStreaming, *, converter: ResponseStreamConverter | None = None
+    context: AgentContext[ChatContext],
+    result: RunResultStreaming,
+    *,
+    converter: ResponseStreamConverter | None = None,
+    rejected_calls: Collection[str] = (),
 ) -> AsyncGenerator[ThreadStreamEvent]:
-    """Stream a run as ``agent_events`` does, also what a tool ends it with. If it needs the user's approval, pause it.
+    """Stream a run as ``agent_events`` does, also what a tool or an error handler ends it with.
+
+    If it needs the user's approval, pause it.
 
     Args:
         context: a context for this run only.
         result: the run.
         converter: converts images and citations.
+        rejected_calls: see ``agent_events``.
 
     Raises:
         CustomStreamError: the state is too large to be kept.
     """
     client_tool_call = None
-    async with aclosing(agent_events(context, result, converter=converter, show_tool_output=True)) as events:
+    streamed = agent_events(context, result, converter=converter, show_tool_output=True, rejected_calls=rejected_calls)
+    async with aclosing(streamed) as events:
         async for event in events:
             if result.interruptions and isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, ClientToolCallItem):
                 client_tool_call = event  # has to be the thread's last item
@@ -154,14 +162,15 @@ async def _resumed(
         _AgentChangedError: the agent does not fit the run, of which nothing was executed.
     """
     try:
-        run_state = await _restore(run, state, agent, context)
+        run_state, rejected_calls = await _restore(run, state, agent, context)
     except Exception as error:  # noqa: BLE001  the SDK raises many kinds for a state that does not fit
         reason = error
     else:
         result = Runner.run_streamed(agent, run_state, **run_options)
         begun = context.request_context.usage.begun
         try:
-            async with aclosing(run_events(context, result, converter=converter)) as events:
+            streamed = run_events(context, result, converter=converter, rejected_calls=rejected_calls)
+            async with aclosing(streamed) as events:
                 async for event in events:
                     yield event
             return
@@ -253,8 +262,11 @@ async def _decide(
     return await store.paused_runs.decide(sender, {"approved": approved, "reason": reason}, decided, not_pending, context)
 
 
-async def _restore(run: PausedRun, state: LoadedState, agent: Agent[Any], context: AgentContext[ChatContext]) -> RunState[Any]:
-    """Return the state of ``run`` with the user's decisions."""
+async def _restore(
+    run: PausedRun, state: LoadedState, agent: Agent[Any], context: AgentContext[ChatContext]
+) -> tuple[RunState[Any], list[str]]:
+    """Return the state of ``run`` with the user's decisions, and the ids of the calls that the user has rejected."""
+    rejected_calls = []
     restored = await RunState.from_string(agent, state.json, context_deserializer=lambda _: context, strict_context=True)
     for call, decision in zip(restored.get_interruptions(), run.decisions.values(), strict=True):
         if decision["approved"]:
@@ -262,7 +274,8 @@ async def _restore(run: PausedRun, state: LoadedState, agent: Agent[Any], contex
         else:
             reason = f" The user's reason: {decision['reason']}" if decision["reason"] else ""
             restored.reject(call, rejection_message=f"The user rejected this call.{reason}")
-    return restored
+            rejected_calls.append(call.call_id or "")
+    return restored, rejected_calls
 
 
 def _replaced(context: AgentContext[ChatContext], stored: WidgetItem) -> ThreadItemReplacedEvent:

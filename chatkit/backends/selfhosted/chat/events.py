@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from contextlib import aclosing
 from datetime import datetime
 from itertools import takewhile
@@ -15,6 +15,7 @@ import pydantic_core
 from agents import (
     ImageGenerationTool,
     InputGuardrailTripwireTriggered,
+    MessageOutputItem,
     ModelRefusalError,
     OutputGuardrailTripwireTriggered,
     RawResponsesStreamEvent,
@@ -281,6 +282,7 @@ async def agent_events(
     converter: ResponseStreamConverter | None = None,
     show_messages: bool = True,
     show_tool_output: bool = False,
+    rejected_calls: Collection[str] = (),
 ) -> AsyncGenerator[ThreadStreamEvent]:
     """Convert one run of an agent to ChatKit events, with our own ids for the model's messages and calls.
 
@@ -296,7 +298,8 @@ async def agent_events(
             asks for.
         show_messages: whether the user sees the model's messages.
         show_tool_output: whether the user sees the output of a tool that ends the run (``tool_use_behavior``), unless the
-            tool has shown something itself.
+            tool has shown something itself. Likewise of the message of an error handler.
+        rejected_calls: the ids of calls that the user has rejected, whose outputs are only for the model.
     """
     run = _BridgedRun(context, result)
     id_mapper = _IdMapper(run.model_ids, show_messages=show_messages)
@@ -313,7 +316,8 @@ async def agent_events(
                     yield own
         # The bridge sends no event for an image that fails.
         removed = [ThreadItemRemovedEvent(item_id=image_id) for image_id in shown.unfinished_images]
-        for own in [*removed, *(_tool_output(context, result) if show_tool_output and not run.shown_by_tool else ())]:
+        show_final_output = show_tool_output and not run.shown_by_tool
+        for own in [*removed, *(_final_output(context, result, rejected_calls) if show_final_output else ())]:
             yield own
     except ModelRefusalError:
         # It is raised before the end of the message that contains the refusal. The model of a tool may have refused as well.
@@ -336,16 +340,26 @@ async def agent_events(
         raise failure
 
 
-def _tool_output(context: AgentContext[Any], result: RunResultStreaming) -> list[ThreadStreamEvent]:
-    """Return the final output as a message, if a tool ended the run with something to show."""
+def _final_output(
+    context: AgentContext[Any], result: RunResultStreaming, rejected_calls: Collection[str]
+) -> list[ThreadStreamEvent]:
+    """Return the final output as a message, if a tool or an error handler ended the run with something to show."""
     final = result.final_output
     ending = takewhile(lambda item: isinstance(item, ToolCallOutputItem), reversed(result.new_items))
-    outputs = [cast(ToolCallOutputItem, item).output for item in ending]
-    if not outputs or not isinstance(final, str):
+    outputs = [cast(ToolCallOutputItem, item) for item in ending]
+    # The SDK makes a text of any output, unless the agent has an output_type.
+    item = next((item for item in outputs if final in (item.output, str(item.output))), None)
+    if not (outputs or _is_of_error_handler(result)) or (item and item.call_id in rejected_calls):
         return []
-    # The SDK makes a text of any output.
-    text = next((_shown_output(output) for output in outputs if str(output) == final), final)
+    text = _shown_output(item.output if item else final)
     return [*close_workflow(context), assistant_message(context.thread, text)] if text else []
+
+
+def _is_of_error_handler(result: RunResultStreaming) -> bool:
+    """Return whether the run ended with a message that no model wrote, but an error handler such as that of ``max_turns``."""
+    last = result.new_items[-1] if result.new_items else None
+    of_models = (output for response in result.raw_responses for output in response.output)
+    return isinstance(last, MessageOutputItem) and all(last.raw_item is not output for output in of_models)
 
 
 def _shown_output(output: Any) -> str:

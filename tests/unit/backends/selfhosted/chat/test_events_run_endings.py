@@ -145,7 +145,42 @@ def test_a_tool_that_was_decided_on_ends_the_run(start: Start, fake_openai: Fake
     (widget,) = [event.item for event in events if event.type == "thread.item.done" and event.item.type == "widget"]
     action = {"type": "chatkit.approval", "payload": {"approved": approved}}
     decided = list(caller.stream("threads.custom_action", thread_id=thread_id, item_id=widget.id, action=action))
-    assert texts(decided) == ["a.txt is deleted" if approved else "The user rejected this call."]
+    assert texts(decided) == (["a.txt is deleted"] if approved else []), "a rejection is told to the model, not to the user"
+
+
+@pytest.mark.parametrize("approved", [[True, False], [False, True]])
+def test_one_of_two_calls_is_rejected(start: Start, fake_openai: FakeOpenAI, approved: list[bool]) -> None:
+    """The first call's output is the final one."""
+    caller = start(f"{APPROVING}:ending_with_a_tool")
+    two = [*calls("delete_file", "call_1", path="a.txt"), *calls("delete_file", "call_2", path="b.txt")]
+    fake_openai.behaviour = streaming(two)
+    thread_id, events = caller.create("Delete them")
+    widgets = [event.item for event in events if event.type == "thread.item.done" and event.item.type == "widget"]
+    for widget, one in zip(widgets, approved, strict=True):
+        action = {"type": "chatkit.approval", "payload": {"approved": one}}
+        decided = list(caller.stream("threads.custom_action", thread_id=thread_id, item_id=widget.id, action=action))
+    assert texts(decided) == (["a.txt is deleted"] if approved[0] else [])
+
+
+@pytest.mark.parametrize(
+    ("tool", "shown"), [("returns_a_model", '{"word":"Sun"}'), ("returns_a_dict", '{"city":"Paris","sun":true}')]
+)
+def test_the_output_of_a_tool_that_ends_the_run_of_a_typed_agent(
+    start: Start, fake_openai: FakeOpenAI, tool: str, shown: str
+) -> None:
+    caller = start("typed_ending_with_a_tool")
+    fake_openai.behaviour = streaming(calls(tool))
+    thread_id, events = caller.create("Go")
+    assert (errors(events), texts(events)) == ([], [shown])
+    assert caller.items(thread_id).data[0].content[0].text == shown
+
+
+@pytest.mark.parametrize("include_in_history", [True, False])
+def test_message_of_an_error_handler(start: Start, fake_openai: FakeOpenAI, include_in_history: bool) -> None:
+    caller = start(f"{SERVERS}:{'Persistent' if include_in_history else 'Forgetful'}")
+    fake_openai.behaviour = streaming(SUN)
+    _, events = caller.create("Weather?")
+    assert (errors(events), texts(events)) == ([], ["Please ask for less."])
 
 
 LOST = "The agent Careful waits for an approval that can't be given"

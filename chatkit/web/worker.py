@@ -158,6 +158,12 @@ class Protocol(_Protocol):  # type: ignore[misc]
             self._answered, self._announces_close = request, self.worker.announces_close
         return bool(self._announces_close or super()._will_close(request, response_requires_close))
 
+    def _close_transport(self) -> None:
+        super()._close_transport()
+        # gunicorn does not come to that if its write_eof() fails, because the client has reset the connection.
+        if self.transport:
+            self.transport.close()
+
     def close_if_idle(self) -> None:
         if self._awaiting_request:
             self._keepalive_timeout()

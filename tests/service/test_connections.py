@@ -17,6 +17,7 @@ import requests
 
 from tests.support.chat import Caller, user_input
 from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 POST = b"POST /api/chatkit/sessions HTTP/1.1\r\nHost: x\r\n"
 JSON = b"Content-Type: application/json\r\n"
@@ -233,6 +234,24 @@ def test_client_disconnects(service: Service, stage: str, reset: bool) -> None:
             sock = stack.enter_context(connect(service, STAGES[stage]))
             if reset:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+    assert_serving(service)
+
+
+ABANDONED = {
+    "health check": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+    "health check that closes": b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "unknown path over HTTP/1.0": b"GET /nothing HTTP/1.0\r\n\r\n",
+    "session": POST + JSON + b"Content-Length: 2\r\n\r\n{}",
+}
+
+
+@pytest.mark.parametrize("request_bytes", ABANDONED.values(), ids=ABANDONED)
+def test_client_that_does_not_wait_leaves_no_connection(service: Service, request_bytes: bytes) -> None:
+    (worker,) = psutil.Process(service.process.pid).children()
+    open_before = worker.num_fds()
+    for _ in range(20):
+        connect(service, request_bytes).close()
+    wait_for(lambda: worker.num_fds() <= open_before + 2)
     assert_serving(service)
 
 

@@ -24,6 +24,10 @@ class Starts:
     _starting: Counter[str] = field(default_factory=Counter)
     _waiting: dict[str, deque[asyncio.Future[None]]] = field(default_factory=dict)
 
+    @property
+    def has_waiting(self) -> bool:
+        return any(not waiter.cancelled() for waiters in self._waiting.values() for waiter in waiters)
+
     async def enter(self, holder: str) -> Callable[[], None]:
         """Wait until ``holder`` may start. Call the returned function when it has; only the first call counts."""
         loop = asyncio.get_running_loop()

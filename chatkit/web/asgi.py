@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, copy_context
+from functools import partial
 from typing import Any
 
 from flask import Flask, Response
@@ -43,7 +44,9 @@ Produce = Callable[[Buffer], Awaitable[None]]
 BODY_SECONDS: float = 60  # for a whole request body, from the end of the headers
 BODY_IDLE_SECONDS: float = 20  # for its next chunk
 DISCARD_SECONDS = 5  # for the rest of a body that is too large, so that its sender can read the response
-MAX_BODIES_BYTES = 64 * 1024 * 1024  # of all request bodies in memory, in one process
+# Of all request bodies in memory, in one process. What a body has beyond 64 KiB can't take the room of small bodies, which are
+# those of all requests but dictation.
+SMALL_BODY_BYTES, SMALL_BODIES_BYTES, LARGE_BODIES_BYTES = 64 * 1024, 16 * 1024 * 1024, 64 * 1024 * 1024
 MAX_CHUNKS = 20_000  # of one request body; 8 MiB arrive in some thousands
 CHUNKS_PER_YIELD = 64  # before other tasks on the loop get their turn
 FIRST_EVENT_SECONDS = 30  # of a stream; no model has been called until then
@@ -58,6 +61,7 @@ STARTING_VIEWS, STARTING_VIEWS_PER_ADDRESS, START_SECONDS = 16, 2, 0.01
 # Uploads in memory, besides other bodies: 48 MiB. A page sends all files of a message at once, perhaps on a slow line.
 UPLOADS, UPLOADS_PER_ADDRESS = 6, 2
 UPLOAD_SECONDS: float = 300  # for a whole upload, and before that for its turn
+CONTENDED_UPLOAD_SECONDS = 60  # for a whole upload while others wait for their turn
 
 _DEFERRED = "chatkit.deferred"
 _ERROR = "chatkit.error"
@@ -204,7 +208,10 @@ class Adapter:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="view")
         self._threads = ConcurrencyLimit("requests", threads, max(1, threads // ADDRESS_DIVISOR))
         self._views = Starts(STARTING_VIEWS, STARTING_VIEWS_PER_ADDRESS, START_SECONDS)
-        self._bodies = ConcurrencyLimit("bytes of request bodies", MAX_BODIES_BYTES, MAX_BODIES_BYTES // ADDRESS_DIVISOR)
+        self._small_bodies, self._large_bodies = (
+            ConcurrencyLimit(f"bytes of {size} request bodies", total, total // ADDRESS_DIVISOR)
+            for size, total in (("small", SMALL_BODIES_BYTES), ("large", LARGE_BODIES_BYTES))
+        )
         self._uploads = Starts(UPLOADS, UPLOADS_PER_ADDRESS, None)
         self._max_body_bytes = max_body_bytes
         self._is_upload = is_upload
@@ -271,11 +278,7 @@ class Adapter:
             elif self._is_upload(path, request.environ["QUERY_STRING"]):
                 await self._serve_upload(request, address)
             else:
-
-                def admit(size: int) -> None:
-                    self._bodies.acquire(address, size)
-                    request.body_bytes += size
-
+                admit = partial(self._admit_body, request, address)
                 await _read_body(request, self._max_body_bytes(path), BODY_SECONDS, admit)
                 await self._run_in_thread(request, address)
         except _ClientDisconnected:
@@ -287,7 +290,16 @@ class Adapter:
                 request.environ[_ERROR] = error
                 await self._run_on_loop(request)
         finally:
-            self._bodies.release(address, request.body_bytes)
+            small = min(request.body_bytes, SMALL_BODY_BYTES)
+            self._small_bodies.release(address, small)
+            self._large_bodies.release(address, request.body_bytes - small)
+
+    def _admit_body(self, request: _Request, address: str, size: int) -> None:
+        """Acquire memory for the next ``size`` bytes of a body."""
+        small = min(size, max(0, SMALL_BODY_BYTES - request.body_bytes))
+        for limit, part in ((self._small_bodies, small), (self._large_bodies, size - small)):
+            limit.acquire(address, part)
+            request.body_bytes += part
 
     async def _serve_upload(self, request: _Request, address: str) -> None:
         try:
@@ -295,8 +307,14 @@ class Adapter:
                 end = await self._uploads.enter(address)
         except TimeoutError:
             raise RequestTimeout from None
+        began = asyncio.get_running_loop().time()
+
+        def admit(_size: int) -> None:
+            if self._uploads.has_waiting and asyncio.get_running_loop().time() - began > CONTENDED_UPLOAD_SECONDS:
+                raise RequestTimeout
+
         try:
-            await _read_body(request, MAX_UPLOAD_BYTES, UPLOAD_SECONDS, lambda _size: None)
+            await _read_body(request, MAX_UPLOAD_BYTES, UPLOAD_SECONDS, admit)
             await self._run_in_thread(request, address)
         finally:
             end()

@@ -293,42 +293,75 @@ def test_upload_waits_for_its_turn_for_five_minutes() -> None:
                 yield b"x"
                 await asyncio.sleep(10)
 
-        holders = [asyncio.create_task(Client(app).post(endless(), query=UPLOAD)) for _ in range(2)]
-        await asyncio.sleep(10)
-        later = [asyncio.create_task(Client(app).post(endless(), query=UPLOAD)) for _ in range(2)]
+        holders = [asyncio.create_task(Client(app).post(endless(), query=UPLOAD)) for _ in range(10)]  # 70 s for each two
         await settle()
         waiting = Client(app)
         assert 299 < await waiting.post(chunks(1), query=UPLOAD) < 301
         assert (waiting.status, waiting.taken) == (408, 0)
-        for task in (*holders, *later):
+        for task in holders:
             task.cancel()
 
     run(check())
 
 
-def test_bodies_in_memory() -> None:
-    """16 MiB of one address, 64 MiB of all, until their requests end."""
+@pytest.mark.parametrize(("seconds", "waits", "ended"), [(59, True, 0), (61, True, 1), (61, False, 0)])
+def test_upload_takes_a_minute_at_most_while_others_wait(seconds: float, waits: bool, ended: int) -> None:
+    async def check() -> None:
+        app = make_app(threads=16)
+
+        async def slow() -> AsyncIterator[bytes]:
+            for pause in (19, 19, 19, seconds - 57):
+                yield b"x"
+                await asyncio.sleep(pause)
+            yield b"x"
+
+        holders = [Client(app) for _ in range(2)]
+        tasks = [asyncio.create_task(client.post(slow(), query=UPLOAD)) for client in holders]
+        await settle()
+        waiting = Client(app)
+        turn = asyncio.create_task(waiting.post(chunks(1), query=UPLOAD))
+        await settle()
+        if not waits:
+            turn.cancel()
+        await asyncio.gather(*tasks, turn, return_exceptions=True)
+        assert sorted(client.status for client in holders) == [200] * (2 - ended) + [408] * ended
+        assert waiting.status == (200 if waits else 0)
+
+    run(check())
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_bodies_in_memory(size: str) -> None:
+    """A quarter for one address, until their requests end. Large bodies leave room for small ones, and the other way round."""
 
     async def check() -> None:
         app = make_app(max_body_bytes=20 * MIB)
-        block = bytes(8 * MIB)
+        small = bytes(64 * 1024)
+        bodies, body = (1, [small, bytes(8 * MIB), bytes(8 * MIB)]) if size == "large" else (64, [small])
 
         async def waiting() -> AsyncIterator[bytes]:
-            for _ in range(2):
+            for block in body:
                 yield block
             await asyncio.Event().wait()
 
-        async def refusal(address: str) -> str:
+        async def refusal(address: str, number: int) -> str:
             client = Client(app, address=address)
-            await client.post(chunks(1))
+            await client.post(chunks(number, small))
             return "" if client.status == 200 else client.code
 
-        held = [asyncio.create_task(Client(app, address=f"10.0.0.{number}").post(waiting())) for number in range(4)]
+        held = [
+            asyncio.create_task(Client(app, address=f"10.0.0.{number}").post(waiting()))
+            for number in range(4)
+            for _ in range(bodies)
+        ]
         await settle()
-        assert [await refusal("10.0.0.1"), await refusal("10.0.0.9")] == ["too_many_requests", "service_busy"]
+        number = 2 if size == "large" else 1
+        assert [await refusal("10.0.0.1", number), await refusal("10.0.0.9", number)] == ["too_many_requests", "service_busy"]
         held.pop().cancel()
         await settle()
-        assert [await refusal("10.0.0.1"), await refusal("10.0.0.9")] == ["too_many_requests", ""]
+        assert await refusal("10.0.0.1", number) == "too_many_requests"
+        # While the test waits for a thread, the bodies time out: no more checks after this one.
+        assert await (refusal("10.0.0.1", 1) if size == "large" else refusal("10.0.0.9", 1)) == ""
         for task in held:
             task.cancel()
 

@@ -6,7 +6,6 @@ import logging
 from pkgutil import extend_path
 
 from flask import Response
-from werkzeug.middleware.proxy_fix import ProxyFix
 
 from chatkit import commands
 from chatkit.backends import open_backend
@@ -19,6 +18,7 @@ from chatkit.settings import Settings, load
 from chatkit.web import cors, logs
 from chatkit.web.asgi import Adapter, AsgiFlask
 from chatkit.web.errors import register_error_handlers
+from chatkit.web.proxy_fix import ProxyFix
 from chatkit.web.request_body import CHAT_PATH, MAX_CHAT_BYTES
 
 # OpenAI's server package is also named chatkit. This merges the two: submodules not found here are imported from there.

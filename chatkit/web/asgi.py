@@ -23,7 +23,6 @@ from typing import Any
 from flask import Flask, Response
 from flask import request as flask_request
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
-from werkzeug.middleware.proxy_fix import ProxyFix
 
 from chatkit.limits.concurrency import ADDRESS_DIVISOR, ConcurrencyLimit
 from chatkit.limits.rate import client_address
@@ -31,6 +30,7 @@ from chatkit.limits.starts import Starts
 from chatkit.web import logs
 from chatkit.web.buffer import Buffer
 from chatkit.web.errors import NotFound, NotReady, ServiceBusy
+from chatkit.web.proxy_fix import ProxyFix
 from chatkit.web.request_body import MAX_UPLOAD_BYTES
 from chatkit.web.watchdog import watch_loop
 from chatkit.web.wsgi import WsgiResponse, make_environ

@@ -39,6 +39,7 @@ from chatkit.types import (
 from chatkit.web import errors
 
 TRANSCRIPTION_SECONDS = 60
+BYTES_PER_CHARACTER = 100  # of a recording: some KB per second, which costs about ten tokens
 
 _MEDIA_TYPE = re.compile(r"audio/(?:x-|vnd\.)?([a-z0-9.+-]{1,50})", re.ASCII | re.IGNORECASE)
 _EXTENSIONS = {"wave": "wav"}  # otherwise the subtype is the extension
@@ -113,15 +114,20 @@ class DefaultServer(ChatKitServer[ChatContext]):
         # OpenAI tells the format by the extension.
         file = (f"audio.{_EXTENSIONS.get(format_[1], format_[1])}", io.BytesIO(audio_input.data), media_type)
         model = self._chatkit_resources.transcription_model
+        context.usage.begin_call("Dictation", len(audio_input.data) // BYTES_PER_CHARACTER)
         try:
             async with asyncio.timeout(TRANSCRIPTION_SECONDS):
                 result = await client.audio.transcriptions.create(model=model, file=file)
             context.usage.add("Dictation", 1, result.usage)
             return TranscriptionResult(text=result.text)
+        except asyncio.CancelledError:
+            context.usage.abort_calls(failed=False)  # OpenAI goes on, and bills it
+            raise
         except openai.BadRequestError as error:  # usually the recording is too short or damaged
             detail = f"transcription failed: {_answered(error)}"
             raise errors.RequestRefused(detail, message=_NOT_TRANSCRIBED) from error
         except Exception as error:  # also a timeout or an invalid response
+            context.usage.abort_calls(failed=isinstance(error, openai.APIError))
             raise openai_error(error, "transcription failed") from error
 
 

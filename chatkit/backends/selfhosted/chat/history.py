@@ -35,6 +35,7 @@ MAX_ITEMS = 200
 MAX_CHARACTERS = 100_000
 IMAGE_CHARACTERS = 6_000  # the weight of an image of any size: about 1,500 tokens at full detail
 FILE_CHARACTERS = 30_000  # likewise of a file that is no text: some ten pages
+FILE_BYTES_PER_CHARACTER = 20  # in Base64: of a PDF with some 60 KB per page, which costs about 1,000 tokens
 MAX_FILE_CHARACTERS = 505_000  # of attachments: the ten files of a message, with their names
 # In Base64: the files of a message, with their names. OpenAI accepts 50 MB per request; more would fail on every turn.
 MAX_FILE_BYTES = 20_010_000
@@ -233,16 +234,26 @@ async def _newest_first(store: SqlStore, thread_id: str, context: ChatContext) -
         after = page.after
 
 
-def count_characters(value: Any) -> int:
-    """Return how many characters of a model's input ``value`` counts as."""
+def count_characters(value: Any, *, by_size: bool = False) -> int:
+    """Return how many characters of a model's input ``value`` counts as.
+
+    Args:
+        value: a part of the input.
+        by_size: whether a large file counts as more than ``FILE_CHARACTERS``, as a model's service counts it.
+    """
     if isinstance(value, str):
         return len(value)
     if isinstance(value, list):
-        return sum(map(count_characters, value))
-    if isinstance(value, dict):
-        weight = {"input_image": IMAGE_CHARACTERS, "input_file": FILE_CHARACTERS}.get(value.get("type", ""))
-        return sum(map(count_characters, value.values())) if weight is None else weight
-    return 0
+        return sum(count_characters(part, by_size=by_size) for part in value)
+    if not isinstance(value, dict):
+        return 0
+    kind = value.get("type")
+    if kind == "input_image":
+        return IMAGE_CHARACTERS
+    if kind == "input_file":
+        size = len(value.get("file_data") or "") if by_size else 0
+        return max(FILE_CHARACTERS, size // FILE_BYTES_PER_CHARACTER)
+    return sum(count_characters(part, by_size=by_size) for part in value.values())
 
 
 def newest_user_message(items: list[ThreadItem]) -> ThreadItem | None:

@@ -85,7 +85,7 @@ class _MeteringHooks(RunHooks[Any]):
         if getattr(context.usage, "meter", None) is not self._meter:
             context.usage = _MeteredUsage.of(context.usage, self._meter)
         _caller.get()[0] = agent.name
-        self._meter.begin_call(agent.name, count_characters([system_prompt, *input_items]))
+        self._meter.begin_call(agent.name, count_characters([system_prompt, *input_items], by_size=True))
         await self._own.on_llm_start(context, agent, system_prompt, input_items)
 
     async def on_tool_start(self, context: RunContextWrapper[Any], agent: Agent[Any], tool: Tool) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from tests.support.agents_under_test import seen
 from tests.support.applications import Start
-from tests.support.chat import deltas, errors, texts, user_input
+from tests.support.attachments import PDF, attach
+from tests.support.chat import Caller, deltas, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI, failing
 from tests.support.fake_server import Handler
 from tests.support.responses_api import FAILED, INCOMPLETE, calls, says, streaming
@@ -140,6 +141,19 @@ def test_response_that_is_cancelled_is_counted(
     given = [str(value) for item in fake_openai.received[1].body["input"] for value in item.values()]
     assert (requests, output_tokens, total) == (2, 1 + 2, input_tokens + output_tokens)
     assert sum(map(len, given)) / 4 * 0.5 < input_tokens < sum(map(len, given)) / 4 * 1.5
+
+
+def test_large_file_of_a_cancelled_response(attaching: Caller, fake_openai: FakeOpenAI, tmp_path: Any) -> None:
+    """Services count its pages: about 1,000 tokens for each 60 KB."""
+    attachment_id = attach(attaching, "a.pdf", "application/pdf", PDF + bytes(1_200_000 - len(PDF)))
+    fake_openai.behaviour = streaming([*says("A long"), 5.0])
+    stream: Any = attaching.stream("threads.create", input=user_input("Read", [attachment_id]))
+    while not deltas([next(stream)]):
+        pass
+    stream.close()
+    wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db"))
+    ((_, _, input_tokens, _, _),) = used(f"sqlite:///{tmp_path}/chatkit.db")
+    assert 20_000 < input_tokens < 20_050
 
 
 @pytest.mark.parametrize("failure", [failing(500, "server_error"), Handler.hang_up])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import threading
 import time
 from concurrent.futures import wait
@@ -13,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import requests
 from agents import Usage
 from sqlalchemy import Engine, create_engine, delete, insert, select, text, update
 
@@ -24,7 +26,7 @@ from chatkit.identity.user import User
 from tests.support.applications import Start
 from tests.support.chat import Caller, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
-from tests.support.fake_server import responding
+from tests.support.fake_server import Handler, responding, silent
 from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
 from tests.support.postgres import new_postgres_database
@@ -75,6 +77,29 @@ def test_dictation_is_counted(start: Start, fake_openai: FakeOpenAI, tmp_path: A
     fake_openai.behaviour = responding(200, {"text": "Hello", "usage": reported})
     assert caller.post("input.transcribe", audio_base64="aGVsbG8=", mime_type="audio/webm").json() == {"text": "Hello"}
     wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == [("Dictation", *row)])
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "row"),
+    [
+        (silent(1), ("Dictation", 1, 20, 0, 20)),
+        (Handler.hang_up, None),
+        (responding(400, {"error": {"message": "inner"}}), None),
+        (responding(401, {"error": {"message": "inner"}}), None),
+    ],
+)
+def test_dictation_without_a_result(start: Start, fake_openai: FakeOpenAI, tmp_path: Any, behaviour: Any, row: Any) -> None:
+    """If the caller leaves, OpenAI goes on and bills it: a token for each 400 bytes."""
+    caller = start("simple")
+    fake_openai.behaviour = behaviour
+    params = {"audio_base64": base64.b64encode(bytes(8_000)).decode(), "mime_type": "audio/webm"}
+    headers = {"Authorization": f"Bearer {caller.secret}"}
+    with suppress(requests.Timeout):
+        body = {"type": "input.transcribe", "params": params}
+        requests.post(f"{caller.url}/api/chatkit", json=body, headers=headers, timeout=0.5 if row else 30)
+    assert fake_openai.received
+    time.sleep(0 if row else 0.3)
+    wait_for(lambda: used(f"sqlite:///{tmp_path}/chatkit.db") == ([row] if row else []))
 
 
 def test_database_that_cannot_store_usage(start: Start, fake_openai: FakeOpenAI, database: str, recorder: Recorder) -> None:

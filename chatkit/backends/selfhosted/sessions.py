@@ -289,12 +289,13 @@ class SessionStore:
         with _database_errors("conversations could not be transferred"), self.engine.begin() as connection:
             connection.execute(_END_SESSIONS, params)  # first: a session that is locked is beginning a conversation
             transfer = _TRANSFER_THREADS.values(**new_owner, used_at=now)
-            connection.execute(_TRANSFER_UNSENT.values(new_owner), params)
             while batch := connection.execute(transfer, params).scalars().all():
                 _delete_what_is_hidden(connection, batch)
                 connection.execute(_DETACH_FILES, {"threads": batch})
                 connection.execute(_DELETE_PAUSED_RUNS, {"threads": batch})
                 connection.execute(_INTERRUPT_RUNS, {"threads": batch})
+            # After the threads, because a message locks its thread and then its attachments.
+            connection.execute(_TRANSFER_UNSENT.values(new_owner), params)
 
     def _purge(self, statement: Delete, oldest: float | date, batch: int = PURGE_BATCH) -> bool:
         """Delete in batches, so that other writers do not wait long for a lock. Return whether all rows are deleted."""

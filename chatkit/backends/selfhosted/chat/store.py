@@ -289,7 +289,8 @@ class SqlStore(Store[ChatContext]):
             connection.execute(DETACH_ATTACHMENTS, params)
             require_match(connection.execute(_DELETE_THREAD, params))  # foreign keys cascade to its items and images
 
-        await self.transactions.run(work)
+        # Locks the thread before its attachments, as whatever sends them does.
+        await self.transactions.write(thread_id, context, work)
 
     # Items
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import AsyncMock
 
+import psycopg
 import pytest
 from chatkit.types import FileAttachment, ImageAttachment
 from sqlalchemy import text
@@ -27,7 +29,9 @@ from tests.support.chat_completions import completing, writes
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.identity_provider import SECRET, shared
 from tests.support.images import PNG, data_url, get
+from tests.support.postgres import new_postgres_database
 from tests.support.responses_api import asked, says, streaming
+from tests.support.waiting import wait_for
 
 MIB = 1024 * 1024
 CDN = "https://cdn.platform.openai.com"
@@ -481,6 +485,34 @@ def test_sign_in_takes_over_what_the_user_can_see(
         maintain()
     assert stored(rows) == [("a.png", True), ("unsent.txt", True)]
     assert rows("SELECT DISTINCT user_id FROM chat_attachments") == [("user:ada",)]
+
+
+@pytest.mark.parametrize("other", ["deletion", "sign-in"])
+def test_no_deadlock_while_a_message_is_stored(start: Start, fake_openai: FakeOpenAI, postgres: str, other: str) -> None:
+    """All lock a thread before its attachments, and before those that it may get."""
+    address = new_postgres_database(postgres)
+    fake_openai.behaviour = streaming(says("I see"))
+    caller = start("simple", DATABASE_URL=address, **OFFERED)
+    thread_id, _ = caller.create("Look", attach(caller, "a.png", "image/png", PNG))
+    attach(caller, "unsent.png", "image/png", PNG)
+    engine = open_database(address)
+
+    def sign_in() -> None:
+        SessionStore(engine, ttl=600).transfer_conversations(User("anonymous", user.partition(":")[2]), User("user", "ada"))
+
+    def delete() -> None:
+        assert caller.post("threads.delete", thread_id=thread_id).status_code == 200
+
+    with psycopg.connect(address) as message, ThreadPoolExecutor(1) as pool:
+        ((user,),) = message.execute("SELECT user_id FROM chat_threads").fetchall()
+        message.execute("UPDATE chat_threads SET used_at = used_at")
+        waiting = pool.submit(delete if other == "deletion" else sign_in)
+        with psycopg.connect(address, autocommit=True) as watching:
+            wait_for(lambda: watching.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchall())
+        message.execute("UPDATE chat_attachments SET size = size")
+        message.commit()
+        waiting.result(30)
+    engine.dispose()
 
 
 @pytest.mark.parametrize(

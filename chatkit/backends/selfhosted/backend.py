@@ -27,7 +27,7 @@ from chatkit.backends.selfhosted.chat.runs import Runs
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.titles import Titles
 from chatkit.backends.selfhosted.chat.usage import UsageStore
-from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, open_database
+from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, describe, open_database
 from chatkit.backends.selfhosted.sessions import SessionStore
 from chatkit.identity.user import User
 from chatkit.limits.concurrency import ChatConcurrency
@@ -46,7 +46,7 @@ def _shorten_database_errors(record: logging.LogRecord) -> bool:
     """Log an unavailable database in one line; OpenAI's server logs each exception in a stream with its traceback."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, UNAVAILABLE):
-        record.msg, record.args = "database_unavailable: %s during a response", (type(error).__name__,)
+        record.msg, record.args = "database_unavailable: %s during a response: %s", (type(error).__name__, describe(error))
         record.exc_info = None
     return True
 

@@ -155,7 +155,7 @@ def _database_errors(detail: str) -> Iterator[None]:
     try:
         yield
     except UNAVAILABLE as error:
-        raise errors.DatabaseUnavailable(detail) from error
+        raise database.unavailable(detail, error) from error
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from flask import Blueprint, Response, request
 
 from chatkit.backends.selfhosted.chat.attachments import Attachments
-from chatkit.backends.selfhosted.database.engine import UNAVAILABLE
+from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, unavailable
 from chatkit.limits.rate import Limits
 from chatkit.store import NotFoundError
-from chatkit.web.errors import DatabaseUnavailable, NotFound
+from chatkit.web.errors import NotFound
 from chatkit.web.request_body import ATTACHMENTS_PATH, read_file
 
 
@@ -25,7 +25,7 @@ def blueprint(attachments: Attachments, limits: Limits) -> Blueprint:
         except NotFoundError as error:
             raise NotFound("no such attachment, or its URL has expired, or it was sent") from error
         except UNAVAILABLE as error:
-            raise DatabaseUnavailable("an attachment could not be stored") from error
+            raise unavailable("an attachment could not be stored", error) from error
         return Response(status=204)
 
     return bp

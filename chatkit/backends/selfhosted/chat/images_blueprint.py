@@ -8,11 +8,11 @@ from flask import Blueprint, Response, request
 
 from chatkit.backends.selfhosted.chat.images import MAX_IMAGE_BYTES, URL_SECONDS
 from chatkit.backends.selfhosted.chat.store import SqlStore
-from chatkit.backends.selfhosted.database.engine import UNAVAILABLE
+from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, unavailable
 from chatkit.limits.concurrency import ADDRESS_DIVISOR, ConcurrencyLimit
 from chatkit.limits.rate import Limits, address
 from chatkit.store import NotFoundError
-from chatkit.web.errors import DatabaseUnavailable, NotFound
+from chatkit.web.errors import NotFound
 from chatkit.web.request_body import IMAGES_PATH
 
 MAX_SENDING_BYTES = 16 * MAX_IMAGE_BYTES  # in memory until their clients have read them
@@ -50,7 +50,7 @@ def blueprint(store: SqlStore, limits: Limits) -> Blueprint:
             except NotFoundError as error:
                 raise NotFound("no such image, or its URL has expired") from error
             except UNAVAILABLE as error:
-                raise DatabaseUnavailable("an image could not be read") from error
+                raise unavailable("an image could not be read", error) from error
             response = Response(image.data, mimetype=image.media_type, headers=HEADERS)
             response.call_on_close(held.pop_all().close)
             return response

@@ -119,13 +119,16 @@ class Runs:
 
         Runs until it is cancelled.
         """
+        failure = ""
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
                 await self._check()
                 await self._store_ends()
+                failure = ""
             except Exception as error:  # noqa: BLE001  an exception would end the task; runs go on without the database
-                log.warning("the active runs could not be checked (%s)", type(error).__name__)
+                if failure != (failure := type(error).__name__):  # not in each round of an outage
+                    log.warning("the active runs could not be checked (%s)", failure)
 
     async def _store_ends(self) -> None:
         for ended in list(self._ended.values()):

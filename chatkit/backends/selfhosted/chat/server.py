@@ -27,7 +27,7 @@ from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.surrogates import to_json
 from chatkit.backends.selfhosted.chat.timestamps import in_utc
 from chatkit.backends.selfhosted.chat.transactions import ThreadGone
-from chatkit.backends.selfhosted.database.engine import UNAVAILABLE
+from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, describe, unavailable
 from chatkit.errors import BaseStreamError, CustomStreamError, ErrorCode, StreamError
 from chatkit.server import DEFAULT_PAGE_SIZE, ChatKitServer
 from chatkit.store import NotFoundError
@@ -294,7 +294,7 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
 
 def _log_failure(error: Exception) -> None:
     if isinstance(error, UNAVAILABLE):
-        log.error("a stream failed, because the database is unavailable (%s)", type(error).__name__)
+        log.error("a stream failed, because the database is unavailable (%s): %s", type(error).__name__, describe(error))
     elif not isinstance(error, ThreadGone):  # that is logged already
         log.error("a stream failed", exc_info=error)
 
@@ -435,7 +435,7 @@ def api_errors() -> Iterator[None]:
 def _api_error(error: Exception) -> errors.ApiError | None:
     """Convert an error that occurred before the response started, if the contract has one for it."""
     if isinstance(error, UNAVAILABLE):
-        return errors.DatabaseUnavailable("the conversation could not be loaded or stored")
+        return unavailable("the conversation could not be loaded or stored", error)
     if isinstance(error, NotFoundError):
         return errors.NotFound("no such thread, item or attachment of this user")
     if isinstance(error, _TimeLimitError):

@@ -171,7 +171,7 @@ class UsageStore:
             with self._engine.connect() as connection:
                 used = connection.execute(_SELECT_TOKENS, {"user": user, "today": now.date()}).scalar_one() or 0
         except database.UNAVAILABLE as error:
-            raise errors.DatabaseUnavailable("the tokens of a user could not be added up") from error
+            raise database.unavailable("the tokens of a user could not be added up", error) from error
         if used >= self._tokens_per_day:
             midnight = datetime.combine(now.date() + timedelta(days=1), datetime.min.time(), UTC)
             raise errors.TooManyRequests(

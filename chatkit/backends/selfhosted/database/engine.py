@@ -21,6 +21,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, NullPool, create_engine, event, exc, make_url, text
 
 from chatkit.settings import SettingsError
+from chatkit.web.errors import DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -219,6 +220,11 @@ def describe(error: Exception) -> str:
     if isinstance(error, exc.TimeoutError):
         return "all connections are busy"
     return _error_description(error.orig if isinstance(error, exc.DBAPIError) else error) or _NO_RESPONSE
+
+
+def unavailable(detail: str, error: Exception) -> DatabaseUnavailable:
+    """Return the contract's error for ``error``, one of ``UNAVAILABLE``. Raise it from that one."""
+    return DatabaseUnavailable(f"{detail}: {describe(error)}")
 
 
 def _error_description(error: BaseException | None) -> str | None:

@@ -32,6 +32,7 @@ from tests.support.agents_under_test import nothing_forbidden
 from tests.support.applications import Start
 from tests.support.chat import Caller, deltas, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI, failing
+from tests.support.leaks import Recorder
 from tests.support.responses_api import calls, says, streaming, thinks
 from tests.support.store import ADA, EVE, IMAGE_URLS, MOMENT, new_thread, of_run, run
 from tests.support.waiting import wait_for
@@ -85,6 +86,29 @@ class TestRuns:
         task = asyncio.create_task(self.answer(of, thread_id, mine, saving))
         await mine.run_is_active.wait()
         return task
+
+    def test_outage_is_logged_once(self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch, recorder: Recorder) -> None:
+        monkeypatch.setattr(runs, "POLL_SECONDS", 0)
+        rounds = iter([OSError, OSError, None, OSError, ValueError, ValueError])
+        over = asyncio.Event()
+
+        async def check_runs(_self: Runs) -> None:
+            if (failure := next(rounds, over)) is over:
+                over.set()
+            elif failure:
+                raise failure  # type: ignore[misc]
+
+        monkeypatch.setattr(Runs, "_check", check_runs)
+        before = len(recorder.lines)
+
+        async def watch() -> None:
+            watching = asyncio.create_task(Runs(sql.active_runs).watch())
+            await over.wait()
+            watching.cancel()
+
+        asyncio.run(watch())
+        logged = [line for line in recorder.lines[before:] if "could not be checked" in line]
+        assert ["OSError" in line for line in logged] == [True, True, False]
 
     @pytest.mark.parametrize("is_here", [True, False])
     def test_stopped_within_a_second(self, sql: SqlStore, monkeypatch: pytest.MonkeyPatch, is_here: bool) -> None:

@@ -577,6 +577,18 @@ async def catches_the_guardrail(workflow_input: WorkflowInput) -> Any:
         return {"output_text": "Let us talk of something else."}
 
 
+triage = Agent(name="Triage", model="gpt-test", handoffs=[typed])
+typed_triage = Agent(name="Typed triage", model="gpt-test", output_type=Word, handoffs=[simple])
+
+
+async def workflow_handing_over_to_typed(workflow_input: WorkflowInput) -> Any:
+    await Runner.run(triage, workflow_input.input_as_text)
+
+
+async def typed_workflow_handing_over(workflow_input: WorkflowInput) -> Any:
+    await Runner.run(typed_triage, workflow_input.input_as_text)
+
+
 async def catching_workflow(workflow_input: WorkflowInput) -> Any:
     try:
         return await workflow_guarded_from_the_start(workflow_input)

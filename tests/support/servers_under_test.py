@@ -51,6 +51,7 @@ from chatkit.types import (
     ThreadItem,
     ThreadItemAddedEvent,
     ThreadItemDoneEvent,
+    ThreadItemReplacedEvent,
     ThreadItemUpdatedEvent,
     ThreadMetadata,
     ThreadStreamEvent,
@@ -627,6 +628,8 @@ class Hidden(ChatKitServer[ChatContext]):
     ) -> AsyncIterator[ThreadStreamEvent]:
         hidden = HiddenContextItem(id="msg_hidden", thread_id=thread.id, created_at=datetime.now(), content="a note")  # noqa: DTZ005
         await self.store.add_thread_item(thread.id, hidden, context)
+        for number, event in enumerate((ThreadItemAddedEvent, ThreadItemReplacedEvent, ThreadItemDoneEvent)):
+            yield event(item=hidden.model_copy(update={"id": f"msg_hidden_{number}"}))
         yield ThreadItemDoneEvent(item=message(thread, "Noted"))
 
 

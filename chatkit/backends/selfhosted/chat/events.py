@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
@@ -21,15 +22,17 @@ from agents import (
     RawResponsesStreamEvent,
     RunErrorHandlerInput,
     RunErrorHandlers,
+    RunItemStreamEvent,
     RunResultStreaming,
     RunState,
     StreamEvent,
+    ToolCallItem,
     ToolCallOutputItem,
     ToolOutputText,
 )
 from agents.models.fake_id import FAKE_RESPONSES_ID
 from agents.tool import ValidToolOutputPydanticModels, ValidToolOutputPydanticModelsTypeAdapter
-from openai.types.responses import ResponseReasoningSummaryTextDoneEvent
+from openai.types.responses import ResponseFunctionToolCall, ResponseReasoningSummaryTextDoneEvent
 from openai.types.responses.response_output_text import Annotation
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -129,6 +132,8 @@ class _BridgedRun:
         self._context = context
         self._result = result
         self._events = result.stream_events()
+        self.agent = result.current_agent
+        """The agent whose messages come next; that of ``result`` is ahead of the events."""
         self.model_ids: set[str] = set()
         """The ids of the items in the model's responses so far."""
         self.previous_workflow: WorkflowItem | None = None
@@ -154,6 +159,10 @@ class _BridgedRun:
                 event = await anext(self._events)
             if isinstance(event, RawResponsesStreamEvent):
                 event.data = _with_end_of_thought(event.data)
+            elif isinstance(event, RunItemStreamEvent):
+                event = _with_call_id(event)
+            else:
+                self.agent = event.new_agent
         except Exception as error:
             if self.closed:  # asyncio would log an exception that is never retrieved
                 return cast(StreamEvent, None)
@@ -224,6 +233,16 @@ def _refuses_message(result: RunResultStreaming, error: Exception) -> bool:
     return isinstance(error, InputGuardrailTripwireTriggered)
 
 
+def _with_call_id(event: RunItemStreamEvent) -> RunItemStreamEvent:
+    """Return the call of a function with an id, which OpenAI's API does not require, and which the bridge does."""
+    call = event.item.raw_item
+    if not isinstance(call, ResponseFunctionToolCall) or call.id:
+        return event
+    # A copy, because the run sends its own to the model again.
+    item = dataclasses.replace(cast(ToolCallItem, event.item), raw_item=call.model_copy(update={"id": new_id("tool_call")}))
+    return RunItemStreamEvent(name=event.name, item=item)
+
+
 def _with_end_of_thought(data: Any) -> Any:
     """Return the end of a thought as OpenAI's Responses API sends it, which the bridge waits for.
 
@@ -280,7 +299,7 @@ async def agent_events(
     result: RunResultStreaming,
     *,
     converter: ResponseStreamConverter | None = None,
-    show_messages: bool = True,
+    show_typed: bool = True,
     show_tool_output: bool = False,
     rejected_calls: Collection[str] = (),
 ) -> AsyncGenerator[ThreadStreamEvent]:
@@ -296,13 +315,13 @@ async def agent_events(
         result: the run.
         converter: converts images and citations; by default as OpenAI does, with the number of partial images that the agent
             asks for.
-        show_messages: whether the user sees the model's messages.
+        show_typed: whether the user sees the messages of agents with an ``output_type``.
         show_tool_output: whether the user sees the output of a tool that ends the run (``tool_use_behavior``), unless the
             tool has shown something itself. Likewise of the message of an error handler.
         rejected_calls: the ids of calls that the user has rejected, whose outputs are only for the model.
     """
     run = _BridgedRun(context, result)
-    id_mapper = _IdMapper(run.model_ids, show_messages=show_messages)
+    id_mapper = _IdMapper(run.model_ids, lambda: show_typed or run.agent.output_type in (None, str))
     streamed = stream_agent_response(context, cast(Any, run), converter=converter or _Converter(result))
     converted = cast(AsyncGenerator[ThreadStreamEvent], streamed)
     shown = _Shown()
@@ -449,9 +468,9 @@ _ID_TYPES = {"assistant_message": "message", "client_tool_call": "tool_call"}
 
 
 class _IdMapper:
-    """Replaces the ids in ``model_ids`` by our own, and discards the model's messages unless ``show_messages``."""
+    """Replaces the ids in ``model_ids`` by our own, and discards the model's messages unless ``show_messages()``."""
 
-    def __init__(self, model_ids: set[str], *, show_messages: bool) -> None:
+    def __init__(self, model_ids: set[str], show_messages: Callable[[], bool]) -> None:
         self._model_ids = model_ids
         self._show_messages = show_messages
         # By the model's id and the item type; several if the model reuses an id.
@@ -464,7 +483,7 @@ class _IdMapper:
                 item = event.item
                 if item.id not in self._model_ids or item.type not in _ID_TYPES:
                     return [event]
-                if item.type == "assistant_message" and not self._show_messages:
+                if item.type == "assistant_message" and not self._show_messages():
                     return []
                 own = self._own[item.id, item.type]
                 if not own or isinstance(event, ThreadItemAddedEvent):

@@ -145,7 +145,7 @@ class _Runner(AgentRunner):
         if tool and await has_tool(agent, tool, kwargs["context"]) and run.tool:  # else an agent at the same time has taken it
             agent, run.tool = with_tool_choice(agent, tool, kwargs["run_config"]), None
         result: Any = self.run_streamed(agent, messages, **kwargs)
-        async with aclosing(agent_events(context, result, show_messages=shown)) as events:
+        async with aclosing(agent_events(context, result, show_typed=False)) as events:
             async for event in events:
                 await run.emit(event)
         if result.interruptions:

@@ -28,6 +28,7 @@ from chatkit.backends.selfhosted.chat.surrogates import to_json
 from chatkit.backends.selfhosted.chat.timestamps import in_utc
 from chatkit.backends.selfhosted.chat.transactions import ThreadGone
 from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, describe, unavailable
+from chatkit.backends.selfhosted.sessions import HIDDEN_ITEM_TYPES
 from chatkit.errors import BaseStreamError, CustomStreamError, ErrorCode, StreamError
 from chatkit.server import DEFAULT_PAGE_SIZE, ChatKitServer
 from chatkit.store import NotFoundError
@@ -41,6 +42,7 @@ from chatkit.types import (
     StructuredInputItem,
     ThreadCreatedEvent,
     ThreadItem,
+    ThreadItemAddedEvent,
     ThreadItemDoneEvent,
     ThreadItemRemovedEvent,
     ThreadItemReplacedEvent,
@@ -322,7 +324,13 @@ async def _run_events(server: GuardedServer, request: Any, context: ChatContext)
         async for event in events:
             if isinstance(event, ThreadCreatedEvent):
                 runs.begun(context)  # stored with the thread
-            yield event
+            if not _is_hidden(event):
+                yield event
+
+
+def _is_hidden(event: ThreadStreamEvent) -> bool:
+    """Return whether the page must not see ``event``. OpenAI's server keeps back only ``ThreadItemDoneEvent``."""
+    return isinstance(event, ThreadItemAddedEvent | ThreadItemReplacedEvent) and event.item.type in HIDDEN_ITEM_TYPES
 
 
 async def _check(server: GuardedServer, request: Any, context: ChatContext) -> None:

@@ -276,6 +276,25 @@ def test_reasoning_tool_call_and_citation(start: Start, fake_openai: FakeOpenAI,
     assert [item(one) for one in kept] == [("workflow", ["Ask"]), ("message", "Sunny", [SHOWN_URL])]
 
 
+@pytest.mark.parametrize("tool", ["weather", "ask_page"])
+def test_call_without_an_id(start: Start, fake_openai: FakeOpenAI, tool: str) -> None:
+    """The API's description does not require one, and the run must not make one up for the model."""
+    call = calls(tool, **({"city": "Paris"} if tool == "weather" else {"question": "Colour?"}))
+    for event in call:
+        if isinstance(event, dict) and "item" in event:
+            del event["item"]["id"]
+    caller = start("with_tool" if tool == "weather" else "with_page")
+    fake_openai.behaviour = streaming(call, says("Sun"))
+    thread_id, events = caller.create("Go")
+    assert errors(events) == []
+    if tool == "weather":
+        assert texts(events) == ["Sun"]
+        (again,) = [one for one in fake_openai.received[1].body["input"] if one.get("type") == "function_call"]
+        assert "id" not in again
+    else:
+        assert caller.items(thread_id).data[0].type == "client_tool_call"
+
+
 def test_client_tool_call_does_not_overwrite_the_preceding_message(start: Start, fake_openai: FakeOpenAI) -> None:
     """Outside the Responses API, messages and calls share one id: ``__fake_id__``."""
     caller = start("chat_completions")

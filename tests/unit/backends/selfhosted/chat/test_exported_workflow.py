@@ -112,6 +112,23 @@ def test_widget_of_an_agent_with_an_output_type_is_shown(start: Start, fake_open
     assert kinds == ["user_message", "widget", "assistant_message"]
 
 
+@pytest.mark.parametrize(
+    ("agent", "first", "second"),
+    [
+        ("workflow_handing_over_to_typed", [*says("Hello"), *calls("transfer_to_typed")], says('{"word":"a"}')),
+        ("typed_workflow_handing_over", [*says('{"word":"a"}'), *calls("transfer_to_simple")], says("Hello")),
+    ],
+)
+def test_output_type_of_the_agent_that_is_handed_over_to(
+    start: Start, fake_openai: FakeOpenAI, agent: str, first: Any, second: Any
+) -> None:
+    caller = start(agent)
+    fake_openai.behaviour = streaming(first, second)
+    thread_id, events = caller.create("Hello")
+    assert (errors(events), texts(events)) == ([], ["Hello"])
+    assert [item.type for item in caller.items(thread_id).data] == ["assistant_message", "user_message"]
+
+
 def test_workflow_that_catches_a_tripped_guardrail(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("catches_the_guardrail")
     fake_openai.behaviour = streaming(says("the secret word"))

@@ -71,6 +71,7 @@ def test_hidden_items_are_not_sent(start: Start) -> None:
     caller = start(f"{SERVERS}:Hidden")
     thread_id, events = caller.create("Hello")
     assert texts(events) == ["Noted"]
+    assert "a note" not in str(events)
     assert [item.type for item in caller.items(thread_id).data] == ["assistant_message", "user_message"]
 
 

@@ -249,10 +249,14 @@ simple = Agent(name="Simple", instructions="Be brief.", model="gpt-test")
 with_tool = Agent(name="With a tool", model="gpt-test", tools=[weather])
 reasoning_with_tool = Agent(name="Reasoning", model="gpt-5.2", tools=[weather])
 keeping_its_tool = Agent(name="Keeping its tool", model="gpt-test", tools=[weather], reset_tool_choice=False)
+forcing_weather = with_tool.clone(model_settings=ModelSettings(tool_choice="weather"))
 knowing = Agent(name="Knowing", model="gpt-test", tools=[what_is_known])
 with_page = Agent(
     name="With a page", model="gpt-test", tools=[ask_page], tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"])
 )
+
+forcing_the_page = with_page.clone(name="Forcing", model_settings=ModelSettings(tool_choice="required"))
+forcing_the_page_for_ever = forcing_the_page.clone(reset_tool_choice=False)
 
 asking_guarded = Agent(
     name="Asking, guarded",
@@ -587,6 +591,11 @@ async def workflow_handing_over_to_typed(workflow_input: WorkflowInput) -> Any:
 
 async def typed_workflow_handing_over(workflow_input: WorkflowInput) -> Any:
     await Runner.run(typed_triage, workflow_input.input_as_text)
+
+
+async def workflow_forcing_the_page(workflow_input: WorkflowInput) -> Any:
+    await Runner.run(forcing_weather, workflow_input.input_as_text)
+    await Runner.run(forcing_the_page, workflow_input.input_as_text)
 
 
 async def catching_workflow(workflow_input: WorkflowInput) -> Any:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from chatkit.actions import Action
 from chatkit.agents import AgentContext
 from chatkit.backends.selfhosted.chat import approvals, exported_workflow
-from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with_tool_choice
+from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with_tool_choice, without_forced_tool
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.defaults import DefaultServer
 from chatkit.backends.selfhosted.chat.events import assistant_message, outcome
@@ -32,6 +32,7 @@ from chatkit.errors import CustomStreamError
 from chatkit.types import (
     ClientToolCallItem,
     SyncCustomActionResponse,
+    ThreadItem,
     ThreadItemDoneEvent,
     ThreadMetadata,
     ThreadStreamEvent,
@@ -67,6 +68,8 @@ class AgentServer(DefaultServer):
                 )
                 raise CustomStreamError("This tool can't be used here.", allow_retry=False)
             agent = with_tool_choice(agent, tool.id, run_config)
+        elif _continues(history):
+            agent = without_forced_tool(agent)
         messages = await to_model_input(history, newest)
         result = agents.Runner.run_streamed(agent, messages, context=agent_context, run_config=run_config)
         async with aclosing(approvals.run_events(agent_context, result)) as events:
@@ -111,6 +114,11 @@ class AgentServer(DefaultServer):
         return agent
 
 
+def _continues(history: list[ThreadItem]) -> bool:
+    """Return whether a turn continues with the output of a client tool."""
+    return any(isinstance(item, ClientToolCallItem) for item in history[-1:])
+
+
 async def _call(function: Callable[[ChatContext], Any], context: ChatContext) -> Any:
     """Call ``function`` in a thread, because one that is not async may block."""
     result = await asyncio.to_thread(function, context)
@@ -142,6 +150,7 @@ class WorkflowServer(DefaultServer):
             self._chatkit_resources.composer.options(input_user_message, newest),
             text,
             files,
+            continues=_continues(history),
         )
         called = False
         async with aclosing(run.events(self._run_workflow(self._input_type(input_as_text=text)))) as events:

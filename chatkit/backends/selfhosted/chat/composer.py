@@ -87,6 +87,18 @@ def with_tool_choice(agent: Agent[Any], tool: str, run_config: RunConfig | dict[
     return agent.clone(model_settings=settings.resolve(ModelSettings(tool_choice=tool)), reset_tool_choice=True)
 
 
+def without_forced_tool(agent: Agent[Any]) -> Agent[Any]:
+    """Return ``agent``, or a copy that does not have to call a tool, for a run that goes on after the output of a client tool.
+
+    Within a run, the SDK resets the choice after a call, so that a forced tool is not called for ever. The page answers a
+    client tool by itself. A run that waits for it has ended with a tool, so agents that don't end so are left alone.
+    """
+    forced = agent.model_settings.tool_choice not in (None, "auto", "none")
+    if not forced or not agent.reset_tool_choice or agent.tool_use_behavior == "run_llm_again":
+        return agent
+    return agent.clone(model_settings=replace(agent.model_settings, tool_choice=None))
+
+
 class _Chosen(str):
     """The name of the model that the user chose, in ``RunConfig.model``."""
 

@@ -23,7 +23,7 @@ from agents import Agent, RunResult, RunResultStreaming
 from agents.run import AgentRunner, set_default_agent_runner
 
 from chatkit.agents import AgentContext
-from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with_tool_choice
+from chatkit.backends.selfhosted.chat.composer import has_tool, with_model, with_tool_choice, without_forced_tool
 from chatkit.backends.selfhosted.chat.context import current_context
 from chatkit.backends.selfhosted.chat.events import agent_events, assistant_text, keep_refused_message, outcome
 from chatkit.backends.selfhosted.chat.run_hooks import metering, own_caller
@@ -51,6 +51,7 @@ class WorkflowRun:
             the first agent that has it.
         text: the text of the message, ``input_as_text``.
         files: the attachments of the message, as parts of model input. The exported code does not know of them.
+        continues: whether the turn continues with the output of a client tool.
     """
 
     def __init__(
@@ -60,7 +61,10 @@ class WorkflowRun:
         options: InferenceOptions,
         text: str,
         files: list[Any],
+        *,
+        continues: bool,
     ) -> None:
+        self.continues = continues
         self.text = text
         self.files = files
         self.new_context = new_context
@@ -141,6 +145,8 @@ class _Runner(AgentRunner):
         kwargs["context"] = kwargs.get("context") or context  # gives tools the thread and the user
         shown = agent.output_type in (None, str)
         kwargs["run_config"] = with_model(kwargs.get("run_config"), run.model if shown else None)
+        if run.continues:
+            agent = without_forced_tool(agent)
         tool = run.tool
         if tool and await has_tool(agent, tool, kwargs["context"]) and run.tool:  # else an agent at the same time has taken it
             agent, run.tool = with_tool_choice(agent, tool, kwargs["run_config"]), None

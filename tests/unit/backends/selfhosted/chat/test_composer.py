@@ -207,6 +207,28 @@ def test_turn_after_a_client_tool_keeps_the_model(start: Start, fake_openai: Fak
     assert [model for model, _ in used(fake_openai)] == ["gpt-best", "gpt-best"]
 
 
+@pytest.mark.parametrize(
+    ("agent", "choices"),
+    [
+        ("forcing_the_page", ["required", None]),
+        ("forcing_the_page_for_ever", ["required", "required"]),
+        ("workflow_forcing_the_page", [FORCED, None, "required", FORCED, None, None]),
+    ],
+)
+def test_tool_is_not_forced_again_after_a_client_tool(
+    start: Start, fake_openai: FakeOpenAI, agent: str, choices: list[Any]
+) -> None:
+    """The page answers by itself, so it would go on for ever."""
+    caller = start(agent)
+    asks = calls("ask_page", question="Colour?")
+    first = [calls("weather", city="Paris"), says("Sun")] if "workflow" in agent else []
+    fake_openai.behaviour = streaming(*first, asks, *first, says("Blue"))
+    thread_id, _ = caller.create("Colour?")
+    events = list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))
+    assert texts(events)[-1] == "Blue"
+    assert [choice for _, choice in used(fake_openai)] == choices
+
+
 @pytest.mark.parametrize("agent", ["with_tool", "tool_workflow"])
 def test_retry_with_a_choice_that_is_no_longer_listed(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
     fake_openai.behaviour = streaming(says("Hello"))

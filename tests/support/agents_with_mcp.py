@@ -40,6 +40,24 @@ def ask_local() -> str:
     return Runner.run_sync(local, "Who is Ada?").final_output_as(str)
 
 
+async def _instructions(context: Any, agent: Agent[Any]) -> str:
+    await stdio.list_prompts()
+    await stdio.list_resources()
+    await stdio.list_resource_templates()
+    prompt, resource = await stdio.get_prompt("manners", {"tone": "kind"}), await stdio.read_resource("crm://greeting")
+    return f"{prompt.messages[0].content.text} {resource.contents[0].text}"  # type: ignore[union-attr]
+
+
+prompted = Agent(name="Prompted", model="gpt-test", instructions=_instructions, mcp_servers=[stdio])
+
+
+@function_tool
+def ask_prompted() -> str:
+    """Ask the agent that gets its instructions from the MCP server."""
+    return Runner.run_sync(prompted, "Who is Ada?").final_output_as(str)
+
+
+asking_prompted = Agent(name="Asking", model="gpt-first", tools=[ask_prompted])
 asking = Agent(name="Asking", model="gpt-first", tools=[ask_local])
 
 

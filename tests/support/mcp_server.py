@@ -22,6 +22,18 @@ def refuse(protocol: bool) -> str:
     raise MCPError(-32000, "not now") if protocol else ValueError("not now")
 
 
+@server.prompt()
+def manners(tone: str) -> str:
+    """How to speak."""
+    return f"Be {tone}."
+
+
+@server.resource("crm://greeting")
+def greeting() -> str:
+    """The greeting of the day."""
+    return "Say hello."
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         server.run("streamable-http", port=int(sys.argv[1]))

@@ -21,6 +21,7 @@ from agents.mcp.server import _MCPServerWithClientSession
 CONNECT_SECONDS = 10
 RETRY_SECONDS = 15
 CLEANUP_SECONDS = 5
+_OTHER_REQUESTS = ("list_prompts", "get_prompt", "list_resources", "list_resource_templates", "read_resource")
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class McpConnection:
         self._loop: asyncio.AbstractEventLoop | None = None  # that of the connection
         server.list_tools = partial(self._in_loop, self._list_connected_tools)  # type: ignore[method-assign]
         server.call_tool = partial(self._in_loop, self._call_and_watch)  # type: ignore[method-assign]
+        for name in _OTHER_REQUESTS:
+            setattr(server, name, partial(self._in_loop, getattr(server, name)))
 
     async def run(self) -> None:
         """Connect the server, and again when the connection is lost, until cancelled."""

@@ -99,6 +99,17 @@ def test_server_that_is_not_found(start: Start, fake_openai: FakeOpenAI, recorde
     assert "Create it at the top level of the module in CHATKIT_AGENT" in line
 
 
+@pytest.mark.parametrize("agent", ["prompted", "asking_prompted"])
+def test_prompts_and_resources(start: Start, fake_openai: FakeOpenAI, recorder: Recorder, agent: str) -> None:
+    recorder.lines.clear()
+    fake_openai.behaviour = streaming(*([calls("ask_prompted")] if agent == "asking_prompted" else []), says("Hello"))
+    caller = start(f"{AGENTS}:{agent}", CHATKIT_TURN_SECONDS="30")
+    wait_for(lambda: lines(recorder, "is connected"))
+    assert texts(caller.create("Who is Ada?")[1]) == ["Hello"]
+    given = [received.body.get("instructions") for received in fake_openai.received if received.body["model"] == "gpt-test"]
+    assert given == ["Be kind. Say hello."]
+
+
 def test_server_in_another_event_loop(start: Start, fake_openai: FakeOpenAI, recorder: Recorder) -> None:
     recorder.lines.clear()
     fake_openai.behaviour = streaming(calls("ask_local"), FIND, says("It is 7"), says("Seven"))

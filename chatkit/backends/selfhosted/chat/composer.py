@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 from agents import (
@@ -142,6 +144,16 @@ def _model_of(agent: Agent[Any], run_config: RunConfig) -> Model:
             return _renamed(agent.model, run_config.model)
         _check_provider(agent.model, run_config.model)
     return _get_model(agent, run_config)
+
+
+def load_providers() -> None:
+    """Import what the Agents SDK needs for models with the prefix of another provider, where that is installed.
+
+    The SDK would import it with the first message, on the event loop, which takes seconds.
+    """
+    for name in ("litellm_provider", "any_llm_provider"):
+        with suppress(ImportError):
+            import_module(f"agents.extensions.models.{name}")
 
 
 def _check_provider(own: str | None, name: str) -> None:

@@ -24,7 +24,7 @@ import chatkit.agents
 from chatkit.agents import ThreadItemConverter
 from chatkit.backends.selfhosted.chat import exported_workflow, tracing
 from chatkit.backends.selfhosted.chat.assistants import AgentServer, WorkflowServer
-from chatkit.backends.selfhosted.chat.composer import keep_providers
+from chatkit.backends.selfhosted.chat.composer import keep_providers, load_providers
 from chatkit.backends.selfhosted.chat.defaults import Resources
 from chatkit.backends.selfhosted.chat.demo import DemoServer
 from chatkit.backends.selfhosted.chat.events import own_server_events
@@ -99,6 +99,7 @@ def _prepare_agents_sdk(settings: Settings, client: openai.AsyncOpenAI | None) -
     exported_workflow.install_runner()
     _MCPServerWithClientSession.list_tools = list_tools_if_connected  # type: ignore[method-assign, assignment]
     keep_providers()
+    load_providers()
     join_halves()
     # Operators' servers import these from OpenAI's package. Ours also handles events on which OpenAI's version fails, see
     # agent_events(), knows the images and attachments of this service, and gives models messages that every API takes.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 from agents import RunConfig
 from chatkit.errors import CustomStreamError
 
+from chatkit.backends.selfhosted.chat import composer
 from chatkit.backends.selfhosted.chat.composer import with_model
 from tests.support import agents_elsewhere
 from tests.support.applications import Start
@@ -27,6 +29,20 @@ SHAPES = [
     f"{ELSEWHERE}:run_workflow",
     "tests.support.servers_under_test:Elsewhere",
 ]
+
+
+def test_providers_are_imported_at_the_start(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the first message, the import would block the event loop for seconds."""
+    imported: list[str] = []
+
+    def import_one(name: str) -> None:
+        assert find_spec(name), "the Agents SDK has such a module"
+        imported.append(name)
+        raise ImportError  # what it needs is not installed
+
+    monkeypatch.setattr(composer, "import_module", import_one)
+    start("simple")
+    assert [name.rpartition(".")[2] for name in imported] == ["litellm_provider", "any_llm_provider"]
 
 
 @pytest.fixture

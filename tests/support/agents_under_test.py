@@ -548,6 +548,16 @@ async def rephrasing_workflow(workflow_input: WorkflowInput) -> Any:
     return {"output_text": result.final_output}
 
 
+REMARK = "Answer in German."
+
+
+async def remarking_workflow(workflow_input: WorkflowInput) -> Any:
+    """Adds something to the message of the user."""
+    message, remark = ({"role": "user", "content": text} for text in (workflow_input.input_as_text, REMARK))
+    result = await Runner.run(simple, [message, remark])  # type: ignore[list-item]
+    return {"output_text": result.final_output}
+
+
 async def two_agents_workflow(workflow_input: WorkflowInput) -> Any:
     """As Agent Builder exports two agents in a row."""
     content: Any = [{"type": "input_text", "text": workflow_input.input_as_text}]

@@ -22,6 +22,7 @@ from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.sessions import KEEP_UNSENT_SECONDS, SessionStore
 from chatkit.identity.user import User
 from chatkit.settings import MAX_ATTACHMENT_BYTES
+from tests.support.agents_under_test import REMARK
 from tests.support.applications import MakeApp, Start, served
 from tests.support.attachments import OFFERED, PDF, announce, attach, refusal
 from tests.support.chat import Caller, texts, user_input
@@ -34,6 +35,7 @@ from tests.support.responses_api import asked, says, streaming
 from tests.support.waiting import wait_for
 
 MIB = 1024 * 1024
+TEXTS = ["text/x-python", *(f"application/{kind}" for kind in ("json", "xml", "yaml", "x-yaml", "ld+json", "atom+xml"))]
 CDN = "https://cdn.platform.openai.com"
 
 
@@ -90,7 +92,9 @@ class TestMessage:
         assert given(fake_openai) == [{"type": "input_text", "text": "The file a.txt:\n\nHello"}]
         assert attaching.thread(thread_id).title == "a.txt"
 
-    @pytest.mark.parametrize("workflow", ["two_agents_workflow", "going_on_workflow", "rephrasing_workflow"])
+    @pytest.mark.parametrize(
+        "workflow", ["two_agents_workflow", "going_on_workflow", "rephrasing_workflow", "remarking_workflow"]
+    )
     def test_exported_workflow(self, start: Start, fake_openai: FakeOpenAI, workflow: str) -> None:
         """Each of its agents gets the files once, also with the messages that an earlier agent has returned."""
         caller = start(workflow, **OFFERED)
@@ -103,7 +107,11 @@ class TestMessage:
             else:
                 caller.say(thread_id, words, attach(caller, "b.png", "image/png", PNG))
             for request in fake_openai.received:
-                users = [item for item in request.body["input"] if item.get("role") == "user" and item["content"] != "Shorter"]
+                users = [
+                    item
+                    for item in request.body["input"]
+                    if item.get("role") == "user" and item["content"] not in ("Shorter", REMARK)
+                ]
                 last = users[-1]
                 words_sent = words or workflow == "rephrasing_workflow"
                 files_sent = ["input_image", "input_text"] if words else ["input_image"]
@@ -196,9 +204,12 @@ class TestMessage:
         """Two requests may pass the check at the same time."""
         attachment_id = attach(attaching, "a.png", "image/png", PNG)
         monkeypatch.setattr(StoredAttachments, "check_sendable", AsyncMock(return_value=1))
-        first, _ = attaching.create("One", attachment_id)
+        first, events = attaching.create("One", attachment_id)
+        message = next(event.item for event in events if event.type == "thread.item.done")
         assert attaching.create("Two", attachment_id)[1][-1].type == "error"
-        assert rows("SELECT thread_id FROM chat_attachments") == [(first,)]
+        again = attaching.post("threads.add_user_message", thread_id=first, input=user_input("Three", [attachment_id]))
+        assert again.status_code == 404
+        assert rows("SELECT thread_id, item_id FROM chat_attachments") == [(first, message.id)]
         assert rows("SELECT count(*) FROM chat_items WHERE data LIKE '%user_message%'") == [(1,)]
 
     def test_is_deleted_while_it_is_sent(
@@ -319,7 +330,7 @@ class TestAnnouncement:
     @pytest.mark.parametrize(
         ("name", "media_type", "stored"),
         [
-            ("a.png", "IMAGE/PNG", "image/png"),
+            ("a.bin", " IMAGE/PNG", "image/png"),
             ("a.bin", "text/csv", "text/csv"),
             ("NOTES.MD", "", "text/markdown"),
             ("notes.md", "application/octet-stream", "text/markdown"),
@@ -518,6 +529,7 @@ def test_no_deadlock_while_a_message_is_stored(start: Start, fake_openai: FakeOp
 @pytest.mark.parametrize(
     ("media_type", "content", "part"),
     [
+        *((kind, b"x", {"type": "input_text", "text": "The file a:\n\nx"}) for kind in TEXTS),
         ("text/plain", "ä".encode(), {"type": "input_text", "text": "The file a:\n\nä"}),
         ("application/json", b"\xef\xbb\xbf{}", {"type": "input_text", "text": "The file a:\n\n{}"}),
         ("text/csv", b"\xff\0", {"type": "input_text", "text": "The file a:\n\n\ufffd"}),
@@ -533,7 +545,7 @@ def test_no_deadlock_while_a_message_is_stored(start: Start, fake_openai: FakeOp
     ],
 )
 def test_part_for_the_model(media_type: str, content: bytes | None, part: dict[str, Any]) -> None:
-    assert model_part(FileAttachment(id="atc_1", name="a", mime_type=media_type), content) == part
+    assert model_part(FileAttachment(id="atc_1", name="a\0", mime_type=media_type), content) == part
 
 
 def test_own_server_with_a_store_of_its_own(start: Start, fake_openai: FakeOpenAI) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import requests
 
+from chatkit.backends.selfhosted.chat.attachments import upload_urls
 from chatkit.backends.selfhosted.chat.images import image_urls
 from chatkit.settings import MAX_ATTACHMENT_BYTES
 from tests.support.attachments import announce, attach, put, refusal
@@ -82,7 +83,9 @@ def test_urls_that_are_not_valid(attaching: Caller, monkeypatch: pytest.MonkeyPa
     other = announced(attaching)["url"].split("?token=")[1]
     body, _, signature = token.rpartition(".")
     forged = image_urls(SECRET_KEY).make(attaching.url, attachment["id"], "anonymous:x").partition("?token=")[2]
-    wrong = ["", token[:-1], f"{body}.{signature[::-1]}", other, preview.partition("?token=")[2], forged, "%00"]
+    of_another_user = upload_urls(SECRET_KEY).make(attaching.url, attachment["id"], "anonymous:x").partition("?token=")[2]
+    shown = preview.partition("?token=")[2]
+    wrong = ["", token[:-1], f"{body}.{signature[::-1]}", other, shown, forged, of_another_user, "%00"]
     responses = [put({**upload, "url": f"{path}?token={one}"}, PNG) for one in wrong]
     assert get(f"{preview.partition('?')[0]}?token={token}").status_code == 404, "nor does it show the image"
     now = time.time()

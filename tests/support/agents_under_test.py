@@ -23,6 +23,7 @@ from agents import (
     RunContextWrapper,
     RunHooks,
     Runner,
+    SQLiteSession,
     StopAtTools,
     ToolGuardrailFunctionOutput,
     ToolOutputImage,
@@ -545,6 +546,13 @@ async def exported_page_workflow(workflow_input: WorkflowInput) -> Any:
 async def rephrasing_workflow(workflow_input: WorkflowInput) -> Any:
     """Gives the model other words than those of the user."""
     result = await Runner.run(simple, f"Answer this: {workflow_input.input_as_text}")
+    return {"output_text": result.final_output}
+
+
+async def workflow_with_a_session(workflow_input: WorkflowInput) -> Any:
+    session = SQLiteSession("workflow")
+    await Runner.run(simple, workflow_input.input_as_text, session=session)
+    result = await Runner.run(simple, "Shorter", session=session)
     return {"output_text": result.final_output}
 
 

@@ -134,9 +134,11 @@ class _Runner(AgentRunner):
 
     async def _run_streamed(self, run: WorkflowRun, agent: Agent[Any], messages: Any, kwargs: dict[str, Any]) -> RunResult:
         has_history = any(kwargs.get(name) for name in ("session", "conversation_id", "previous_response_id"))
-        if isinstance(messages, str) and not has_history:
+        if isinstance(messages, str) and (run.files or not has_history):
             messages = [{"role": "user", "content": messages}]
-        if isinstance(messages, list) and not has_history:
+        if isinstance(messages, list) and has_history:
+            messages = _with_files(messages, run, only_exact=True)
+        elif isinstance(messages, list):
             # A workflow may go on with all of an earlier result, RunResult.to_input_list().
             known = run.earlier if messages[: len(run.earlier)] == run.earlier else []
             new = _with_files(messages[len(known) :], run)
@@ -160,13 +162,21 @@ class _Runner(AgentRunner):
         return result  # type: ignore[no-any-return]  # has what the exported code reads of a RunResult
 
 
-def _with_files(messages: list[Any], run: WorkflowRun) -> list[Any]:
-    """Return ``messages`` with the attachments in the user's message, or else in the last message of the role."""
+def _with_files(messages: list[Any], run: WorkflowRun, *, only_exact: bool = False) -> list[Any]:
+    """Return ``messages`` with the attachments in the user's message.
+
+    Args:
+        messages: the input of a run.
+        run: the turn.
+        only_exact: whether the user's message has to have the user's words. Else it may be another one of the role.
+    """
     users = [message for message in messages if isinstance(message, dict) and message.get("role") == "user"]
     if not run.files or not users or any(part in run.files for message in users for part in _parts(message)):
         return messages
     text, empty = ({"type": "input_text", "text": words} for words in (run.text, ""))
-    chosen = next((message for message in users if _parts(message) == [text]), users[-1])
+    chosen = next((message for message in users if _parts(message) == [text]), None if only_exact else users[-1])
+    if chosen is None:
+        return messages
     parts = [part for part in _parts(chosen) if part != empty]
     return [{**chosen, "content": [*parts, *run.files]} if message is chosen else message for message in messages]
 

@@ -104,9 +104,7 @@ class _Counter:
         with self._lock:
             changed, self._redis_down = self._redis_down != down, down
         if changed and down:
-            log.error(
-                "REDIS_URL: Redis can't be used (is it running, and not out of memory?); until then each process counts for itself"
-            )
+            log.error("REDIS_URL: Redis can't be used (is it down, or full?); until then each process counts for itself")
         elif changed:
             log.info("REDIS_URL: Redis can be used again")
 

@@ -16,6 +16,7 @@ from agents import (
     FunctionTool,
     GuardrailFunctionOutput,
     ImageGenerationTool,
+    InputGuardrail,
     InputGuardrailTripwireTriggered,
     ModelSettings,
     OpenAIChatCompletionsModel,
@@ -223,6 +224,11 @@ async def judged_output(context: Any, agent: Any, output: Any) -> GuardrailFunct
 
 
 input_judged = Agent(name="Input judged", model="gpt-test", input_guardrails=[judged_input])
+judged_before = Agent(
+    name="Judged before",
+    model="gpt-test",
+    input_guardrails=[InputGuardrail(guardrail_function=judged_input.guardrail_function, run_in_parallel=False)],
+)
 output_judged = Agent(name="Output judged", model="gpt-test", output_guardrails=[judged_output])
 asking_a_judge = Agent(
     name="Asking a judge", model="gpt-test", tools=[judge.as_tool("judge", "Judges", failure_error_function=None)]

@@ -229,7 +229,8 @@ def _failed_with(task: asyncio.Task[Any] | None, error: BaseException) -> bool:
 def _refuses_message(result: RunResultStreaming, error: Exception) -> bool:
     """Return whether ``error`` is that of an input guardrail, or of its model, that refuses the user's message."""
     if isinstance(error, ModelRefusalError):
-        return _failed_with(result._input_guardrails_task, error)
+        has_answered = result.raw_responses or _refused_message(result)  # guardrails that are not parallel come before
+        return not has_answered or _failed_with(result._input_guardrails_task, error)
     return isinstance(error, InputGuardrailTripwireTriggered)
 
 

@@ -40,7 +40,7 @@ class McpConnection:
         server.list_tools = partial(self._in_loop, self._list_connected_tools)  # type: ignore[method-assign]
         server.call_tool = partial(self._in_loop, self._call_and_watch)  # type: ignore[method-assign]
         for name in _OTHER_REQUESTS:
-            setattr(server, name, partial(self._in_loop, getattr(server, name)))
+            setattr(server, name, partial(self._in_loop, partial(getattr(type(server), name), server)))
 
     async def run(self) -> None:
         """Connect the server, and again when the connection is lost, until cancelled."""

@@ -129,7 +129,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
     ) -> AsyncGenerator[ThreadStreamEvent]:
         """Stream a response within the time limit; exceptions become ChatKit's errors.
 
-        After an error, what the user has seen of a message is stored, unless a guardrail or the model refused it.
+        After an error, what the user has seen of a message is stored, unless a guardrail refused it.
         """
         drafts = self._chatkit_resources.drafts
 
@@ -183,7 +183,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
         items: list[ThreadItem] = []
         if isinstance(error, BaseStreamError):  # the SDK stores them if the response was cancelled
             error.allow_retry &= thread.status.type == "active"
-            if not isinstance(error.__cause__, _REFUSALS):
+            if not isinstance(error.__cause__, _TRIPWIRES):
                 items += [message for message in context.drafts.values() if assistant_text(message).strip()]
         # A turn without a message, such as an action, has no message that could be left out.
         if context.message_is_refused.is_set() and context.is_repeatable and not isinstance(error, asyncio.CancelledError):
@@ -464,12 +464,11 @@ def _api_error(error: Exception) -> errors.ApiError | None:
     return None
 
 
-_REFUSALS = (
+_TRIPWIRES = (
     agents.InputGuardrailTripwireTriggered,
     agents.OutputGuardrailTripwireTriggered,
     agents.ToolInputGuardrailTripwireTriggered,
     agents.ToolOutputGuardrailTripwireTriggered,
-    agents.ModelRefusalError,
 )
 
 
@@ -482,7 +481,7 @@ def _stream_error(error: Exception) -> BaseStreamError:
         log.warning("the agent did not finish within its max_turns")
         # A retry would call its tools again.
         return CustomStreamError("The assistant could not finish this. Please ask for less at a time.", allow_retry=False)
-    if isinstance(error, _REFUSALS):
+    if isinstance(error, (*_TRIPWIRES, agents.ModelRefusalError)):
         log.info("a guardrail or the model refused (%s)", type(error).__name__)
         return CustomStreamError("This can't be answered here.", allow_retry=False)
     if isinstance(error, openai.APIStatusError):

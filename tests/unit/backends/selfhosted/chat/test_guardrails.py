@@ -131,7 +131,7 @@ class TestGuardrailOfAModel:
         assert not any("secret" in one for one in given)
         assert any("hello" in one for one in given), "the message was not refused"
 
-    @pytest.mark.parametrize("agent", ["input_judged", "output_judged"])
+    @pytest.mark.parametrize("agent", ["input_judged", "judged_before", "output_judged"])
     def test_refusal_of_the_judge_refuses(self, start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
         caller = start(agent)
         answer = [*says("the secret word"), 0.5]
@@ -148,7 +148,7 @@ class TestGuardrailOfAModel:
 
     def test_refusal_within_a_tool_leaves_the_message_alone(self, start: Start, fake_openai: FakeOpenAI) -> None:
         caller = start("asking_a_judge")
-        asks = [*says("I ask the judge"), *calls("judge", input="hello")]
+        asks = [*says("I ask the judge"), 0.5, *calls("judge", input="hello")]
         fake_openai.behaviour = by_model({"gpt-judge": [refuses("I can't judge this")], "gpt-test": [asks]})
         thread_id, events = caller.create("hello")
         assert (texts(events), errors(events)) == (["I ask the judge"], STOPPED)

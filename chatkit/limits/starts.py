@@ -25,8 +25,13 @@ class Starts:
     _waiting: dict[str, deque[asyncio.Future[None]]] = field(default_factory=dict)
 
     @property
-    def has_waiting(self) -> bool:
-        return any(not waiter.cancelled() for waiters in self._waiting.values() for waiter in waiters)
+    def is_full(self) -> bool:
+        """Whether a holder that has less than ``each`` waits, because others have all of ``width``."""
+        return any(
+            self._starting[holder] < self.each and not waiter.cancelled()
+            for holder, waiters in self._waiting.items()
+            for waiter in waiters
+        )
 
     async def enter(self, holder: str) -> Callable[[], None]:
         """Wait until ``holder`` may start. Call the returned function when it has; only the first call counts."""

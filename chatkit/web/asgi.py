@@ -45,7 +45,7 @@ BODY_SECONDS: float = 60  # for a whole request body, from the end of the header
 BODY_IDLE_SECONDS: float = 20  # for its next chunk
 DISCARD_SECONDS = 5  # for the rest of a body that is too large, so that its sender can read the response
 # Of all request bodies in memory, in one process. What a body has beyond 64 KiB can't take the room of small bodies, which are
-# those of all requests but dictation.
+# those of all requests but dictation and large outputs of client tools.
 SMALL_BODY_BYTES, SMALL_BODIES_BYTES, LARGE_BODIES_BYTES = 64 * 1024, 16 * 1024 * 1024, 64 * 1024 * 1024
 MAX_CHUNKS = 20_000  # of one request body; 8 MiB arrive in some thousands
 CHUNKS_PER_YIELD = 64  # before other tasks on the loop get their turn
@@ -61,7 +61,7 @@ STARTING_VIEWS, STARTING_VIEWS_PER_ADDRESS, START_SECONDS = 16, 2, 0.01
 # Uploads in memory, besides other bodies: 48 MiB. A page sends all files of a message at once, perhaps on a slow line.
 UPLOADS, UPLOADS_PER_ADDRESS = 6, 2
 UPLOAD_SECONDS: float = 300  # for a whole upload, and before that for its turn
-CONTENDED_UPLOAD_SECONDS = 60  # for a whole upload while others wait for their turn
+CONTENDED_UPLOAD_SECONDS = 60  # for a whole upload while other addresses wait, because all turns are taken
 
 _DEFERRED = "chatkit.deferred"
 _ERROR = "chatkit.error"
@@ -310,7 +310,7 @@ class Adapter:
         began = asyncio.get_running_loop().time()
 
         def admit(_size: int) -> None:
-            if self._uploads.has_waiting and asyncio.get_running_loop().time() - began > CONTENDED_UPLOAD_SECONDS:
+            if self._uploads.is_full and asyncio.get_running_loop().time() - began > CONTENDED_UPLOAD_SECONDS:
                 raise RequestTimeout
 
         try:

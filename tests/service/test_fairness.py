@@ -188,11 +188,11 @@ def test_all_chat_requests_are_counted(make_app: MakeApp) -> None:
 
 
 def test_request_bodies_are_limited_per_address(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One address gets a quarter of the memory for bodies."""
-    monkeypatch.setattr("chatkit.web.asgi.MAX_BODIES_BYTES", 4 * MIB)
+    """One address gets a quarter of the memory for large bodies."""
+    monkeypatch.setattr("chatkit.web.asgi.LARGE_BODIES_BYTES", 4 * MIB)
     with served(make_app(CHATKIT_BACKEND="selfhosted")) as url:
         caller = Caller(url)
-        response = caller.post("threads.create", input=user_input("x" * (MIB + 1000)))
+        response = caller.post("threads.create", input=user_input("x" * (MIB + 65_536)))
         assert (response.status_code, response.json()["code"]) == (429, "too_many_requests")
         assert response.headers["Retry-After"]
         response = caller.post("threads.create", input=user_input("x" * (MIB // 2)))
@@ -201,7 +201,7 @@ def test_request_bodies_are_limited_per_address(make_app: MakeApp, monkeypatch: 
 
 def test_refusals_have_cors_headers(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also responses of the event loop, which reach no view."""
-    monkeypatch.setattr("chatkit.web.asgi.MAX_BODIES_BYTES", 4)
+    monkeypatch.setattr("chatkit.web.asgi.SMALL_BODIES_BYTES", 4)
     with served(make_app(CHATKIT_BACKEND="selfhosted")) as url:
         response = requests.post(f"{url}/api/chatkit", json={}, headers={"Origin": "http://localhost:3000"}, timeout=5)
     assert response.status_code == 429

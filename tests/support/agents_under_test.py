@@ -229,6 +229,41 @@ judged_before = Agent(
     model="gpt-test",
     input_guardrails=[InputGuardrail(guardrail_function=judged_input.guardrail_function, run_in_parallel=False)],
 )
+
+
+@input_guardrail
+async def nothing_forbidden_late(context: Any, agent: Any, given: Any) -> GuardrailFunctionOutput:
+    await asyncio.sleep(0.8)
+    return GuardrailFunctionOutput(output_info=None, tripwire_triggered="forbidden" in str(given))
+
+
+@input_guardrail
+async def fails_late(context: Any, agent: Any, given: Any) -> GuardrailFunctionOutput:
+    await asyncio.sleep(0.8)
+    raise RuntimeError("the guardrail is broken")
+
+
+@input_guardrail
+async def is_cancelled_late(context: Any, agent: Any, given: Any) -> GuardrailFunctionOutput:
+    await asyncio.sleep(0.3)
+    raise asyncio.CancelledError
+
+
+@output_guardrail
+async def is_cancelled_last(context: Any, agent: Any, output: Any) -> GuardrailFunctionOutput:
+    raise asyncio.CancelledError
+
+
+@function_tool(failure_error_function=None)
+async def breaks_down() -> str:
+    """Fail."""
+    raise ValueError("the tool is broken")
+
+
+guarded_late = Agent(name="Guarded late", model="gpt-test", tools=[breaks_down], input_guardrails=[nothing_forbidden_late])
+failing_late = Agent(name="Failing late", model="gpt-test", tools=[breaks_down], input_guardrails=[fails_late])
+input_cancelled = Agent(name="Input cancelled", model="gpt-test", input_guardrails=[is_cancelled_late])
+output_cancelled = Agent(name="Output cancelled", model="gpt-test", output_guardrails=[is_cancelled_last])
 output_judged = Agent(name="Output judged", model="gpt-test", output_guardrails=[judged_output])
 asking_a_judge = Agent(
     name="Asking a judge", model="gpt-test", tools=[judge.as_tool("judge", "Judges", failure_error_function=None)]
@@ -256,7 +291,7 @@ simple = Agent(name="Simple", instructions="Be brief.", model="gpt-test")
 with_tool = Agent(name="With a tool", model="gpt-test", tools=[weather])
 reasoning_with_tool = Agent(name="Reasoning", model="gpt-5.2", tools=[weather])
 keeping_its_tool = Agent(name="Keeping its tool", model="gpt-test", tools=[weather], reset_tool_choice=False)
-forcing_weather = with_tool.clone(model_settings=ModelSettings(tool_choice="weather"))
+forcing_weather = with_tool.clone(model_settings=ModelSettings(tool_choice="weather"), tool_use_behavior="stop_on_first_tool")
 knowing = Agent(name="Knowing", model="gpt-test", tools=[what_is_known])
 with_page = Agent(
     name="With a page", model="gpt-test", tools=[ask_page], tool_use_behavior=StopAtTools(stop_at_tool_names=["ask_page"])
@@ -323,6 +358,23 @@ async def summarizes(context: RunContextWrapper[AgentContext[Any]]) -> str:
     return "summarized"
 
 
+class Table:
+    """Compares its elements, as the tables of data libraries do."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> Any:
+        return _Elements()
+
+    def __str__(self) -> str:
+        return "a table"
+
+
+class _Elements:
+    def __bool__(self) -> bool:
+        raise ValueError("The truth value is ambiguous")
+
+
 class Word(BaseModel):
     word: str
 
@@ -337,6 +389,7 @@ OUTPUTS: dict[str, Any] = {
     "returns_a_model": Word(word="Sun"),
     "returns_a_list": ["Sun", "Rain"],
     "returns_a_number": 7,
+    "returns_a_table": Table(),
 }
 
 
@@ -627,6 +680,13 @@ async def catching_workflow(workflow_input: WorkflowInput) -> Any:
         return await workflow_guarded_from_the_start(workflow_input)
     except InputGuardrailTripwireTriggered:
         return {"output_text": "We blocked that message for safety."}
+
+
+async def workflow_with_a_fallback(workflow_input: WorkflowInput) -> Any:
+    try:
+        await Runner.run(guarded_from_the_start, workflow_input.input_as_text)
+    except InputGuardrailTripwireTriggered:
+        await Runner.run(simple, "Explain politely")
 
 
 async def drafting_workflow(workflow_input: WorkflowInput) -> Any:

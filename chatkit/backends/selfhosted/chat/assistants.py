@@ -68,8 +68,8 @@ class AgentServer(DefaultServer):
                 )
                 raise CustomStreamError("This tool can't be used here.", allow_retry=False)
             agent = with_tool_choice(agent, tool.id, run_config)
-        elif _continues(history):
-            agent = without_forced_tool(agent)
+        elif answered := _answered_tool(history):
+            agent = without_forced_tool(agent, answered)
         messages = await to_model_input(history, newest)
         result = agents.Runner.run_streamed(agent, messages, context=agent_context, run_config=run_config)
         async with aclosing(approvals.run_events(agent_context, result)) as events:
@@ -114,9 +114,9 @@ class AgentServer(DefaultServer):
         return agent
 
 
-def _continues(history: list[ThreadItem]) -> bool:
-    """Return whether a turn continues with the output of a client tool."""
-    return any(isinstance(item, ClientToolCallItem) for item in history[-1:])
+def _answered_tool(history: list[ThreadItem]) -> str:
+    """Return the name of the client tool with whose output a turn continues, if it does."""
+    return next((item.name for item in history[-1:] if isinstance(item, ClientToolCallItem)), "")
 
 
 async def _call(function: Callable[[ChatContext], Any], context: ChatContext) -> Any:
@@ -150,7 +150,7 @@ class WorkflowServer(DefaultServer):
             self._chatkit_resources.composer.options(input_user_message, newest),
             text,
             files,
-            continues=_continues(history),
+            answered_tool=_answered_tool(history),
         )
         called = False
         async with aclosing(run.events(self._run_workflow(self._input_type(input_as_text=text)))) as events:

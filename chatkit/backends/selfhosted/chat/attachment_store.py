@@ -52,7 +52,9 @@ _SUM_SIZES = select(func.coalesce(func.sum(ATTACHMENTS.c.size), 0)).where(
 _COUNT_SENT = select(func.count()).select_from(ATTACHMENTS).where(_of_thread)
 _has_content = exists().where(CONTENTS.c.attachment_id == ATTACHMENTS.c.id)
 _SELECT_SENDABLE = select(ATTACHMENTS.c.size, _unsent.label("is_unsent"), _has_content.label("has_content")).where(
-    ATTACHMENTS.c.id.in_(bindparam("attachments", expanding=True)), ATTACHMENTS.c.user_id == USER
+    ATTACHMENTS.c.id.in_(bindparam("attachments", expanding=True)),
+    ATTACHMENTS.c.user_id == USER,
+    ATTACHMENTS.c.created_at > 0,  # not detached
 )
 # One that was detached can't be read any more.
 _SELECT_CONTENT = select(CONTENTS.c.data).join(ATTACHMENTS, ATTACHMENTS.c.id == CONTENTS.c.attachment_id).where(_own, ~_unsent)

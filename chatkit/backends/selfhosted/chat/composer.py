@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -89,13 +88,13 @@ def with_tool_choice(agent: Agent[Any], tool: str, run_config: RunConfig | dict[
     return agent.clone(model_settings=settings.resolve(ModelSettings(tool_choice=tool)), reset_tool_choice=True)
 
 
-def without_forced_tool(agent: Agent[Any]) -> Agent[Any]:
-    """Return ``agent``, or a copy that does not have to call a tool, for a run that goes on after the output of a client tool.
+def without_forced_tool(agent: Agent[Any], answered: str) -> Agent[Any]:
+    """Return ``agent``, or a copy that does not have to call the client tool ``answered``, which the page has just answered.
 
     Within a run, the SDK resets the choice after a call, so that a forced tool is not called for ever. The page answers a
     client tool by itself. A run that waits for it has ended with a tool, so agents that don't end so are left alone.
     """
-    forced = agent.model_settings.tool_choice not in (None, "auto", "none")
+    forced = agent.model_settings.tool_choice in ("required", answered)
     if not forced or not agent.reset_tool_choice or agent.tool_use_behavior == "run_llm_again":
         return agent
     return agent.clone(model_settings=replace(agent.model_settings, tool_choice=None))
@@ -152,8 +151,12 @@ def load_providers() -> None:
     The SDK would import it with the first message, on the event loop, which takes seconds.
     """
     for name in ("litellm_provider", "any_llm_provider"):
-        with suppress(ImportError):
+        try:
             import_module(f"agents.extensions.models.{name}")
+        except ImportError:
+            pass  # not installed
+        except Exception:
+            log.exception("the Agents SDK's %s can't be imported", name)
 
 
 def _check_provider(own: str | None, name: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pydantic_core
 from agents import (
+    AgentUpdatedStreamEvent,
     ImageGenerationTool,
     InputGuardrailTripwireTriggered,
     MessageOutputItem,
@@ -128,11 +129,12 @@ class _GuardrailFailedError(OutputGuardrailTripwireTriggered):
 class _BridgedRun:
     """The part of a ``RunResultStreaming`` that the SDK's bridge reads, with model events that the bridge can convert."""
 
-    def __init__(self, context: AgentContext[Any], result: RunResultStreaming) -> None:
+    def __init__(self, context: AgentContext[Any], result: RunResultStreaming, *, show_typed: bool) -> None:
+        self._show_typed = show_typed
         self._context = context
         self._result = result
         self._events = result.stream_events()
-        self.agent = result.current_agent
+        self._agent = result.current_agent
         """The agent whose messages come next; that of ``result`` is ahead of the events."""
         self.model_ids: set[str] = set()
         """The ids of the items in the model's responses so far."""
@@ -161,19 +163,34 @@ class _BridgedRun:
                 event.data = _with_end_of_thought(event.data)
             elif isinstance(event, RunItemStreamEvent):
                 event = _with_call_id(event)
-            else:
-                self.agent = event.new_agent
+            elif isinstance(event, AgentUpdatedStreamEvent):
+                self._agent = event.new_agent
         except Exception as error:
             if self.closed:  # asyncio would log an exception that is never retrieved
                 return cast(StreamEvent, None)
-            if _refuses_message(self._result, error) and (context := current_context.get()):
-                context.message_is_refused.set()
-            if any(_failed_with(task, error) for task in _guardrails(self._result)):
-                raise _GuardrailFailedError from error
+            self._look_at_guardrails(error)
             raise
         if event.type == "run_item_stream_event" and event.item.type == "tool_call_item":
             self._remember_id(event.item.raw_item)
         return event
+
+    def _look_at_guardrails(self, end: Exception) -> None:
+        """Let the bridge remove the new items if a guardrail refused or failed, whatever ``end`` the run came to.
+
+        Raises:
+            InputGuardrailTripwireTriggered: an input guardrail refused the message, and ``end`` is something else.
+            _GuardrailFailedError: a guardrail failed.
+        """
+        result = self._result
+        tripped = [one for one in result.input_guardrail_results if one.output.tripwire_triggered]
+        if (tripped or _refuses_message(result, end)) and (context := current_context.get()):
+            context.message_is_refused.set()
+        if tripped and not isinstance(end, InputGuardrailTripwireTriggered):
+            raise InputGuardrailTripwireTriggered(tripped[0]) from end
+        tasks = [task for task in (result._input_guardrails_task, result._output_guardrails_task) if task and task.done()]
+        if result._cancel_mode == "none" and any(task.cancelled() or task.exception() for task in tasks):
+            over = isinstance(end, StopAsyncIteration)
+            raise _GuardrailFailedError from (RuntimeError("a guardrail was cancelled") if over else end)
 
     def _prepare(self, data: Any) -> bool:
         """Discard citations that the bridge can't convert, which would end the response. Return whether to pass on ``data``."""
@@ -212,31 +229,29 @@ class _BridgedRun:
         """Whether one of the tools that the model called last has shown something, or waits for the page."""
         return self._context.client_tool_call is not None or self._shown_in_turn == self._result.current_turn
 
+    @property
+    def shows_messages(self) -> bool:
+        """Whether the user sees the messages that come next."""
+        return self._show_typed or self._agent.output_type in (None, str)
+
     def _remember_id(self, item: Any) -> None:
         item_id = item.get("id") if isinstance(item, dict) else getattr(item, "id", None)
         if isinstance(item_id, str):
             self.model_ids.add(item_id)
 
 
-def _guardrails(result: RunResultStreaming) -> list[asyncio.Task[Any] | None]:
-    return [result._input_guardrails_task, result._output_guardrails_task]
-
-
-def _failed_with(task: asyncio.Task[Any] | None, error: BaseException) -> bool:
-    return task is not None and task.done() and not task.cancelled() and task.exception() is error
-
-
 def _refuses_message(result: RunResultStreaming, error: Exception) -> bool:
     """Return whether ``error`` is that of an input guardrail, or of its model, that refuses the user's message."""
     if isinstance(error, ModelRefusalError):
         has_answered = result.raw_responses or _refused_message(result)  # guardrails that are not parallel come before
-        return not has_answered or _failed_with(result._input_guardrails_task, error)
+        task = result._input_guardrails_task
+        return not has_answered or bool(task and task.done() and not task.cancelled() and task.exception() is error)
     return isinstance(error, InputGuardrailTripwireTriggered)
 
 
 def _with_call_id(event: RunItemStreamEvent) -> RunItemStreamEvent:
     """Return the call of a function with an id, which OpenAI's API does not require, and which the bridge does."""
-    call = event.item.raw_item
+    call = getattr(event.item, "raw_item", None)
     if not isinstance(call, ResponseFunctionToolCall) or call.id:
         return event
     # A copy, because the run sends its own to the model again.
@@ -318,11 +333,11 @@ async def agent_events(
             asks for.
         show_typed: whether the user sees the messages of agents with an ``output_type``.
         show_tool_output: whether the user sees the output of a tool that ends the run (``tool_use_behavior``), unless the
-            tool has shown something itself. Likewise of the message of an error handler.
+            tool has shown something itself. Likewise the message of an error handler.
         rejected_calls: the ids of calls that the user has rejected, whose outputs are only for the model.
     """
-    run = _BridgedRun(context, result)
-    id_mapper = _IdMapper(run.model_ids, lambda: show_typed or run.agent.output_type in (None, str))
+    run = _BridgedRun(context, result, show_typed=show_typed)
+    id_mapper = _IdMapper(run)
     streamed = stream_agent_response(context, cast(Any, run), converter=converter or _Converter(result))
     converted = cast(AsyncGenerator[ThreadStreamEvent], streamed)
     shown = _Shown()
@@ -342,7 +357,7 @@ async def agent_events(
     except ModelRefusalError:
         # It is raised before the end of the message that contains the refusal. The model of a tool may have refused as well.
         texts = _refused_message(result)
-        if texts and shown.message and assistant_text(shown.message) != "".join(texts):
+        if texts and run.shows_messages and shown.message and assistant_text(shown.message) != "".join(texts):
             content = [AssistantMessageContent(text=text) for text in texts]
             yield ThreadItemDoneEvent(item=shown.message.model_copy(update={"content": content}))
         raise
@@ -368,11 +383,15 @@ def _final_output(
     ending = takewhile(lambda item: isinstance(item, ToolCallOutputItem), reversed(result.new_items))
     outputs = [cast(ToolCallOutputItem, item) for item in ending]
     # The SDK makes a text of any output, unless the agent has an output_type.
-    item = next((item for item in outputs if final in (item.output, str(item.output))), None)
+    item = next((item for item in outputs if final is item.output or _is_text_of(final, item.output)), None)
     if not (outputs or _is_of_error_handler(result)) or (item and item.call_id in rejected_calls):
         return []
     text = _shown_output(item.output if item else final)
     return [*close_workflow(context), assistant_message(context.thread, text)] if text else []
+
+
+def _is_text_of(final: Any, output: Any) -> bool:
+    return isinstance(final, str) and final == str(output)
 
 
 def _is_of_error_handler(result: RunResultStreaming) -> bool:
@@ -469,11 +488,10 @@ _ID_TYPES = {"assistant_message": "message", "client_tool_call": "tool_call"}
 
 
 class _IdMapper:
-    """Replaces the ids in ``model_ids`` by our own, and discards the model's messages unless ``show_messages()``."""
+    """Replaces the ids of the model's items by our own, and discards messages that the user does not see."""
 
-    def __init__(self, model_ids: set[str], show_messages: Callable[[], bool]) -> None:
-        self._model_ids = model_ids
-        self._show_messages = show_messages
+    def __init__(self, run: _BridgedRun) -> None:
+        self._run = run
         # By the model's id and the item type; several if the model reuses an id.
         self._own: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
 
@@ -482,18 +500,20 @@ class _IdMapper:
         match event:
             case ThreadItemAddedEvent() | ThreadItemDoneEvent() | ThreadItemReplacedEvent():
                 item = event.item
-                if item.id not in self._model_ids or item.type not in _ID_TYPES:
+                if item.id not in self._run.model_ids or item.type not in _ID_TYPES:
                     return [event]
-                if item.type == "assistant_message" and not self._show_messages():
+                if item.type == "assistant_message" and not self._run.shows_messages:
                     return []
                 own = self._own[item.id, item.type]
                 if not own or isinstance(event, ThreadItemAddedEvent):
                     own.append(new_id(_ID_TYPES[item.type]))
                 return [event.model_copy(update={"item": item.model_copy(update={"id": own[-1]})})]
-            case ThreadItemUpdatedEvent() if event.item_id in self._model_ids:
+            case ThreadItemUpdatedEvent() if event.item_id in self._run.model_ids:
                 # Only messages among a model's items are updated.
+                if not self._run.shows_messages:
+                    return []
                 own = self._own[event.item_id, "assistant_message"]
                 return [event.model_copy(update={"item_id": own_id}) for own_id in own[-1:]]
-            case ThreadItemRemovedEvent() if event.item_id in self._model_ids:
+            case ThreadItemRemovedEvent() if event.item_id in self._run.model_ids:
                 return [ThreadItemRemovedEvent(item_id=own) for kind in _ID_TYPES for own in self._own[event.item_id, kind]]
         return [event]

@@ -51,7 +51,7 @@ class WorkflowRun:
             the first agent that has it.
         text: the text of the message, ``input_as_text``.
         files: the attachments of the message, as parts of model input. The exported code does not know of them.
-        continues: whether the turn continues with the output of a client tool.
+        answered_tool: the name of the client tool with whose output the turn continues, if it does.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class WorkflowRun:
         text: str,
         files: list[Any],
         *,
-        continues: bool,
+        answered_tool: str,
     ) -> None:
-        self.continues = continues
+        self.answered_tool = answered_tool
         self.text = text
         self.files = files
         self.new_context = new_context
@@ -147,8 +147,8 @@ class _Runner(AgentRunner):
         kwargs["context"] = kwargs.get("context") or context  # gives tools the thread and the user
         shown = agent.output_type in (None, str)
         kwargs["run_config"] = with_model(kwargs.get("run_config"), run.model if shown else None)
-        if run.continues:
-            agent = without_forced_tool(agent)
+        if run.answered_tool:
+            agent = without_forced_tool(agent, run.answered_tool)
         tool = run.tool
         if tool and await has_tool(agent, tool, kwargs["context"]) and run.tool:  # else an agent at the same time has taken it
             agent, run.tool = with_tool_choice(agent, tool, kwargs["run_config"]), None

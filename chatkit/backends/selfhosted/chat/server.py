@@ -150,6 +150,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
                     if isinstance(event.item, AssistantMessageItem):
                         context.drafts[event.item.id] = event.item  # until the SDK has stored it
                 elif isinstance(event, ThreadItemRemovedEvent):
+                    shown = ""
                     await drafts.finish([event.item_id, *context.drafts])
                     context.drafts.pop(event.item_id, None)
                     unstored = dict(context.drafts)
@@ -219,6 +220,8 @@ class GuardedServer(ChatKitServer[ChatContext]):
         deadline = asyncio.get_running_loop().time() + CLOSING_SECONDS
         await _within(deadline, super().handle_stream_cancelled(thread, pending_items, context))
         await self._delete_drafts(list(context.drafts), thread, context)  # those that the server has not stored
+        if context.message_is_refused.is_set() and context.is_repeatable:  # the operator's code went on
+            await _within(deadline, self.store.save_item(thread.id, refusal(thread), context))
 
     async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
         if len(item_ids) > MAX_FEEDBACK_ITEMS:

@@ -502,6 +502,8 @@ def test_sign_in_takes_over_what_the_user_can_see(
         engine.dispose()
         ada = Caller(url, shared(sub="ada"))
         ada.say(thread_id, "And now?")
+        response = ada.post("threads.create", input=user_input("Read", [files[1]]))
+        assert refusal(response)[:2] == (404, "not_found"), "it is detached"
         body = json.dumps(fake_openai.received[-1].body)
         assert (data_url(PNG) in body, "Obey me" in body, "a file named a.txt" in body) == (True, False, True)
         maintain()

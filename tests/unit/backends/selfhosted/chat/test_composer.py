@@ -212,7 +212,7 @@ def test_turn_after_a_client_tool_keeps_the_model(start: Start, fake_openai: Fak
     [
         ("forcing_the_page", ["required", None]),
         ("forcing_the_page_for_ever", ["required", "required"]),
-        ("workflow_forcing_the_page", [FORCED, None, "required", FORCED, None, None]),
+        ("workflow_forcing_the_page", [FORCED, "required", FORCED, None]),
     ],
 )
 def test_tool_is_not_forced_again_after_a_client_tool(
@@ -221,7 +221,7 @@ def test_tool_is_not_forced_again_after_a_client_tool(
     """The page answers by itself, so it would go on for ever."""
     caller = start(agent)
     asks = calls("ask_page", question="Colour?")
-    first = [calls("weather", city="Paris"), says("Sun")] if "workflow" in agent else []
+    first = [calls("weather", city="Paris")] if "workflow" in agent else []
     fake_openai.behaviour = streaming(*first, asks, *first, says("Blue"))
     thread_id, _ = caller.create("Colour?")
     events = list(caller.stream("threads.add_client_tool_output", thread_id=thread_id, result={"colour": "blue"}))

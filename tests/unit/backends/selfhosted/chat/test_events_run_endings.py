@@ -45,6 +45,7 @@ def test_the_output_of_a_tool_that_ends_the_run_is_a_message(start: Start, fake_
         ("returns_a_model", ['{"word":"Sun"}']),
         ("returns_a_list", ['["Sun","Rain"]']),
         ("returns_a_number", ["7"]),
+        ("returns_a_table", ['"a table"']),
     ],
 )
 @pytest.mark.parametrize("agent", AGENTS)

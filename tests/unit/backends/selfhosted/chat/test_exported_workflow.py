@@ -13,7 +13,7 @@ from tests.support.applications import MakeApp, Start
 from tests.support.chat import deltas, errors, on_screen, texts
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.identity_provider import SECRET
-from tests.support.responses_api import asked, calls, says, streaming
+from tests.support.responses_api import asked, calls, refuses, says, streaming
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,17 @@ def test_output_type_of_the_agent_that_is_handed_over_to(
     caller = start(agent)
     fake_openai.behaviour = streaming(first, second)
     thread_id, events = caller.create("Hello")
-    assert (errors(events), texts(events)) == ([], ["Hello"])
+    assert (errors(events), texts(events), deltas(events)) == ([], ["Hello"], ["Hello"])
     assert [item.type for item in caller.items(thread_id).data] == ["assistant_message", "user_message"]
+
+
+def test_refusal_of_the_agent_that_is_handed_over_to(start: Start, fake_openai: FakeOpenAI) -> None:
+    """The user does not see the messages of an agent with an ``output_type``."""
+    caller = start("workflow_handing_over_to_typed")
+    fake_openai.behaviour = streaming([*says("Hello"), 0.3, *calls("transfer_to_typed")], refuses("No"))
+    thread_id, events = caller.create("Hello")
+    assert (texts(events), len(errors(events))) == (["Hello"], 1)
+    assert caller.items(thread_id).data[0].content[0].text == "Hello"
 
 
 def test_workflow_that_catches_a_tripped_guardrail(start: Start, fake_openai: FakeOpenAI) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
+from typing import Any
 
 import pytest
 
 from tests.support.applications import Start
-from tests.support.chat import errors, on_screen, texts
+from tests.support.chat import deltas, errors, on_screen, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.fake_server import Handler
-from tests.support.responses_api import Events, by_model, calls, refuses, says, streaming, thinks
+from tests.support.responses_api import FAILED, Events, by_model, calls, refuses, says, streaming, thinks
+from tests.support.waiting import wait_for
 
 JUDGED_FINE = says('{"response": false}')
 STOPPED = [("custom", "This can't be answered here.", False)]
@@ -105,6 +108,54 @@ def test_tripwire_is_caught(start: Start, fake_openai: FakeOpenAI, agent: str) -
     assert "forbidden" not in json.dumps(received.body["input"])
 
 
+FAILURES: dict[str, Events] = {
+    "model": [*says("the secret word"), FAILED],
+    "tool": [*says("the secret word"), *calls("breaks_down")],
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_failure_does_not_hide_a_refusal(start: Start, fake_openai: FakeOpenAI, failure: str) -> None:
+    caller = start("guarded_late")
+    fake_openai.behaviour = streaming(FAILURES[failure])
+    thread_id, events = caller.create("forbidden words")
+    assert errors(events) == STOPPED
+    assert list(on_screen(events).values()) == ["user_message"]
+    assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
+    fake_openai.behaviour = streaming(says("All is well"))
+    assert texts(caller.say(thread_id, "something else")) == ["All is well"]
+
+
+BROKEN = ["failing_late-model", "failing_late-tool", "input_cancelled-text", "output_cancelled-text"]
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_guardrail(start: Start, fake_openai: FakeOpenAI, case: str) -> None:
+    agent, _, reply = case.partition("-")
+    caller = start(agent)
+    fake_openai.behaviour = streaming(FAILURES.get(reply, [*says("the secret word"), 0.6]))
+    thread_id, events = caller.create("hello")
+    assert len(errors(events)) == 1
+    assert list(on_screen(events).values()) == ["user_message"]
+    assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
+
+
+def test_refusal_is_remembered_if_the_user_stops_what_follows(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start("workflow_with_a_fallback", CHATKIT_ON_DISCONNECT="stop")
+    fake_openai.behaviour = streaming([*says("We can not"), 5.0])
+    stream: Any = caller.stream("threads.create", input=user_input("forbidden words"))
+    seen: list[Any] = []
+    while not deltas(seen):
+        seen.append(next(stream))
+    stream.close()
+    thread_id = seen[0].thread.id
+    wait_for(lambda: len(caller.items(thread_id).data) == 2)
+    fake_openai.behaviour = streaming(says("All is well"))
+    time.sleep(0.5)
+    assert texts(caller.say(thread_id, "something else")) == ["All is well"]
+    assert "forbidden" not in json.dumps(fake_openai.received[-1].body["input"])
+
+
 class TestGuardrailOfAModel:
     """The guardrails of OpenAI's documentation ask a model."""
 
@@ -134,7 +185,7 @@ class TestGuardrailOfAModel:
     @pytest.mark.parametrize("agent", ["input_judged", "judged_before", "output_judged"])
     def test_refusal_of_the_judge_refuses(self, start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
         caller = start(agent)
-        answer = [*says("the secret word"), 0.5]
+        answer = [*says("I can't judge this"), 0.5]
         fake_openai.behaviour = by_model({"gpt-judge": [refuses("I can't judge this")], "gpt-test": [answer]})
         thread_id, events = caller.create("unspeakable")
         assert errors(events) == STOPPED

@@ -71,9 +71,9 @@ def test_history_has_a_hundred_thousand_characters_at_most(store: SqlStore, leng
 
 def test_twenty_megabytes_of_images_are_sent_and_of_older_ones_the_mention(store: SqlStore) -> None:
     thread_id = new_thread(store)
-    add_items(store, [question(thread_id, "q"), *(image_of(thread_id, size) for size in (1, 10_000_000, 9_999_999, 1))])
+    add_items(store, [question(thread_id, "q"), *(image_of(thread_id, size) for size in (1, 10_000_000, 10_009_999, 1))])
     items: list[Any] = run(load_history(store, thread_id, ADA))
-    assert [len(item.image.url) for item in items[1:]] == [0, 10_000_000, 9_999_999, 1]
+    assert [len(item.image.url) for item in items[1:]] == [0, 10_000_000, 10_009_999, 1]
     [mention, image] = run(to_model_input(items[1:3], None))
     assert [part["type"] for part in mention["content"]] == ["input_text"]
     assert [part["type"] for part in image["content"]] == ["input_text", "input_image"]

@@ -398,7 +398,7 @@ def _is_of_error_handler(result: RunResultStreaming) -> bool:
     """Return whether the run ended with a message that no model wrote, but an error handler such as that of ``max_turns``."""
     last = result.new_items[-1] if result.new_items else None
     of_models = (output for response in result.raw_responses for output in response.output)
-    return isinstance(last, MessageOutputItem) and all(last.raw_item is not output for output in of_models)
+    return isinstance(last, MessageOutputItem) and last.raw_item not in of_models
 
 
 def _shown_output(output: Any) -> str:

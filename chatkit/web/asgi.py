@@ -307,10 +307,11 @@ class Adapter:
                 end = await self._uploads.enter(address)
         except TimeoutError:
             raise RequestTimeout from None
-        began = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        contended = loop.time() + CONTENDED_UPLOAD_SECONDS
 
         def admit(_size: int) -> None:
-            if self._uploads.is_full and asyncio.get_running_loop().time() - began > CONTENDED_UPLOAD_SECONDS:
+            if loop.time() > contended and self._uploads.is_full:
                 raise RequestTimeout
 
         try:

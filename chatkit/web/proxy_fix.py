@@ -8,8 +8,8 @@ from werkzeug.middleware.proxy_fix import ProxyFix as _ProxyFix
 class ProxyFix(_ProxyFix):
     """Werkzeug's middleware, for headers to which a client has added a quote.
 
-    Werkzeug parses quoted strings, so an unbalanced quote in the client's part of ``X-Forwarded-For`` hid what the proxies had
-    added. No proxy quotes addresses, schemes or hosts there.
+    Werkzeug parses quoted strings, so an unbalanced quote in the client's part of ``X-Forwarded-For`` would hide what the
+    proxies add. No proxy quotes addresses, schemes or hosts there.
     """
 
     def _get_real_value(self, trusted: int, value: str | None) -> str | None:

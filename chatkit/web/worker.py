@@ -160,7 +160,7 @@ class Protocol(_Protocol):  # type: ignore[misc]
 
     def _close_transport(self) -> None:
         super()._close_transport()
-        # gunicorn does not come to that if its write_eof() fails, because the client has reset the connection.
+        # gunicorn skips this if write_eof() fails because the client has reset the connection.
         if self.transport:
             self.transport.close()
 

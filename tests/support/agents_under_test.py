@@ -298,7 +298,7 @@ with_page = Agent(
 )
 
 forcing_the_page = with_page.clone(name="Forcing", model_settings=ModelSettings(tool_choice="required"))
-forcing_the_page_for_ever = forcing_the_page.clone(reset_tool_choice=False)
+always_forcing_the_page = forcing_the_page.clone(reset_tool_choice=False)
 
 asking_guarded = Agent(
     name="Asking, guarded",

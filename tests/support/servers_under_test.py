@@ -23,7 +23,6 @@ from chatkit.actions import Action
 from chatkit.agents import (
     AgentContext,
     ThreadItemConverter,
-    simple_to_agent_input,
     stream_agent_response,
 )
 from chatkit.errors import CustomStreamError
@@ -163,18 +162,16 @@ class Explaining(Guarded):
             raise CustomStreamError("We don't talk about that.", allow_retry=False) from error
 
 
-class Blocking(ChatKitServer[ChatContext]):
+class Blocking(Plain):
     """Catches the guardrail's exception, as the examples of OpenAI's guides do."""
+
+    agent = agents_under_test.guarded_from_the_start
 
     async def respond(
         self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
     ) -> AsyncIterator[ThreadStreamEvent]:
-        agent_context = AgentContext(thread=thread, store=self.store, request_context=context)
-        items = await self.store.load_thread_items(thread.id, after=None, limit=20, order="desc", context=context)
-        messages = await simple_to_agent_input(items.data[::-1])
-        result = Runner.run_streamed(agents_under_test.guarded_from_the_start, messages, context=agent_context)
         try:
-            async for event in stream_agent_response(agent_context, result):
+            async for event in super().respond(thread, input_user_message, context):
                 yield event
         except InputGuardrailTripwireTriggered:
             yield ErrorEvent(message="We blocked that message for safety.")

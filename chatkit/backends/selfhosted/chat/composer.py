@@ -89,10 +89,11 @@ def with_tool_choice(agent: Agent[Any], tool: str, run_config: RunConfig | dict[
 
 
 def without_forced_tool(agent: Agent[Any], answered: str) -> Agent[Any]:
-    """Return ``agent``, or a copy that does not have to call the client tool ``answered``, which the page has just answered.
+    """Return ``agent``, or a copy that is not forced to call the client tool ``answered``, which the page has just answered.
 
-    Within a run, the SDK resets the choice after a call, so that a forced tool is not called for ever. The page answers a
-    client tool by itself. A run that waits for it has ended with a tool, so agents that don't end so are left alone.
+    Within a run, the SDK resets the choice after a call, to prevent an infinite loop. The output of a client tool begins a new
+    run, and the page sends it without the user. Agents that do not end a run with a tool call can't wait for a client tool, and
+    are not changed.
     """
     forced = agent.model_settings.tool_choice in ("required", answered)
     if not forced or not agent.reset_tool_choice or agent.tool_use_behavior == "run_llm_again":

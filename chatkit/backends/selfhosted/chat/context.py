@@ -68,6 +68,11 @@ class ChatContext:
         """Whether the page may offer a retry now."""
         return self.is_repeatable and (self.message_is_stored.is_set() or not self.brings_message)
 
+    @property
+    def needs_refusal_mark(self) -> bool:
+        """Whether the user's message was refused. A turn without one, such as an action, has none that could be left out."""
+        return self.is_repeatable and self.message_is_refused.is_set()
+
 
 current_context: ContextVar[ChatContext | None] = ContextVar("current_context", default=None)
 """The context of the request that the current task handles, for code that is not passed one."""

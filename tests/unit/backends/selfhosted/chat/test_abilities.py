@@ -215,6 +215,7 @@ def files(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
         "Look", attach(caller, "a.png", "image/png", PNG), attach(caller, "a.pdf", "application/pdf", PDF)
     )
     caller.say(thread_id, "Again")
+    assert len(fake_openai.received) == 2
     for request in fake_openai.received:
         message = next(item for item in request.body["input"] if item.get("role") == "user")
         assert [part["type"] for part in message["content"]] == ["input_text", "input_image", "input_file"]

@@ -106,6 +106,7 @@ class TestMessage:
                 thread_id, _ = caller.create(words, *files)
             else:
                 caller.say(thread_id, words, attach(caller, "b.png", "image/png", PNG))
+            assert fake_openai.received
             for request in fake_openai.received:
                 users = [
                     item
@@ -123,6 +124,7 @@ class TestMessage:
         fake_openai.behaviour = streaming(says("One"), says("Two"))
         _, events = caller.create("Look", attach(caller, "a.png", "image/png", PNG))
         assert texts(events) == ["One", "Two"]
+        assert len(fake_openai.received) == 2
         image = {"type": "input_image", "detail": "auto", "image_url": data_url(PNG)}
         for request in fake_openai.received:
             users = [item["content"] for item in request.body["input"] if item.get("role") == "user"]
@@ -134,6 +136,7 @@ class TestMessage:
         fake_openai.behaviour = streaming(says("One"), says("Two"))
         thread_id, _ = caller.create("Look")
         caller.say(thread_id, "Look", attach(caller, "a.png", "image/png", PNG))
+        assert len(fake_openai.received) == 4
         for request in fake_openai.received[2:]:
             contents = [item["content"] for item in request.body["input"] if item.get("role") == "user"]
             assert ["image_url" in json.dumps(content) for content in contents][:2] == [False, True]

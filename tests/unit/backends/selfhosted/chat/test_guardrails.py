@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from chatkit.backends.selfhosted.sessions import REFUSED
 from tests.support.applications import Start
 from tests.support.chat import Caller, deltas, errors, on_screen, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
@@ -128,6 +129,7 @@ def test_failure_does_not_hide_a_refusal(start: Start, fake_openai: FakeOpenAI, 
     assert_only_the_message_is_left(caller, thread_id, events)
     fake_openai.behaviour = streaming(says("All is well"))
     assert texts(caller.say(thread_id, "something else")) == ["All is well"]
+    assert "forbidden" not in json.dumps(fake_openai.received[-1].body["input"])
 
 
 BROKEN = ["failing_late-model", "failing_late-tool", "input_cancelled-text", "output_cancelled-text"]
@@ -143,7 +145,9 @@ def test_broken_guardrail(start: Start, fake_openai: FakeOpenAI, case: str) -> N
     assert_only_the_message_is_left(caller, thread_id, events)
 
 
-def test_refusal_is_remembered_if_the_user_stops_what_follows(start: Start, fake_openai: FakeOpenAI) -> None:
+def test_refusal_is_remembered_if_the_user_stops_what_follows(
+    start: Start, fake_openai: FakeOpenAI, rows: Callable[[str], list[Any]]
+) -> None:
     caller = start("workflow_with_a_fallback", CHATKIT_ON_DISCONNECT="stop")
     fake_openai.behaviour = streaming([*says("We can not"), 5.0])
     stream: Any = caller.stream("threads.create", input=user_input("forbidden words"))
@@ -153,8 +157,9 @@ def test_refusal_is_remembered_if_the_user_stops_what_follows(start: Start, fake
     stream.close()
     thread_id = seen[0].thread.id
     wait_for(lambda: len(caller.items(thread_id).data) == 2)
+    wait_for(lambda: not rows("SELECT * FROM chat_active_runs"))
+    assert rows(f"SELECT count(*) FROM chat_items WHERE data LIKE '%{REFUSED}%'".replace("user's", "user''s")) == [(1,)]
     fake_openai.behaviour = streaming(says("All is well"))
-    time.sleep(0.5)
     assert texts(caller.say(thread_id, "something else")) == ["All is well"]
     assert "forbidden" not in json.dumps(fake_openai.received[-1].body["input"])
 

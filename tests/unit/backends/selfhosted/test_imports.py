@@ -123,6 +123,14 @@ def test_new_items_are_added(store: SqlStore, imported: ImportStore) -> None:
     assert list(imported.check()) == [("cthr_1", 4, 4)]
 
 
+def test_new_items_leave_the_users_other_threads_alone(store: SqlStore, imported: ImportStore) -> None:
+    for number in (1, 2):
+        imported.save(ADA.user, thread(number), said("a", "b"))
+    assert imported.save(ADA.user, thread(), said("c", minutes=-1) + said("a", "b")) == Outcome(new_items=1)
+    assert words(store) == ["c", "a", "b"]
+    assert words(store, "cthr_2") == ["a", "b"]
+
+
 def test_empty_thread_that_gets_items(store: SqlStore, imported: ImportStore, engine: Engine) -> None:
     assert imported.save(ADA.user, thread(), []) == Outcome(created=True)
     use_later(engine)

@@ -80,7 +80,7 @@ def test_export_holds_little_in_memory(app: AsgiFlask, database: str) -> None:
 
 
 def test_deleted_user_leaves_nothing(app: AsgiFlask, database: str) -> None:
-    ada, eve = (with_data(app, database, name) for name in ("ada", "eve"))
+    ada, eve, _ = (with_data(app, database, name) for name in ("ada", "eve", "bob"))
     before = everything(database)
     assert all(word in before for word in (*ada.ids(), "of ada", "atc_ada"))
     exported = run(app, "users", "export", eve.user).stdout

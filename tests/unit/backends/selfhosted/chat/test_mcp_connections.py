@@ -16,7 +16,7 @@ import pytest
 from chatkit.backends.selfhosted.chat import mcp_connections
 from tests.support import processes
 from tests.support.applications import Start, served
-from tests.support.chat import Caller, errors, texts
+from tests.support.chat import Caller, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.leaks import Recorder
 from tests.support.responses_api import calls, says, streaming
@@ -70,6 +70,17 @@ def test_server_over_stdio(make_app: Any, fake_openai: FakeOpenAI, recorder: Rec
         assert len(stdio_servers()) == 1
     wait_for(lambda: stdio_servers() == [])
     assert not [line for line in lines(recorder, "MCP server") if "ERROR" in line or "WARNING" in line]
+
+
+def test_composer_offers_a_tool_of_a_server(start: Start, fake_openai: FakeOpenAI, recorder: Recorder) -> None:
+    recorder.lines.clear()
+    tool = {"id": "find_customer", "label": "Customers", "icon": "search"}
+    caller = start(f"{AGENTS}:local", CHATKIT_COMPOSER=json.dumps({"tools": [tool]}))
+    wait_for(lambda: lines(recorder, "is connected"))
+    fake_openai.behaviour = streaming(FIND, says("It is 7"))
+    message = user_input("Who is Ada?", tool_choice={"id": "find_customer"})
+    assert texts(list(caller.stream("threads.create", input=message))) == ["It is 7"]
+    assert fake_openai.received[0].body["tool_choice"] == {"type": "function", "name": "find_customer"}
 
 
 @pytest.mark.parametrize("agent", ["of_dictionary", "OfClass", "OfInstance"])

@@ -150,3 +150,13 @@ def test_history(start: Start, fake_openai: FakeOpenAI) -> None:
     thread_id, _ = caller.create("Hello")
     assert texts(caller.say(thread_id, "Bye")) == ["Bye"]
     assert asked(fake_openai.received[1].body)[1] == ("assistant", "Good \ufffd")
+
+
+def test_agent_that_is_used_as_a_tool(start: Start, fake_openai: FakeOpenAI) -> None:
+    """Its calls have no stream."""
+    caller = start("asking_experts")
+    asks = [calls("quick", input="Hello"), says("Done")]
+    fake_openai.behaviour = by_model({"gpt-quick": [says(f"Fine {HIGH}")], "gpt-test": asks})
+    _, events = caller.create("Hello")
+    assert (errors(events), texts(events)) == ([], ["Done"])
+    assert fake_openai.received[-1].body["input"][-1]["output"] == "Fine \ufffd"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
@@ -56,6 +57,8 @@ from chatkit.types import (
 from chatkit.widgets import Card, Text
 from pydantic import BaseModel
 
+blocked, release = threading.Event(), threading.Event()
+"""Set by code that blocks its thread; ends the block."""
 seen: list[Any] = []
 """What the methods of ``servers_under_test`` were called with."""
 spoken: list[str] = []
@@ -99,8 +102,13 @@ async def drafts(context: RunContextWrapper[AgentContext[Any]]) -> str:
 @function_tool
 def blocks() -> str:
     """Block without being async."""
-    time.sleep(1.5)
+    _block()
     return "done"
+
+
+def _block() -> None:
+    blocked.set()
+    release.wait(30)
 
 
 @function_tool
@@ -741,8 +749,12 @@ async def cancels_itself_for_user(user: str) -> Any:
     await asyncio.sleep(1)
 
 
+def raises_for_user(user: str) -> Agent[Any]:
+    raise ValueError("the user's plan is not known")
+
+
 def blocks_for_user(user: str) -> Agent[Any]:
-    time.sleep(1.5)
+    _block()
     return simple
 
 

@@ -91,6 +91,7 @@ def test_approved_call_is_executed(start: Start, fake_openai: FakeOpenAI, databa
     card = shown.widget.model_dump()
     assert [card[button]["label"] for button in ("confirm", "cancel")] == ["Approve", "Reject"]
     assert [card[button]["action"]["handler"] for button in ("confirm", "cancel")] == ["server", "server"]
+    assert card["cancel"]["action"]["payload"] == {"approved": False}
     assert executed == []
     assert len(fake_openai.received) == 1
 

@@ -13,7 +13,7 @@ from tests.support.active_runs import begin, reply, state, stop
 from tests.support.applications import Start
 from tests.support.chat import Caller, deltas, errors, user_input
 from tests.support.fake_openai import FakeOpenAI
-from tests.support.responses_api import streaming_until_cancelled
+from tests.support.responses_api import asked, streaming_until_cancelled
 from tests.support.waiting import wait_for
 
 
@@ -36,6 +36,8 @@ class TestStop:
         assert reply(caller, thread_id).startswith("word word")
         assert stop(caller, run_id).status_code == 404
         assert errors(caller.say(thread_id, "Go on")) == []
+        told = [text for role, text in asked(fake_openai.received[-1].body) if role == "user"]
+        assert (told[0], told[-1], len(told)) == ("Hello", "Go on", 3), "and that the user has stopped the response"
 
     def test_stream_of_a_stopped_run_ends(self, start: Start) -> None:
         caller = start("tests.support.servers_under_test:Speaking")

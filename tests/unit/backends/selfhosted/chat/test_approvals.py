@@ -604,6 +604,17 @@ def test_another_agent_does_not_resume_the_run(
     assert texts(later.say(thread_id, "Hello?")) == ["Never said"], "the thread goes on"
 
 
+def test_decision_leaves_the_users_other_threads_alone(start: Start, fake_openai: FakeOpenAI, database: str) -> None:
+    caller = start(f"{AGENTS}:careful", DATABASE_URL=database)
+    asks = [calls("delete_file", path=path) for path in ("a.txt", "b.txt")]
+    fake_openai.behaviour = streaming(*asks, says("b.txt is gone"), says("a.txt is gone"))
+    one, two = (caller.create("Go")[0] for _ in range(2))
+    assert texts(decide(caller, widgets(caller, two)[0], APPROVE)) == ["b.txt is gone"]
+    assert is_open(widgets(caller, one)[0])
+    assert texts(decide(caller, widgets(caller, one)[0], APPROVE)) == ["a.txt is gone"]
+    assert [line.split(" of ")[0] for line in executed] == ["delete b.txt", "delete a.txt"]
+
+
 def test_agent_that_lost_its_tool(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start(f"{AGENTS}:for_user")
     fake_openai.behaviour = streaming(calls("delete_file", path="a.txt"), says("Never said"))

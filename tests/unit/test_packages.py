@@ -121,7 +121,6 @@ TESTED_ELSEWHERE = {
     "commands/__init__": "tests/docs/test_commands_page.py",
     "commands/output": "tests/service/test_commands.py",
     "web/watchdog": "tests/service/test_shutdown.py",
-    "web/wsgi": "tests/service/test_forwarder_headers.py",
 }
 """The modules without a test module of their name."""
 

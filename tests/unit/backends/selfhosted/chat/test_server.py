@@ -268,8 +268,9 @@ def count(tmp_path: Path, rows: str) -> int:
         return int(connection.execute(text(f"SELECT count(*) FROM {rows}")).scalar_one())
 
 
-def test_disconnect_cancels_the_model_call(start: Start, fake_openai: FakeOpenAI) -> None:
-    caller = start(f"{SERVERS}:Plain")
+@pytest.mark.parametrize("agent", ["simple", "for_user", "run_workflow", f"{SERVERS}:Plain"])
+def test_disconnect_cancels_the_model_call(start: Start, fake_openai: FakeOpenAI, agent: str) -> None:
+    caller = start(agent)
     ended: list[float] = []
     fake_openai.behaviour = streaming_until_cancelled(ended)
     _, stream = read_words(caller, "Hello", 5)

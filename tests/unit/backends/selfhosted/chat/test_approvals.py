@@ -681,25 +681,26 @@ def test_after_a_handoff(start: Start, fake_openai: FakeOpenAI) -> None:
     assert [received.body["model"] for received in fake_openai.received] == ["gpt-first", "gpt-test", "gpt-test"]
 
 
+HOSTED_REQUEST = {
+    "id": "mcpr_1",
+    "type": "mcp_approval_request",
+    "server_label": "crm",
+    "name": "delete_customer",
+    "arguments": '{"customer": 7}',
+}
+HOSTED_CALL: Events = [
+    {"type": f"response.output_item.{event}", "output_index": 0, "item": HOSTED_REQUEST} for event in ("added", "done")
+]
+
+
 @pytest.mark.parametrize("agent", ["hosted_mcp", "boss_of_hosted_mcp"])
 @pytest.mark.parametrize(("action", "approved"), [(APPROVE, True), (REJECT, False)])
 def test_tool_of_a_hosted_mcp_server(
     start: Start, fake_openai: FakeOpenAI, address: str, agent: str, action: Any, approved: bool
 ) -> None:
-    request = {
-        "id": "mcpr_1",
-        "type": "mcp_approval_request",
-        "server_label": "crm",
-        "name": "delete_customer",
-        "arguments": '{"customer": 7}',
-    }
-    wants: Events = [
-        {"type": "response.output_item.added", "output_index": 0, "item": request},
-        {"type": "response.output_item.done", "output_index": 0, "item": request},
-    ]
     caller = start(f"{AGENTS}:{agent}")
     asks_clerk = [calls("clerk", "call_boss", input="Delete 7")] if agent == "boss_of_hosted_mcp" else []
-    fake_openai.behaviour = streaming(*asks_clerk, wants, says("Done"))
+    fake_openai.behaviour = streaming(*asks_clerk, HOSTED_CALL, says("Done"))
     thread_id, events = caller.create("Go")
     assert errors(events) == []
     (widget,) = widgets(caller, thread_id)
@@ -712,6 +713,15 @@ def test_tool_of_a_hosted_mcp_server(
     given = fake_openai.received[asked + 1].body["input"]
     (response,) = [item for item in given if item.get("type") == "mcp_approval_response"]
     assert (response["approve"], response["approval_request_id"]) == (approved, "mcpr_1")
+
+
+def test_response_fails_after_a_call_of_a_hosted_mcp_server_was_approved(start: Start, fake_openai: FakeOpenAI) -> None:
+    """OpenAI may have carried it out, so the widget does not tell the user to ask again."""
+    caller = start(f"{AGENTS}:hosted_mcp")
+    fake_openai.behaviour = streaming(HOSTED_CALL, [FAILED])
+    thread_id, _ = caller.create("Go")
+    assert len(errors(decide(caller, widgets(caller, thread_id)[0], APPROVE))) == 1
+    assert lines(widgets(caller, thread_id)[0])[-1] == "Approved."
 
 
 def test_state_of_a_run_has_no_secrets(start: Start, fake_openai: FakeOpenAI, address: str) -> None:

@@ -535,7 +535,8 @@ def test_no_deadlock_while_a_message_is_stored(start: Start, fake_openai: FakeOp
         message.execute("UPDATE chat_threads SET used_at = used_at")
         waiting = pool.submit(delete if other == "deletion" else sign_in)
         with psycopg.connect(address, autocommit=True) as watching:
-            wait_for(lambda: watching.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchall())
+            blocked = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            wait_for(lambda: watching.execute(blocked).fetchall())
         message.execute("UPDATE chat_attachments SET size = size")
         message.commit()
         waiting.result(30)

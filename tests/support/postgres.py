@@ -16,6 +16,7 @@ from tests.support import processes
 SETTINGS = """
 fsync = off  # it would stop only after all that the tests wrote is on the disk
 full_page_writes = off
+autovacuum = off  # it would visit hundreds of databases again and again
 max_connections = 1000
 """
 
@@ -39,5 +40,6 @@ def new_postgres_database(server: str, template: str = "") -> str:
     name = f"test_{uuid.uuid4().hex}"
     copied = conninfo_to_dict(template).get("dbname", "template1")
     with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{copied}"')
+        # The other strategy, through the write-ahead log, takes three times as long.
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{copied}" STRATEGY file_copy')
     return server.replace("@/postgres?", f"@/{name}?")

@@ -161,7 +161,7 @@ def test_callers_queue_for_connections(postgresql: str) -> None:
         sessions = list(pool.map(lambda _: issuer.issue(USER), range(200)))
     assert len({session.session_id for session in sessions}) == 200
     with create_engine(postgresql).connect() as connection:
-        # Without autovacuum's workers.
+        # PostgreSQL's own workers, such as autovacuum's, also count as activity.
         clients = "datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
         assert connection.execute(text(f"SELECT count(*) FROM pg_stat_activity WHERE {clients}")).scalar_one() == 2
 

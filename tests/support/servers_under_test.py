@@ -570,6 +570,8 @@ class WithStores(Plain):
 class _OwnFileStore(AttachmentStore[ChatContext]):
     """Keeps attachments elsewhere."""
 
+    deleted: ClassVar[list[str]] = []
+
     async def create_attachment(self, input: AttachmentCreateParams, context: ChatContext) -> Attachment:  # noqa: A002
         url = "https://files.example.com/1"
         upload = AttachmentUploadDescriptor(url=AnyUrl(url), method="PUT")
@@ -582,7 +584,7 @@ class _OwnFileStore(AttachmentStore[ChatContext]):
         )
 
     async def delete_attachment(self, attachment_id: str, context: ChatContext) -> None:
-        """Nothing is kept."""
+        self.deleted.append(attachment_id)
 
 
 class _OwnFileConverter(ThreadItemConverter):
@@ -594,6 +596,7 @@ class OwnFiles(Plain):
     """Has an attachment store of its own."""
 
     converter = _OwnFileConverter()
+    deleted = _OwnFileStore.deleted
 
     def __init__(self, store: Store[ChatContext]) -> None:
         super().__init__(store, _OwnFileStore())
@@ -602,10 +605,14 @@ class OwnFiles(Plain):
 class ReadsFiles(Plain):
     """Gives the model the sizes of files."""
 
+    def __init__(self, store: Store[ChatContext]) -> None:
+        super().__init__(store)
+        self.files: Any = self.attachment_store
+
     async def respond(
         self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
     ) -> AsyncIterator[ThreadStreamEvent]:
-        store: Any = self.attachment_store
+        store = self.files
 
         class Converter(ThreadItemConverter):
             async def attachment_to_message_content(self, attachment: Attachment) -> Any:
@@ -628,6 +635,41 @@ class Hidden(ChatKitServer[ChatContext]):
         for number, event in enumerate((ThreadItemAddedEvent, ThreadItemReplacedEvent, ThreadItemDoneEvent)):
             yield event(item=hidden.model_copy(update={"id": f"msg_hidden_{number}"}))
         yield ThreadItemDoneEvent(item=message(thread, "Noted"))
+
+    async def sync_action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> SyncCustomActionResponse:
+        hidden = HiddenContextItem(id="msg_hidden", thread_id=thread.id, created_at=datetime.now(), content="a note")  # noqa: DTZ005
+        return SyncCustomActionResponse(updated_item=hidden)
+
+
+class Untidy(ChatKitServer[ChatContext]):
+    """Makes data of the wrong types, which the message names."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        wrong: Any = ["wrong"]
+        match input_user_message.content[0].text if input_user_message else "":
+            case "title":
+                thread.title = wrong
+            case "status":
+                thread.status = wrong
+            case "item":
+                yield ThreadItemDoneEvent(item=message(thread, "Wrong", "msg_1").model_copy(update={"created_at": wrong}))
+            case "widget":
+                widget = DynamicWidgetRoot.model_validate({"type": "Card", "children": []})
+                widget.children = wrong
+                now = datetime.now()  # noqa: DTZ005
+                yield ThreadItemDoneEvent(item=WidgetItem(id="msg_1", thread_id=thread.id, created_at=now, widget=widget))
+            case "no event":
+                yield None  # type: ignore[misc]
+        yield ThreadItemDoneEvent(item=message(thread, "Fine", self.store.generate_item_id("message", thread, context)))
+
+
+class WithoutOptions(Plain):
+    def get_stream_options(self, thread: ThreadMetadata, context: ChatContext) -> StreamOptions:
+        raise CustomStreamError("No options today")
 
 
 class WithItsOwnStore(Plain):

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Text, and_, bindparam, delete, exists, insert, or_, select, update
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
-from chatkit.backends.selfhosted.chat.rows import ACTIVE_RUNS, ITEMS, OWN_THREAD, THREADS, USER, require_match
-from chatkit.backends.selfhosted.chat.surrogates import to_json
-from chatkit.backends.selfhosted.chat.timestamps import in_utc
+from chatkit.backends.selfhosted.chat.rows import (
+    ACTIVE_RUNS,
+    ITEMS,
+    OWN_THREAD,
+    THREADS,
+    USER,
+    InvalidDataError,
+    item_data,
+    require_match,
+)
 from chatkit.backends.selfhosted.chat.transactions import RUN_GOES_ON, Transactions
 from chatkit.backends.selfhosted.database.tables import DIALECTS
 from chatkit.store import NotFoundError
@@ -146,18 +154,17 @@ def run_row(thread_id: str, context: ChatContext) -> dict[str, Any]:
 
 
 def draft_rows(drafts: Iterable[tuple[ChatContext, AssistantMessageItem]]) -> list[dict[str, Any]]:
-    """Return the parameters of ``SAVE_DRAFT`` for unfinished messages, each paired with the context of its response."""
-    return [
-        {
-            "user": context.user,
-            "active_run": context.run_id,
-            "thread": message.thread_id,
-            "item": message.id,
-            "new_data": to_json(in_utc(message)),
-        }
-        for context, message in drafts
-        if any(part.text.strip() for part in message.content)
-    ]
+    """Return the parameters of ``SAVE_DRAFT`` for unfinished messages, each paired with the context of its response.
+
+    Messages without text are left out, and invalid ones.
+    """
+    rows = []
+    for context, message in drafts:
+        if any(part.text.strip() for part in message.content):
+            with suppress(InvalidDataError):
+                item = {"thread": message.thread_id, "item": message.id, "new_data": item_data(message)}
+                rows.append({**item, "user": context.user, "active_run": context.run_id})
+    return rows
 
 
 def ending(

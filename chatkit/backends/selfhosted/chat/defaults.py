@@ -23,6 +23,7 @@ from chatkit.backends.selfhosted.chat.runs import Runs
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.titles import Titles
 from chatkit.server import ChatKitServer
+from chatkit.store import AttachmentStore
 from chatkit.types import (
     AssistantMessageItem,
     AudioInput,
@@ -68,6 +69,9 @@ class DefaultServer(ChatKitServer[ChatContext]):
 
     store: SqlStore
     _chatkit_resources: Resources
+
+    def __init__(self, store: SqlStore, attachment_store: AttachmentStore[ChatContext] | None = None) -> None:
+        super().__init__(store, self._chatkit_resources.attachments if attachment_store is None else attachment_store)
 
     async def action(
         self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext

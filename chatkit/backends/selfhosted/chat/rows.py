@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -23,7 +24,8 @@ from chatkit.backends.selfhosted.database.tables import (
     ThreadRow,
 )
 from chatkit.store import NotFoundError
-from chatkit.types import ThreadItem
+from chatkit.types import ThreadItem, WidgetItem
+from chatkit.widgets import DynamicWidgetRoot
 
 _PREFIXES = {
     "thread": "thr",
@@ -83,14 +85,45 @@ def parsed(validate_json: Callable[[str], Parsed], data: str) -> Parsed:
         raise UnreadableRowError(f"{first['type']} at {first['loc']}") from None
 
 
+class InvalidDataError(Exception):
+    """A server has made a thread or an item that could not be read again: pydantic does not validate what is assigned."""
+
+
+def storable(data: str, read: Callable[[str], Any]) -> str:
+    """Return ``data``, which is to be stored and which ``read`` will read.
+
+    Raises:
+        InvalidDataError: it is not valid. Stored, it would make the user's conversations unreadable.
+    """
+    try:
+        read(data)
+    except UnreadableRowError as error:
+        raise InvalidDataError(f"not stored, because it could not be read again: {error}") from None
+    return data
+
+
 def read_item(data: str) -> ThreadItem:
     item: ThreadItem = in_local_time(parsed(_thread_item.validate_json, data))
+    if isinstance(item, WidgetItem):
+        widget = json.loads(data)["widget"]
+        # The classes of widgets drop or convert what they do not know, such as members that a template has.
+        if item.widget.model_dump(mode="json") != widget:
+            item.widget = DynamicWidgetRoot.model_validate(widget)
     return item
 
 
+def item_data(item: ThreadItem) -> str:
+    """Return ``item`` as JSON.
+
+    Raises:
+        InvalidDataError: it is not valid.
+    """
+    return storable(to_json(in_utc(item)), read_item)
+
+
 def item_row(item: ThreadItem, thread_id: str, context: ChatContext) -> dict[str, Any]:
-    """Return the columns of ``item``, for ``SAVE_ITEM`` and ``INSERT_ITEM``."""
-    return {"thread_id": thread_id, "user_id": context.user, "id": item.id, "data": to_json(in_utc(item))}
+    """Return the columns of ``item``, for ``SAVE_ITEM`` and ``INSERT_ITEM``. Raises as ``item_data``."""
+    return {"thread_id": thread_id, "user_id": context.user, "id": item.id, "data": item_data(item)}
 
 
 def one_or_not_found(result: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -45,35 +46,47 @@ class Runs:
         """By id, the runs whose end is not stored yet: their contexts, whether they were interrupted, and their drafts."""
         self._next_heartbeat = 0.0
 
-    async def begin(self, thread_id: str, context: ChatContext, *, alone: bool) -> bool:
-        """Make the current task an active run of the thread.
+    async def begin(self, thread_id: str, context: ChatContext) -> None:
+        """Make the current task an active run of the thread, beside others.
 
-        If it must be ``alone``, stop the others and wait until they have saved their text.
+        Raises:
+            NotFoundError: the user has no such thread.
+        """
+        if context.run_id:
+            await self._store.begin(thread_id, context, alone=False)
+            self.begun(context)
 
-        Returns:
-            Whether it waited.
+    async def begin_alone(self, thread_id: str, context: ChatContext, check: Callable[[], Awaitable[None]]) -> None:
+        """Make the current task the active run of the thread. Stop the others and wait until they have saved their text.
+
+        Args:
+            thread_id: the thread.
+            context: of the request.
+            check: called before the others are stopped and after they have ended; raises if the request no longer fits.
 
         Raises:
             ServiceBusy: another run does not end.
             NotFoundError: the user has no such thread.
         """
         if not context.run_id:
-            return False
+            return
         loop = asyncio.get_running_loop()
         began = loop.time()
         seen: dict[str, float] = {}
-        while others := await self._store.begin(thread_id, context, alone=alone):
+        while others := await self._store.begin(thread_id, context, alone=True):
             context.started()
             now = loop.time()
             if now - began > TAKEOVER_SECONDS:
                 raise ServiceBusy("an active run of the thread does not end")
-            for other in others:
-                if now - seen.setdefault(other, now) > GRACE_SECONDS:
-                    with suppress(NotFoundError):  # it has ended
-                        await self.stop(other, context.user)
+            if due := [other for other in others if now - seen.setdefault(other, now) > GRACE_SECONDS]:
+                await check()
+            for other in due:
+                with suppress(NotFoundError):  # it has ended
+                    await self.stop(other, context.user)
             await asyncio.sleep(RETRY_SECONDS)
         self.begun(context)
-        return bool(seen)
+        if seen:
+            await check()
 
     def begun(self, context: ChatContext) -> None:
         """Watch the context's run, which is stored, as the current task."""

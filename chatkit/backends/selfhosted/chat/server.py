@@ -16,6 +16,7 @@ import openai
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
+from chatkit.actions import Action
 from chatkit.backends.selfhosted.chat import approvals
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
 from chatkit.backends.selfhosted.chat.defaults import DefaultServer, Resources, openai_error, openai_reference
@@ -40,6 +41,7 @@ from chatkit.types import (
     FeedbackKind,
     GeneratedImageItem,
     StructuredInputItem,
+    SyncCustomActionResponse,
     ThreadCreatedEvent,
     ThreadItem,
     ThreadItemAddedEvent,
@@ -51,6 +53,7 @@ from chatkit.types import (
     ThreadStreamEvent,
     ThreadUpdatedEvent,
     UserMessageItem,
+    WidgetItem,
     is_streaming_req,
 )
 from chatkit.web import errors
@@ -68,6 +71,8 @@ MAX_FEEDBACK_ITEMS = 100
 MAX_ANSWERS = 100  # to the questions of a structured input
 
 Result = TypeVar("Result")
+
+_END: Any = object()
 
 # Built once: the SDK builds it for each request, which takes longer than handling the request.
 _request: TypeAdapter[Any] = TypeAdapter(ChatKitReq)
@@ -90,11 +95,13 @@ def read_request(body: bytes) -> Any:
         raise errors.InvalidRequestBody("not a ChatKit request") from error
     params = chat_request.params
     ids = [getattr(params, name, None) or "" for name in ("thread_id", "item_id", "attachment_id", "after")]
-    given = getattr(params, "input", None)
+    given, action = getattr(params, "input", None), getattr(params, "action", None)
     if any("\0" in id_ for id_ in (*ids, *getattr(params, "item_ids", ()), *getattr(given, "attachments", ()))):
         raise errors.NotFound("an id contains a NUL")
     if len(getattr(given, "answers", ())) > MAX_ANSWERS:
         raise errors.InvalidRequestBody(f"more than {MAX_ANSWERS} answers")
+    if action and not isinstance(action.type, str):  # the SDK's default is not a text
+        raise errors.InvalidRequestBody("an action without a type")
     if getattr(params, "limit", None) is not None:
         params.limit = min(params.limit, MAX_PAGE)
     if chat_request.type == "threads.update":
@@ -115,8 +122,6 @@ class GuardedServer(ChatKitServer[ChatContext]):
     def __init__(self, resources: Resources, *arguments: Any) -> None:
         self._chatkit_resources = resources  # a name that an operator's class does not have
         super().__init__(*arguments)
-        if getattr(self, "attachment_store", None) is None:
-            self.attachment_store = resources.attachments
 
     def _process_events(
         self, thread: ThreadMetadata, context: ChatContext, stream: Callable[[], AsyncIterator[ThreadStreamEvent]]
@@ -141,7 +146,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
             events: Any = await _response(deadline, _call(stream))
             if isinstance(events, AsyncGenerator):
                 stack.push_async_callback(_close, events)
-            while (event := await _response(deadline, anext(events, None), shown)) is not None:
+            while (event := await _response(deadline, anext(events, _END), shown)) is not _END:
                 context.started()
                 if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, AssistantMessageItem):
                     shown = assistant_text(event.item)
@@ -222,6 +227,13 @@ class GuardedServer(ChatKitServer[ChatContext]):
         if context.needs_refusal_mark:  # the operator's code caught the exception and went on
             await _within(deadline, self.store.save_item(thread.id, refusal(thread), context))
 
+    async def sync_action(
+        self, thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, context: ChatContext
+    ) -> SyncCustomActionResponse:
+        response = await super().sync_action(thread, action, sender, context)
+        hidden = response.updated_item is not None and response.updated_item.type in HIDDEN_ITEM_TYPES
+        return SyncCustomActionResponse() if hidden else response
+
     async def add_feedback(self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: ChatContext) -> None:
         if len(item_ids) > MAX_FEEDBACK_ITEMS:
             raise errors.InvalidRequestBody(f"feedback on more than {MAX_FEEDBACK_ITEMS} items")
@@ -288,8 +300,8 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
                 raise
         _log_failure(error)
         if not isinstance(last, ErrorEvent):
-            allow_retry = context.can_be_repeated and not isinstance(error, ThreadGone)
-            last = ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=allow_retry)
+            last = _error_event(error)
+            last.allow_retry &= context.can_be_repeated
             put(_sse(server._serialize(last)))
     finally:
         interrupted = isinstance(last, ErrorEvent) and last.allow_retry
@@ -299,8 +311,15 @@ async def handle(server: GuardedServer, request: Any, context: ChatContext) -> N
 def _log_failure(error: Exception) -> None:
     if isinstance(error, UNAVAILABLE):
         log.error("a stream failed, because the database is unavailable (%s): %s", type(error).__name__, describe(error))
-    elif not isinstance(error, ThreadGone):  # that is logged already
+    elif not isinstance(error, ThreadGone | CustomStreamError):  # that is logged already, or is for the user
         log.error("a stream failed", exc_info=error)
+
+
+def _error_event(error: Exception) -> ErrorEvent:
+    """Return the event for an ``error`` that ended a stream, not the response within: that has its own."""
+    if isinstance(error, CustomStreamError):
+        return ErrorEvent(code="custom", message=error.message, allow_retry=error.allow_retry)
+    return ErrorEvent(code=ErrorCode.STREAM_ERROR, allow_retry=not isinstance(error, ThreadGone))
 
 
 async def _run_events(server: GuardedServer, request: Any, context: ChatContext) -> AsyncGenerator[ThreadStreamEvent]:
@@ -312,10 +331,10 @@ async def _run_events(server: GuardedServer, request: Any, context: ChatContext)
     partial message.
     """
     runs = server._chatkit_resources.runs
-    if request.type != "threads.create":
-        waited = await runs.begin(request.params.thread_id, context, alone=request.type != "threads.custom_action")
-        if waited:  # the other run may have locked the thread
-            await _check_thread(server, request, context)
+    if request.type == "threads.custom_action":
+        await runs.begin(request.params.thread_id, context)
+    elif request.type != "threads.create":
+        await runs.begin_alone(request.params.thread_id, context, lambda: _check_thread(server, request, context))
     if request.type == "threads.retry_after_item":
         # The SDK would load all later items and delete them one by one.
         await server.store.delete_after(request.params.thread_id, request.params.item_id, context)
@@ -346,6 +365,8 @@ async def _check(server: GuardedServer, request: Any, context: ChatContext) -> N
     if attachment_ids := getattr(message, "attachments", None):
         attachments = server._chatkit_resources.attachments
         await attachments.check(attachment_ids, thread_id, context, are_stored_here=server.attachment_store is attachments)
+    if request.type == "attachments.delete":  # the SDK asks the server's AttachmentStore first, which may not know users
+        await server.store.load_attachment(request.params.attachment_id, context)
     if thread_id and is_streaming_req(request) and request.type != "threads.custom_action":
         await _check_thread(server, request, context)
     if options := getattr(message, "inference_options", None):
@@ -391,8 +412,8 @@ async def _close(events: AsyncGenerator[ThreadStreamEvent]) -> None:
         log.warning("a server failed to clean up after its response (%s)", type(error.__cause__ or error).__name__)
 
 
-async def _response(deadline: float, work: Awaitable[Result], shown: str = "") -> Result | None:
-    """Await a part of a response, after the message ``shown``. ``None`` is its end.
+async def _response(deadline: float, work: Awaitable[Result], shown: str = "") -> Any:
+    """Await a part of a response, after the message ``shown``. ``_END`` is its end.
 
     Raises:
         BaseStreamError: the error to show to the user.
@@ -402,7 +423,7 @@ async def _response(deadline: float, work: Awaitable[Result], shown: str = "") -
     except Exception as error:
         if isinstance(error, agents.ModelRefusalError) and shown.endswith(error.refusal):
             log.info("the model refused")  # the user has seen the refusal
-            return None
+            return _END
         if isinstance(error, BaseStreamError):
             raise  # with the cause that the server gave it
         raise _stream_error(error) from error

@@ -55,6 +55,7 @@ from chatkit.backends.selfhosted.chat.rows import (
     parsed,
     read_item,
     require_match,
+    storable,
 )
 from chatkit.backends.selfhosted.chat.signed_urls import SignedUrls, user_hash
 from chatkit.backends.selfhosted.chat.surrogates import to_json
@@ -467,7 +468,9 @@ class SqlStore(Store[ChatContext]):
     async def save_feedback(
         self, thread_id: str, item_ids: list[str], kind: Literal["positive", "negative"], context: ChatContext
     ) -> None:
-        """Store feedback on the items that exist; at least one must."""
+        """Store feedback on the items that exist; at least one must, unless none is named."""
+        if not item_ids:
+            return
         params = {"user": context.user, "thread": thread_id, "items": item_ids, "kind": kind}
         await self.transactions.run(lambda connection: require_match(connection.execute(_UPDATE_FEEDBACK, params)))
 
@@ -552,7 +555,7 @@ def _is_pending(item: ThreadItem) -> bool:
 
 
 def _thread_data(thread: ThreadMetadata) -> str:
-    return to_json(in_utc(thread), partial(ThreadMetadata.model_dump_json, exclude={"items"}))
+    return storable(to_json(in_utc(thread), partial(ThreadMetadata.model_dump_json, exclude={"items"})), _read_thread)
 
 
 def _read_thread(data: str) -> ThreadMetadata:

@@ -23,7 +23,7 @@ def in_utc(model: Model) -> Model:
         if isinstance(value, datetime):
             changed[name] = value.astimezone(UTC)
         elif isinstance(value, list):
-            changed[name] = [in_utc(each) for each in value]
+            changed[name] = [in_utc(each) if isinstance(each, BaseModel) else each for each in value]
         elif isinstance(value, BaseModel):
             changed[name] = in_utc(value)
     return model.model_copy(update=changed) if changed else model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -577,6 +578,17 @@ def test_own_server_with_a_store_of_its_own(start: Start, fake_openai: FakeOpenA
     (shown,) = caller.items(thread_id).data[1].attachments
     assert isinstance(shown, ImageAttachment)
     assert str(shown.preview_url) == "https://files.example.com/1/preview"
+
+
+def test_own_store_is_not_asked_to_delete_what_another_user_has(start: Start) -> None:
+    """OpenAI's package asks it before the database, and it may not know whose an attachment is."""
+    caller = start("tests.support.servers_under_test:OwnFiles", **OFFERED)
+    attachment_id = announce(caller, "a.png", "image/png", 9).json()["id"]
+    deleted = importlib.import_module("tests.support.servers_under_test").OwnFiles.deleted
+    assert Caller(caller.url).post("attachments.delete", attachment_id=attachment_id).status_code == 404
+    assert deleted == []
+    assert caller.post("attachments.delete", attachment_id=attachment_id).status_code == 200
+    assert deleted == [attachment_id]
 
 
 def test_own_server_reads_the_content(start: Start, fake_openai: FakeOpenAI) -> None:

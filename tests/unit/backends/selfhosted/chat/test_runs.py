@@ -47,6 +47,10 @@ def message(thread_id: str, item_id: str) -> AssistantMessageItem:
     return AssistantMessageItem(id=item_id, thread_id=thread_id, created_at=MOMENT, content=content)
 
 
+async def fits() -> None:
+    """The check of a request that still fits its thread."""
+
+
 @pytest.fixture
 def sql(database: str) -> SqlStore:
     return SqlStore(open_database(database), IMAGE_URLS)
@@ -72,7 +76,7 @@ class TestRuns:
     async def answer(of: Runs, thread_id: str, mine: ChatContext, saving: float = 0) -> None:
         """A response, which takes a while to save its text when it is stopped."""
         try:
-            await of.begin(thread_id, mine, alone=True)
+            await of.begin_alone(thread_id, mine, fits)
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             await asyncio.sleep(saving)
@@ -150,12 +154,12 @@ class TestRuns:
 
         async def work() -> list[str]:
             here = Runs(sql.active_runs)
-            await here.begin(thread_id, mine, alone=True)
+            await here.begin_alone(thread_id, mine, fits)
             thread = await sql.load_thread(thread_id, mine)
             await sql.save_item(thread_id, message(thread_id, "before"), mine)
             await sql.save_drafts([(mine, message(thread_id, "draft"))])
             await sql.active_runs.end(mine, interrupted=True)  # stands for the missing heartbeats
-            await Runs(sql.active_runs).begin(thread_id, others, alone=True)
+            await Runs(sql.active_runs).begin_alone(thread_id, others, fits)
             with pytest.raises(NotFoundError):
                 await sql.save_item(thread_id, message(thread_id, "after"), mine)
             thread.title = "after"
@@ -187,7 +191,7 @@ class TestRuns:
 
         async def work(here: Runs, _elsewhere: Runs) -> None:
             mine = of_run("run_1")
-            await here.begin(thread_id, mine, alone=True)
+            await here.begin_alone(thread_id, mine, fits)
             mine.drafts["msg_1"] = message(thread_id, "msg_1")
             await here.end(mine, interrupted=False)
             assert (await here.of_thread(thread_id, ADA.user)).id == "run_1"  # type: ignore[union-attr]
@@ -203,7 +207,7 @@ class TestRuns:
 
         async def work() -> None:
             runs_here = Runs(sql.active_runs)
-            await runs_here.begin(thread_id, mine, alone=True)
+            await runs_here.begin_alone(thread_id, mine, fits)
             await runs_here.end(mine, interrupted=False)
             await sql.save_item(thread_id, message(thread_id, "later"), mine)
 
@@ -215,7 +219,7 @@ class TestRuns:
         async def work(here: Runs, elsewhere: Runs) -> None:
             first = await self.begun(here, thread_id, saving=1)
             mine = of_run("run_2")
-            await elsewhere.begin(thread_id, mine, alone=True)
+            await elsewhere.begin_alone(thread_id, mine, fits)
             assert first.cancelled()
             assert (await here.of_thread(thread_id, ADA.user)).id == "run_2"  # type: ignore[union-attr]
             await elsewhere.end(mine, interrupted=False)
@@ -229,13 +233,13 @@ class TestRuns:
             short, mine = of_run("run_1"), of_run("run_2")
 
             async def answer() -> None:
-                await here.begin(thread_id, short, alone=True)
+                await here.begin_alone(thread_id, short, fits)
                 await asyncio.sleep(0.2)
                 await here.end(short, interrupted=False)
 
             first = asyncio.create_task(answer())
             await short.run_is_active.wait()
-            await elsewhere.begin(thread_id, mine, alone=True)
+            await elsewhere.begin_alone(thread_id, mine, fits)
             await first  # it was not cancelled
             await elsewhere.end(mine, interrupted=False)
 
@@ -248,7 +252,7 @@ class TestRuns:
         async def work(here: Runs, elsewhere: Runs) -> None:
             first = await self.begun(here, thread_id, saving=3)
             with pytest.raises(ServiceBusy):
-                await elsewhere.begin(thread_id, of_run("run_2"), alone=True)
+                await elsewhere.begin_alone(thread_id, of_run("run_2"), fits)
             await asyncio.wait({first})
 
         self.check(work, sql)
@@ -494,15 +498,14 @@ class TestWhileARunIsActive:
     ) -> None:
         thread_id, _, reader = begin(caller, words=8)
         reader.close()
-        begin_run = Runs.begin
+        begun = Runs.begun
 
-        async def lock(self: Runs, thread_id: str, context: ChatContext, *, alone: bool) -> bool:
-            waited = await begin_run(self, thread_id, context, alone=alone)
+        def lock(self: Runs, context: ChatContext) -> None:
+            begun(self, context)
             with sqlite3.connect(tmp_path / "chatkit.db") as connection:
                 connection.execute("""UPDATE chat_threads SET data = json_set(data, '$.status', json('{"type":"locked"}'))""")
-            return waited
 
-        monkeypatch.setattr(Runs, "begin", lock)
+        monkeypatch.setattr(Runs, "begun", lock)
         refused = caller.post("threads.add_user_message", thread_id=thread_id, input=user_input("And?"))
         assert (refused.status_code, refused.json()["code"]) == (403, "thread_not_active")
         assert self.roles(caller, thread_id) == ["user", "assistant"]
@@ -534,6 +537,21 @@ class TestWhileARunIsActive:
         if is_still == "active":
             wait_for(lambda: state(caller, thread_id) is None, 10)
             assert reply(caller, thread_id).endswith(WHOLE)
+
+    def test_output_of_a_client_tool_that_is_sent_twice_at_once(self, start: Start, fake_openai: FakeOpenAI) -> None:
+        """One is refused, and does not stop the response to the other."""
+        caller = start("with_page")
+        fake_openai.behaviour = streaming(calls("ask_page", question="?"), says("One two three four", pause=0.3))
+        thread_id, _ = caller.create("Hello")
+        tabs = [Caller(caller.url), Caller(caller.url)]
+        for tab in tabs:
+            tab.secret = caller.secret
+        with ThreadPoolExecutor(2) as pool:
+            sent = list(pool.map(lambda tab: tab.post("threads.add_client_tool_output", thread_id=thread_id, result={}), tabs))
+        accepted, refused = sorted(sent, key=lambda response: response.status_code)
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request_body")
+        assert accepted.text.count("thread.item.done") == 1
+        assert caller.items(thread_id).data[0].content[0].text == "One two three four"
 
     def test_late_output_of_a_client_tool_is_refused(self, start: Start, fake_openai: FakeOpenAI) -> None:
         """The user has gone on meanwhile, and is being answered."""

@@ -53,6 +53,48 @@ def test_overrides_are_called(start: Start) -> None:
     assert user.startswith("anonymous:")
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # as in production, where they are no errors
+@pytest.mark.parametrize("wrong", ["title", "status", "item", "widget"])
+def test_invalid_data_is_not_stored(start: Start, wrong: str) -> None:
+    """Else the user could no longer open the thread, nor list all others."""
+    caller = start(f"{SERVERS}:Untidy")
+    thread_id, events = caller.create("fine")
+    assert texts(events) == ["Fine"]
+    assert errors(caller.say(thread_id, wrong)) == [("stream.error", None, True)]
+    assert caller.post("threads.list").status_code == 200
+    assert caller.thread(thread_id).title is None
+    assert texts(caller.say(thread_id, "fine")) == ["Fine"]
+
+
+def test_none_in_place_of_an_event_is_an_error(start: Start) -> None:
+    """The events that follow must not be lost silently."""
+    _, events = start(f"{SERVERS}:Untidy").create("no event")
+    assert errors(events) == [("stream.error", None, True)]
+
+
+def test_message_of_an_error_beside_the_response_is_shown(start: Start) -> None:
+    _, events = start(f"{SERVERS}:WithoutOptions").create("Hello")
+    assert errors(events) == [("custom", "No options today", False)]
+
+
+@pytest.mark.parametrize("type_", ["threads.custom_action", "threads.sync_custom_action"])
+@pytest.mark.parametrize("action", [{}, {"type": None}, {"payload": {}}])
+def test_action_without_a_type_is_refused(start: Start, type_: str, action: dict[str, Any]) -> None:
+    """OpenAI's package gives it a type that is not a text."""
+    caller = start(f"{SERVERS}:Overriding")
+    thread_id, _ = caller.create("Hello")
+    refused = caller.post(type_, thread_id=thread_id, action=action)
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request_body")
+
+
+def test_feedback_on_no_items_changes_nothing(start: Start) -> None:
+    caller = start()
+    thread_id, _ = caller.create("progress")
+    feedback = {"thread_id": thread_id, "item_ids": [], "kind": "positive"}
+    assert caller.post("items.feedback", **feedback).json() == {}
+    assert Caller(caller.url).post("items.feedback", **feedback).status_code == 404
+
+
 def test_feedback_is_limited_to_100_items_of_own_threads(start: Start) -> None:
     caller = start(f"{SERVERS}:Overriding")
     thread_id, _ = caller.create("Hello")
@@ -73,6 +115,7 @@ def test_hidden_items_are_not_sent(start: Start) -> None:
     assert texts(events) == ["Noted"]
     assert "a note" not in str(events)
     assert [item.type for item in caller.items(thread_id).data] == ["assistant_message", "user_message"]
+    assert caller.post("threads.sync_custom_action", thread_id=thread_id, action=ACTION).json() == {}
 
 
 LATE = [("custom", "The response took too long. Please try again.", True)]

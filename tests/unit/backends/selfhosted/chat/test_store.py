@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import pytest
@@ -16,9 +17,11 @@ from chatkit.types import (
     FileAttachment,
     ThreadMetadata,
     UserMessageItem,
+    WidgetItem,
     Workflow,
     WorkflowItem,
 )
+from chatkit.widgets import Card, DatePicker, DynamicWidgetRoot, Text
 from sqlalchemy import create_engine, insert, text
 
 from chatkit.backends.selfhosted.chat.context import ChatContext
@@ -37,6 +40,31 @@ def counts(database: str) -> dict[str, int]:
     with create_engine(database).connect() as connection:
         tables = ("chat_threads", "chat_items", "chat_attachments")
         return {table: connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one() for table in tables}
+
+
+def of_template(**members: Any) -> DynamicWidgetRoot:
+    return DynamicWidgetRoot.model_validate({"type": "Card", **members})
+
+
+@pytest.mark.parametrize(
+    "widget",
+    [
+        of_template(border={"size": 2, "color": "red"}, children=[{"type": "Text", "value": "Hello", "new": None, "newer": 1}]),
+        of_template(children=[{"type": "Row", "children": [{"type": "DatePicker", "name": "day", "min": "2026-01-02"}]}]),
+        Card(children=[Text(value="Hello"), DatePicker(name="day", min=datetime(2026, 1, 2, tzinfo=UTC))]),
+    ],
+    ids=["unknown members", "date", "classes"],
+)
+def test_widget_is_as_it_was_shown(store: SqlStore, widget: Any) -> None:
+    """The classes of OpenAI's package do not know all that a template may contain."""
+    thread_id = new_thread(store)
+    item = WidgetItem(id="msg_1", thread_id=thread_id, created_at=MOMENT, widget=widget)
+    shown = item.model_dump(mode="json")
+    run(store.add_thread_item(thread_id, item, ADA))
+    loaded = run(store.load_item(thread_id, "msg_1", ADA))
+    assert loaded.model_dump(mode="json") == shown
+    assert isinstance(loaded, WidgetItem)
+    assert type(loaded.widget) is type(widget)
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])

@@ -158,6 +158,8 @@ def _origin_pattern(text: str) -> re.Pattern[str]:
         raise ValidationError(
             "'*' would let every website request sessions at your expense; list the origins of your frontend."
         )
+    if "@" in text:  # it is not quoted, because it may have a password
+        raise ValidationError("an origin has no user name and no password.")
     try:
         url = urlsplit(text)
         port = url.port
@@ -166,7 +168,7 @@ def _origin_pattern(text: str) -> re.Pattern[str]:
     host = url.hostname or ""
     if url.scheme not in ("http", "https") or not host or url.netloc.startswith("*:") or text != f"{url.scheme}://{url.netloc}":
         raise ValidationError(f"{text!r} is not an origin: write scheme, host and port only, as in https://app.example.com.")
-    if "@" in url.netloc or not re.fullmatch(r"[a-z0-9.*-]+|[0-9a-f:.]+", host):
+    if not re.fullmatch(r"[a-z0-9.*-]+|[0-9a-f:.]+", host):
         raise ValidationError(f"{text!r} is not an origin a browser sends: plain ASCII host names only (xn--… for others).")
     if "*" in ".".join(host.split(".")[-2:]):
         raise ValidationError(f"{text!r} is too wide: '*' may not stand in the last two parts of the host name.")

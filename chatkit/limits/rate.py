@@ -90,21 +90,22 @@ class _Counter:
         if self._shared and time.monotonic() >= self._retry_at:
             try:
                 seconds = _hit(self._shared, rule, key)
-            except StorageError:
-                self._set_redis_down(down=True)
+            except StorageError as error:
+                self._set_redis_down(type(error.storage_error).__name__)
             else:
-                self._set_redis_down(down=False)
+                self._set_redis_down("")
                 return seconds
         return _hit(self._local, rule, key)
 
-    def _set_redis_down(self, *, down: bool) -> None:
-        """Log a change once, however many requests notice it."""
+    def _set_redis_down(self, error: str) -> None:
+        """Log a change once, however many requests notice it. ``error`` is a type, empty if Redis can be used."""
+        down = bool(error)
         if down:
             self._retry_at = time.monotonic() + RETRY_SECONDS
         with self._lock:
             changed, self._redis_down = self._redis_down != down, down
         if changed and down:
-            log.error("REDIS_URL: Redis can't be used (is it down, or full?); until then each process counts for itself")
+            log.error("REDIS_URL: Redis can't be used (%s); each process counts for itself until it can", error)
         elif changed:
             log.info("REDIS_URL: Redis can be used again")
 

@@ -164,9 +164,10 @@ class RequestLog:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         started = environ.setdefault("chatkit.started", time.monotonic())
+        if "chatkit.request_id" not in environ:  # else the request is answered again, with an error
+            session_id.set(None)
         id_ = environ.setdefault("chatkit.request_id", _valid_id(environ.get("HTTP_X_REQUEST_ID")) or new_request_id())
         request_id.set(id_)
-        session_id.set(None)
         sent = {"status": 0}
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
@@ -176,8 +177,9 @@ class RequestLog:
             return start_response(status, with_id.to_wsgi_list(), exc_info)
 
         def finished() -> None:
-            if not environ.get(SUPERSEDED):
-                _log_request(environ, sent["status"], time.monotonic() - started)
+            if environ.get(SUPERSEDED):
+                return
+            _log_request(environ, sent["status"], time.monotonic() - started)
             request_id.set(None)
             session_id.set(None)
 

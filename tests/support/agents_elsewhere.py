@@ -30,7 +30,8 @@ elsewhere = Agent(
 
 with_usage = elsewhere.clone(name="With usage", model_settings=ModelSettings(include_usage=True))
 with_responses = elsewhere.clone(model=OpenAIResponsesModel("llama", provider))
-unknown = Agent(name="Unknown", model=ScriptedModel([]))
+scripted = ScriptedModel([])
+unknown = Agent(name="Unknown", model=scripted)
 prefixed = Agent(name="Prefixed", model="litellm/anthropic/claude")
 handing_over_to_prefixed = Agent(name="Handing over", model="gpt-first", handoffs=[prefixed])
 handing_over = Agent(name="Handing over", model="gpt-first", handoffs=[elsewhere, unknown])

@@ -563,6 +563,30 @@ async def experts_workflow(workflow_input: WorkflowInput) -> Any:
     return await _output(asking_experts, workflow_input)
 
 
+async def workflow_with_its_own_context(workflow_input: WorkflowInput) -> Any:
+    """It is empty when the run begins."""
+    noted: dict[str, str] = {}
+
+    @function_tool
+    def note(context: RunContextWrapper[Any], text: str) -> str:
+        """Note a text."""
+        context.context["text"] = text
+        return "noted"
+
+    agent = Agent[Any](name="Noting", model="gpt-test", tools=[note])
+    await Runner.run(agent, workflow_input.input_as_text, context=noted)
+    return {"output_text": noted["text"]}
+
+
+async def workflow_that_streams(workflow_input: WorkflowInput) -> Any:
+    expert = Agent(name="Expert", model="gpt-test")
+    agent = Agent(name="Asking", model="gpt-test", tools=[expert.as_tool("expert", "Ask an expert.")])
+    result = Runner.run_streamed(agent, workflow_input.input_as_text)
+    async for _ in result.stream_events():
+        pass
+    return {"output_text": result.final_output_as(str)}
+
+
 async def drawing_workflow(workflow_input: WorkflowInput) -> Any:
     return await _output(drawing, workflow_input)
 

@@ -672,6 +672,17 @@ class WithoutOptions(Plain):
         raise CustomStreamError("No options today")
 
 
+class Processing(Plain):
+    async def process(self, request: str | bytes | bytearray, context: ChatContext) -> Any:
+        return await super().process(request, context)
+
+
+class Streaming(Plain):
+    async def _process_streaming(self, request: Any, context: ChatContext) -> Any:
+        async for data in super()._process_streaming(request, context):
+            yield data
+
+
 class WithItsOwnStore(Plain):
     def __init__(self, store: Store[ChatContext]) -> None:
         super().__init__(agents_under_test)  # type: ignore[arg-type]

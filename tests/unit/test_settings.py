@@ -354,6 +354,13 @@ def test_invalid_allowed_origins(entry: str) -> None:
     assert "CHATKIT_ALLOWED_ORIGINS" in mistakes(CHATKIT_ALLOWED_ORIGINS=entry)
 
 
+@pytest.mark.parametrize("entry", ["https://ada:hidden@app.example.com", "https://ada:hidden@app.example.com:99999"])
+def test_password_in_an_origin_is_not_quoted(entry: str) -> None:
+    found = mistakes(CHATKIT_ALLOWED_ORIGINS=entry)
+    assert "an origin has no user name and no password" in found
+    assert "hidden" not in found
+
+
 @pytest.mark.parametrize(
     ("variables", "notice"),
     [

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import openai
+from agents.models.openai_responses import ResponsesWebSocketError
 
 import chatkit.logger
 from chatkit.backends.interface import Session
@@ -52,7 +53,7 @@ def _shorten_database_errors(record: logging.LogRecord) -> bool:
 
 
 chatkit.logger.logger.addFilter(_shorten_database_errors)
-logs.quoting_errors.add(openai.APIError)  # its text quotes the key and the request
+logs.quoting_errors.update({openai.APIError, ResponsesWebSocketError})  # their texts quote the key and the request
 
 
 class SelfhostedBackend:

@@ -13,6 +13,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from chatkit.web import logs
+from tests.support.applications import Start
 from tests.support.endpoint import ENDPOINT
 from tests.support.leaks import Recorder
 
@@ -111,6 +112,16 @@ def test_one_line_per_request(client: FlaskClient, caplog: pytest.LogCaptureFixt
     assert line["request_id"] == "given-by-the-router"
     assert line["session_id"] == response.get_json()["data"]["session_id"]
     assert "hidden" not in caplog.text
+
+
+def test_error_outside_of_the_view_has_the_session_id(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """It is raised on the event loop, after the view has ended, and answered by calling the application again."""
+    caplog.handler.addFilter(logs.IdsFilter())
+    caller = start()
+    caplog.clear()
+    assert caller.post("threads.get_by_id", thread_id="thr_unknown").status_code == 404
+    lines = [record for record in caplog.records if record.name.startswith("chatkit") and record.levelno >= logging.INFO]
+    assert [getattr(line, "session_id", None) is not None for line in lines] == [True, True], lines
 
 
 @pytest.mark.parametrize("path", ["/a\r\nINFO forged", "/%0d%0aforged", "/\x1b[31mred", "/ü"])

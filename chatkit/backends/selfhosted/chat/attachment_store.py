@@ -30,6 +30,7 @@ from chatkit.backends.selfhosted.chat.transactions import Transactions
 from chatkit.backends.selfhosted.sessions import DETACHED, require_session
 from chatkit.store import NotFoundError
 from chatkit.types import Attachment, ImageAttachment
+from chatkit.web.errors import InvalidRequestBody
 
 ANNOUNCED_SIZE = "chatkit.size"  # in the metadata of an attachment
 
@@ -149,14 +150,14 @@ class StoredAttachments:
 
         Raises:
             NotFoundError: the user has no such attachment.
-            ValueError: one was not uploaded, or was sent already.
+            InvalidRequestBody: one was not uploaded, or was sent already.
         """
         params = {"user": context.user, "attachments": list(attachment_ids)}
         rows = await self._transactions.run(lambda connection: connection.execute(_SELECT_SENDABLE, params).all())
         if len(rows) < len(attachment_ids):
             raise NotFoundError
         if not all(row.is_unsent and (row.has_content or not need_content) for row in rows):
-            raise ValueError("an attachment was not uploaded, or was sent already")
+            raise InvalidRequestBody("an attachment was not uploaded, or was sent already")
         return sum(row.size for row in rows)
 
     async def load_content(self, attachment_id: str, context: ChatContext) -> bytes | None:

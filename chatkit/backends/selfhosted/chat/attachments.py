@@ -120,10 +120,9 @@ class Attachments(AttachmentStore[ChatContext]):
 
         Raises:
             AttachmentsOff: there are none.
-            InvalidRequestBody: there are too many, or one twice.
+            InvalidRequestBody: there are too many, one twice, or one that was not uploaded or was sent already.
             RequestRefused: they are too large together, or the thread has too many.
             NotFoundError: the user has no such attachment.
-            ValueError: one was not uploaded, or was sent already.
         """
         self.require()
         if len(attachment_ids) > self._options["maxCount"] or len(set(attachment_ids)) < len(attachment_ids):

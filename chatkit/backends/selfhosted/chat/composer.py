@@ -119,11 +119,17 @@ def with_model(run_config: RunConfig | dict[str, Any] | None, model: str | None)
     """
     if not model:
         return run_config
-    config = _run_config(run_config)
-    if isinstance(config.model, Model):
-        return replace(config, model=_renamed(config.model, model))
-    _check_provider(config.model, model)
-    return replace(config, model=_Chosen(model))
+    given = run_config.model if isinstance(run_config, RunConfig) else (run_config or {}).get("model")
+    chosen: Model | str
+    if isinstance(given, Model):
+        chosen = _renamed(given, model)
+    else:
+        _check_provider(given, model)
+        chosen = _Chosen(model)
+    if isinstance(run_config, RunConfig):
+        return replace(run_config, model=chosen)
+    # Not a RunConfig: the SDK closes the connections of a run only if it has made the RunConfig.
+    return {**(run_config or {}), "model": chosen}
 
 
 _get_model = run_loop.get_model

@@ -11,6 +11,9 @@ import inspect
 import logging
 import os
 import sys
+import sysconfig
+import traceback
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import agents
@@ -64,6 +67,8 @@ def make_servers(settings: Settings, resources: Resources) -> dict[str | None, G
 
 def _create(shape: Shape, variable: str, resources: Resources) -> GuardedServer:
     server, *arguments = shape
+    if server.process is not ChatKitServer.process or server._process_streaming is not ChatKitServer._process_streaming:
+        raise SettingsError(f"{variable}: {server.__name__} overrides process(), in place of which this service has its own.")
     try:
         created = guarded(server, resources, *arguments)
     except Exception as error:
@@ -123,7 +128,8 @@ def _load(name: str, variable: str = "CHATKIT_AGENT") -> tuple[Shape, str]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise SettingsError(f"{variable}: the module {module_name} can't be imported ({_summary(error)}).") from error
+        where = _position(error)
+        raise SettingsError(f"{variable}: the module {module_name} can't be imported ({_summary(error)}{where}).") from error
     if not hasattr(module, attribute):
         raise SettingsError(f"{variable}: the module {module_name} has no {attribute}.")
     value = getattr(module, attribute)
@@ -184,6 +190,14 @@ def _approves_everything(function: Any) -> bool:
 
 def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _position(error: Exception) -> str:
+    """Return the file and line of an operator's code that raised ``error``, if that is not a module's import itself."""
+    paths = sysconfig.get_paths()
+    libraries = (paths["stdlib"], paths["purelib"], paths["platlib"], str(PROJECT / "chatkit"), "<")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(libraries)]
+    return f", {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
 
 
 def _workflow_input(function: Any, parameter: str, module: Any) -> type[BaseModel] | None:

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import openai
+from agents.models.openai_responses import ResponsesWebSocketError
 
 from chatkit.actions import Action
 from chatkit.backends.selfhosted.chat.attachments import Attachments
@@ -154,10 +155,14 @@ def _answered(error: openai.APIStatusError) -> str:
     return f"OpenAI answered {error.status_code}{openai_reference(error)}"
 
 
-def openai_reference(error: openai.APIStatusError) -> str:
-    """Return OpenAI's request id for the log, unless the header holds something else."""
-    valid = error.request_id and re.fullmatch(r"[A-Za-z0-9_-]{1,80}", error.request_id)
-    return f" (request {error.request_id})" if valid else ""
+def openai_reference(error: openai.APIStatusError | ResponsesWebSocketError) -> str:
+    """Return OpenAI's request id and error code for the log, unless they hold something else."""
+    parts = []
+    if error.request_id and re.fullmatch(r"[A-Za-z0-9_-]{1,80}", error.request_id):
+        parts.append(f"request {error.request_id}")
+    if error.code and re.fullmatch(r"[a-z_]{1,60}", error.code):
+        parts.append(error.code)
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _hidden_action_item(thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None) -> HiddenContextItem:

@@ -113,11 +113,15 @@ class _Runner(AgentRunner):
 
     def run_streamed(self, starting_agent: Agent[Any], input: Any, **kwargs: Any) -> RunResultStreaming:  # noqa: A002
         start = partial(super().run_streamed, starting_agent, input)
-        with own_caller():
-            if context := current_context.get():
-                kwargs["hooks"] = metering(kwargs.get("hooks"), context.usage)
-                return keep_refused_message(partial(start, **kwargs), kwargs.get("error_handlers"))
-            return start(**kwargs)
+        token = _current.set(None)  # output of an agent used as a tool goes to its caller, not to the user
+        try:
+            with own_caller():
+                if context := current_context.get():
+                    kwargs["hooks"] = metering(kwargs.get("hooks"), context.usage)
+                    return keep_refused_message(partial(start, **kwargs), kwargs.get("error_handlers"))
+                return start(**kwargs)
+        finally:
+            _current.reset(token)
 
     async def run(self, starting_agent: Agent[Any], input: Any, **kwargs: Any) -> RunResult:  # noqa: A002
         run = _current.get()
@@ -126,11 +130,7 @@ class _Runner(AgentRunner):
                 kwargs["hooks"] = metering(kwargs.get("hooks"), context.usage)
             with own_caller():
                 return await super().run(starting_agent, input, **kwargs)
-        token = _current.set(None)  # output of an agent used as a tool goes to its caller, not to the user
-        try:
-            return await self._run_streamed(run, starting_agent, input, kwargs)
-        finally:
-            _current.reset(token)
+        return await self._run_streamed(run, starting_agent, input, kwargs)
 
     async def _run_streamed(self, run: WorkflowRun, agent: Agent[Any], messages: Any, kwargs: dict[str, Any]) -> RunResult:
         has_history = any(kwargs.get(name) for name in ("session", "conversation_id", "previous_response_id"))
@@ -144,7 +144,8 @@ class _Runner(AgentRunner):
             new = _with_files(messages[len(known) :], run)
             messages = [*run.earlier, *(message for message in new if not _is_empty(message))] or messages
         context = run.new_context()
-        kwargs["context"] = kwargs.get("context") or context  # gives tools the thread and the user
+        if kwargs.get("context") is None:
+            kwargs["context"] = context  # gives tools the thread and the user
         shown = agent.output_type in (None, str)
         kwargs["run_config"] = with_model(kwargs.get("run_config"), run.model if shown else None)
         if run.answered_tool:

@@ -61,6 +61,8 @@ async def warn_of_shutdowns(client: openai.AsyncOpenAI, models: Mapping[str, lis
                 log.warning(
                     "OpenAI %s the model %s on %s. It is named by: %s", verb, model.id, ends, ", ".join(models[model.id])
                 )
+    except openai.AuthenticationError:
+        log.warning("OPENAI_API_KEY: OpenAI rejects the key; it is wrong or revoked")
     except Exception as error:  # noqa: BLE001  only the warning is lost
         # The error's text is not logged: it quotes the key and the response.
         log.info("OpenAI's models could not be listed (%s)", type(error).__name__)

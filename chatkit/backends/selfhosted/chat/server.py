@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import agents
 import openai
+from agents.models.openai_responses import ResponsesWebSocketError
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
@@ -182,7 +183,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
         Unfinished messages that the server has given up are deleted.
         """
         if error is not None:
-            context.usage.abort_calls(failed=isinstance(error.__cause__, openai.APIError | agents.UserError))
+            context.usage.abort_calls(failed=isinstance(error.__cause__, _CALL_ERRORS))
         if isinstance(error, GeneratorExit):
             return  # the event could not be stored or sent; what the user has seen is stored with the end of the run
         await self._chatkit_resources.drafts.finish(context.drafts)
@@ -495,6 +496,10 @@ _TRIPWIRES = (
 )
 
 
+# Raised by a call of a model. An OSError is one of the connection of a WebSocket.
+_CALL_ERRORS = (openai.APIError, ResponsesWebSocketError, OSError, agents.UserError)
+
+
 def _stream_error(error: Exception) -> BaseStreamError:
     """Convert an exception of a server to an error for the user, without internal details."""
     if isinstance(error, _TimeLimitError):
@@ -507,15 +512,16 @@ def _stream_error(error: Exception) -> BaseStreamError:
     if isinstance(error, (*_TRIPWIRES, agents.ModelRefusalError)):
         log.info("a guardrail or the model refused (%s)", type(error).__name__)
         return CustomStreamError("This can't be answered here.", allow_retry=False)
-    if isinstance(error, openai.APIStatusError):
+    status = error.payload.get("status") if isinstance(error, ResponsesWebSocketError) else getattr(error, "status_code", None)
+    if isinstance(error, openai.APIStatusError | ResponsesWebSocketError) and isinstance(status, int):
         # The error's text is not logged: it quotes the key and the request.
-        log.error("the model's service responded with %d%s", error.status_code, openai_reference(error))
-        if error.status_code == 429:
+        log.error("the model's service responded with %d%s", status, openai_reference(error))
+        if status == 429:
             return CustomStreamError("The assistant is busy. Please try again in a moment.", allow_retry=True)
-        return StreamError(ErrorCode.STREAM_ERROR, allow_retry=error.status_code >= 500)
-    if isinstance(error, openai.APIError | agents.ModelBehaviorError):
+        return StreamError(ErrorCode.STREAM_ERROR, allow_retry=status >= 500)
+    if isinstance(error, openai.APIError | ResponsesWebSocketError | agents.ModelBehaviorError):
         # Their texts are not logged: they quote the service and the model's output.
-        log.error("no response from the model's service (%s)", type(error).__name__)
+        log.error("no usable response from the model's service (%s)", type(error).__name__)
         return StreamError(ErrorCode.STREAM_ERROR, allow_retry=True)
     log.error("the assistant failed", exc_info=error)
     return StreamError(ErrorCode.STREAM_ERROR, allow_retry=True)

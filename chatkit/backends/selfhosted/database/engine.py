@@ -70,7 +70,7 @@ def open_database(address: str, connections: int = 5) -> Engine:
         SettingsError: the database can't be reached or its schema is unknown.
     """
     try:
-        url = make_url(address)
+        url = _parse(address)
         if _is_sqlite(url) and url.database:
             _warn_if_world_readable(Path(url.database))
         _migrate_with_retry(url)
@@ -88,8 +88,16 @@ def open_database(address: str, connections: int = 5) -> Engine:
 
 
 def make_engine(address: str | URL) -> Engine:
-    """Return an engine for migrations, without a pool and without a statement timeout."""
-    return _create_engine(make_url(address), poolclass=NullPool)
+    """Return an engine for migrations and commands, without a pool and without a statement timeout."""
+    return _create_engine(_parse(address), poolclass=NullPool)
+
+
+def _parse(address: str | URL) -> URL:
+    url = make_url(address)
+    if not _is_sqlite(url) and "@" in f"{url.host}{url.database}":
+        # The driver's errors would quote what comes after the first @.
+        raise SettingsError("DATABASE_URL: an @ in the user name or the password has to be written as %40.")
+    return url
 
 
 def _make_pooled_engine(url: URL, connections: int) -> Engine:
@@ -265,7 +273,7 @@ def file_identity(engine: Engine) -> tuple[int, int] | None:
 
 
 def _migrate_with_retry(url: URL) -> None:
-    """Migrate, and retry while the server can't be reached: it may be starting together with this service."""
+    """Migrate, and retry while the server accepts no connection: it may be starting together with this service."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -275,7 +283,7 @@ def _migrate_with_retry(url: URL) -> None:
             left = deadline - time.monotonic()
             if not no_connection or left <= 0:
                 raise
-            log.warning("The database does not answer; trying again for %.0f s: %s", left, _first_line(error))
+            log.warning("The database can't be used yet; trying again for %.0f s: %s", left, _first_line(error))
         time.sleep(RETRY_SECONDS)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import requests
+from agents import MultiProvider
 from chatkit.types import InferenceOptions, ToolChoice
 
 from tests.support.agents_under_test import seen
@@ -16,6 +17,7 @@ from tests.support.fake_openai import FakeOpenAI
 from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
 from tests.support.responses_api import calls, says, streaming
+from tests.support.waiting import wait_for
 
 COMPOSER = {
     "models": [
@@ -49,6 +51,24 @@ def ask(caller: Caller, text: str, **options: Any) -> tuple[str, list[Any]]:
 def used(fake_openai: FakeOpenAI) -> list[tuple[str, Any]]:
     """The model and the forced tool of each call."""
     return [(received.body["model"], received.body.get("tool_choice")) for received in fake_openai.received]
+
+
+@pytest.mark.parametrize("agent", ["simple", "run_workflow"])
+def test_connections_of_a_chosen_model_are_closed(
+    start: Start, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, agent: str
+) -> None:
+    """The SDK closes a provider, which may have a WebSocket, unless it was given one."""
+    closed: list[MultiProvider] = []
+
+    async def close(self: MultiProvider) -> None:
+        closed.append(self)
+
+    monkeypatch.setattr(MultiProvider, "aclose", close)
+    fake_openai.behaviour = streaming(says("Hello"))
+    caller = start(agent, **LISTED)
+    ask(caller, "Hello", model="gpt-best")
+    assert used(fake_openai) == [("gpt-best", None)]
+    wait_for(lambda: len(closed) == 1)
 
 
 @pytest.mark.parametrize("listed", [COMPOSER, {"models": COMPOSER["models"]}, {}])

@@ -10,6 +10,7 @@ import pytest
 from chatkit.backends.selfhosted.chat.configured_servers import _load
 from chatkit.settings import SettingsError
 from tests.support import approving_export
+from tests.support.applications import MakeApp
 
 PLAIN = "tests.support.servers_under_test:Plain"
 
@@ -50,6 +51,28 @@ def test_invalid_agent_is_a_setting_error(name: str, words: str) -> None:
         _load(name)
     assert str(caught.value).startswith("CHATKIT_AGENT: ")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import json\njson.loads('')\n", r"JSONDecodeError: .*, failing_agent\.py line 2\)"),
+        ("x = (\n", r"SyntaxError: .*failing_agent\.py, line 1\)"),
+    ],
+)
+def test_place_where_an_import_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, words: str) -> None:
+    (tmp_path / "failing_agent.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError, match=rf"the module failing_agent can't be imported \({words}"):
+        _load("failing_agent:agent")
+
+
+@pytest.mark.parametrize("name", ["Processing", "Streaming"])
+def test_server_that_handles_requests_itself_is_refused(make_app: MakeApp, name: str) -> None:
+    """Its method would never be called."""
+    agent = f"tests.support.servers_under_test:{name}"
+    with pytest.raises(SettingsError, match=rf"^CHATKIT_AGENT: {name} overrides process\(\)"):
+        make_app(CHATKIT_BACKEND="selfhosted", CHATKIT_AGENT=agent)
 
 
 @pytest.mark.parametrize("body", ["return False", "return message != ''", "log(message)\n    return True"])

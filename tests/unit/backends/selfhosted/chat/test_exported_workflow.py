@@ -86,6 +86,19 @@ def test_output_of_an_agent_used_as_a_tool_is_not_shown(start: Start, fake_opena
     assert [item["output"] for item in given if item.get("type") == "function_call_output"] == ["secret of the expert"]
 
 
+def test_output_of_a_tool_of_a_streamed_run_is_not_shown(start: Start, fake_openai: FakeOpenAI) -> None:
+    caller = start("workflow_that_streams")
+    fake_openai.behaviour = streaming(calls("expert", input="Weather?"), says("secret of the expert"), says("All is well"))
+    _, events = caller.create("Hello")
+    assert texts(events) == ["All is well"]
+
+
+def test_empty_context_of_the_workflow_is_kept(start: Start, fake_openai: FakeOpenAI) -> None:
+    fake_openai.behaviour = streaming(calls("note", text="milk"), says("Noted"))
+    _, events = start("workflow_with_its_own_context").create("Hello")
+    assert texts(events) == ["Noted", "milk"]
+
+
 def test_agents_running_in_parallel(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("runs_two_at_once")
     fake_openai.behaviour = streaming(says("one of two", pause=0.05))

@@ -124,7 +124,7 @@ def test_one_warning_for_each_model(warnings: Callable[..., list[str]], fake_ope
 
 
 FAILURES: dict[str, Behaviour] = {
-    "401": failing(401, "invalid_api_key"),
+    "503": failing(503, "server_error"),
     "no JSON": responding(200, b"An internal detail"),
     "another type": responding(200, {"data": [{"id": "gpt-test", "shutdown_date": "soon"}]}),
     "hangs up": Handler.hang_up,
@@ -139,6 +139,12 @@ def test_failure_is_logged_in_one_line(start: Start, fake_openai: FakeOpenAI, re
     wait_for(lambda: any("OpenAI's models could not be listed" in line for line in recorder.lines[before:]), 15)
     assert "internal detail" not in "".join(recorder.lines[before:])
     assert caller.post("threads.list").status_code == 200
+
+
+def test_rejected_key_is_a_warning(start: Start, fake_openai: FakeOpenAI, caplog: pytest.LogCaptureFixture) -> None:
+    fake_openai.list_models = failing(401, "invalid_api_key")
+    start("", CHATKIT_MODEL="gpt-test")
+    wait_for(lambda: "OPENAI_API_KEY: OpenAI rejects the key" in caplog.text, 15)
 
 
 def test_start_does_not_wait_for_the_models(start: Start, fake_openai: FakeOpenAI) -> None:

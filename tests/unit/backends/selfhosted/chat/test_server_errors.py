@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+from agents.models.openai_responses import ResponsesWebSocketError
 from agents.run import DEFAULT_MAX_TURNS
 from chatkit.types import ThreadItem
 from sqlalchemy import create_engine, text
@@ -12,6 +16,7 @@ from chatkit.backends.selfhosted.chat import demo
 from chatkit.backends.selfhosted.chat.context import ChatContext
 from chatkit.backends.selfhosted.chat.store import SqlStore
 from chatkit.backends.selfhosted.chat.transactions import ThreadGone
+from tests.support import agents_elsewhere
 from tests.support.active_runs import state
 from tests.support.applications import Start
 from tests.support.chat import deltas, user_input
@@ -19,6 +24,7 @@ from tests.support.chat import errors as errors_of
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.leaks import Recorder
 from tests.support.responses_api import calls, says, streaming
+from tests.support.usage import used
 
 
 @pytest.mark.parametrize(
@@ -35,6 +41,43 @@ def test_title_has_sixty_characters_of_the_first_message(start: Start, fake_open
     caller = start("simple")
     thread_id, _ = caller.create(words)
     assert caller.thread(thread_id).title == title
+
+
+QUOTED = "Incorrect key: sk-quoted"
+STREAM_ERROR = "stream.error", None
+
+
+def websocket_error(**payload: Any) -> ResponsesWebSocketError:
+    return ResponsesWebSocketError({"type": "error", "error": {"message": QUOTED, "code": "a_code"}, **payload})
+
+
+@pytest.mark.parametrize(
+    ("error", "shown", "logged"),
+    [
+        (websocket_error(status=401), (*STREAM_ERROR, False), "responded with 401 (a_code)"),
+        (
+            websocket_error(status=429, request_id="req_7"),
+            ("custom", "The assistant is busy. Please try again in a moment.", True),
+            "responded with 429 (request req_7, a_code)",
+        ),
+        (websocket_error(status=500), (*STREAM_ERROR, True), "responded with 500 (a_code)"),
+        (websocket_error(), (*STREAM_ERROR, True), "no usable response from the model's service (ResponsesWebSocketError)"),
+        (ConnectionRefusedError(111, "refused"), (*STREAM_ERROR, True), "the assistant failed"),
+    ],
+    ids=["401", "429", "500", "without a status", "no connection"],
+)
+def test_error_of_a_websocket(
+    start: Start, tmp_path: Path, recorder: Recorder, error: Exception, shown: Any, logged: str
+) -> None:
+    """It is logged without its text, and a call without output is not counted as usage."""
+    agents_elsewhere.scripted.enqueue(error)
+    before = len(recorder.lines)
+    _, events = start("tests.support.agents_elsewhere:unknown").create("Hello " * 1000)
+    assert errors_of(events) == [shown]
+    lines = "\n".join(recorder.lines[before:])
+    assert logged in lines
+    assert QUOTED not in lines
+    assert used(f"sqlite:///{tmp_path}/chatkit.db") == []
 
 
 @pytest.mark.parametrize("reason", ["the model fails", "the time limit"])

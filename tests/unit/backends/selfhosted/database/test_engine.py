@@ -6,15 +6,16 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Self
+from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from sqlalchemy import Engine, create_engine, exc, insert, text
 
 from chatkit.backends.selfhosted.database import engine as module
-from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, open_database, public_address
+from chatkit.backends.selfhosted.database.engine import UNAVAILABLE, make_engine, open_database, public_address
 from chatkit.backends.selfhosted.database.tables import SessionRow
 from chatkit.settings import SettingsError
 
@@ -158,6 +159,18 @@ def test_connection_that_was_idle_for_five_seconds_is_tested(
             assert one(engine) == 1, "on a new connection"
             assert network.connections == before + 1
         engine.dispose()
+
+
+@pytest.mark.parametrize("open_", [open_database, make_engine])
+@pytest.mark.parametrize("password", ["p@ss", "p#w@d/s"])
+def test_password_that_is_not_encoded_is_not_quoted(
+    caplog: pytest.LogCaptureFixture, open_: Callable[[str], Any], password: str
+) -> None:
+    """The driver's error would have the end of it as a host's or database's name."""
+    with pytest.raises(SettingsError) as caught:
+        open_(f"postgresql+psycopg://chatkit:{password}@127.0.0.1:9/chatkit")
+    assert str(caught.value) == "DATABASE_URL: an @ in the user name or the password has to be written as %40."
+    assert password.partition("@")[2] not in caplog.text
 
 
 def test_connection_that_was_just_used_is_not_tested(postgresql: str) -> None:

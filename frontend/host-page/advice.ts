@@ -11,11 +11,11 @@ const ADVICE: Record<string, string> = {
   openai_authentication_failed: 'OpenAI rejected the key: it is wrong or revoked. Set another OPENAI_API_KEY and restart.',
   openai_session_not_created:
     'Usually the key belongs to another project than the workflow. An OPENAI_API_KEY in the environment overrides .env. ' +
-    'The log has the response of OpenAI. Hosted workflows end on 30 November 2026: set CHATKIT_BACKEND=selfhosted.',
+    'The log has the status of OpenAI. Hosted workflows ended on 30 November 2026: set CHATKIT_BACKEND=selfhosted.',
   openai_rate_limited: 'Wait a moment. If it persists, check the limits and the budget of the OpenAI project.',
   openai_unavailable: 'OpenAI does not respond in time. Try again in a moment, or check status.openai.com.',
   origin_not_allowed: `This origin is not allowed: add ${location.origin} to CHATKIT_ALLOWED_ORIGINS and restart.`,
-  database_unavailable: 'The database of DATABASE_URL does not respond. Is it running?',
+  database_unavailable: 'The database of DATABASE_URL does not respond, or is full. The log says which.',
   service_busy: 'The process is at its concurrency limit, or shutting down. Try again in a moment.',
   thread_not_active: 'This conversation is locked or closed. Start another one in the chat.',
   request_refused: 'The server of CHATKIT_AGENT refused this, with the message above.',

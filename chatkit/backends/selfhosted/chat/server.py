@@ -367,6 +367,7 @@ async def _check(server: GuardedServer, request: Any, context: ChatContext) -> N
         attachments = server._chatkit_resources.attachments
         await attachments.check(attachment_ids, thread_id, context, are_stored_here=server.attachment_store is attachments)
     if request.type == "attachments.delete":  # the SDK asks the server's AttachmentStore first, which may not know users
+        server._chatkit_resources.attachments.require()
         await server.store.load_attachment(request.params.attachment_id, context)
     if thread_id and is_streaming_req(request) and request.type != "threads.custom_action":
         await _check_thread(server, request, context)

@@ -27,6 +27,7 @@ from tests.support.approving_agents import SECRET_OF_MCP, executed
 from tests.support.chat import Caller, errors, texts, user_input
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.identity_provider import SECRET, shared
+from tests.support.images import PNG, encoded
 from tests.support.leaks import Recorder
 from tests.support.responses_api import FAILED, INCOMPLETE, Events, asked, by_model, calls, draws, says, streaming, thinks
 from tests.support.waiting import wait_for
@@ -781,7 +782,7 @@ def test_an_earlier_version_stored_the_state_as_the_sdk_has_it(start: Start, fak
     assert "# Delete a.txt" in json.dumps(asked(fake_openai.received[-1].body))
 
 
-IMAGE = "iVBO" * 600_000
+IMAGE = encoded(PNG + bytes(1_800_000))
 """More than a state may have."""
 
 
@@ -844,7 +845,7 @@ def test_own_server_with_several_agents_a_session_hooks_and_a_converter(
     start: Start, fake_openai: FakeOpenAI, database: str, name: str
 ) -> None:
     caller = start(f"{AGENTS}:LargeServer", DATABASE_URL=database)
-    image = "iVBO" * 100
+    image = encoded(PNG + bytes(300))
     partly = draws(image, image, image)
     fake_openai.behaviour = streaming(
         [*partly, *calls("delete_file", "call_a", path="a.txt")],

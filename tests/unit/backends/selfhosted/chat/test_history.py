@@ -20,7 +20,7 @@ from chatkit.backends.selfhosted.database.tables import ItemRow
 from tests.support.applications import Start
 from tests.support.chat import errors, user_input
 from tests.support.fake_openai import FakeOpenAI, failing
-from tests.support.images import PNG, data_url, drawn, url_of
+from tests.support.images import PNG, data_url, drawn, encoded, url_of
 from tests.support.responses_api import asked, calls, draws, says, streaming
 from tests.support.store import ADA, MOMENT, add_items, message, new_thread, question, run
 
@@ -116,7 +116,7 @@ def test_history_without_a_recent_user_message(store: SqlStore) -> None:
 
 def test_images_count_as_a_fixed_number_of_characters(store: SqlStore) -> None:
     thread_id = new_thread(store)
-    url = "data:image/png;base64," + "A" * (3 * MAX_CHARACTERS)
+    url = data_url(PNG + bytes(2 * MAX_CHARACTERS))
     many = 16  # of 6,000 characters each
     for number in range(many + 1):
         run(store.add_thread_item(thread_id, question(thread_id, f"q_{number}"), ADA))
@@ -152,7 +152,7 @@ def test_mentions_and_quoted_text_reach_the_model(start: Start, fake_openai: Fak
 
 def test_history_before_a_large_image_is_kept(start: Start, fake_openai: FakeOpenAI) -> None:
     caller = start("simple")
-    image = "A" * 200 * 1024
+    image = encoded(PNG + bytes(200 * 1024))
     fake_openai.behaviour = streaming([*draws(image), *says("Here it is")], says("You are Ada"))
     thread_id, events = caller.create("I am Ada. Draw me.")
     assert errors(events) == []
@@ -166,9 +166,10 @@ def test_history_before_a_large_image_is_kept(start: Start, fake_openai: FakeOpe
 def test_images_in_the_history_stay_below_openais_limit(start: Start, fake_openai: FakeOpenAI) -> None:
     """OpenAI accepts 50 MB per request. A thread with more could never get another reply."""
     caller = start("simple")
-    image = "A" * 3_500_000
+    image = encoded(PNG + bytes(2_600_000))
     fake_openai.behaviour = streaming([event for _ in range(16) for event in draws(image)], says("A lot"))
-    thread_id, _ = caller.create("Draw")
+    thread_id, events = caller.create("Draw")
+    assert errors(events) == []
     caller.say(thread_id, "What do you see?")
     assert len(json.dumps(fake_openai.received[-1].body)) < 50_000_000
 

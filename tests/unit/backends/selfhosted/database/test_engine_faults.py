@@ -452,7 +452,7 @@ def test_server_that_starts_after_the_service(
         assert not opening.done()
         with get_server(folder, cleanup_mode="delete"):
             opening.result(timeout=15).dispose()
-    lines = [line for line in caplog.messages if line.startswith("The database does not answer; trying again for ")]
+    lines = [line for line in caplog.messages if line.startswith("The database can't be used yet; trying again for ")]
     assert 2 <= len(lines) <= 40
     assert not [line for line in lines if "\n" in line]
 

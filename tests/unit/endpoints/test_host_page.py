@@ -29,6 +29,7 @@ class TestPage:
         }
         assert "<script>" not in response.text
         assert response.headers["Cache-Control"] == "no-store"
+        assert response.headers["Referrer-Policy"] == "strict-origin-when-cross-origin"
 
     def test_contains_no_secret(self, make_app: MakeApp) -> None:
         client = make_app().test_client()

@@ -82,6 +82,14 @@ def test_other_origins_are_refused_before_any_work(
     assert fake_openai.received == []
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/static/host.js"])
+def test_other_origins_may_ask_beside_the_api(client: FlaskClient, path: str) -> None:
+    """For example a page that monitors the service. It can't read the response."""
+    response = client.get(path, headers={"Origin": "https://elsewhere.example"})
+    assert response.status_code == 200
+    assert not [name for name, _ in response.headers if name.startswith("Access-Control")]
+
+
 def test_request_without_an_origin(client: FlaskClient) -> None:
     response = client.post(ENDPOINT)
     assert response.status_code == 200

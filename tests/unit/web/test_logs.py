@@ -110,8 +110,11 @@ def test_one_line_per_request(client: FlaskClient, caplog: pytest.LogCaptureFixt
     assert 0 < record.duration_ms < 5000
     line = json.loads(recorder.lines[-1])
     assert line["request_id"] == "given-by-the-router"
-    assert line["session_id"] == response.get_json()["data"]["session_id"]
+    session_id = response.get_json()["data"]["session_id"]
+    assert line["session_id"] == session_id
     assert "hidden" not in caplog.text
+    client.delete(f"{ENDPOINT}/{session_id}", buffered=True)
+    assert json.loads(recorder.lines[-1])["session_id"] == session_id
 
 
 def test_error_outside_of_the_view_has_the_session_id(start: Start, caplog: pytest.LogCaptureFixture) -> None:

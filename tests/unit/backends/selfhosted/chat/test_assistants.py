@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
+import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +22,7 @@ from tests.support.fake_server import Handler
 from tests.support.identity_provider import SECRET, shared
 from tests.support.leaks import Recorder
 from tests.support.responses_api import asked, calls, says, streaming
+from tests.support.waiting import wait_for
 
 SERVERS = "tests.support.servers_under_test"
 PLAIN = f"{SERVERS}:Plain"
@@ -247,6 +251,27 @@ def test_what_a_function_raises_is_logged(start: Start, recorder: Recorder) -> N
     recorder.lines.clear()
     assert errors(start("raises_for_user").create("Hello")[1]) == [(*STREAM_ERROR, True)]
     assert "ValueError: the user's plan is not known" in "\n".join(recorder.lines)
+
+
+def threads_in(function: str) -> int:
+    """Return how many threads are in a call of the function."""
+    stacks = map(traceback.extract_stack, sys._current_frames().values())
+    return sum(any(frame.name == function for frame in stack) for stack in stacks)
+
+
+def test_many_functions_block_at_the_same_time(start: Start, fake_openai: FakeOpenAI) -> None:
+    """asyncio's own executor has four threads more than there are processors."""
+    url = start("blocks_for_user").url
+    callers = [Caller(url) for _ in range((os.cpu_count() or 1) + 8)]
+    fake_openai.behaviour = streaming(says("Done"))
+    release.clear()
+    with ThreadPoolExecutor(len(callers)) as pool:
+        turns = [pool.submit(caller.create, "Hello") for caller in callers]
+        try:
+            wait_for(lambda: threads_in("_block") == len(callers))
+        finally:
+            release.set()
+    assert all(texts(turn.result()[1]) == ["Done"] for turn in turns)
 
 
 @pytest.mark.parametrize("agent", ["blocking", "blocks_for_user"])

@@ -331,7 +331,7 @@ class _Composer(fields.Field[Mapping[str, Any]]):
         try:
             composer: dict[str, Any] = _ComposerSchema().loads(value)
         except ValidationError as error:
-            raise ValidationError(f"must be like {example}; look at {_path(error.messages)}.") from None
+            raise ValidationError(f"must be like {example}; look at {_first(error.messages)}") from None
         except ValueError:
             raise ValidationError(f"must be JSON like {example}.") from None
         for options in (composer["models"], composer["tools"]):
@@ -342,12 +342,12 @@ class _Composer(fields.Field[Mapping[str, Any]]):
         return composer
 
 
-def _path(messages: Any) -> str:
-    """Return the names and numbers that lead to the first of nested ``messages``."""
+def _first(messages: Any) -> str:
+    """Return the first of nested ``messages``, after the names and numbers that lead to it."""
     if not isinstance(messages, dict):
-        return ""
+        return f": {messages[0]}"
     name, inner = next(iter(messages.items()))
-    return f"{name} {_path(inner)}".strip()
+    return f"{'its members' if name == '_schema' else name} {_first(inner)}".replace(" :", ":")
 
 
 class _RateLimit(fields.Field[tuple[int, int]]):
@@ -639,12 +639,13 @@ def _development_secret_key() -> str:
     """Return a random key, stored beside the SQLite file so that visitors survive a restart."""
     path = INSTANCE / "secret_key"
     try:
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.touch(mode=0o600)
+            path.write_text(secrets.token_hex(32))
         return path.read_text()
-    except FileNotFoundError:
-        path.parent.mkdir(exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_hex(32))
-        return path.read_text()
+    except OSError as error:
+        raise SettingsError(f"SECRET_KEY is not set, and no key can be stored in {path}: {error.strerror}.") from None
 
 
 def _notices(
@@ -692,4 +693,4 @@ def _public_suffix_notices(origins: str) -> list[str]:
 
 def _format(error: ValidationError) -> str:
     messages = error.messages_dict
-    return " ".join(f"{name} {'; '.join(texts)}" for name, texts in sorted(messages.items()))
+    return " ".join(f"{name} {'; '.join(texts)}".replace(".; ", "; ") for name, texts in sorted(messages.items()))

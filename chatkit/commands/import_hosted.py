@@ -78,9 +78,8 @@ def import_threads(
         except AccessDenied:
             raise
         except ReadFailed as error:
-            failures = (
-                failures + 1 if isinstance(error, Unavailable) else 0
-            )  # OpenAI may refuse a thread, such as a deleted one
+            # OpenAI may also refuse a single thread, such as a deleted one.
+            failures = failures + 1 if isinstance(error, Unavailable) else 0
             if failures == MAX_FAILURES_IN_A_ROW:
                 raise
             report.skipped["its items can't be read"] += 1

@@ -51,6 +51,12 @@ def test_development_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert settings.notices == ()
 
 
+def test_development_key_that_cannot_be_stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(module, "INSTANCE", tmp_path / "file" / "instance")
+    assert "SECRET_KEY is not set, and no key can be stored in " in mistakes(CHATKIT_ENV="development", SECRET_KEY="")
+
+
 def test_production_requires_a_secret_key() -> None:
     with pytest.raises(SettingsError, match="SECRET_KEY is missing") as caught:
         Settings.load({})
@@ -241,21 +247,22 @@ SECRET = {"AUTH_JWT_SECRET": "a-secret-of-these-tests-and-no-provider"}
         ({"CHATKIT_AGENT_HEADERS": "X-Org:Id"}, "CHATKIT_AGENT_HEADERS must be names of headers"),
         ({"CHATKIT_COMPOSER": "gpt-5.2"}, "CHATKIT_COMPOSER must be JSON like"),
         ({"CHATKIT_COMPOSER": "[]"}, "CHATKIT_COMPOSER must be like"),
-        ({"CHATKIT_COMPOSER": '{"models": {}}'}, "look at models."),
-        ({"CHATKIT_COMPOSER": '{"tools": [{"id": "a", "label": "A"}]}'}, "look at tools 0 icon."),
-        ({"CHATKIT_COMPOSER": '{"models": [{"id": "", "label": "A"}]}'}, "look at models 0 id."),
-        ({"CHATKIT_COMPOSER": '{"attachments": {}}'}, "look at attachments enabled."),
-        ({"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "maxSize": 8388609}}'}, "look at attachments maxSize."),
-        ({"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "maxSize": 0}}'}, "look at attachments maxSize."),
-        ({"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "maxCount": 11}}'}, "look at attachments maxCount."),
-        ({"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "accept": {}}}'}, "look at attachments accept."),
+        ({"CHATKIT_COMPOSER": "[1]"}, "look at its members: Invalid input type."),
+        ({"CHATKIT_COMPOSER": '{"models": {}}'}, "look at models: "),
+        ({"CHATKIT_COMPOSER": '{"tools": [{"id": "a", "label": "A"}]}'}, "look at tools 0 icon: "),
+        ({"CHATKIT_COMPOSER": '{"models": [{"id": "", "label": "A"}]}'}, "look at models 0 id: "),
+        ({"CHATKIT_COMPOSER": '{"attachments": {}}'}, "look at attachments enabled: "),
+        ({"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "maxSize": 8388609}}'}, "look at attachments maxSize: "),
+        ({"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "maxSize": 0}}'}, "look at attachments maxSize: "),
+        ({"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "maxCount": 11}}'}, "look at attachments maxCount: "),
+        ({"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "accept": {}}}'}, "look at attachments accept: "),
         (
             {"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "accept": {"png": []}}}'},
-            "look at attachments accept png key.",
+            "look at attachments accept png key: ",
         ),
         (
             {"CHATKIT_COMPOSER": '{"attachments": {"enabled": true, "accept": {"image/*": ["png"]}}}'},
-            "look at attachments accept image/* value 0.",
+            "look at attachments accept image/* value 0: ",
         ),
         (
             {"CHATKIT_COMPOSER": '{"models": [{"id": "a", "label": "A"}, {"id": "a", "label": "B"}]}'},

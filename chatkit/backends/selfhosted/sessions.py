@@ -312,7 +312,7 @@ class SessionStore:
         with self._file_lock:
             if self._file is None or database.file_identity(self.engine) == self._file:
                 return
-            log.error("The SQLite file %s was deleted or replaced; opening it anew", self.engine.url.database)
+            log.error("The SQLite file %s was deleted or replaced; opening it again", self.engine.url.database)
             database.migrate(self.engine.url, database.WAIT_SECONDS)
             self.engine.dispose()
             self._file = database.file_identity(self.engine)

@@ -470,7 +470,7 @@ def _api_error(error: Exception) -> errors.ApiError | None:
     if isinstance(error, UNAVAILABLE):
         return unavailable("the conversation could not be loaded or stored", error)
     if isinstance(error, NotFoundError):
-        return errors.NotFound("no such thread, item or attachment of this user")
+        return errors.NotFound("no such thread, item, attachment or run of this user")
     if isinstance(error, _TimeLimitError):
         return errors.ServiceBusy("the request took more than CHATKIT_TURN_SECONDS")
     if isinstance(error, openai.APIError):

@@ -354,7 +354,7 @@ def test_deleted_file_is_recreated(make_app: MakeApp, sqlite: Path, caplog: pyte
     assert count(f"sqlite:///{sqlite}", "chat_sessions") == 1
     assert client.get("/readyz").status_code == 200
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert lines == [f"The SQLite file {sqlite} was deleted or replaced; opening it anew"]
+    assert lines == [f"The SQLite file {sqlite} was deleted or replaced; opening it again"]
 
 
 @pytest.mark.parametrize("way", ["deleted", "deleted with its folder", "replaced"])

@@ -108,7 +108,7 @@ def read_item(data: str) -> ThreadItem:
         widget = json.loads(data)["widget"]
         # The classes of widgets drop or convert what they do not know, such as members that a template has.
         if item.widget.model_dump(mode="json") != widget:
-            item.widget = DynamicWidgetRoot.model_validate(widget)
+            item.widget = parsed(DynamicWidgetRoot.model_validate_json, json.dumps(widget))
     return item
 
 

@@ -56,15 +56,15 @@ def test_invalid_agent_is_a_setting_error(name: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("import json\njson.loads('')\n", r"JSONDecodeError: .*, failing_agent\.py line 2\)"),
-        ("x = (\n", r"SyntaxError: .*failing_agent\.py, line 1\)"),
+        ("import json\njson.loads('')\n", r"JSONDecodeError: .*, chatkit_agent\.py line 2\)"),
+        ("x = (\n", r"SyntaxError: .*chatkit_agent\.py, line 1\)"),
     ],
 )
 def test_place_where_an_import_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, words: str) -> None:
-    (tmp_path / "failing_agent.py").write_text(code)
+    (tmp_path / "chatkit_agent.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(SettingsError, match=rf"the module failing_agent can't be imported \({words}"):
-        _load("failing_agent:agent")
+    with pytest.raises(SettingsError, match=rf"the module chatkit_agent can't be imported \({words}"):
+        _load("chatkit_agent:agent")
 
 
 @pytest.mark.parametrize("name", ["Processing", "Streaming"])

@@ -125,14 +125,14 @@ class DefaultServer(ChatKitServer[ChatContext]):
                 result = await client.audio.transcriptions.create(model=model, file=file)
             context.usage.add("Dictation", 1, result.usage)
             return TranscriptionResult(text=result.text)
-        except asyncio.CancelledError:
-            context.usage.abort_calls(failed=False)  # OpenAI goes on, and bills it
+        except asyncio.CancelledError as error:
+            context.usage.abort_calls(error)  # OpenAI goes on, and bills it
             raise
         except openai.BadRequestError as error:  # usually the recording is too short or damaged
             detail = f"transcription failed: {_answered(error)}"
             raise errors.RequestRefused(detail, message=_NOT_TRANSCRIBED) from error
         except Exception as error:  # also a timeout or an invalid response
-            context.usage.abort_calls(failed=isinstance(error, openai.APIError))
+            context.usage.abort_calls(error)
             raise openai_error(error, "transcription failed") from error
 
 

@@ -183,7 +183,7 @@ class GuardedServer(ChatKitServer[ChatContext]):
         Unfinished messages that the server has given up are deleted.
         """
         if error is not None:
-            context.usage.abort_calls(failed=isinstance(error.__cause__, _CALL_ERRORS))
+            context.usage.abort_calls(error.__cause__)
         if isinstance(error, GeneratorExit):
             return  # the event could not be stored or sent; what the user has seen is stored with the end of the run
         await self._chatkit_resources.drafts.finish(context.drafts)
@@ -495,10 +495,6 @@ _TRIPWIRES = (
     agents.ToolInputGuardrailTripwireTriggered,
     agents.ToolOutputGuardrailTripwireTriggered,
 )
-
-
-# Raised by a call of a model. An OSError is one of the connection of a WebSocket.
-_CALL_ERRORS = (openai.APIError, ResponsesWebSocketError, OSError, agents.UserError)
 
 
 def _stream_error(error: Exception) -> BaseStreamError:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from dataclasses import replace
 
-import openai
 from agents import Agent, ModelSettings, Runner
 
 from chatkit.backends.selfhosted.chat.context import ChatContext, current_context
@@ -76,7 +75,7 @@ class Titles:
         except Exception as error:  # noqa: BLE001  a model, its provider or the database
             # The error's text is not logged: it may quote the key and the message.
             log.warning("no title was written (%s)", type(error).__name__)
-            usage.abort_calls(failed=isinstance(error, openai.APIError))
+            usage.abort_calls(error)
         finally:
             usage.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,6 +16,9 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
+import agents
+import openai
+from agents.models.openai_responses import ResponsesWebSocketError
 from sqlalchemy import Connection, Engine, Table, bindparam, func, select
 
 from chatkit.backends.selfhosted.database import engine as database
@@ -28,6 +32,9 @@ CHARACTERS_PER_TOKEN = 4  # OpenAI's rule of thumb
 AMOUNTS = ("requests", "input_tokens", "output_tokens", "total_tokens")
 
 log = logging.getLogger(__name__)
+
+# Raised by a call of a model. Those of connections come from WebSockets. A timeout is not among them: the service goes on.
+_CALL_ERRORS = (openai.APIError, ResponsesWebSocketError, ConnectionError, socket.gaierror, agents.UserError)
 
 _usage = cast(Table, UsageRow.__table__)
 _KEY = ("user_id", "day", "agent")
@@ -111,12 +118,12 @@ class Meter:
             if calls := self._calls.get(agent):
                 calls[0].output += characters
 
-    def abort_calls(self, *, failed: bool) -> None:
-        """Estimate the calls that have not ended. OpenAI bills them, and reports nothing of them.
+    def abort_calls(self, error: BaseException | None) -> None:
+        """Estimate the calls that have not ended, because of ``error``. OpenAI bills them, and reports nothing of them.
 
-        Args:
-            failed: whether the model's service failed; then calls without output are not counted.
+        If the call of the model has failed, those without output are not counted.
         """
+        failed = isinstance(error, _CALL_ERRORS)
         with self._lock:
             calls, self._calls = self._calls, {}
         for agent, of_agent in calls.items():

@@ -80,6 +80,14 @@ def test_error_of_a_websocket(
     assert used(f"sqlite:///{tmp_path}/chatkit.db") == []
 
 
+def test_call_that_times_out_is_counted(start: Start, tmp_path: Path) -> None:
+    """The service of the model goes on, and bills it. Python's timeouts are errors of the system, as those of connections."""
+    agents_elsewhere.scripted.enqueue(TimeoutError("a timeout of the operator's"))
+    start("tests.support.agents_elsewhere:unknown").create("Hello " * 1000)
+    ((agent, requests, *_),) = used(f"sqlite:///{tmp_path}/chatkit.db")
+    assert (agent, requests) == ("Unknown", 1)
+
+
 @pytest.mark.parametrize("reason", ["the model fails", "the time limit"])
 def test_text_that_was_shown_before_an_error_is_stored(start: Start, fake_openai: FakeOpenAI, reason: str) -> None:
     failure = {"type": "error", "code": "server_error", "message": "failed", "param": None}

@@ -342,12 +342,12 @@ class _Composer(fields.Field[Mapping[str, Any]]):
         return composer
 
 
-def _first(messages: Any) -> str:
-    """Return the first of nested ``messages``, after the names and numbers that lead to it."""
+def _first(messages: Any, *place: object) -> str:
+    """Return the first of nested ``messages``, after the names and numbers that lead to it, those of ``place`` first."""
     if not isinstance(messages, dict):
-        return f": {messages[0]}"
+        return f"{' '.join(map(str, place))}: {messages[0]}"
     name, inner = next(iter(messages.items()))
-    return f"{'its members' if name == '_schema' else name} {_first(inner)}".replace(" :", ":")
+    return _first(inner, *place, "its members" if name == "_schema" else name)
 
 
 class _RateLimit(fields.Field[tuple[int, int]]):

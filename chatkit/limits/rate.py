@@ -91,21 +91,22 @@ class _Counter:
             try:
                 seconds = _hit(self._shared, rule, key)
             except StorageError as error:
-                self._set_redis_down(type(error.storage_error).__name__)
+                self._set_redis_error(error)
             else:
-                self._set_redis_down("")
+                self._set_redis_error(None)
                 return seconds
         return _hit(self._local, rule, key)
 
-    def _set_redis_down(self, error: str) -> None:
-        """Log a change once, however many requests notice it. ``error`` is a type, empty if Redis can be used."""
-        down = bool(error)
+    def _set_redis_error(self, error: StorageError | None) -> None:
+        """Log a change once, however many requests notice it."""
+        down = error is not None
         if down:
             self._retry_at = time.monotonic() + RETRY_SECONDS
         with self._lock:
             changed, self._redis_down = self._redis_down != down, down
-        if changed and down:
-            log.error("REDIS_URL: Redis can't be used (%s); each process counts for itself until it can", error)
+        if changed and error:
+            kind = type(error.storage_error).__name__
+            log.error("REDIS_URL: Redis can't be used (%s); each process counts for itself until it can", kind)
         elif changed:
             log.info("REDIS_URL: Redis can be used again")
 

@@ -570,8 +570,6 @@ class WithStores(Plain):
 class _OwnFileStore(AttachmentStore[ChatContext]):
     """Keeps attachments elsewhere."""
 
-    deleted: ClassVar[list[str]] = []
-
     async def create_attachment(self, input: AttachmentCreateParams, context: ChatContext) -> Attachment:  # noqa: A002
         url = "https://files.example.com/1"
         upload = AttachmentUploadDescriptor(url=AnyUrl(url), method="PUT")
@@ -584,7 +582,7 @@ class _OwnFileStore(AttachmentStore[ChatContext]):
         )
 
     async def delete_attachment(self, attachment_id: str, context: ChatContext) -> None:
-        self.deleted.append(attachment_id)
+        seen.append(attachment_id)
 
 
 class _OwnFileConverter(ThreadItemConverter):
@@ -596,7 +594,6 @@ class OwnFiles(Plain):
     """Has an attachment store of its own."""
 
     converter = _OwnFileConverter()
-    deleted = _OwnFileStore.deleted
 
     def __init__(self, store: Store[ChatContext]) -> None:
         super().__init__(store, _OwnFileStore())

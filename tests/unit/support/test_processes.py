@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -55,7 +56,7 @@ def end_and_find_survivors(run: ForkedCommand | subprocess.Popen[bytes], sign: s
 @pytest.mark.parametrize("kind", [Service, DeployedService])
 def test_interrupted_run_ends_its_processes(kind: type[Service], sign: signal.Signals, started: bool) -> None:
     """The run is a process of pytest-xdist: it shares the fork server of the others."""
-    with open(os.devnull, "w") as discarded:  # noqa: PTH123
+    with Path(os.devnull).open("w") as discarded:
         run = ForkedCommand(run_service_in_a_session, kind, errors=discarded)
     assert end_and_find_survivors(run, sign, started) == []
 

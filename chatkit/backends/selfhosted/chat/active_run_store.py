@@ -162,8 +162,8 @@ def draft_rows(drafts: Iterable[tuple[ChatContext, AssistantMessageItem]]) -> li
     for context, message in drafts:
         if any(part.text.strip() for part in message.content):
             with suppress(InvalidDataError):
-                item = {"thread": message.thread_id, "item": message.id, "new_data": item_data(message)}
-                rows.append({**item, "user": context.user, "active_run": context.run_id})
+                row = {"user": context.user, "active_run": context.run_id, "thread": message.thread_id, "item": message.id}
+                rows.append({**row, "new_data": item_data(message)})
     return rows
 
 

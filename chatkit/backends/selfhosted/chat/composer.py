@@ -119,7 +119,7 @@ def with_model(run_config: RunConfig | dict[str, Any] | None, model: str | None)
     """
     if not model:
         return run_config
-    given = run_config.model if isinstance(run_config, RunConfig) else (run_config or {}).get("model")
+    given = _run_config(run_config).model
     chosen: Model | str
     if isinstance(given, Model):
         chosen = _renamed(given, model)

@@ -193,7 +193,7 @@ def _summary(error: Exception) -> str:
 
 
 def _position(error: Exception) -> str:
-    """Return the file and line of an operator's code that raised ``error``, if that is not a module's import itself."""
+    """Return the file and line of an operator's code that raised ``error``. It is empty if no such code was run."""
     paths = sysconfig.get_paths()
     libraries = (paths["stdlib"], paths["purelib"], paths["platlib"], f"{PROJECT / 'chatkit'}{os.sep}", "<")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(libraries)]

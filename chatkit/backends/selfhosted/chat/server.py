@@ -497,6 +497,13 @@ _TRIPWIRES = (
 )
 
 
+def _status(error: openai.APIStatusError | ResponsesWebSocketError) -> int | None:
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code
+    status = error.payload.get("status")
+    return status if isinstance(status, int) else None
+
+
 def _stream_error(error: Exception) -> BaseStreamError:
     """Convert an exception of a server to an error for the user, without internal details."""
     if isinstance(error, _TimeLimitError):
@@ -509,8 +516,7 @@ def _stream_error(error: Exception) -> BaseStreamError:
     if isinstance(error, (*_TRIPWIRES, agents.ModelRefusalError)):
         log.info("a guardrail or the model refused (%s)", type(error).__name__)
         return CustomStreamError("This can't be answered here.", allow_retry=False)
-    status = error.payload.get("status") if isinstance(error, ResponsesWebSocketError) else getattr(error, "status_code", None)
-    if isinstance(error, openai.APIStatusError | ResponsesWebSocketError) and isinstance(status, int):
+    if isinstance(error, openai.APIStatusError | ResponsesWebSocketError) and (status := _status(error)):
         # The error's text is not logged: it quotes the key and the request.
         log.error("the model's service responded with %d%s", status, openai_reference(error))
         if status == 429:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from chatkit.backends.selfhosted.database.engine import open_database
 from chatkit.backends.selfhosted.sessions import KEEP_UNSENT_SECONDS, SessionStore
 from chatkit.identity.user import User
 from chatkit.settings import MAX_ATTACHMENT_BYTES
-from tests.support.agents_under_test import REMARK
+from tests.support.agents_under_test import REMARK, seen
 from tests.support.applications import MakeApp, Start, served
 from tests.support.attachments import OFFERED, PDF, announce, attach, refusal
 from tests.support.chat import Caller, texts, user_input
@@ -584,11 +583,10 @@ def test_own_store_is_not_asked_to_delete_what_another_user_has(start: Start) ->
     """OpenAI's package asks it before the database, and it may not know whose an attachment is."""
     caller = start("tests.support.servers_under_test:OwnFiles", **OFFERED)
     attachment_id = announce(caller, "a.png", "image/png", 9).json()["id"]
-    deleted = importlib.import_module("tests.support.servers_under_test").OwnFiles.deleted
     assert Caller(caller.url).post("attachments.delete", attachment_id=attachment_id).status_code == 404
-    assert deleted == []
+    assert seen == []
     assert caller.post("attachments.delete", attachment_id=attachment_id).status_code == 200
-    assert deleted == [attachment_id]
+    assert seen == [attachment_id]
 
 
 def test_own_server_reads_the_content(start: Start, fake_openai: FakeOpenAI) -> None:

@@ -25,6 +25,7 @@ from tests.support.fake_openai import FakeOpenAI
 from tests.support.leaks import Recorder
 from tests.support.responses_api import calls, says, streaming
 from tests.support.usage import used
+from tests.support.waiting import wait_for
 
 
 @pytest.mark.parametrize(
@@ -72,20 +73,17 @@ def test_error_of_a_websocket(
     """It is logged without its text, and a call without output is not counted as usage."""
     agents_elsewhere.scripted.enqueue(error)
     before = len(recorder.lines)
-    _, events = start("tests.support.agents_elsewhere:unknown").create("Hello " * 1000)
+    caller = start("tests.support.agents_elsewhere:unknown")
+    thread_id, events = caller.create("Hello " * 1000)
     assert errors_of(events) == [shown]
     lines = "\n".join(recorder.lines[before:])
     assert logged in lines
     assert QUOTED not in lines
-    assert used(f"sqlite:///{tmp_path}/chatkit.db") == []
-
-
-def test_call_that_times_out_is_counted(start: Start, tmp_path: Path) -> None:
-    """The service of the model goes on, and bills it. Python's timeouts are errors of the system, as those of connections."""
+    # A call that times out is counted: the service of the model goes on, and bills it. Python's timeouts are errors of the
+    # system, as those of connections.
     agents_elsewhere.scripted.enqueue(TimeoutError("a timeout of the operator's"))
-    start("tests.support.agents_elsewhere:unknown").create("Hello " * 1000)
-    ((agent, requests, *_),) = used(f"sqlite:///{tmp_path}/chatkit.db")
-    assert (agent, requests) == ("Unknown", 1)
+    caller.say(thread_id, "Hello")
+    wait_for(lambda: [row[:2] for row in used(f"sqlite:///{tmp_path}/chatkit.db")] == [("Unknown", 1)])
 
 
 @pytest.mark.parametrize("reason", ["the model fails", "the time limit"])

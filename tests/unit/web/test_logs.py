@@ -16,6 +16,7 @@ from chatkit.web import logs
 from tests.support.applications import Start
 from tests.support.endpoint import ENDPOINT
 from tests.support.leaks import Recorder
+from tests.support.waiting import wait_for
 
 
 def written(name: str, *, readable: bool, message: object = "said %s", error: Exception | None = None) -> str:
@@ -120,11 +121,16 @@ def test_one_line_per_request(client: FlaskClient, caplog: pytest.LogCaptureFixt
 def test_error_outside_of_the_view_has_the_session_id(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     """It is raised on the event loop, after the view has ended, and answered by calling the application again."""
     caplog.handler.addFilter(logs.IdsFilter())
-    caller = start()
-    caplog.clear()
-    assert caller.post("threads.get_by_id", thread_id="thr_unknown").status_code == 404
-    lines = [record for record in caplog.records if record.name.startswith("chatkit") and record.levelno >= logging.INFO]
-    assert [getattr(line, "session_id", None) is not None for line in lines] == [True, True], lines
+    response = start().post("threads.get_by_id", thread_id="thr_unknown")
+    assert response.status_code == 404
+    request_id = response.headers["X-Request-ID"]
+
+    def lines() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if getattr(record, "request_id", None) == request_id]
+
+    wait_for(lambda: any(line.name == "chatkit.access" for line in lines()))
+    shown = [line for line in lines() if line.levelno >= logging.INFO]
+    assert [getattr(line, "session_id", None) is not None for line in shown] == [True, True], shown
 
 
 @pytest.mark.parametrize("path", ["/a\r\nINFO forged", "/%0d%0aforged", "/\x1b[31mred", "/ü"])

@@ -1,4 +1,4 @@
-# Two commands: `make run` starts the service on this machine, `make test` checks everything.
+# Two commands: `make run` starts the service on this machine, `make test` checks it.
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && break; done)
@@ -12,7 +12,8 @@ run: $(VENV)/installed
 
 # Where Python may not write bytecode, each of the many processes would compile all modules again.
 test: export PYTHONDONTWRITEBYTECODE =
-test: TESTS ?= tests/unit tests/service tests/docs
+# `make test TESTS=tests` runs all tests.
+test: TESTS ?= --quick tests/unit tests/service tests/docs
 test: $(VENV)/installed-dev frontend/node_modules/installed .openai-chatkit/downloaded
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .

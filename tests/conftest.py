@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -47,6 +48,11 @@ def recorder() -> Iterator[Recorder]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="count a skipped test as failed")
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="leave out slow tests, and run on SQLite only what otherwise runs on PostgreSQL as well",
+    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -60,30 +66,67 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def pytest_xdist_auto_num_workers() -> int:
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """More than there are processors, because many tests wait, but not so many that those with time limits fail."""
-    return 4 * (os.cpu_count() or 1)
+    return (6 if config.getoption("--quick") else 4) * (os.cpu_count() or 1)
 
 
 def pytest_xdist_setupnodes(config: pytest.Config) -> None:
     forked_workers.install(tuple(config.args))
+    _databases_of_run(config)  # while the tests are collected
 
 
 def pytest_configure_node(node: Any) -> None:
-    """Let all processes of pytest-xdist share one PostgreSQL server."""
-    node.workerinput["postgres"] = _postgres_of_run(node.config)
+    """Let all processes of pytest-xdist share one PostgreSQL server, and the databases that tests copy."""
+    node.workerinput.update(_databases_of_run(node.config))
 
 
 @functools.cache
-def _postgres_of_run(config: pytest.Config) -> str:
+def _databases_of_run(config: pytest.Config) -> dict[str, str]:
     running = ExitStack()
     config.add_cleanup(running.close)
-    return running.enter_context(postgres_server())
+    postgres = running.enter_context(postgres_server())
+    return {
+        "postgres": postgres,
+        "migrated_postgres": _migrated_postgres(postgres),
+        "migrated_sqlite": _migrated_sqlite(Path(running.enter_context(tempfile.TemporaryDirectory()))),
+    }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _migrated_postgres(server: str) -> str:
+    address = new_postgres_database(server)
+    open_database(address).dispose()
+    return address
+
+
+def _migrated_sqlite(folder: Path) -> str:
+    path = folder / "chatkit.db"
+    open_database(f"sqlite:///{path}").dispose()
+    return str(path)
+
+
+def _shared(request: pytest.FixtureRequest) -> Any:
+    """Return what the processes of pytest-xdist share for the requested fixture, or None where there are none."""
+    return getattr(request.config, "workerinput", {}).get(request.fixturename)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        _leave_out(config, items)
     if "PYTEST_XDIST_WORKER" in os.environ:
         items[:] = scheduling.arrange(items)
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ids = {item.nodeid for item in items}
+    left_out = {
+        item
+        for item in items
+        if item.get_closest_marker("slow")
+        or ("postgresql" in item.nodeid and item.nodeid.replace("postgresql", "sqlite") in ids)
+    }
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> scheduling.Scheduling:
@@ -106,27 +149,23 @@ def shared_openai() -> Iterator[FakeOpenAI]:
 @pytest.fixture(scope="session")
 def postgres(request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of a real PostgreSQL server. ``database`` creates an empty database on it for each test."""
-    if shared := getattr(request.config, "workerinput", None):
-        yield shared["postgres"]
+    if shared := _shared(request):
+        yield shared
     else:
         with postgres_server() as address:
             yield address
 
 
 @pytest.fixture(scope="session")
-def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with the schema. The tests copy it, because migrations take longer than most of them."""
-    path = tmp_path_factory.mktemp("migrated") / "chatkit.db"
-    open_database(f"sqlite:///{path}").dispose()
-    return path
+def migrated_sqlite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a SQLite file with the schema. The tests copy it, because migrations take longer than most of them."""
+    return _shared(request) or _migrated_sqlite(tmp_path_factory.mktemp("migrated"))
 
 
 @pytest.fixture(scope="session")
-def migrated_postgres(postgres: str) -> str:
+def migrated_postgres(request: pytest.FixtureRequest, postgres: str) -> str:
     """As ``migrated_sqlite``: the address of a PostgreSQL database."""
-    address = new_postgres_database(postgres)
-    open_database(address).dispose()
-    return address
+    return _shared(request) or _migrated_postgres(postgres)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -186,7 +225,7 @@ def visitor(browser: Browser) -> Iterator[Visitor]:
 
 
 @pytest.fixture
-def make_app(fake_openai: FakeOpenAI, tmp_path: Path, migrated_sqlite: Path, migrated_once: set[URL]) -> MakeApp:
+def make_app(fake_openai: FakeOpenAI, tmp_path: Path, migrated_sqlite: str, migrated_once: set[URL]) -> MakeApp:
     """Make an application, by default with the hosted backend and complete settings."""
     file = tmp_path / "chatkit.db"
 

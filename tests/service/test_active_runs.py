@@ -63,6 +63,7 @@ def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
         yield redis.url
 
 
+@pytest.mark.slow
 def test_stop_reaches_the_model_from_any_process(database: str, redis_url: str) -> None:
     """The model's service sees the end of each call within a second. On two processes, half of the stops come to the other."""
     ended: list[float] = []

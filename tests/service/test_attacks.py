@@ -270,6 +270,7 @@ anything = st.recursive(
     payload=st.dictionaries(st.sampled_from(["sub", "exp", "nbf", "iat", "iss", "aud", "azp", "client_id", "jti"]), anything),
     head=st.dictionaries(st.sampled_from(["typ", "kid", "crit", "b64", "jku", "cty", "zip"]), anything),
 )
+@pytest.mark.slow
 def test_any_signed_claims_and_any_header(local: Any, payload: dict[str, Any], head: dict[str, Any]) -> None:
     """Signed with the right secret, so that only the claims and the header decide."""
     token = signed_with(SECRET.encode(), {**head, "alg": "HS256"}, payload)

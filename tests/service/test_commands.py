@@ -187,6 +187,7 @@ def test_output_on_a_full_disk(flask: Flask, project: Project, database: str) ->
 
 
 @on_sqlite
+@pytest.mark.slow
 def test_argument_that_is_not_utf_8(flask: Flask) -> None:
     wrong = os.fsdecode(b"user:\xff")
     for command in (["users", "export"], ["users", "delete", "--yes"], ["threads", "list"], ["import-hosted", "--user"]):

@@ -79,6 +79,7 @@ def test_hanging_openai(addresses: int, refused: int) -> None:
     assert max(checks) < 5
 
 
+@pytest.mark.slow
 def test_flood_of_feedback(tmp_path: Path, database: str) -> None:
     """Each request names as many items as fit."""
     variables = {"CHATKIT_BACKEND": "selfhosted", "DATABASE_URL": database, "CHATKIT_MAX_REQUESTS_PER_MINUTE": "1000000"}

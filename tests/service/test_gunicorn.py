@@ -319,6 +319,7 @@ def database_of_postgres(postgres: str) -> str:
     return new_postgres_database(postgres)
 
 
+@pytest.mark.slow
 def test_selfhosted_under_load(database_of_postgres: str) -> None:
     with Service(CHATKIT_BACKEND="selfhosted", DATABASE_URL=database_of_postgres) as service:
         statuses: list[int] = []

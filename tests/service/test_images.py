@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 
+import pytest
 import requests
 
 from tests.support.chat import Caller
@@ -13,6 +14,7 @@ from tests.support.responses_api import draws, says, streaming
 from tests.support.service import Service
 
 
+@pytest.mark.slow
 def test_large_image(database: str, fake_openai: FakeOpenAI) -> None:
     variables = {
         "CHATKIT_BACKEND": "selfhosted",

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.support.chat import Caller, texts
 from tests.support.fake_openai import API_KEY, FakeOpenAI
@@ -13,6 +14,7 @@ from tests.support.responses_api import calls, says, streaming
 from tests.support.service import Service
 
 
+@pytest.mark.slow
 def test_stop_ends_the_mcp_servers(tmp_path: Path, fake_openai: FakeOpenAI) -> None:
     fake_openai.behaviour = streaming(calls("find_customer", who="Ada"), says("It is 7"))
     variables = {

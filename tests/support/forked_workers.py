@@ -18,16 +18,16 @@ from tests.support import forks
 
 def install(arguments: tuple[str, ...]) -> None:
     """Let execnet, which starts the processes for pytest-xdist, fork them. ``arguments`` name the tests."""
-    gateway_io.create_io = functools.partial(_ForkedIO, arguments)  # type: ignore[assignment]
+    gateway_io.create_io = functools.partial(_ForkedIO, _start_server(arguments))  # type: ignore[assignment]
 
 
 class _ForkedIO(Popen2IO):
     """In place of execnet's ``Popen2IOMaster``."""
 
-    def __init__(self, arguments: tuple[str, ...], _spec: Any, execmodel: Any) -> None:
+    def __init__(self, server: str, _spec: Any, execmodel: Any) -> None:
         (their_input, output), (input_, their_output) = os.pipe(), os.pipe()
         with open(their_input) as stdin, open(their_output, "w") as stdout:  # noqa: PTH123
-            self._process = forks.ForkedProcess(_server(arguments), _work, files=[stdin, stdout, sys.stderr])
+            self._process = forks.ForkedProcess(server, _work, files=[stdin, stdout, sys.stderr])
         super().__init__(os.fdopen(output, "wb"), os.fdopen(input_, "rb"), execmodel)
 
     def wait(self) -> int:
@@ -41,8 +41,8 @@ def _work() -> None:
     exec(gateway_io.popen_bootstrapline, {"__name__": "__main__"})
 
 
-@functools.cache
-def _server(arguments: tuple[str, ...]) -> str:
+def _start_server(arguments: tuple[str, ...]) -> str:
+    """Return the address of a fork server that begins to collect the tests. It answers when it has collected them."""
     with forks.listen() as listener, Path(os.devnull).open("w") as discarded:
         forks.keep_until_exit(
             forks.ForkedProcess(forks.service_server(), _serve, arguments, files=[listener, discarded, sys.stderr])

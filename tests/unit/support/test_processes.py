@@ -54,6 +54,7 @@ def end_and_find_survivors(run: ForkedCommand | subprocess.Popen[bytes], sign: s
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("started", [False, True], ids=["while starting", "while running"])
 @pytest.mark.parametrize("kind", [Service, DeployedService])
+@pytest.mark.slow
 def test_interrupted_run_ends_its_processes(kind: type[Service], sign: signal.Signals, started: bool) -> None:
     """The run is a process of pytest-xdist: it shares the fork server of the others."""
     with Path(os.devnull).open("w") as discarded:
@@ -61,6 +62,7 @@ def test_interrupted_run_ends_its_processes(kind: type[Service], sign: signal.Si
     assert end_and_find_survivors(run, sign, started) == []
 
 
+@pytest.mark.slow
 def test_interrupted_run_ends_its_fork_server() -> None:
     command = [sys.executable, "-c", OWN_FORK_SERVER]
     with subprocess.Popen(

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import openai
+import openai.resources.beta.beta  # before the tests' processes are forked: each would need 0.4 s
 import pytest
 import requests_mock
 from flask.testing import FlaskClient

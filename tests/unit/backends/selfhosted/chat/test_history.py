@@ -163,6 +163,7 @@ def test_history_before_a_large_image_is_kept(start: Start, fake_openai: FakeOpe
     assert given[1]["content"][1]["image_url"] == f"data:image/png;base64,{image}"
 
 
+@pytest.mark.slow
 def test_images_in_the_history_stay_below_openais_limit(start: Start, fake_openai: FakeOpenAI) -> None:
     """OpenAI accepts 50 MB per request. A thread with more could never get another reply."""
     caller = start("simple")

@@ -332,6 +332,7 @@ class TestReaderLeaves:
         assert reply(caller, thread_id).startswith("I am the demo")
         assert reply(caller, thread_id).endswith(WHOLE) == goes_on
 
+    @pytest.mark.slow
     def test_run_without_a_reader_writes_nowhere(self, start: Start) -> None:
         """The response has 50 MB, of which a buffer would hold 64 KiB."""
         caller = start("tests.support.servers_under_test:Speaking")

@@ -190,7 +190,7 @@ class EndingWithATool(Plain):
 
 
 class Persistent(ChatKitServer[ChatContext]):
-    """Has an error handler for runs that don't end."""
+    """Has an error handler for runs that don't end, and for refusals of the model."""
 
     include_in_history = True
 
@@ -203,7 +203,11 @@ class Persistent(ChatKitServer[ChatContext]):
             return RunErrorHandlerResult("Please ask for less.", include_in_history=self.include_in_history)
 
         result = Runner.run_streamed(
-            agents_under_test.with_tool, "Go", context=agent_context, max_turns=2, error_handlers={"max_turns": give_up}
+            agents_under_test.with_tool,
+            "Go",
+            context=agent_context,
+            max_turns=2,
+            error_handlers={"max_turns": give_up, "model_refusal": give_up},
         )
         async for event in approvals.run_events(agent_context, result):
             yield event

@@ -17,6 +17,7 @@ from agents import (
     AgentUpdatedStreamEvent,
     ImageGenerationTool,
     InputGuardrailTripwireTriggered,
+    ItemHelpers,
     MessageOutputItem,
     ModelRefusalError,
     OutputGuardrailTripwireTriggered,
@@ -33,7 +34,11 @@ from agents import (
 )
 from agents.models.fake_id import FAKE_RESPONSES_ID
 from agents.tool import ValidToolOutputPydanticModels, ValidToolOutputPydanticModelsTypeAdapter
-from openai.types.responses import ResponseFunctionToolCall, ResponseReasoningSummaryTextDoneEvent
+from openai.types.responses import (
+    ResponseFunctionToolCall,
+    ResponseOutputItemDoneEvent,
+    ResponseReasoningSummaryTextDoneEvent,
+)
 from openai.types.responses.response_output_text import Annotation
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -140,6 +145,8 @@ class _BridgedRun:
         """The ids of the items in the model's responses so far."""
         self.previous_workflow: WorkflowItem | None = None
         """A copy of the thread's last workflow from before this run, if the run continues it."""
+        self._items_streamed = False
+        """Whether the model has streamed items of its current response."""
         self._shown_in_turn: int | None = None
         """The last turn of the run in which a tool has shown something."""
         self.closed = False
@@ -160,7 +167,7 @@ class _BridgedRun:
             while isinstance(event, RawResponsesStreamEvent) and not self._prepare(event.data):
                 event = await anext(self._events)
             if isinstance(event, RawResponsesStreamEvent):
-                event.data = _with_end_of_thought(event.data)
+                event.data = _with_end_of_thought(self._with_unstreamed_messages(event.data))
             elif isinstance(event, RunItemStreamEvent):
                 event = _with_call_id(event)
             elif isinstance(event, AgentUpdatedStreamEvent):
@@ -211,6 +218,21 @@ class _BridgedRun:
             elif isinstance(delta := getattr(data, "delta", None), str):
                 context.usage.note_output(self._result.current_agent.name, len(delta))
         return True
+
+    def _with_unstreamed_messages(self, data: Any) -> Any:
+        """Return the end of a response as the end of its messages if the model has streamed nothing else."""
+        if data.type != "response.completed":
+            self._items_streamed |= data.type == "response.output_item.done"
+            return data
+        streamed, self._items_streamed = self._items_streamed, False
+        messages = [item for item in data.response.output if item.type == "message"]
+        if streamed or not messages:
+            return data
+        parts = [part for item in messages for part in item.content]
+        _keep_convertible(parts)
+        message = messages[0].model_copy(update={"id": new_id("message"), "content": parts})  # the model may reuse its ids
+        self._remember_id(message)
+        return ResponseOutputItemDoneEvent(item=message, output_index=0, sequence_number=0, type="response.output_item.done")
 
     def _watch_tools(self) -> None:
         """Note in which turn a tool shows something, when it streams that: the bridge gets it later, and not in order."""
@@ -397,8 +419,11 @@ def _is_text_of(final: Any, output: Any) -> bool:
 def _is_of_error_handler(result: RunResultStreaming) -> bool:
     """Return whether the run ended with a message that no model wrote, but an error handler such as that of ``max_turns``."""
     last = result.new_items[-1] if result.new_items else None
+    if not isinstance(last, MessageOutputItem):
+        return False
     of_models = (output for response in result.raw_responses for output in response.output)
-    return isinstance(last, MessageOutputItem) and last.raw_item not in of_models
+    # A handler's message that is to stay out of the history is not among the items. A refusal without handler is an error.
+    return last.raw_item not in of_models or ItemHelpers.extract_refusal(last.raw_item) is not None
 
 
 def _shown_output(output: Any) -> str:

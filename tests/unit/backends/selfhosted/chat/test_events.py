@@ -354,3 +354,11 @@ def test_progress_of_an_image(start: Start, fake_openai: FakeOpenAI, agent: str)
     _, events = caller.create("Draw")
     updates = [event.update for event in events if event.type == "thread.item.updated"]
     assert [update.progress for update in updates if update.type == "generated_image.updated"] == [0, 0.5]
+
+
+@pytest.mark.parametrize("agent", ["complete", "run_workflow"])
+def test_model_that_streams_only_complete_responses(start: Start, agent: str) -> None:
+    caller = start(f"tests.support.agents_without_streaming:{agent}")
+    thread_id, events = caller.create("Weather?")
+    assert (errors(events), texts(events)) == ([], ["I look it up.", "It is sunny.Enjoy it."])
+    assert len({item.id for item in caller.items(thread_id).data}) == 3

@@ -14,7 +14,7 @@ from tests.support.applications import Start
 from tests.support.chat import errors, texts
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.leaks import Recorder
-from tests.support.responses_api import asked, calls, says, streaming, thinks
+from tests.support.responses_api import asked, calls, refuses, says, streaming, thinks
 from tests.support.waiting import wait_for
 
 SERVERS = "tests.support.servers_under_test"
@@ -182,6 +182,15 @@ def test_message_of_an_error_handler(start: Start, fake_openai: FakeOpenAI, incl
     fake_openai.behaviour = streaming(SUN)
     _, events = caller.create("Weather?")
     assert (errors(events), texts(events)) == ([], ["Please ask for less."])
+
+
+@pytest.mark.parametrize("include_in_history", [True, False])
+def test_message_of_an_error_handler_for_refusals(start: Start, fake_openai: FakeOpenAI, include_in_history: bool) -> None:
+    caller = start(f"{SERVERS}:{'Persistent' if include_in_history else 'Forgetful'}")
+    fake_openai.behaviour = streaming(refuses("No."))
+    thread_id, events = caller.create("Weather?")
+    assert (errors(events), texts(events)) == ([], ["No.", "Please ask for less."])
+    assert [item.content[0].text for item in caller.items(thread_id, order="asc").data] == ["Weather?", *texts(events)]
 
 
 LOST = "The agent Careful waits for an approval that can't be given"

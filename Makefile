@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; 
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: run test format lock bench
+.PHONY: run test test-frontend test-python format lock bench
 
 run: $(VENV)/installed
 	@$(VENV)/bin/python app.py
@@ -13,12 +13,17 @@ run: $(VENV)/installed
 # Where Python may not write bytecode, each of the many processes would compile all modules again.
 test: export PYTHONDONTWRITEBYTECODE =
 # `make test TESTS=tests` runs all tests.
-test: TESTS ?= --quick tests/unit tests/service tests/docs
+test: export TESTS ?= --quick tests/unit tests/service tests/docs
 test: $(VENV)/installed-dev frontend/node_modules/installed .openai-chatkit/downloaded
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	@$(MAKE) --no-print-directory --jobs=2 test-frontend test-python
+
+test-frontend:
 	cd frontend && npm test
+
+test-python:
 	$(VENV)/bin/pytest --numprocesses=auto $(TESTS)
 
 format: $(VENV)/installed-dev frontend/node_modules/installed

@@ -46,6 +46,7 @@ def test_skip_line_names_the_package(tmp_path: Path) -> None:
     assert line.endswith("no-such-browser is missing: apt-get install no-such-package")
 
 
+@pytest.mark.slow
 def test_missing_program_is_an_error_with_no_skips(tmp_path: Path) -> None:
     run = run_pytest(tmp_path, "--no-skips")
     assert run.returncode == 1

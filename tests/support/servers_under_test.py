@@ -44,6 +44,7 @@ from chatkit.types import (
     HiddenContextItem,
     ImageAttachment,
     LockedStatus,
+    ProgressUpdateEvent,
     StreamOptions,
     SyncCustomActionResponse,
     Thread,
@@ -84,6 +85,19 @@ class Plain(ChatKitServer[ChatContext]):
         result = Runner.run_streamed(self.agent, messages, context=agent_context)
         async for event in stream_agent_response(agent_context, result):
             yield event
+
+
+class Deleting(Plain):
+    """Loads the conversation when it has been deleted."""
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: ChatContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        assert input_user_message
+        after = input_user_message.id if input_user_message.content[0].text == "after" else None
+        await self.store.delete_thread(thread.id, context)
+        await self.store.load_thread_items(thread.id, after=after, limit=20, order="asc", context=context)
+        yield ProgressUpdateEvent(text="It is still there.")
 
 
 class Gathering(Plain):

@@ -300,13 +300,22 @@ class SqlStore(Store[ChatContext]):
     ) -> Page[ThreadItem]:
         params = {"user": context.user, "thread": thread_id}
 
+        def check_thread(connection: Connection) -> None:
+            if connection.execute(_SELECT_THREAD, params).scalar_one_or_none() is None:
+                raise ThreadGone
+
         def work(connection: Connection) -> Page[ThreadItem]:
-            page = _ITEM_PAGES.load(connection, read_item, limit, after, order, params)
+            try:
+                page = _ITEM_PAGES.load(connection, read_item, limit, after, order, params)
+            except NotFoundError:
+                check_thread(connection)
+                raise
             if not page.data:
-                one_or_not_found(connection.execute(_SELECT_THREAD, params))
+                check_thread(connection)
             return page
 
-        page = await self.transactions.run(work)
+        with gone_threads_logged():
+            page = await self.transactions.run(work)
         for item in page.data:
             self._set_image_urls(item, context)
         return page

@@ -125,7 +125,7 @@ def gone_threads_logged() -> Iterator[None]:
     try:
         yield
     except ThreadGone:
-        log.info("a thread that does not exist, or no longer exists, can't be changed")
+        log.info("the thread does not exist, or no longer exists")
         raise
 
 

@@ -275,7 +275,17 @@ def test_thread_deleted_during_its_turn(start: Start, fake_openai: FakeOpenAI, r
             assert caller.post("threads.delete", thread_id=thread_id).status_code == 200
     assert errors(events) == [("stream.error", None, False)]
     lines = recorder.lines[before:]
-    assert len([line for line in lines if "can't be changed" in line]) == 1
+    assert len([line for line in lines if "no longer exists" in line]) == 1
+    assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize("said", ["all", "after"])
+def test_thread_deleted_before_its_items_are_loaded(start: Start, recorder: Recorder, said: str) -> None:
+    caller, before = start("tests.support.servers_under_test:Deleting"), len(recorder.lines)
+    _, events = caller.create(said)
+    assert errors(events) == [("stream.error", None, False)]
+    lines = recorder.lines[before:]
+    assert len([line for line in lines if "no longer exists" in line]) == 1
     assert not any("Traceback" in line for line in lines)
 
 

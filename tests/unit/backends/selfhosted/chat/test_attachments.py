@@ -253,7 +253,8 @@ class TestMessage:
 
         monkeypatch.setattr(StoredAttachments, "load", delete_and_load)
         response = attaching.post("threads.add_user_message", thread_id=thread_id, input=user_input("Two", [attachment_id]))
-        assert refusal(response)[:2] == (404, "not_found")
+        # The process may notice first that the deletion has stopped the run.
+        assert refusal(response)[:2] in ((404, "not_found"), (503, "service_busy"))
 
     def test_nul(self, attaching: Caller) -> None:
         response = attaching.post("threads.create", input=user_input("Look", ["atc_\0"]))

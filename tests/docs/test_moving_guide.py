@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from sqlalchemy import create_engine, text
 
 from tests.support.chat import Caller, deltas, texts
@@ -18,6 +19,7 @@ from tests.support.threads_api import Project, answers, asks
 GUIDE = (PROJECT / "docs" / "moving-from-agent-builder.md").read_text()
 
 
+@pytest.mark.slow
 def test_visitor_and_endpoint_stay_the_same(fake_openai: FakeOpenAI, tmp_path: Path) -> None:
     before = {"OPENAI_API_KEY": API_KEY, "CHATKIT_WORKFLOW_ID": WORKFLOW_ID, "CHATKIT_API_BASE": fake_openai.url}
     with Service(**before) as hosted:

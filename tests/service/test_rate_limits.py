@@ -382,6 +382,7 @@ def test_concurrency_limit_with_amounts() -> None:
     limit.acquire("bob", 60)
 
 
+@pytest.mark.slow
 def test_concurrent_turns_are_counted_over_all_processes(redis: Redis, tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path}/chatkit.db"
     variables = {"AUTH_JWT_SECRET": SECRET, "DATABASE_URL": address, "REDIS_URL": redis.url, "CHATKIT_BACKEND": "selfhosted"}

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import chatkit
 from tests.support.service import PROJECT, environment
 
@@ -78,6 +80,7 @@ print("commands:", *app.app.cli.commands)
 """
 
 
+@pytest.mark.slow
 def test_selfhosted_works_without_hosted(tmp_path: Path) -> None:
     for folder in ("chatkit", "templates", "static"):
         shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))

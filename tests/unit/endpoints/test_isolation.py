@@ -180,8 +180,8 @@ def test_table_covers_every_endpoint_and_request_type(make_app: MakeApp) -> None
     [
         ("sqlite", "anonymous", "anonymous"),
         ("sqlite", "user", "user"),
-        ("postgresql", "anonymous", "user"),
-        ("postgresql", "user", "anonymous"),
+        pytest.param("postgresql", "anonymous", "user", marks=pytest.mark.slow),
+        pytest.param("postgresql", "user", "anonymous", marks=pytest.mark.slow),
     ],
     indirect=["database"],
 )

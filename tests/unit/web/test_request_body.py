@@ -63,6 +63,7 @@ def test_any_content_type(one_client: FlaskClient, content_type: str) -> None:
 @pytest.mark.parametrize(
     "header", ["X-Request-ID", "Origin", "Cookie", "Host", "Authorization", "X-Forwarded-Proto", "X-Forwarded-Host"]
 )
+@pytest.mark.slow
 def test_any_header(one_client: FlaskClient, header: str, value: str) -> None:
     response = one_client.post(ENDPOINT, headers={header: value})
     assert response.get_json()["code"] in (PASSED, "origin_not_allowed", "bad_request", "not_found", "invalid_token")
